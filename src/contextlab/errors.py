@@ -1,0 +1,35 @@
+"""The errors that a user can cause, each with a message of one line that says what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ContextlabError(Exception):
+    """Base of every error that contextlab raises on purpose; the command line prints it and exits with 2."""
+
+
+class InputError(ContextlabError, ValueError):
+    """What the user gave is wrong: the message says what was wrong, what was expected, the nearest choice."""
+
+
+class ResourceError(ContextlabError, RuntimeError):
+    """The machine lacks what was asked for (a GPU, disk space, a package)."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice most like `name`, or None when nothing is alike."""
+    choices = list(choices)
+    folded = {choice.lower().replace("-", "_"): choice for choice in choices}
+    hits = difflib.get_close_matches(name.lower().replace("-", "_"), list(folded), n=1, cutoff=0.5)
+    return folded[hits[0]] if hits else None
+
+
+def unknown(what: str, name: object, choices: Iterable[str]) -> str:
+    """`unknown mixer 'atention'; did you mean 'attention'? (known: attention, gru, ...)`."""
+    choices = sorted(choices)
+    near = nearest(str(name), choices)
+    shown = ", ".join(choices[:30]) + (", ..." if len(choices) > 30 else "")
+    hint = f"; did you mean {near!r}?" if near else ";"
+    return f"unknown {what} {str(name)[:80]!r}{hint} (known: {shown or 'none'})"

@@ -1,0 +1,125 @@
+"""The contracts between tasks, learners and models: Prompt, Task, Learner, Predictor."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Prompt:
+    """One batch of in-context problems.
+
+    inputs: [B, T, d] float, or [B, T] int64 token ids.
+    targets: [B, T, k] float, or [B, T] int64; what the prediction at each position should be.
+    scored: [B, T] bool; the positions where a prediction counts.
+    shot: [B, T] int64; the number of in-context examples seen before the prediction at this position.
+    xs: [B, n, d] float or None; the examples' inputs, before the layout made tokens of them (for learners).
+    ys: [B, n, k] float or None; the examples' outputs (as seen in the context, noise included).
+    at: [n] int64 or None; the position at which the output of example i is predicted.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    scored: Tensor
+    shot: Tensor
+    xs: Tensor | None = None
+    ys: Tensor | None = None
+    at: Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        return self.inputs.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Tokens in each sequence, T."""
+        return self.inputs.shape[1]
+
+    def to(self, *args: Any, **kwargs: Any) -> Prompt:
+        """Move as `Tensor.to` does; a dtype applies to floating-point tensors only."""
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        moved = {}
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if value is not None:
+                value = value.to(device, dtype if value.is_floating_point() else None, non_blocking)
+            moved[each.name] = value
+        return Prompt(**moved)
+
+    def rows(self, start: int, stop: int) -> Prompt:
+        """The prompts start..stop-1 of the batch."""
+        cut = {}
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            cut[each.name] = value if value is None or each.name == "at" else value[start:stop]
+        return Prompt(**cut)
+
+
+Predictor = Callable[..., Tensor]
+"""A model (called with `prompt.inputs`) or a Learner (called with the prompt); see `evaluation.predict`."""
+
+
+class Learner(ABC):
+    """A reference algorithm that answers a prompt without training; called exactly as a model is.
+
+    The prediction at each position uses only what a causal model could have seen there.
+    """
+
+    @abstractmethod
+    def __call__(self, prompt: Prompt) -> Tensor:
+        """The predictions, of the shape of a model's: [B, T, k] float, or [B, T, vocabulary] logits."""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """Draws prompts, says what is scored, names the learners that solve it. Subclasses are frozen dataclasses."""
+
+    read_in: ClassVar[Literal["vector", "token"]] = "vector"
+    metric: ClassVar[str] = "error"
+    """The metric that reports and curves show first; a key of `errors`."""
+    higher_is_better: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def input_size(self) -> int:
+        """Width of an input vector, or the number of token ids."""
+
+    @property
+    @abstractmethod
+    def output_size(self) -> int:
+        """Width of a prediction."""
+
+    @abstractmethod
+    def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
+        """Draw `batch` prompts. The generator must live on `device`; the same generator state gives the same prompts."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
+        """The scalar training loss, over scored positions."""
+
+    @abstractmethod
+    def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
+        """metric name -> [B, T] values (meaningful where `prompt.scored`)."""
+
+    @abstractmethod
+    def learners(self) -> dict[str, Learner]:
+        """The learners to compare with, the best known one first."""
+
+    def splits(self) -> dict[str, Task]:
+        """Named variations to evaluate on; the first is the training distribution itself, called 'train'."""
+        return {"train": self}
+
+    def chance(self) -> Mapping[str, float]:
+        """The value of each metric that a predictor which has learned nothing gets."""
+        return {}
+
+    def replace(self, **options: Any) -> Any:
+        """The same task with some options changed (used by splits and curricula)."""
+        return dataclasses.replace(self, **options)

@@ -1,0 +1,186 @@
+"""Everything that has a name: mixers, model presets, tasks, learners. One decorator line registers one component.
+
+```python
+@register("mixer", "attention", papers=("1706.03762",), cases=({}, {"kv_heads": 1}))
+class Attention(Mixer): ...
+```
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from contextlab.errors import InputError, unknown
+from contextlab.spec import explain
+
+Kind = Literal["mixer", "model", "task", "learner"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One option of a component, as `contextlab show` prints it. `help` is its line in the docstring."""
+
+    name: str
+    type: str
+    default: Any
+    required: bool
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered component: its factory, its papers (arXiv ids) and the option cases its laws are tested on."""
+
+    kind: str
+    name: str
+    factory: Callable[..., Any]
+    papers: tuple[str, ...] = ()
+    cases: tuple[Mapping[str, Any], ...] = field(default=({},))
+
+    @property
+    def doc(self) -> str:
+        """The whole docstring of the factory."""
+        return inspect.getdoc(self.factory) or ""
+
+    @property
+    def summary(self) -> str:
+        """The docstring's first sentence-line."""
+        return self.doc.split("\n", 1)[0].strip()
+
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        return inspect.signature(self.factory)
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The options with their types, defaults and help."""
+        from_docs = _parameter_docs(self.doc)
+        shown = []
+        for parameter in self._options():
+            required = parameter.default is inspect.Parameter.empty
+            annotation = parameter.annotation
+            shown.append(
+                Parameter(
+                    parameter.name,
+                    annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation)),
+                    None if required else parameter.default,
+                    required,
+                    from_docs.get(parameter.name, ""),
+                )
+            )
+        return tuple(shown)
+
+    @cached_property
+    def options_model(self) -> type[BaseModel]:
+        """A pydantic model of the options, from the factory's annotations (so that specs can check them early)."""
+        target = self.factory.__init__ if inspect.isclass(self.factory) else self.factory  # type: ignore[misc]
+        hints = get_type_hints(target, include_extras=True)
+        if inspect.isclass(self.factory):
+            hints = {**get_type_hints(self.factory, include_extras=True), **hints}
+        fields: dict[str, Any] = {}
+        for parameter in self._options():
+            required = parameter.default is inspect.Parameter.empty
+            fields[parameter.name] = (hints.get(parameter.name, Any), ... if required else parameter.default)
+        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+        return create_model(f"{self.name}_options", __config__=config, **fields)
+
+    def _options(self) -> list[inspect.Parameter]:
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return [p for p in self.signature.parameters.values() if p.kind in kinds and p.name != "self"]
+
+    def check(self, options: Mapping[str, Any], *, path: str = "", given: Iterable[str] = ()) -> dict[str, Any]:
+        """Validated copies of `options`. Raises InputError that names the key's path and the nearest valid name.
+
+        given: names of required parameters that the caller supplies elsewhere, so that they may be missing here.
+        """
+        known = [p.name for p in self._options()]
+        prefix = f"{path}." if path else ""
+        for name in options:
+            if name not in known:
+                raise InputError(f"{prefix}{unknown(f'option of {self.kind} {self.name!r}', name, known)}")
+        try:
+            checked = self.options_model.model_validate(dict(options))
+        except ValidationError as error:
+            faults = [f for f in error.errors() if not (f["type"] == "missing" and f["loc"][0] in set(given))]
+            if not faults:
+                return dict(options)
+            if faults[0]["type"] == "missing":
+                raise InputError(f"{prefix}{faults[0]['loc'][0]}: {self.kind} {self.name!r} requires it") from None
+            raise InputError(f"{self.kind} {self.name!r}: {explain(error, None, path)}") from None
+        return {name: getattr(checked, name) for name in options}
+
+    def build(self, **options: Any) -> Any:
+        """Make the component. Raises InputError on unknown, missing, ill-typed or impossible options."""
+        return self.factory(**self.check(options))
+
+
+_entries: dict[str, dict[str, Entry]] = {"mixer": {}, "model": {}, "task": {}, "learner": {}}
+
+
+def register(
+    kind: Kind, name: str, *, papers: Iterable[str] = (), cases: Iterable[Mapping[str, Any]] = ({},)
+) -> Callable[[F], F]:
+    """Decorator: make a class or function known as `kind` `name`.
+
+    papers: arXiv ids. cases: option sets under which the kind's laws are tested (and `show` gives examples).
+    """
+
+    def add(factory: F) -> F:
+        existing = _entries[kind].get(name)
+        if existing is not None and existing.factory.__qualname__ != factory.__qualname__:
+            raise InputError(f"{kind} {name!r} is registered already, by {existing.factory.__qualname__}")
+        _entries[kind][name] = Entry(kind, name, factory, tuple(papers), tuple(cases))
+        return factory
+
+    return add
+
+
+def kinds() -> list[str]:
+    """The kinds of component that the registry holds."""
+    return list(_entries)
+
+
+def names(kind: str) -> list[str]:
+    """All registered names of a kind, sorted."""
+    if kind not in _entries:
+        raise InputError(unknown("kind", kind, _entries))
+    return sorted(_entries[kind])
+
+
+def lookup(kind: str, name: str) -> Entry:
+    """The entry called `name`. Raises InputError with the nearest valid name."""
+    if kind not in _entries:
+        raise InputError(unknown("kind", kind, _entries))
+    if name not in _entries[kind]:
+        raise InputError(unknown(kind, name, _entries[kind]))
+    return _entries[kind][name]
+
+
+def entries(kind: str) -> list[Entry]:
+    """All entries of a kind, sorted by name."""
+    return [_entries[kind][name] for name in names(kind)]
+
+
+def _parameter_docs(doc: str) -> dict[str, str]:
+    """`name: text` lines of a docstring, continuation lines joined (indented deeper than the name's line)."""
+    found: dict[str, str] = {}
+    current, depth = None, 0
+    for line in doc.splitlines():
+        stripped = line.strip()
+        indent = len(line) - len(line.lstrip())
+        head, colon, text = stripped.partition(":")
+        if colon and head.isidentifier() and head == head.lower():
+            current, depth = head, indent
+            found[current] = text.strip()
+        elif current and stripped and indent > depth:
+            found[current] += " " + stripped
+        else:
+            current = None
+    return found

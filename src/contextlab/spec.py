@@ -1,0 +1,92 @@
+"""The base of every spec: strict pydantic models whose errors are one line with the path of the key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from contextlab.errors import InputError, nearest
+
+S = TypeVar("S", bound="Spec")
+
+
+class Spec(BaseModel):
+    """A strict, immutable description; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls: type[S], data: Any, path: str = "") -> S:
+        """Validate `data` (a mapping). Raises InputError with the key's path, what was expected, the nearest name."""
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, Mapping):
+            raise InputError(
+                f"{path or cls.__name__}: expected a mapping of {cls.__name__}'s keys "
+                f"({', '.join(cls.model_fields)}), got {describe(data)}"
+            )
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise InputError(explain(error, cls, path)) from None
+
+
+def describe(value: Any) -> str:
+    """A short, one-line picture of a value for error messages."""
+    text = repr(value).replace("\n", " ")
+    return f"{type(value).__name__} {text[:60] + '...' if len(text) > 60 else text}"
+
+
+def explain(error: ValidationError, model: type[BaseModel] | None = None, path: str = "") -> str:
+    """The first fault of a pydantic error as one line: path, what was wrong, what was expected."""
+    faults = error.errors(include_url=False)
+    first = faults[0]
+    location = [str(part) for part in first["loc"] if not _is_tag(part)]
+    where = ".".join(([path] if path else []) + location) or (model.__name__ if model else "input")
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, first["loc"][:-1])
+        near = nearest(location[-1], known)
+        hint = f"; did you mean {near!r}?" if near else ""
+        return f"{where}: unknown key{hint} (known: {', '.join(known)}){more}" if known else f"{where}: unknown key{more}"
+    if first["type"] == "missing":
+        return f"{where}: required, but missing{more}"
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):  # our own validators already say it in full
+        return f"{where}: {cause}{more}" if location or path else f"{cause}{more}"
+    message = first["msg"]
+    message = message[0].lower() + message[1:]
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        near = nearest(first["input"], [c.strip(" '") for c in first["ctx"]["expected"].replace(" or ", ",").split(",")])
+        message += f"; did you mean {near!r}?" if near else ""
+    return f"{where}: {message}, got {describe(first['input'])}{more}"
+
+
+def _is_tag(part: Any) -> bool:
+    """pydantic puts names of union members and validators into the location; they are no keys."""
+    return isinstance(part, str) and ("[" in part or "(" in part)
+
+
+def _fields_at(model: type[BaseModel] | None, location: Sequence[Any]) -> list[str]:
+    """The field names of the (possibly nested) spec that `location` leads to."""
+    current: Any = model
+    for part in location:
+        if current is None or _is_tag(part):
+            continue
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(part) if isinstance(current, type) and issubclass(current, BaseModel) else None
+        current = _spec_inside(field.annotation) if field is not None else current
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _spec_inside(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _spec_inside(argument)
+        if found is not None:
+            return found
+    return None
