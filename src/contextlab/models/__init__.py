@@ -1,1 +1,8 @@
-"""models"""
+"""Models: a stack of blocks built from a ModelSpec, presets, save and load."""
+
+from contextlab.models import presets as presets
+from contextlab.models.io import load_model, save_model
+from contextlab.models.spec import LayerSpec, ModelSpec
+from contextlab.models.stack import Model, ModelState, build_model, preset
+
+__all__ = ["LayerSpec", "Model", "ModelSpec", "ModelState", "build_model", "load_model", "preset", "save_model"]

@@ -1,0 +1,286 @@
+"""The stack: read-in, blocks of mixer + MLP, read-out. Read it from top to bottom."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contextlab import registry
+from contextlab.errors import InputError
+from contextlab.mixers.base import Mixer
+from contextlab.models.spec import LayerSpec, MlpKind, ModelSpec
+from contextlab.ops.position import sinusoidal
+from contextlab.spec import describe
+from contextlab.state import State
+
+
+@dataclass
+class ModelState(State):
+    """What a model remembers: one state a mixer and loop, in order of use.
+
+    layers: the mixers' states, loop by loop.
+    start: [B] int64, the left-padding tokens of each row; only with absolute positions, else None.
+    """
+
+    layers: list[State] = field(default_factory=list)
+    start: Tensor | None = None
+
+
+class Mlp(nn.Module):
+    """Position-wise MLP: GELU, SwiGLU (2002.05202) or squared ReLU (2109.08668)."""
+
+    def __init__(self, width: int, kind: MlpKind, ratio: float) -> None:
+        super().__init__()
+        self.kind = kind
+        # SwiGLU has three matrices: two thirds of the hidden width keep the parameter count.
+        hidden = max(1, round(width * ratio * (2 / 3 if kind == "swiglu" else 1)))
+        self.up = _linear(width, hidden * (2 if kind == "swiglu" else 1))
+        self.out_proj = _linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        if self.kind == "gelu":
+            h = F.gelu(h, approximate="tanh")
+        elif self.kind == "relu2":
+            h = F.relu(h).square()
+        else:
+            gate, value = h.chunk(2, dim=-1)
+            h = F.silu(gate) * value
+        return self.out_proj(h)
+
+    def flops(self, length: int) -> int:
+        return 2 * length * (self.up.weight.numel() + self.out_proj.weight.numel())
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec) -> None:
+        super().__init__()
+        self.mixer_norm = _norm(spec)
+        self.mixer = _mixer(spec, layer)
+        kind = layer.mlp or spec.mlp
+        self.mlp_norm = _norm(spec) if kind != "none" else None
+        self.mlp = Mlp(spec.width, kind, spec.mlp_ratio) if kind != "none" else None
+
+    def forward(
+        self, x: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
+    ) -> tuple[Tensor, State | None]:
+        y, state = self.mixer(self.mixer_norm(x), state, mask, keep_state)
+        x = x + y
+        if self.mlp is not None and self.mlp_norm is not None:
+            x = x + self.mlp(self.mlp_norm(x))
+        return x, state
+
+
+class Model(nn.Module):
+    """A sequence model built from a ModelSpec.
+
+    spec: the description; `input_size` and `output_size` must be set.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        if spec.input_size is None or spec.output_size is None:
+            raise InputError("input_size and output_size must be set; ModelSpec.for_task(task) sets them")
+        self.spec = spec
+        self.read_in: nn.Module
+        if spec.read_in == "token":
+            self.read_in = nn.Embedding(spec.input_size, spec.width)
+            nn.init.normal_(self.read_in.weight, std=spec.width**-0.5 if spec.tied else 1.0)
+        else:
+            self.read_in = _linear(spec.input_size, spec.width, bias=True)
+        self.positions = None
+        if spec.position == "learned":
+            self.positions = nn.Embedding(spec.max_length or 0, spec.width)
+            nn.init.normal_(self.positions.weight, std=0.02)
+        self.blocks = nn.ModuleList(Block(spec, layer) for layer in spec.pattern())
+        self.read_out_norm = _norm(spec)
+        self.read_out = _linear(spec.width, spec.output_size, bias=not spec.tied)
+        with torch.no_grad():
+            # Residual branches start small, so that the stack starts near the identity at any depth (GPT-2's rule).
+            for name, parameter in self.blocks.named_parameters():
+                if name.endswith("out_proj.weight"):
+                    parameter.mul_((2 * spec.depth * spec.loops) ** -0.5)
+        if spec.tied:
+            self.read_out.weight = self.read_in.weight  # type: ignore[assignment]
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Predict at every position of whole sequences, keeping no state.
+
+        inputs: [B, T, input_size] float, or [B, T] int64. mask: [B, T] bool, False at left padding.
+        Returns [B, T, output_size].
+        """
+        return self._run(inputs, None, mask, keep_state=False)[0]
+
+    def read(
+        self, inputs: Tensor, state: ModelState | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """Read on from `state` (None at the start). Returns the predictions and the state after the last token."""
+        prediction, state = self._run(inputs, state, mask, keep_state=True)
+        assert state is not None
+        return prediction, state
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        tokens: int,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Continue token sequences one token at a time from the state.
+
+        prompt: [B, T] int64, T >= 1. tokens: how many to add. temperature: 0 takes the likeliest.
+        generator: needed when temperature > 0. mask: [B, T] bool, False at left padding. Returns [B, tokens] int64.
+        """
+        if self.spec.read_in != "token":
+            raise InputError("generate: this model reads vectors; only a model that reads tokens can generate")
+        if temperature > 0 and generator is None:
+            raise InputError("generate: temperature > 0 needs a torch.Generator, so that the draw can be repeated")
+        logits, state = self.read(prompt, None, mask)
+        last, written = logits[:, -1], []
+        for _ in range(tokens):
+            if temperature > 0:
+                chosen = torch.multinomial(F.softmax(last / temperature, -1), 1, generator=generator)
+            else:
+                chosen = last.argmax(-1, keepdim=True)
+            written.append(chosen)
+            if len(written) < tokens:
+                logits, state = self.read(chosen, state)
+                last = logits[:, -1]
+        return torch.cat(written, 1) if written else prompt[:, :0]
+
+    def _run(
+        self, inputs: Tensor, state: ModelState | None, mask: Tensor | None, keep_state: bool
+    ) -> tuple[Tensor, ModelState | None]:
+        self._check(inputs)
+        embedded = self.read_in(inputs)
+        start = state.start if state is not None else None
+        read = state.length if state is not None else 0
+        if self.spec.position in ("learned", "sinusoidal"):
+            embedded, start = self._add_positions(embedded, read, start, mask)
+        x = embedded
+        states: list[State] = []
+        for loop in range(self.spec.loops):
+            if loop and self.spec.input_injection:
+                x = x + embedded
+            for i, block in enumerate(self.blocks):
+                before = state.layers[loop * len(self.blocks) + i] if state is not None else None
+                x, after = block(x, before, mask, keep_state)
+                if after is not None:
+                    states.append(after)
+        prediction = self.read_out(self.read_out_norm(x))
+        if not keep_state:
+            return prediction, None
+        return prediction, ModelState(layers=states, start=start, length=read + inputs.shape[1])
+
+    def _add_positions(
+        self, x: Tensor, read: int, start: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if start is None:
+            start = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        if mask is not None:
+            start = start + (~mask).sum(1)
+        positions = (read + torch.arange(x.shape[1], device=x.device) - start[:, None]).clamp_min(0)
+        if self.positions is None:
+            return x + sinusoidal(positions, self.spec.width, dtype=x.dtype), start
+        longest = self.spec.max_length or 0
+        if read + x.shape[1] > longest:
+            raise InputError(f"a sequence of {read + x.shape[1]} tokens does not fit max_length {longest}")
+        return x + self.positions(positions), start
+
+    def _check(self, inputs: Tensor) -> None:
+        if self.spec.read_in == "token":
+            if inputs.ndim != 2 or inputs.is_floating_point():
+                raise InputError(f"expected token ids [B, T] int64, got {inputs.dtype} {list(inputs.shape)}")
+        elif inputs.ndim != 3 or inputs.shape[-1] != self.spec.input_size:
+            raise InputError(f"expected vectors [B, T, {self.spec.input_size}], got {list(inputs.shape)}")
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable values (tied weights once)."""
+        return sum(p.numel() for p in self.parameters())
+
+    def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """The exact bytes of the state after reading `length` tokens."""
+        mixers = sum(block.mixer.state_nbytes(length, batch, dtype) for block in self.blocks)  # type: ignore[union-attr, operator]
+        starts = batch * 8 if self.spec.position in ("learned", "sinusoidal") else 0
+        return mixers * self.spec.loops + starts
+
+    def flops(self, length: int) -> int:
+        """Multiply-adds x 2 of one forward over one sequence of `length` tokens (matrix products counted)."""
+        total = 0
+        for block in self.blocks:
+            total += block.mixer.flops(length)  # type: ignore[union-attr, operator]
+            if block.mlp is not None:
+                total += block.mlp.flops(length)  # type: ignore[union-attr, operator]
+        ends = 2 * length * self.read_out.weight.numel()
+        if self.spec.read_in == "vector":
+            ends += 2 * length * (self.spec.input_size or 0) * self.spec.width
+        return total * self.spec.loops + ends
+
+
+def build_model(spec: ModelSpec | dict[str, Any] | str, *, seed: int = 0, **options: Any) -> Model:
+    """Build a model with freshly drawn parameters.
+
+    spec: a ModelSpec, a mapping of its keys, or the name of a preset.
+    seed: of the parameters; the same seed gives the same parameters, and no global generator is touched.
+    options: changes to the spec (or the preset's options), for example `width=128`.
+    """
+    if isinstance(spec, str):
+        resolved = preset(spec, **options)
+    elif isinstance(spec, ModelSpec):
+        resolved = ModelSpec.parse({**spec.model_dump(), **options}) if options else spec
+    elif isinstance(spec, dict):
+        resolved = ModelSpec.parse({**spec, **options})
+    else:
+        raise InputError(f"expected a ModelSpec, a mapping or a preset's name, got {describe(spec)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Model(resolved)
+
+
+def preset(name: str, **options: Any) -> ModelSpec:
+    """The ModelSpec of a registered preset; options that the preset does not know change the spec itself."""
+    entry = registry.lookup("model", name)
+    own = {p.name for p in entry.parameters}
+    fields = set(ModelSpec.model_fields)
+    stray = [key for key in options if key not in own and key not in fields]
+    if stray:
+        entry.check({stray[0]: options[stray[0]]})  # raises, with the nearest name
+    spec = entry.build(**{key: value for key, value in options.items() if key in own})
+    changes = {key: value for key, value in options.items() if key not in own}
+    return ModelSpec.parse({**spec.model_dump(), **changes}) if changes else spec
+
+
+def _mixer(spec: ModelSpec, layer: LayerSpec) -> Mixer:
+    """The layer's mixer; the model's heads and relative position are its defaults."""
+    entry = registry.lookup("mixer", layer.mixer)
+    known = {p.name for p in entry.parameters}
+    defaults: dict[str, Any] = {}
+    if "heads" in known and "head_dim" not in layer.options:
+        defaults["heads"] = spec.heads
+    if "position" in known:
+        defaults["position"] = spec.position if spec.position in ("rope", "alibi") else "none"
+    return entry.build(width=spec.width, **{**defaults, **layer.options})
+
+
+def _norm(spec: ModelSpec) -> nn.Module:
+    kinds = {"rms": nn.RMSNorm, "layer": nn.LayerNorm, "none": nn.Identity}
+    return kinds[spec.norm](spec.width)
+
+
+def _linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(inputs))
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

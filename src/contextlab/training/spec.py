@@ -1,0 +1,80 @@
+"""TrainSpec: how a model is trained, as data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from contextlab.errors import InputError
+from contextlab.spec import Spec
+
+
+class CurriculumSpec(Spec):
+    """One option of the task that grows while training (Garg et al., 2208.01066, appendix A.2).
+
+    start: value at the first step.
+    end: value at which it stops growing.
+    add: what is added each time.
+    every: steps between additions.
+    """
+
+    start: PositiveInt
+    end: PositiveInt
+    add: PositiveInt = 1
+    every: PositiveInt = 2000
+
+    @model_validator(mode="after")
+    def _grows(self) -> CurriculumSpec:
+        if self.end < self.start:
+            raise InputError(f"end {self.end} is smaller than start {self.start}; a curriculum grows")
+        return self
+
+    def value(self, step: int) -> int:
+        """The option's value at a step (counted from 0)."""
+        return min(self.end, self.start + self.add * (step // self.every))
+
+
+class TrainSpec(Spec):
+    """How a model is trained.
+
+    steps: optimiser steps.
+    batch: prompts a step (over all processes, all accumulated parts together).
+    optimizer: "adamw", or "muon": Muon for the matrices inside the blocks and AdamW for the rest.
+    learning_rate: peak, of AdamW.
+    matrix_learning_rate: peak, of Muon's matrices.
+    betas: AdamW's.
+    weight_decay: decoupled; for matrices only.
+    warmup: steps of linear warm-up.
+    final_fraction: the cosine schedule ends at this fraction of the peak.
+    clip: largest global gradient norm; None for no clipping.
+    accumulate: parts that a batch is cut into, to save memory.
+    precision: "auto" is bfloat16 autocast on CUDA and float32 elsewhere.
+    compile: "auto" compiles on CUDA when the run is long enough to pay for it, never on CPU.
+    curriculum: task option -> how it grows.
+    log_every: steps between recorded losses.
+    checkpoint_every: steps between checkpoints; 0 for none but the last.
+    """
+
+    steps: PositiveInt = 2000
+    batch: PositiveInt = 128
+    optimizer: Literal["muon", "adamw"] = "muon"
+    learning_rate: PositiveFloat = 1e-3
+    matrix_learning_rate: PositiveFloat = 0.02
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    weight_decay: NonNegativeFloat = 0.0
+    warmup: NonNegativeInt = 50
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip: PositiveFloat | None = 1.0
+    accumulate: PositiveInt = 1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    curriculum: dict[str, CurriculumSpec] = Field(default_factory=dict)
+    log_every: PositiveInt = 10
+    checkpoint_every: NonNegativeInt = 500
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainSpec:
+        if self.batch % self.accumulate:
+            raise InputError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}")
+        return self
