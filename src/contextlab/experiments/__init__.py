@@ -1,1 +1,19 @@
-"""experiments"""
+"""Experiments: specs, recipes, runs."""
+
+from contextlab.experiments.plugins import load_plugins
+from contextlab.experiments.recipes import find_recipe, load_recipe, recipes
+from contextlab.experiments.run import Run, open_run, run
+from contextlab.experiments.spec import ExperimentSpec, ModelEntry, TaskEntry
+
+__all__ = [
+    "ExperimentSpec",
+    "ModelEntry",
+    "Run",
+    "TaskEntry",
+    "find_recipe",
+    "load_plugins",
+    "load_recipe",
+    "open_run",
+    "recipes",
+    "run",
+]

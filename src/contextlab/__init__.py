@@ -1,0 +1,82 @@
+"""contextlab: what a sequence model learns from its context, what that context costs, what is lost when it is cheaper.
+
+Names are imported on first use, so that `import contextlab` and `contextlab --help` do not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "build_mixer": "mixers",
+    "build_model": "models",
+    "build_task": "tasks",
+    "build_learner": "learners",
+    "load_model": "models",
+    "save_model": "models",
+    "train": "training",
+    "evaluate": "evaluation",
+    "cost": "evaluation",
+    "run": "experiments",
+    "open_run": "experiments",
+    "register": "registry",
+    "Mixer": "mixers",
+    "State": "state",
+    "RecurrentState": "state",
+    "Task": "prompt",
+    "Prompt": "prompt",
+    "Learner": "prompt",
+    "Model": "models",
+    "ModelSpec": "models",
+    "TaskSpec": "tasks",
+    "TrainSpec": "training",
+    "EvaluateSpec": "evaluation",
+    "ExperimentSpec": "experiments",
+    "ContextlabError": "errors",
+    "InputError": "errors",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from contextlab.errors import ContextlabError as ContextlabError
+    from contextlab.errors import InputError as InputError
+    from contextlab.evaluation import EvaluateSpec as EvaluateSpec
+    from contextlab.evaluation import cost as cost
+    from contextlab.evaluation import evaluate as evaluate
+    from contextlab.experiments import ExperimentSpec as ExperimentSpec
+    from contextlab.experiments import open_run as open_run
+    from contextlab.experiments import run as run
+    from contextlab.learners import build_learner as build_learner
+    from contextlab.mixers import Mixer as Mixer
+    from contextlab.mixers import build_mixer as build_mixer
+    from contextlab.models import Model as Model
+    from contextlab.models import ModelSpec as ModelSpec
+    from contextlab.models import build_model as build_model
+    from contextlab.models import load_model as load_model
+    from contextlab.models import save_model as save_model
+    from contextlab.prompt import Learner as Learner
+    from contextlab.prompt import Prompt as Prompt
+    from contextlab.prompt import Task as Task
+    from contextlab.registry import register as register
+    from contextlab.state import RecurrentState as RecurrentState
+    from contextlab.state import State as State
+    from contextlab.tasks import TaskSpec as TaskSpec
+    from contextlab.tasks import build_task as build_task
+    from contextlab.training import TrainSpec as TrainSpec
+    from contextlab.training import train as train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'contextlab' has no attribute {name!r}")
+    value = getattr(import_module(f"contextlab.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

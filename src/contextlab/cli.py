@@ -1,0 +1,536 @@
+"""The command line: parses, calls, prints. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from contextlab import __version__
+from contextlab.errors import ContextlabError, InputError, unknown
+
+if TYPE_CHECKING:
+    from contextlab.models import ModelSpec
+
+app = typer.Typer(
+    name="contextlab",
+    help="What can a sequence model learn from its context, what does that context cost, "
+    "and what is lost when it is made cheaper?",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+ClickException = typer.BadParameter.__mro__[2]  # click's own, or that of the copy inside newer versions of typer
+KINDS = ("mixers", "models", "tasks", "learners", "recipes")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="Import this module or .py file first, so that its components are known."),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key; may be given many times.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"contextlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or an unfinished run's folder.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder.", show_default="runs/NAME, or runs/NAME-2 ... when taken")
+    ] = None,
+    changes: SetOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option(help="Trainings at once.", show_default="one a core on CPU, one on CUDA")
+    ] = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Train, evaluate and report an experiment.
+
+    Examples:
+
+      contextlab run demo
+
+      contextlab run demo --set train.steps=200 --set 'seeds=[0,1,2]' --out runs/short
+
+      contextlab run runs/demo --resume
+    """
+    from contextlab.experiments import load_plugins, load_recipe
+    from contextlab.experiments import run as run_experiment
+
+    load_plugins(plugin or [])
+    path = Path(recipe)
+    if path.is_dir() and (path / "experiment.yaml").exists():
+        if out is not None and out != path:
+            raise InputError(f"{recipe} is a run's folder already; leave out --out")
+        out, recipe = path, str(path / "experiment.yaml")
+    spec = load_recipe(recipe, changes or [])
+    with _Bars(total=len(spec.trainings()), quiet=not sys.stdout.isatty()) as bars:
+        done = run_experiment(
+            spec, out=out, device=device, resume=resume, jobs=jobs, plugins=plugin or [], progress=bars
+        )
+    _print_summary(done)
+    if done.record["status"] != "finished":
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")],
+    as_json: JsonOption = False,
+    plugin: PluginOption = None,
+) -> None:
+    """List what is known by name: mixers, models, tasks, learners or recipes."""
+    kind = _kind(kind)
+    _load_components(plugin)
+    if kind == "recipe":
+        from contextlab.experiments import recipes
+
+        rows = [{"name": r.name, "summary": r.description} for r in recipes()]
+    else:
+        from contextlab import registry
+
+        rows = [{"name": e.name, "summary": e.summary, "papers": list(e.papers)} for e in registry.entries(kind)]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("name", style="bold cyan", no_wrap=True)
+    table.add_column("what it is")
+    if kind != "recipe":
+        table.add_column("papers (arXiv)", style="dim")
+    for row in rows:
+        cells = [row["name"], row["summary"]]
+        table.add_row(*map(escape, cells + ([", ".join(row["papers"])] if kind != "recipe" else [])))
+    console.print(table)
+    console.print(f"[dim]contextlab show {kind} NAME tells more.[/dim]")
+
+
+@app.command()
+def show(
+    kind: Annotated[str, typer.Argument(help="mixer, model, task, learner or recipe.")],
+    name: Annotated[str, typer.Argument(help="A name that `contextlab list` shows.")],
+    as_json: JsonOption = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Show one component: what it is, its parameters with defaults, its papers, an example."""
+    kind = _kind(kind)
+    _load_components(plugin)
+    if kind == "recipe":
+        _show_recipe(name, as_json)
+        return
+    from contextlab import registry
+
+    entry = registry.lookup(kind, name)
+    example = _example(entry)
+    if as_json:
+        shown = {
+            "kind": kind,
+            "name": entry.name,
+            "doc": entry.doc,
+            "papers": list(entry.papers),
+            "parameters": [
+                {
+                    "name": p.name,
+                    "type": p.type,
+                    "required": p.required,
+                    "default": _plain(p.default),
+                    "help": p.help,
+                }
+                for p in entry.parameters
+            ],
+            "example": example,
+        }
+        print(json.dumps(shown, indent=2))
+        return
+    console.print(f"[bold cyan]{escape(entry.name)}[/] [dim]({kind})[/]\n")
+    console.print(escape(_without_parameters(entry.doc, {p.name for p in entry.parameters})) + "\n")
+    if entry.papers:
+        console.print("Papers: " + ", ".join(f"arXiv:{paper}" for paper in entry.papers) + "\n")
+    if entry.parameters:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("parameter", style="bold", no_wrap=True)
+        table.add_column("default", no_wrap=True)
+        table.add_column("meaning")
+        for parameter in entry.parameters:
+            default = "required" if parameter.required else str(_plain(parameter.default))
+            table.add_row(parameter.name, escape(default), escape(parameter.help or parameter.type))
+        console.print(table)
+    console.print("\nExample:\n")
+    console.print(example, style="green", markup=False, highlight=False)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs that have results.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Put several runs into one self-contained HTML report."""
+    import pandas as pd
+
+    from contextlab.experiments import open_run
+    from contextlab.experiments.recipes import read_yaml
+    from contextlab.report import build_report
+
+    opened = [open_run(folder) for folder in runs]
+    names = [each.record["name"] for each in opened]
+    if len(set(names)) < len(names):  # two runs of one recipe: tell them apart by their folders
+        for each in opened:
+            each.results["run"] = each.folder.name
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; expected the name of an HTML file")
+    build_report(
+        pd.concat([each.results for each in opened], ignore_index=True),
+        [record for each in opened for record in each.records],
+        [each.record for each in opened],
+        [read_yaml(each.folder / "experiment.yaml") for each in opened],
+        out,
+    )
+    console.print(f"Report: {out}", soft_wrap=True)
+
+
+@app.command()
+def cost(
+    model: Annotated[str, typer.Argument(help="A preset's name, a ModelSpec's YAML file, or a saved model's folder.")],
+    lengths: Annotated[str, typer.Option(help="Context lengths in tokens; k stands for 1024.")] = "256,1k,4k,16k",
+    changes: SetOption = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each figure is measured; the median is told.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for cost.parquet and cost.html.", show_default="costs/MODEL")
+    ] = None,
+    as_json: JsonOption = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Measure what context costs a model: FLOPs, state bytes, prefill and decode time, peak memory by length.
+
+    Example: contextlab cost gated_delta_net --lengths 256,1k,4k --set width=128
+    """
+    from contextlab.evaluation import cost as measure
+    from contextlab.evaluation import write_results
+    from contextlab.report import write_cost_figure
+    from contextlab.training.trainer import resolve_device
+
+    _load_components(plugin)
+    spec = _model_spec(model, changes or [])
+    name = Path(model).stem if Path(model).exists() else model
+    sizes = _lengths(lengths)
+    chosen = resolve_device(None if device == "auto" else device)
+    with console.status(f"measuring {name} at {', '.join(map(str, sizes))} tokens"):
+        results = measure(spec, sizes, batch=batch, repeats=repeats, device=chosen, name=name, plugins=plugin or [])
+    folder = out or Path("costs") / name
+    write_results(results, folder / "cost.parquet")
+    write_cost_figure(results, folder / "cost.html")
+    if as_json:
+        print(results.to_json(orient="records", indent=2))
+        return
+    _print_costs(results, name)
+    console.print(f"Figure: {folder / 'cost.html'}   Table: {folder / 'cost.parquet'}", soft_wrap=True)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say which versions, devices and backends are in use, and why each op gets the backend that it gets."""
+    from contextlab.evaluation.machine import machine_record
+    from contextlab.ops.backend import backends
+
+    record = machine_record()
+    record.pop("backends", None)
+    found = [vars(each) if not hasattr(each, "_asdict") else each._asdict() for each in backends()]
+    if as_json:
+        print(json.dumps({**record, "backends": found}, indent=2))
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for key, value in _flat(record):
+        table.add_row(key, escape(str(value)))
+    console.print(table)
+    ops = Table(title="ops", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in found[0]:
+        ops.add_column(column)
+    for each in found:
+        ops.add_row(*(escape(str(value)) for value in each.values()))
+    console.print(ops)
+
+
+@app.command()
+def schema(
+    what: Annotated[str, typer.Argument(help="experiment, model, task, train or evaluate.")] = "experiment",
+) -> None:
+    """Print the JSON Schema of a spec, for editors that check YAML while you type."""
+    from contextlab.evaluation import EvaluateSpec
+    from contextlab.experiments import ExperimentSpec
+    from contextlab.models import ModelSpec
+    from contextlab.tasks import TaskSpec
+    from contextlab.training import TrainSpec
+
+    specs = {
+        "experiment": ExperimentSpec,
+        "model": ModelSpec,
+        "task": TaskSpec,
+        "train": TrainSpec,
+        "evaluate": EvaluateSpec,
+    }
+    if what not in specs:
+        raise InputError(unknown("spec", what, specs))
+    print(json.dumps(specs[what].model_json_schema(), indent=2))
+
+
+class _Bars:
+    """A live bar for each training; one line an event when the output is no terminal."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bars: dict[str, TaskID] = {}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    def __enter__(self) -> _Bars:
+        if not self.quiet:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self.quiet:
+            self.progress.stop()
+
+    def update(self, key: str, step: int, steps: int, loss: float) -> None:
+        if not self.quiet:
+            self.progress.update(self._bar(key), completed=step, total=steps, loss=f"loss {loss:.4g}")
+
+    def phase(self, key: str, text: str) -> None:
+        if self.quiet:
+            print(f"{key}: {text}", flush=True)
+        elif not key.startswith("learners."):
+            self.progress.update(self._bar(key), description=f"{_short(key)} [dim]{text}[/]")
+
+    def done(self, key: str, status: str, message: str) -> None:
+        text = f"{status}: {message}" if message else status
+        if self.quiet:
+            print(f"{key}: {text}", flush=True)
+        elif not key.startswith("learners.") or status != "finished":
+            colour = "green" if status == "finished" else "red"
+            self.progress.update(self._bar(key), description=f"{_short(key)} [{colour}]{escape(text[:60])}[/]")
+
+    def _bar(self, key: str) -> TaskID:
+        if key not in self.bars:
+            self.bars[key] = self.progress.add_task(_short(key), total=None, loss="")
+        return self.bars[key]
+
+
+def _short(key: str) -> str:
+    """regression.transformer.seed0 -> regression / transformer / 0, without the seed when it is 0."""
+    parts = key.split(".")
+    seed = parts[-1].removeprefix("seed")
+    return escape(" / ".join(parts[:-1] + ([f"seed {seed}"] if seed not in ("0", parts[-1]) else [])))
+
+
+def _print_summary(done: Any) -> None:
+    from contextlab.report import summary_table, summary_words
+
+    console.print()
+    for title, rows in summary_table(done.results, done.records).items():
+        table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="dim", box=None)
+        for i, column in enumerate(rows[0]):
+            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        for row in rows:
+            table.add_row(*(escape(str(value)) for value in row.values()))
+        console.print(table)
+        console.print()
+    for sentence in summary_words(done.results, done.records):
+        console.print(f"• {escape(sentence)}")
+    for record in done.records:
+        if record["status"] not in ("finished",):
+            console.print(f"[red]{escape(record['key'])} {record['status']}: {escape(record['message'])}[/]")
+    console.print(f"\nResults: {done.folder / 'results.parquet'}", soft_wrap=True)
+    console.print(f"Report:  [bold]{done.report}[/]", soft_wrap=True)
+
+
+def _print_costs(results: Any, name: str) -> None:
+    wide = results.pivot_table(index="length", columns="metric", values="value", observed=True)
+    table = Table(title=escape(name), title_justify="left", header_style="dim", box=None)
+    table.add_column("tokens", justify="right")
+    formats = {
+        "parameters": ("parameters", lambda v: f"{int(v):,}"),
+        "flops": ("GFLOP", lambda v: f"{v / 1e9:.3g}"),
+        "state_bytes": ("state", lambda v: _bytes(v)),
+        "prefill_seconds": ("prefill", lambda v: f"{v * 1e3:.3g} ms"),
+        "decode_seconds_per_token": ("decode / token", lambda v: f"{v * 1e3:.3g} ms"),
+        "peak_bytes": ("peak memory", lambda v: _bytes(v)),
+    }
+    shown = [metric for metric in formats if metric in wide]
+    for metric in shown:
+        table.add_column(formats[metric][0], justify="right")
+    for length, row in wide.iterrows():
+        table.add_row(f"{length:,}", *(formats[m][1](row[m]) if row[m] == row[m] else "-" for m in shown))
+    console.print(table)
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"
+
+
+def _kind(kind: str) -> str:
+    """mixers -> mixer. Raises InputError with the nearest kind."""
+    singular = {plural: plural[:-1] for plural in KINDS}
+    chosen = singular.get(kind, kind)
+    if chosen not in singular.values():
+        raise InputError(unknown("kind", kind, KINDS))
+    return chosen
+
+
+def _load_components(plugins: list[str] | None) -> None:
+    import contextlab.learners
+    import contextlab.mixers
+    import contextlab.models
+    import contextlab.tasks  # noqa: F401
+    from contextlab.experiments.plugins import load_plugins
+
+    load_plugins(plugins or [])
+
+
+def _show_recipe(name: str, as_json: bool) -> None:
+    from contextlab.experiments import find_recipe, load_recipe
+
+    path = find_recipe(name)
+    if as_json:
+        print(load_recipe(path).model_dump_json(indent=2, exclude_unset=True))
+    else:
+        console.print(path.read_text(), markup=False, highlight=False)
+        console.print(f"[dim]contextlab run {escape(name)}[/dim]")
+
+
+def _example(entry: Any) -> str:
+    options = "".join(f", {key}={value!r}" for key, value in next((c for c in entry.cases if c), {}).items())
+    if entry.kind == "mixer":
+        return f'contextlab.build_mixer("{entry.name}", width=64{options})'
+    if entry.kind == "model":
+        return (
+            f'contextlab.build_model("{entry.name}", input_size=128, output_size=128, read_in="token")\n'
+            f"contextlab cost {entry.name} --lengths 256,1k"
+        )
+    return f'contextlab.build_{entry.kind}("{entry.name}"{options})'
+
+
+def _without_parameters(doc: str, parameters: set[str]) -> str:
+    """The docstring without its parameter lines, which the table shows."""
+    kept, skipping, depth = [], False, 0
+    for line in doc.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if line.strip().partition(":")[0] in parameters and ":" in line:
+            skipping, depth = True, indent
+        elif not (skipping and line.strip() and indent > depth):
+            skipping = False
+            kept.append(line)
+    return "\n".join(kept).strip()
+
+
+def _model_spec(model: str, changes: list[str]) -> ModelSpec:
+    """The ModelSpec of a preset's name, a YAML file or a saved model, with token sizes where none are given."""
+    from contextlab.experiments.recipes import read_yaml, set_key
+    from contextlab.files import read_json
+    from contextlab.models import ModelSpec, preset
+
+    data: dict[str, Any] = {}
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "model.json").exists():
+            raise InputError(f"{path}: no saved model there (expected model.json)")
+        data = read_json(path / "model.json")
+    elif path.exists() or path.suffix in (".yaml", ".yml"):
+        data = read_yaml(path)
+    if data:
+        for change in changes:
+            set_key(data, change)
+        spec = ModelSpec.parse(data)
+    else:
+        options: dict[str, Any] = {}
+        for change in changes:
+            set_key(options, change)
+        spec = preset(model, **options)
+    if spec.input_size is None or spec.output_size is None:
+        spec = ModelSpec.parse({**spec.model_dump(), "read_in": "token", "input_size": 256, "output_size": 256})
+    return spec
+
+
+def _lengths(text: str) -> list[int]:
+    """256,1k,4k -> [256, 1024, 4096]."""
+    found = []
+    for part in text.split(","):
+        word = part.strip().lower()
+        number, factor = (word[:-1], 1024) if word.endswith("k") else (word, 1)
+        if not number.isdigit() or int(number) < 1:
+            raise InputError(f"--lengths: expected numbers of tokens such as 256,1k,4k, got {part.strip()!r}")
+        found.append(int(number) * factor)
+    return sorted(set(found))
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in record.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | list | dict | None) else str(value)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a part failed, 2 wrong input, 130 interrupted."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        code = app(standalone_mode=False)
+    except ClickException as error:
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(error.exit_code)  # type: ignore[attr-defined]
+    except ContextlabError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; unfinished runs go on with --resume", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

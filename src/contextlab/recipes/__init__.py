@@ -1,0 +1,1 @@
+"""The recipes that come with contextlab: YAML files, each an ExperimentSpec."""
