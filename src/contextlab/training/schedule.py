@@ -1,0 +1,75 @@
+"""What changes from step to step: the learning rate, the curriculum, the clipping of gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from contextlab.errors import ContextlabError, InputError, unknown
+from contextlab.prompt import Task
+from contextlab.training.spec import TrainSpec
+
+
+def rate(step: int, spec: TrainSpec) -> float:
+    """The fraction of the peak learning rate at a step (from 0): linear warm-up, then cosine (1608.03983)."""
+    if step < spec.warmup:
+        return (step + 1) / spec.warmup
+    done = (step - spec.warmup) / max(1, spec.steps - spec.warmup)
+    return spec.final_fraction + (1 - spec.final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@torch.no_grad()
+def clip(gradients: dict[str, Tensor], largest: float | None) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradients scaled so that their common 2-norm is at most `largest` (1211.5063), and the norm before.
+
+    The norm stays a tensor on its device: no synchronisation. The tensors passed in are left as they are,
+    because autograd may give one tensor to two parameters.
+    """
+    found = list(gradients.values())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(found)))
+    if largest is not None:
+        found = list(torch._foreach_mul(found, (largest / (norm + 1e-6)).clamp(max=1.0)))
+    return dict(zip(gradients, found, strict=True)), norm
+
+
+class Curriculum:
+    """The task at each step, with the options of `spec.curriculum` at their values for that step.
+
+    task: the task with all options at their last values.
+    spec: names the options and how they grow.
+
+    Raises InputError when an option is unknown, impossible, or changes the size of the model's inputs.
+    """
+
+    def __init__(self, task: Task, spec: TrainSpec) -> None:
+        self.task, self.grows = task, spec.curriculum
+        self.cache: dict[tuple[int, ...], Task] = {}
+        options = [each.name for each in dataclasses.fields(task) if each.init] if self.grows else []
+        for name in self.grows:
+            if name not in options:
+                raise InputError(
+                    f"train.curriculum: {unknown(f'option of {type(task).__name__}', name, options)}"
+                )
+        for step in (0, spec.steps - 1):
+            try:
+                at = self(step)
+            except ContextlabError as error:
+                raise InputError(f"train.curriculum: at step {step}: {error}") from None
+            for size in ("input_size", "output_size"):
+                if getattr(at, size) != getattr(task, size):
+                    raise InputError(
+                        f"train.curriculum: at step {step} the task's {size} is {getattr(at, size)}, but the "
+                        f"model is built for {getattr(task, size)}; let options grow that leave it as it is"
+                    )
+
+    def __call__(self, step: int) -> Task:
+        """The task at a step, counted from 0."""
+        if not self.grows:
+            return self.task
+        values = tuple(grow.value(step) for grow in self.grows.values())
+        if values not in self.cache:
+            self.cache[values] = self.task.replace(**dict(zip(self.grows, values, strict=True)))
+        return self.cache[values]
