@@ -110,7 +110,9 @@ class StackState(State):
 
 def own(tensor: Tensor) -> Tensor:
     """`tensor` itself when it fills its storage, else a copy: a state must not hold a large buffer by a small view."""
-    filled = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    filled = (
+        tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    )
     return tensor if filled else tensor.clone(memory_format=torch.contiguous_format)
 
 
@@ -120,3 +122,193 @@ def tensor_bytes(*shape: int, dtype: torch.dtype = torch.float32) -> int:
     for size in shape:
         count *= size
     return count * dtype.itemsize
+
+
+@dataclass
+class KVState(State):
+    """Every key and value read: buffers that grow by a quarter, so that adding a token costs O(1) on average.
+
+    The capacity is a function of the length alone, so the bytes do not depend on the pieces that were read.
+    Without gradients tokens are written in place; states that share a buffer (one continues the other) share
+    a high-water mark, and a state that finds tokens beyond its own length copies before it writes.
+
+    keys: [B, Hkv, capacity, D]; the first `length` are held. Rotary positions are already applied.
+    values: [B, Hkv, capacity, V].
+    start: [B] int64, the left-padding tokens of each row.
+    padded: whether any piece came with a mask; False lets attention do without one.
+    """
+
+    keys: Tensor
+    values: Tensor
+    start: Tensor
+    padded: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        # Tokens written in the shared buffer; None: anyone may share the buffer (a detached copy, say). It is
+        # no dataclass field, so that it does not travel through the pytree: what comes out starts at None.
+        self._written: list[int] | None = None
+
+    @classmethod
+    def empty(cls, k: Tensor, v: Tensor) -> KVState:
+        """A state that has read nothing, for tokens like k [B, T, Hkv, D] and v [B, T, Hkv, V]."""
+        batch, _, heads, _ = k.shape
+        return cls(
+            k.new_empty(batch, heads, 0, k.shape[-1]),
+            v.new_empty(batch, heads, 0, v.shape[-1]),
+            torch.zeros(batch, dtype=torch.int64, device=k.device),
+        )
+
+    @staticmethod
+    def capacity(length: int) -> int:
+        """Tokens that the buffers have room for: 32, then 1.25 times more, in multiples of 32."""
+        room = 0
+        while room < length:
+            room = -(-max(room * 5 // 4, room + 1) // 32) * 32
+        return room
+
+    @staticmethod
+    def bytes_at(
+        length: int, batch: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
+    ) -> int:
+        """The exact `nbytes` after `length` tokens."""
+        held = tensor_bytes(batch, heads, KVState.capacity(length), key_dim + value_dim, dtype=dtype)
+        return held + tensor_bytes(batch, dtype=torch.int64)
+
+    def append(self, k: Tensor, v: Tensor, mask: Tensor | None = None) -> KVState:
+        """The state after reading k [B, T, Hkv, D] and v [B, T, Hkv, V]; this one stays valid.
+
+        mask: [B, T] bool, False at left padding.
+        """
+        length = self.length + k.shape[1]
+        room = self.capacity(length)
+        mark: list[int] | None = None
+        if torch.is_grad_enabled():
+            keys = _extended(self.keys[:, :, : self.length], k, room)
+            values = _extended(self.values[:, :, : self.length], v, room)
+        else:
+            keys, values, mark = self.keys, self.values, self._written
+            if mark is None or mark[0] > self.length or keys.shape[2] != room or _frozen(keys):
+                keys, values = _moved(keys, self.length, room), _moved(values, self.length, room)
+            # A new list when the buffer is new, else the one that the other holders of this buffer see.
+            mark = mark if mark is not None and keys is self.keys else [0]
+            keys[:, :, self.length : length] = k.transpose(1, 2)
+            values[:, :, self.length : length] = v.transpose(1, 2)
+            mark[0] = length
+        start = self.start if mask is None else self.start + (~mask).sum(1)
+        after = KVState(keys, values, start, self.padded or mask is not None, length=length)
+        after._written = mark
+        return after
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """The keys [B, length, Hkv, D] and values [B, length, Hkv, V], as views of the buffers."""
+        return self.keys[:, :, : self.length].transpose(1, 2), self.values[:, :, : self.length].transpose(
+            1, 2
+        )
+
+    def positions(self) -> Tensor | None:
+        """Each row's token positions [B, length], negative at padding; None when nothing is padded."""
+        if not self.padded:
+            return None
+        return torch.arange(self.length, device=self.start.device) - self.start[:, None]
+
+
+@dataclass
+class WindowState(State):
+    """The last tokens, and the first ones as attention sinks, in a fixed number of slots.
+
+    A token is held once: it moves to its sink slot when it leaves the window, if it is one of the first.
+
+    keys: [B, Hkv, sinks + window - 1, D]: the sink slots, then the window's, the latest last.
+    values: [B, Hkv, sinks + window - 1, V].
+    position: [B, sinks + window - 1] int64, the place of each slot's token in its row; -1 for none.
+    start: [B] int64, the left-padding tokens of each row.
+    sinks: number of sink slots.
+    padded: whether any piece came with a mask; False lets attention do without one.
+    """
+
+    keys: Tensor
+    values: Tensor
+    position: Tensor
+    start: Tensor
+    sinks: int = dataclasses.field(default=0, metadata={"static": True})
+    padded: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @classmethod
+    def empty(cls, k: Tensor, v: Tensor, window: int, sinks: int = 0) -> WindowState:
+        """A state that has read nothing, for tokens like k [B, T, Hkv, D] and v [B, T, Hkv, V]."""
+        batch, _, heads, _ = k.shape
+        slots = sinks + window - 1
+        return cls(
+            k.new_zeros(batch, heads, slots, k.shape[-1]),
+            v.new_zeros(batch, heads, slots, v.shape[-1]),
+            torch.full((batch, slots), -1, device=k.device),
+            torch.zeros(batch, dtype=torch.int64, device=k.device),
+            sinks,
+        )
+
+    @staticmethod
+    def bytes_for(
+        window: int, sinks: int, batch: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
+    ) -> int:
+        """The exact `nbytes`, at any length."""
+        slots = sinks + window - 1
+        held = tensor_bytes(batch, heads, slots, key_dim + value_dim, dtype=dtype)
+        return held + tensor_bytes(batch, slots + 1, dtype=torch.int64)
+
+    def append(self, k: Tensor, v: Tensor, position: Tensor, mask: Tensor | None = None) -> WindowState:
+        """The state after reading k [B, T, Hkv, D] and v [B, T, Hkv, V]; this one stays valid.
+
+        position: [B or 1, T] int64, of each token in its row, negative at padding.
+        mask: [B, T] bool, False at left padding.
+        """
+        batch, read = k.shape[:2]
+        keys = torch.cat([self.keys, k.transpose(1, 2)], 2)
+        values = torch.cat([self.values, v.transpose(1, 2)], 2)
+        at = torch.cat([self.position, position.clamp_min(-1).expand(batch, -1)], 1)
+        cut = self.sinks + read  # from here on the tokens of the new window
+        if self.sinks:
+            # Each sink slot takes the token of its position among those that are no longer in the window.
+            match = at[:, None, :cut] == torch.arange(self.sinks, device=k.device)[:, None]
+            window = torch.arange(cut, at.shape[1], device=k.device).expand(batch, -1)
+            chosen = torch.cat([match.to(torch.uint8).argmax(-1), window], 1)
+            at = at.gather(1, chosen)
+            at[:, : self.sinks].masked_fill_(~match.any(-1), -1)
+            slot = chosen[:, None, :, None]
+            keys = keys.gather(2, slot.expand(-1, keys.shape[1], -1, keys.shape[3]))
+            values = values.gather(2, slot.expand(-1, values.shape[1], -1, values.shape[3]))
+        else:
+            keys, values, at = own(keys[:, :, cut:]), own(values[:, :, cut:]), own(at[:, cut:])
+        start = self.start if mask is None else self.start + (~mask).sum(1)
+        padded = self.padded or mask is not None
+        return WindowState(keys, values, at, start, self.sinks, padded, length=self.length + read)
+
+    def held(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys [B, n, Hkv, D], values [B, n, Hkv, V], places [B, n]; without padding only the slots in use."""
+        keys, values, at = self.keys.transpose(1, 2), self.values.transpose(1, 2), self.position
+        slots = at.shape[1]
+        if not self.padded and self.length < slots:
+            # Then the slots in use follow from the length: the first of the sinks', the last of the window's.
+            sunk = min(self.sinks, max(0, self.length - (slots - self.sinks)))
+            first = max(self.sinks, slots - self.length)
+            keys = torch.cat([keys[:, :sunk], keys[:, first:]], 1)
+            values = torch.cat([values[:, :sunk], values[:, first:]], 1)
+            at = torch.cat([at[:, :sunk], at[:, first:]], 1)
+        return keys, values, at
+
+
+def _extended(old: Tensor, new: Tensor, room: int) -> Tensor:
+    """old [B, H, L, D] and new [B, T, H, D] in one fresh buffer [B, H, room, D], differentiably."""
+    rest = old.new_zeros(*old.shape[:2], room - old.shape[2] - new.shape[1], old.shape[3])
+    return torch.cat([old, new.transpose(1, 2), rest], 2)
+
+
+def _moved(old: Tensor, length: int, room: int) -> Tensor:
+    """The first `length` of old [B, H, capacity, D] in a fresh buffer [B, H, room, D]."""
+    buffer = old.new_zeros(*old.shape[:2], room, old.shape[3])
+    buffer[:, :, :length] = old[:, :, :length]
+    return buffer
+
+
+def _frozen(tensor: Tensor) -> bool:
+    """Whether PyTorch forbids writing in place: a tensor made under inference_mode, used outside of it."""
+    return tensor.is_inference() and not torch.is_inference_mode_enabled()

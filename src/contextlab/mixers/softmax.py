@@ -1,0 +1,235 @@
+"""Softmax attention mixers: over everything read, and over a sliding window with attention sinks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from contextlab.errors import InputError
+from contextlab.mixers.base import Mixer, head_size
+from contextlab.ops.position import alibi_slopes, rope_table, rotary_size, rotate
+from contextlab.ops.softmax import softmax_attention
+from contextlab.registry import register
+from contextlab.state import KVState, State, WindowState
+
+
+@register(
+    "mixer",
+    "attention",
+    papers=("1706.03762", "1911.02150", "2305.13245", "2104.09864", "2108.12409", "2010.04245"),
+    cases=(
+        {},
+        {"kv_heads": 1},
+        {"kv_heads": 2, "head_dim": 8, "rope_fraction": 0.5, "bias": True},
+        {"heads": 3, "head_dim": 4, "position": "alibi"},
+        {"position": "none", "qk_norm": True},
+        {"heads": 2, "rope_base": 500.0, "qk_norm": True, "kv_heads": 1},
+    ),
+)
+class Attention(Mixer):
+    """Causal softmax attention (multi-head, grouped-query or multi-query); all keys and values are its state.
+
+    width: size of a token's vector.
+    heads: query heads.
+    kv_heads: key and value heads, a divisor of heads; default heads (multi-head), 1 is multi-query.
+    head_dim: size of a head; default width / heads.
+    position: rotary (rope), a linear bias by distance (alibi), or none (absolute positions are the model's).
+    rope_base: base of the rotary frequencies.
+    rope_fraction: part of each head's dimensions that is rotated.
+    qk_norm: RMS-normalise queries and keys in each head, before the rotation.
+    bias: whether the projections have biases.
+    """
+
+    window: int | None = None
+    sinks: int = 0
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        heads: PositiveInt = 4,
+        kv_heads: PositiveInt | None = None,
+        head_dim: PositiveInt | None = None,
+        position: Literal["rope", "alibi", "none"] = "rope",
+        rope_base: Annotated[float, Field(gt=1)] = 10000.0,
+        rope_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        qk_norm: bool = False,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(width)
+        self.heads = heads
+        self.kv_heads = heads if kv_heads is None else kv_heads
+        if heads % self.kv_heads:
+            fits = min(
+                (n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - self.kv_heads)
+            )
+            raise InputError(
+                f"kv_heads {self.kv_heads} does not divide heads {heads}; the nearest that does is {fits}"
+            )
+        self.head_dim = head_size(width, heads) if head_dim is None else head_dim
+        self.position = position
+        self.rope_base = rope_base
+        self.rotary = rotary_size(self.head_dim, rope_fraction) if position == "rope" else 0
+        # Rows: the heads of q, then of k, then of v.
+        self.qkv_proj = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.out_proj = nn.Linear(heads * self.head_dim, width, bias=bias)
+        for layer in (self.qkv_proj, self.out_proj):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+            if bias:
+                nn.init.zeros_(layer.bias)
+        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
+        self.slopes: Tensor | None
+        slopes = alibi_slopes(heads).to(torch.get_default_dtype()) if position == "alibi" else None
+        self.register_buffer("slopes", slopes, persistent=False)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """See `Mixer.forward`. x: [B, T, width]."""
+        batch, length, _ = x.shape
+        read = 0 if state is None else state.length
+        qkv = self.qkv_proj(x).view(batch, length, -1, self.head_dim)
+        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary:
+            # RoPE is relative: the place in what was read serves for all rows, however much each is padded.
+            places = torch.arange(read, read + length, device=x.device)
+            cos, sin = rope_table(places, self.rotary, self.rope_base, x.dtype)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        y, after = self._attend(q, k, v, state, mask, keep_state)
+        return self.out_proj(y.reshape(batch, length, -1)), after
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
+    ) -> tuple[Tensor, State | None]:
+        """Attention over the state's tokens and the new ones, and the state that holds both."""
+        if state is None and not keep_state:
+            places = _places(mask)
+            return self._softmax(q, k, v, places, places), None
+        before = KVState.empty(k, v) if state is None else state
+        assert isinstance(before, KVState)
+        after = before.append(k, v, mask)
+        if state is not None:
+            k, v = after.held()
+        places = after.positions()
+        y = self._softmax(q, k, v, None if places is None else places[:, before.length :], places)
+        return y, after if keep_state else None
+
+    def _softmax(
+        self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None
+    ) -> Tensor:
+        return softmax_attention(
+            q,
+            k,
+            v,
+            window=self.window,
+            sinks=self.sinks,
+            slopes=self.slopes,
+            q_position=q_position,
+            k_position=k_position,
+        )
+
+    def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """See `Mixer.state_nbytes`: the buffers' capacity, which grows by a quarter at a time."""
+        return KVState.bytes_at(length, batch, self.kv_heads, self.head_dim, self.head_dim, dtype)
+
+    def flops(self, length: int) -> int:
+        """See `Mixer.flops`; only the pairs of query and key that the mask lets through are counted."""
+        projections = self.qkv_proj.weight.numel() + self.out_proj.weight.numel()
+        return 2 * length * projections + 4 * self.heads * self.head_dim * self._pairs(length)
+
+    def _pairs(self, length: int) -> int:
+        return length * (length + 1) // 2
+
+
+@register(
+    "mixer",
+    "sliding_window",
+    papers=("2004.05150", "2310.06825", "2309.17453"),
+    cases=(
+        {"window": 8},
+        {"window": 1},
+        {"window": 5, "sinks": 3, "kv_heads": 2},
+        {"window": 20, "sinks": 2, "position": "alibi"},
+        {"window": 1, "sinks": 1, "position": "none"},
+        {"window": 64, "heads": 2, "rope_fraction": 0.5, "qk_norm": True},
+    ),
+)
+class SlidingWindow(Attention):
+    """Causal softmax attention over the last tokens and a few attention sinks, with a state of constant size.
+
+    width: size of a token's vector.
+    window: tokens that a query sees, its own counted.
+    sinks: first tokens of each sequence, which stay visible for ever (StreamingLLM; distances stay true).
+    heads: query heads.
+    kv_heads: key and value heads, a divisor of heads; default heads (multi-head), 1 is multi-query.
+    head_dim: size of a head; default width / heads.
+    position: rotary (rope), a linear bias by distance (alibi), or none (absolute positions are the model's).
+    rope_base: base of the rotary frequencies.
+    rope_fraction: part of each head's dimensions that is rotated.
+    qk_norm: RMS-normalise queries and keys in each head, before the rotation.
+    bias: whether the projections have biases.
+    """
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        window: PositiveInt = 64,
+        sinks: NonNegativeInt = 0,
+        heads: PositiveInt = 4,
+        kv_heads: PositiveInt | None = None,
+        head_dim: PositiveInt | None = None,
+        position: Literal["rope", "alibi", "none"] = "rope",
+        rope_base: Annotated[float, Field(gt=1)] = 10000.0,
+        rope_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        qk_norm: bool = False,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(width, heads, kv_heads, head_dim, position, rope_base, rope_fraction, qk_norm, bias)
+        self.window: int = window
+        self.sinks = sinks
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
+    ) -> tuple[Tensor, State | None]:
+        if state is None and not keep_state:
+            places = _places(mask)
+            return self._softmax(q, k, v, places, places), None
+        before = WindowState.empty(k, v, self.window, self.sinks) if state is None else state
+        assert isinstance(before, WindowState)
+        start = before.start if mask is None else before.start + (~mask).sum(1)
+        places = torch.arange(before.length, before.length + q.shape[1], device=q.device)[None]
+        padded = before.padded or mask is not None
+        if padded:
+            places = places - start[:, None]
+        after = before.append(k, v, places, mask) if keep_state else None
+        if state is None:
+            given = places if padded else None
+            return self._softmax(q, k, v, given, given), after
+        old_k, old_v, old_places = before.held()
+        k, v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+        if q.shape[1] == 1 and not padded and self.slopes is None:
+            return softmax_attention(q, k, v), after  # all that the state holds is in sight
+        k_places = torch.cat([old_places, places.expand(len(old_places), -1)], 1)
+        return self._softmax(q, k, v, places, k_places), after
+
+    def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """See `Mixer.state_nbytes`: the same at every length."""
+        return WindowState.bytes_for(
+            self.window, self.sinks, batch, self.kv_heads, self.head_dim, self.head_dim, dtype
+        )
+
+    def _pairs(self, length: int) -> int:
+        seen = min(length, self.window + self.sinks)  # from here on each query sees as many
+        return seen * (seen + 1) // 2 + (length - seen) * (self.window + self.sinks)
+
+
+def _places(mask: Tensor | None) -> Tensor | None:
+    """Positions [B, T] of the tokens of whole sequences, negative at left padding; None without a mask."""
+    if mask is None:
+        return None
+    return torch.arange(mask.shape[1], device=mask.device) - (~mask).sum(1, keepdim=True)
