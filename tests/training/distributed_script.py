@@ -1,0 +1,60 @@
+"""Run by `torchrun` in test_distributed.py: each rank writes what it found to FOLDER/rankN.safetensors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from tiny_training import Sums, Tiny
+
+from contextlab.training import TrainSpec, train
+from contextlab.training.distributed import workers
+from contextlab.training.trainer import loss_and_gradients
+
+SPEC = TrainSpec(steps=40, batch=16, accumulate=2, warmup=5, log_every=5, checkpoint_every=15)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    whole = Tiny()
+    result = train(whole, Sums(), SPEC, folder=folder / "whole")  # starts and ends the process group itself
+    found = {f"whole.{name}": tensor for name, tensor in whole.state_dict().items()}
+    found["losses"] = torch.tensor(result.history["loss"].to_numpy())
+
+    # Ctrl-C that reaches one process only stops both at the same step; resumed, nothing has changed.
+    def stop(step: int, steps: int, loss: float) -> None:
+        if step == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    dist.init_process_group("gloo")
+    try:
+        train(Tiny(), Sums(), SPEC, folder=folder / "stopped", progress=stop)
+        raise AssertionError("not stopped")
+    except KeyboardInterrupt:
+        pass
+    resumed = Tiny(seed=rank + 1)
+    train(resumed, Sums(), SPEC, folder=folder / "stopped", resume=True)
+    found |= {f"resumed.{name}": tensor for name, tensor in resumed.state_dict().items()}
+
+    # The averaged gradient of each half of a batch is the gradient of the batch.
+    model, task = Tiny().double(), Sums()
+    prompt = task.sample(16, torch.Generator().manual_seed(0)).to(torch.float64)
+    with workers("cpu", model) as team:
+        wrapped = team.wrap(model)
+        half = prompt.rows(8 * rank, 8 * rank + 8)
+        _, gradients = loss_and_gradients(wrapped, task, SPEC, dict(model.named_parameters()), half)
+    found |= {f"gradient.{name}": tensor for name, tensor in gradients.items()}
+    dist.destroy_process_group()
+    save_file(
+        {name: tensor.contiguous() for name, tensor in found.items()}, folder / f"rank{rank}.safetensors"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
