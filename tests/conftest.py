@@ -14,8 +14,8 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the workers share the cores
+# Small tensors: a second thread costs more than it gives, and under xdist the workers share the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
