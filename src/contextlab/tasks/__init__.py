@@ -1,1 +1,19 @@
-"""tasks"""
+"""Tasks: what prompts are drawn, what is scored, which learners solve them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contextlab import registry
+from contextlab.prompt import Prompt, Task
+from contextlab.tasks.recall import AssociativeRecall
+from contextlab.tasks.regression import LinearRegression
+from contextlab.tasks.spec import TaskSpec
+
+__all__ = ["AssociativeRecall", "LinearRegression", "Prompt", "Task", "TaskSpec", "build_task"]
+
+
+def build_task(name: str, **options: Any) -> Task:
+    """The task called `name`. Raises InputError on an unknown name and on wrong, unknown or impossible options."""
+    task: Task = registry.lookup("task", name).build(**options)
+    return task

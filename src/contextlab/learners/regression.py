@@ -1,0 +1,251 @@
+"""Regression learners, batched over prompts and over all prefixes of each prompt at once.
+
+Prediction i is what the algorithm says when it is given the examples before i only. None of them loops over examples:
+what a prefix needs is a running sum (Gram matrices, one batched factorisation) or a row of one triangular matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from contextlab.errors import InputError
+from contextlab.learners.base import RegressionLearner, apply, before, gram, moment
+from contextlab.registry import register
+
+
+@register("learner", "averaging", papers=("2208.01066",))
+@dataclass(frozen=True)
+class Averaging(RegressionLearner):
+    """The mean of y x over the examples as the weight vector (2208.01066, section 3.1)."""
+
+    def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
+        # w_i . x_i = (1 / i) sum over j < i of y_j (x_j . x_i): the strict lower triangle of X X^T applied to y
+        return (xs @ xs.mT).tril(-1) @ ys / _counts(xs)[:, None]
+
+
+@register("learner", "knn", papers=("2208.01066",), cases=({}, {"neighbours": 1}))
+@dataclass(frozen=True)
+class NearestNeighbours(RegressionLearner):
+    """The mean output of the nearest examples (Euclidean); of all examples while there are fewer.
+
+    neighbours: examples averaged.
+    """
+
+    neighbours: PositiveInt = 3
+
+    def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
+        product = xs @ xs.mT
+        square = product.diagonal(dim1=1, dim2=2)
+        distance = square[:, None, :] - 2 * product  # + |x_i|^2, which is the same for all j
+        future = torch.ones_like(distance[0], dtype=torch.bool).triu()
+        near = distance.masked_fill(future, torch.inf).topk(
+            min(self.neighbours, xs.shape[1]), dim=2, largest=False
+        )
+        weight = torch.zeros_like(distance).scatter_(2, near.indices, near.values.isfinite().to(xs.dtype))
+        return weight @ ys / _counts(xs).clamp(max=self.neighbours)[:, None]
+
+
+@register("learner", "ols", papers=("2208.01066",))
+@dataclass(frozen=True)
+class LeastSquares(RegressionLearner):
+    """Ordinary least squares; the solution of least norm while there are fewer examples than dimensions."""
+
+    def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
+        return _filtered(xs, ys, lambda s: 1 / s)
+
+
+@register("learner", "ridge", papers=("2208.01066", "2211.15661"), cases=({}, {"strength": 0.0}))
+@dataclass(frozen=True)
+class Ridge(RegressionLearner):
+    """Ridge regression: least |y - X w|^2 + strength |w|^2.
+
+    With strength = noise variance / weight variance it is the posterior mean of Gaussian weights under Gaussian noise,
+    whatever the inputs: no predictor has a smaller expected squared error.
+
+    One factorisation serves all prefixes. Let K = X X^T + strength I over all n examples, K = L L^T, z = L^-1 y. The
+    leading blocks of L and z are those of the prefix (Cholesky and forward substitution never look ahead), and row i
+    of K left of the diagonal is X_i x_i = L_i L[i, :i]^T. So the prediction at i from the first i examples,
+    (X_i x_i)^T K_i^-1 y_i, is L[i, :i] . z[:i].
+
+    strength: weight of |w|^2; 0 is the limit, ordinary least squares.
+    """
+
+    strength: NonNegativeFloat = 1.0
+
+    def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
+        if self.strength == 0:
+            return LeastSquares().predict(xs, ys)
+        kernel = xs @ xs.mT
+        kernel.diagonal(dim1=1, dim2=2).add_(self.strength)
+        factor, failed = torch.linalg.cholesky_ex(kernel)
+        if failed.any():  # strength is lost in the rounding of X X^T: the d x d form stays accurate
+            return _filtered(xs, ys, lambda s: 1 / (s + self.strength))
+        return factor.tril(-1) @ torch.linalg.solve_triangular(factor, ys, upper=False)
+
+
+@register(
+    "learner",
+    "gradient_descent",
+    papers=("2211.15661", "2212.07677"),
+    cases=({}, {"steps": 3, "step_size": 0.02}),
+)
+@dataclass(frozen=True)
+class GradientDescent(RegressionLearner):
+    """Steps of full-batch gradient descent from w = 0 on the mean of (y - w . x)^2 / 2 over the examples.
+
+    steps: gradient steps.
+    step_size: None for 1 / the largest absolute row sum of X^T X / i, a bound on its largest eigenvalue, so that the
+        descent never diverges.
+    """
+
+    steps: PositiveInt = 10
+    step_size: PositiveFloat | None = None
+
+    def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
+        count = _counts(xs)[:, None, None]
+        curvature, pull = gram(xs) / count, moment(xs, ys) / count
+        if self.step_size is None:
+            largest = curvature.abs().sum(-1).amax(-1)[..., None, None]
+            size = torch.where(largest > 0, 1 / largest, 0)
+        else:
+            size = torch.full_like(count, self.step_size)
+        weights = size * pull
+        for _ in range(self.steps - 1):
+            weights = weights + size * (pull - curvature @ weights)
+        return apply(xs, weights)
+
+
+@register("learner", "newton", papers=("2310.17086",), cases=({}, {"steps": 3}))
+@dataclass(frozen=True)
+class Newton(RegressionLearner):
+    """Steps of Newton's iteration for the inverse of S = X^T X: M <- 2 M - M S M, w = M X^T y (2310.17086, section 3).
+
+    It starts at M = a S with a = 1 / (largest eigenvalue of S)^2, half of the bound up to which it converges. The error
+    I - M S is squared by each step; M has the eigenvectors of S at every step, so the iterate is computed on the
+    eigenvalues, which keeps null directions exactly null.
+
+    steps: Newton steps.
+    """
+
+    steps: NonNegativeInt = 10
+
+    def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
+        def inverse(s: Tensor) -> Tensor:
+            estimate = s / s.amax(-1, keepdim=True).square()
+            for _ in range(self.steps):
+                estimate = estimate * (2 - estimate * s)
+            return estimate
+
+        return _filtered(xs, ys, inverse)
+
+
+@register("learner", "lasso", papers=("2208.01066",), cases=({}, {"strength": 0.01}))
+@dataclass(frozen=True)
+class Lasso(RegressionLearner):
+    """Lasso: least |y - X w|^2 / (2 i) + strength |w|_1 over the i examples (scikit-learn's scale of the strength).
+
+    Coordinate descent finds the set of nonzero weights and their signs; the weights are then solved for exactly and
+    kept if they meet the optimality conditions, so the answer is exact to rounding.
+
+    strength: weight of |w|_1.
+    sweeps: most passes over the coordinates; a prefix that takes more gets the descent's last iterate.
+    """
+
+    strength: PositiveFloat = 0.1
+    sweeps: PositiveInt = 5000
+
+    def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
+        count = _counts(xs)[:, None, None]
+        curvature, pull = gram(xs) / count, moment(xs, ys) / count
+        outputs = ys.shape[-1]
+        curvature = curvature.unsqueeze(2).expand(-1, -1, outputs, -1, -1).flatten(0, 2)
+        weights = self._solve(curvature, pull.mT.flatten(0, 2))
+        return apply(xs, weights.unflatten(0, (*ys.shape[:2], outputs)).mT)
+
+    def _solve(self, curvature: Tensor, pull: Tensor) -> Tensor:
+        """Minimise w'Gw / 2 - b'w + strength |w|_1 for every G [P, d, d] and b [P, d] at once; [P, d]."""
+        problems, size = pull.shape
+        answer = torch.zeros_like(pull)
+        open_ = (pull.abs().amax(1) > self.strength).nonzero().squeeze(1)  # elsewhere w = 0 is the solution
+        # Problems last: each coordinate's update then runs over contiguous memory.
+        g = curvature[open_].permute(1, 2, 0).contiguous()
+        b = pull[open_].T.contiguous()
+        w, slope = torch.zeros_like(b), b.clone()  # slope = b - G w
+        done, burst = 0, 5
+        while open_.numel():
+            for _ in range(min(burst, self.sweeps - done)):
+                for j in range(size):
+                    diagonal = g[j, j]
+                    target = slope[j] + diagonal * w[j]
+                    new = torch.nn.functional.softshrink(target, self.strength) / diagonal.clamp(min=1e-300)
+                    slope.addcmul_(g[j], (new - w[j]).unsqueeze(0), value=-1)
+                    w[j] = new
+            done += min(burst, self.sweeps - done)
+            exact, fits = self._polish(g.permute(2, 0, 1), b.T, w.T)
+            answer[open_] = torch.where(fits[:, None], exact, w.T)
+            if done == self.sweeps:
+                break
+            open_, g, b, w, slope = (t[..., ~fits] for t in (open_, g, b, w, slope))
+            burst = min(2 * burst, 80)
+        return answer
+
+    def _polish(self, g: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The minimiser if `w` has its signs, and whether it meets the optimality conditions. [P, d], [P] bool."""
+        sign, eye = w.sign(), torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+        used = sign != 0
+        pairs = used.unsqueeze(1) & used.unsqueeze(2)
+        factor, failed = torch.linalg.cholesky_ex(torch.where(pairs, g, eye))
+        right = torch.where(used, b - self.strength * sign, 0)
+        exact = torch.cholesky_solve(right.unsqueeze(-1), factor)
+        slope = b - (g @ exact).squeeze(-1)
+        exact = exact.squeeze(-1)
+        room = self.strength * (1 + 1e-9)
+        fits = (failed == 0) & ((exact * sign > 0) | ~used).all(1) & (slope.abs() <= room).all(1)
+        return exact, fits
+
+
+@register("learner", "pool_posterior", papers=("2306.15063",), cases=())
+@dataclass(frozen=True, eq=False)
+class PoolPosterior(RegressionLearner):
+    """The posterior mean over a finite pool of weight vectors, all equally likely before (2306.15063, section 2).
+
+    Bayes-optimal when the prompts' weights come from the pool.
+
+    weights: the pool, [M, d] float.
+    noise: standard deviation of the Gaussian noise on y.
+    """
+
+    weights: Tensor
+    noise: PositiveFloat
+
+    def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
+        if xs.shape[-1] != self.weights.shape[-1]:
+            raise InputError(
+                f"the pool is of {self.weights.shape[-1]} dimensions, the prompt of {xs.shape[-1]}"
+            )
+        answers = xs @ self.weights.to(xs).T  # [B, n, M]: what each member of the pool says
+        # One posterior for each output, which are separate problems: [B, n, M, k].
+        miss = (ys.unsqueeze(2) - answers.unsqueeze(3)).square()
+        posterior = (before(miss) / (-2 * self.noise**2)).softmax(dim=2)
+        return (posterior * answers.unsqueeze(3)).sum(2)
+
+
+def _counts(xs: Tensor) -> Tensor:
+    """Examples before each i, [n], at least 1 so that the empty prefix can be divided by it."""
+    return torch.arange(xs.shape[1], device=xs.device, dtype=xs.dtype).clamp(min=1)
+
+
+def _filtered(xs: Tensor, ys: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+    """Predictions with w = V inverse(s) V^T X^T y, where X^T X = V s V^T for every prefix; null directions get 0.
+
+    inverse: eigenvalues [B, n, d] -> filter [B, n, d], for eigenvalues above the rounding error.
+    """
+    s, v = torch.linalg.eigh(gram(xs))
+    real = s > s[..., -1:].clamp(min=1e-300) * (xs.shape[-1] * torch.finfo(s.dtype).eps)
+    factor = torch.where(real, inverse(torch.where(real, s, 1)), 0)
+    return apply(xs, v @ (factor.unsqueeze(-1) * (v.mT @ moment(xs, ys))))

@@ -1,0 +1,269 @@
+"""Linear regression in context: (x, y) examples of one linear function after another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from contextlab import registry
+from contextlab.errors import InputError
+from contextlab.learners.regression import (
+    Averaging,
+    GradientDescent,
+    Lasso,
+    LeastSquares,
+    NearestNeighbours,
+    Newton,
+    PoolPosterior,
+    Ridge,
+)
+from contextlab.prompt import Learner, Prompt, Task
+from contextlab.registry import register
+
+NOISELESS = 1e-4
+"""Noise, in units of y's scale, that the pool's posterior assumes where there is none: well above float32's rounding."""
+
+
+@register(
+    "task",
+    "linear_regression",
+    papers=("2208.01066", "2306.15063"),
+    cases=({}, {"dimensions": 5, "examples": 16, "noise": 0.5}, {"sparsity": 3}, {"layout": "interleaved"}),
+)
+@dataclass(frozen=True)
+class LinearRegression(Task):
+    """In-context linear regression: y = w . x + noise, a new w for each prompt (Garg et al., 2208.01066).
+
+    w ~ N(0, weight_scale^2 I), x ~ N(0, input_scale^2 C), where C has trace `dimensions` and a random eigenbasis for
+    each prompt. Prediction i has seen i examples, i = 0 .. examples - 1. Targets [B, T, 1] are y as seen in the
+    context, noise included.
+
+    dimensions: d, the size of x.
+    examples: n, the (x, y) problems in a prompt.
+    noise: standard deviation of the noise on y.
+    weight_scale: standard deviation of each weight.
+    input_scale: standard deviation of x in each direction, on average.
+    sparsity: number of weights that are not zero; None for all.
+    spectrum: eigenvalues of C: "isotropic" (all 1), "skewed" (the i-th proportional to 1 / i^2), or a number p for
+        1 / i^p.
+    pool: weights are drawn from a pool of so many vectors; None for fresh weights in each prompt (2306.15063).
+    pool_seed: of the pool.
+    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...; the
+        prediction of y_i is read at the token that first shows x_i.
+    active_dimensions: x is zero beyond so many dimensions (C has trace `active_dimensions`), a curriculum's option;
+        None for all.
+    query: "orthogonal" scores one random example of 2 .. d of each prompt only, whose x is made orthogonal to all
+        before it, its length kept; "same" scores all.
+    """
+
+    metric: ClassVar[str] = "squared_error"
+
+    dimensions: PositiveInt = 20
+    examples: PositiveInt = 40
+    noise: NonNegativeFloat = 0.0
+    weight_scale: PositiveFloat = 1.0
+    input_scale: PositiveFloat = 1.0
+    sparsity: PositiveInt | None = None
+    spectrum: Literal["isotropic", "skewed"] | NonNegativeFloat = "isotropic"
+    pool: PositiveInt | None = None
+    pool_seed: NonNegativeInt = 0
+    layout: Literal["paired", "interleaved"] = "paired"
+    active_dimensions: PositiveInt | None = None
+    query: Literal["same", "orthogonal"] = "same"
+
+    def __post_init__(self) -> None:
+        registry.lookup("task", "linear_regression").check(vars(self))
+        for name in ("sparsity", "active_dimensions"):
+            value = getattr(self, name)
+            if value is not None and value > self.dimensions:
+                raise InputError(
+                    f"{name} {value} is more than dimensions {self.dimensions}; at most {self.dimensions}"
+                )
+        if self.query == "orthogonal" and (self.active < 2 or self.examples < 2):
+            raise InputError(
+                f"query 'orthogonal' needs at least 2 (active) dimensions and 2 examples, got {self.active} and "
+                f"{self.examples}; use query 'same'"
+            )
+
+    @property
+    def active(self) -> int:
+        """Dimensions in which x is not zero."""
+        return self.dimensions if self.active_dimensions is None else self.active_dimensions
+
+    @property
+    def input_size(self) -> int:
+        return self.dimensions + 1 if self.layout == "interleaved" else 2 * self.dimensions + 1
+
+    @property
+    def output_size(self) -> int:
+        return 1
+
+    def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
+        """Draw prompts, float32; T = examples ("paired") or 2 * examples ("interleaved")."""
+        weights = self._draw_weights(batch, generator, device)
+        xs = self._draw_xs(batch, generator, device)
+        scored = torch.ones(batch, self.examples, dtype=torch.bool, device=device)
+        if self.query == "orthogonal":
+            xs, scored = self._orthogonal(xs, generator)
+        ys = (xs * weights.unsqueeze(1)).sum(-1, keepdim=True)
+        if self.noise:
+            ys = ys + self.noise * torch.randn(ys.shape, generator=generator, device=device)
+        return self._lay_out(xs, ys, scored)
+
+    def _draw_weights(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        """[batch, d]."""
+        if self.pool is not None:
+            members = torch.randint(self.pool, (batch,), generator=generator, device=device)
+            return self.pool_weights(device)[members]
+        return self._fresh_weights(batch, generator, device)
+
+    def _fresh_weights(self, count: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        weights = self.weight_scale * torch.randn(count, self.dimensions, generator=generator, device=device)
+        if self.sparsity is not None:
+            order = torch.rand(count, self.dimensions, generator=generator, device=device)
+            kept = order.topk(self.sparsity, dim=1).indices
+            weights = weights * torch.zeros_like(weights).scatter_(1, kept, 1.0)
+        return weights
+
+    def pool_weights(self, device: torch.device | str = "cpu") -> Tensor:
+        """The pool [pool, d], the same on every device. Raises InputError when the task has none."""
+        if self.pool is None:
+            raise InputError("pool: this task draws fresh weights for each prompt; give pool a size")
+        return _pool(
+            self.replace(examples=1, query="same", active_dimensions=None, layout="paired"),
+            str(torch.device(device)),
+        )
+
+    def _draw_xs(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        """[batch, examples, d]."""
+        active = self.active
+        xs = torch.randn(batch, self.examples, active, generator=generator, device=device)
+        if self.spectrum != "isotropic":
+            # Q of a Gaussian matrix is uniform over the orthogonal matrices up to the signs of its columns, which
+            # change nothing here: C = Q diag Q^T.
+            gauss = torch.randn(batch, active, active, generator=generator, device=device)
+            xs = (xs * self.eigenvalues(device).sqrt()) @ torch.linalg.qr(gauss).Q.mT
+        xs = self.input_scale * xs
+        return torch.nn.functional.pad(xs, (0, self.dimensions - active)) if active < self.dimensions else xs
+
+    def eigenvalues(self, device: torch.device | str = "cpu") -> Tensor:
+        """Eigenvalues of C in the active dimensions, largest first; their sum is `active`."""
+        power = {"isotropic": 0.0, "skewed": 2.0}.get(str(self.spectrum), self.spectrum)
+        values = torch.arange(1, self.active + 1, device=device, dtype=torch.float32) ** -float(power)
+        return values * (self.active / values.sum())
+
+    def _orthogonal(self, xs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Make one x of each prompt orthogonal to those before it; it alone is scored."""
+        batch, examples, _ = xs.shape
+        most = min(self.active, examples) - 1
+        cut = torch.randint(1, most + 1, (batch, 1), generator=generator, device=xs.device)
+        scored = torch.arange(examples, device=xs.device) == cut
+        # The first c columns of Q span the first c xs, for every c.
+        basis = torch.linalg.qr(xs[:, :most, : self.active].double().mT).Q
+        basis = basis * (torch.arange(most, device=xs.device) < cut).unsqueeze(1)
+        query = xs[scored][:, : self.active].double()
+        for _ in range(2):  # once more removes what rounding left when little of x remains
+            query = query - (basis @ (basis.mT @ query.unsqueeze(-1))).squeeze(-1)
+        old = xs[scored]
+        query = query * (old.double().norm(dim=1) / query.norm(dim=1)).unsqueeze(1)
+        changed = xs.clone()
+        changed[scored] = torch.nn.functional.pad(query, (0, self.dimensions - self.active)).to(xs.dtype)
+        return changed, scored
+
+    def _lay_out(self, xs: Tensor, ys: Tensor, scored: Tensor) -> Prompt:
+        """Tokens from examples. xs [B, n, d], ys [B, n, 1], scored [B, n]."""
+        batch, examples, size = xs.shape
+        shot = torch.arange(examples, device=xs.device)
+        if self.layout == "paired":
+            inputs = torch.cat(
+                [xs, torch.nn.functional.pad(torch.cat([xs, ys], -1)[:, :-1], (0, 0, 1, 0))], -1
+            )
+            return Prompt(inputs, ys, scored, shot.expand(batch, -1), xs, ys, shot)
+        inputs = xs.new_zeros(batch, examples, 2, size + 1)
+        inputs[:, :, 0, :size] = xs
+        inputs[:, :, 1, size:] = ys
+        nothing = torch.zeros_like(ys)
+        return Prompt(
+            inputs.flatten(1, 2),
+            torch.stack([ys, nothing], 2).flatten(1, 2),
+            torch.stack([scored, torch.zeros_like(scored)], 2).flatten(1, 2),
+            torch.stack([shot, shot + 1], 1).flatten().expand(batch, -1),
+            xs,
+            ys,
+            2 * shot,
+        )
+
+    def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
+        """Mean squared error over the scored positions. prediction: [B, T, 1]."""
+        square = (prediction.float() - prompt.targets).square().squeeze(-1)
+        return (square * prompt.scored).sum() / prompt.scored.sum()
+
+    def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
+        """squared_error [B, T], against y as seen (so at least noise^2 on average)."""
+        return {"squared_error": (prediction.float() - prompt.targets).square().squeeze(-1)}
+
+    def learners(self) -> dict[str, Learner]:
+        """The learners, the best known first.
+
+        They know how this task draws its prompts: a split's learners are tuned to the split. The first is the exact
+        Bayes predictor (over the pool, or ridge with strength noise^2 / weight_scale^2), but for sparse weights, for
+        which lasso is the best here.
+        """
+        found: dict[str, Learner] = {}
+        if self.pool is not None:
+            floor = NOISELESS * self.weight_scale * self.input_scale
+            found["pool_posterior"] = PoolPosterior(self.pool_weights(), max(self.noise, floor))
+        # The universal strength noise sqrt(2 log d / n) at the prompt's end; without noise a small one.
+        universal = (
+            self.noise * self.input_scale * math.sqrt(2 * math.log(max(self.dimensions, 2)) / self.examples)
+        )
+        lasso = Lasso(max(universal, 0.01 * self.weight_scale * self.input_scale**2))
+        if self.sparsity is not None:
+            found["lasso"] = lasso
+        return found | {
+            "ridge": Ridge((self.noise / self.weight_scale) ** 2),
+            "ols": LeastSquares(),
+            "lasso": lasso,
+            "newton": Newton(),
+            "gradient_descent": GradientDescent(),
+            "averaging": Averaging(),
+            "knn": NearestNeighbours(),
+        }
+
+    def splits(self) -> dict[str, Task]:
+        """'train', and the shifts of 2208.01066, section 4, each one change from training; with a pool, new weights."""
+        found: dict[str, Task] = {
+            "train": self,
+            "scaled inputs": self.replace(input_scale=2 * self.input_scale),
+            "skewed covariance": self.replace(spectrum="skewed"),
+            "other noise": self.replace(noise=4 * self.noise if self.noise else 0.5),
+            "more examples": self.replace(examples=2 * self.examples),
+        }
+        if min(self.active, self.examples) >= 2:
+            found["orthogonal query"] = self.replace(query="orthogonal")
+        if self.pool is not None:
+            found["new weights"] = self.replace(pool=None)
+        return found
+
+    def chance(self) -> Mapping[str, float]:
+        """The expected squared error of predicting zero."""
+        if self.pool is None:
+            square = self.weight_scale**2 * self.active * (self.sparsity or self.dimensions) / self.dimensions
+        else:
+            square = self.pool_weights()[:, : self.active].square().sum(1).mean().item()
+        return {"squared_error": self.input_scale**2 * square + self.noise**2}
+
+
+@lru_cache(maxsize=32)
+def _pool(task: LinearRegression, device: str) -> Tensor:
+    """The pool of a task, drawn on the CPU so that it does not depend on the device."""
+    assert task.pool is not None
+    generator = torch.Generator().manual_seed(task.pool_seed)
+    return task._fresh_weights(task.pool, generator, "cpu").to(device)
