@@ -15,7 +15,7 @@ def rotary_size(head_dim: int, fraction: float = 1.0) -> int:
 
     Raises InputError that names the nearest fraction that fits.
     """
-    size = int(head_dim * fraction)
+    size = int(head_dim * fraction + 1e-4)  # so that 6 x 0.333333 gives 2
     if size < 2 or size % 2 or size > head_dim:
         if head_dim < 2:
             raise InputError(

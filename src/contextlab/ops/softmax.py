@@ -154,8 +154,9 @@ def _positions(
     if (q_position is None) != (k_position is None):
         raise InputError("give both q_position and k_position, or neither")
     if q_position is None or k_position is None:
-        index = torch.arange(k.shape[1], device=k.device)[None]
-        return index[:, k.shape[1] - q.shape[1] :], index
+        queries, keys = q.shape[1], k.shape[1]
+        k_position = torch.arange(keys, device=k.device)[None]
+        return torch.arange(keys - queries, keys, device=k.device)[None], k_position
     for name, position, tensor in (("q", q_position, q), ("k", k_position, k)):
         if (
             position.ndim != 2

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from contextlab.errors import InputError
+from contextlab.mixers import Attention, Mixer, SlidingWindow, build_mixer
+from contextlab.ops.position import alibi_slopes, rope
+from contextlab.ops.softmax import naive_softmax_attention
+from contextlab.state import KVState
+
+
+def x_like(length: int, batch: int = 2, width: int = 16) -> torch.Tensor:
+    return torch.randn(batch, length, width, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kv_heads": 1},
+        {"position": "alibi"},
+        {"position": "none"},
+        {"rope_fraction": 0.5, "rope_base": 100.0},
+    ],
+    ids=str,
+)
+def test_attention_is_projections_positions_and_the_op(options: dict[str, Any]) -> None:
+    mixer = Attention(16, heads=2, **options).double()
+    x = x_like(6)
+    q, k, v = mixer.qkv_proj(x).split([16, mixer.kv_heads * 8, mixer.kv_heads * 8], -1)
+    q, k, v = (t.unflatten(-1, (-1, 8)) for t in (q, k, v))
+    slopes = alibi_slopes(2) if options.get("position") == "alibi" else None
+    if options.get("position", "rope") == "rope":
+        turn = {"base": options.get("rope_base", 10000.0), "fraction": options.get("rope_fraction", 1.0)}
+        q, k = rope(q, torch.arange(6), **turn), rope(k, torch.arange(6), **turn)
+    expected = mixer.out_proj(naive_softmax_attention(q, k, v, slopes=slopes).flatten(2))
+    torch.testing.assert_close(mixer(x)[0], expected)
+
+
+def test_agrees_with_llama() -> None:
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    config = llama.LlamaConfig(hidden_size=16, num_attention_heads=4, num_key_value_heads=2, vocab_size=8)
+    config._attn_implementation = "eager"
+    theirs = llama.LlamaAttention(config, 0).double()
+    ours = Attention(16, heads=4, kv_heads=2).double()
+    with torch.no_grad():
+        parts = (theirs.q_proj, theirs.k_proj, theirs.v_proj)
+        ours.qkv_proj.weight.copy_(torch.cat([part.weight for part in parts]))
+        ours.out_proj.weight.copy_(theirs.o_proj.weight)
+    x = x_like(9)
+    embeddings = llama.LlamaRotaryEmbedding(config)(x, torch.arange(9)[None])
+    mask = torch.full((9, 9), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+    expected = theirs(x, embeddings, mask)[0]
+    torch.testing.assert_close(ours(x)[0], expected, atol=1e-6, rtol=0)  # their angles are float32
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_a_window_that_holds_everything_is_attention(sinks: int) -> None:
+    window = SlidingWindow(16, window=12, sinks=sinks).double()
+    full = Attention(16).double()
+    full.load_state_dict(window.state_dict())
+    x = x_like(12)
+    torch.testing.assert_close(window(x)[0], full(x)[0])
+    longer = x_like(13)
+    # The one token that leaves the window is the first, which a sink keeps.
+    assert torch.allclose(window(longer)[0], full(longer)[0]) == (sinks > 0)
+
+
+def test_a_window_forgets_and_sinks_do_not() -> None:
+    x = x_like(20)
+    changed = x.clone()
+    changed[:, 0] += 1
+    for sinks, same in ((0, True), (1, False)):
+        mixer = SlidingWindow(16, window=4, sinks=sinks).double()
+        before, after = mixer(x)[0], mixer(changed)[0]
+        assert torch.equal(before[:, 4:], after[:, 4:]) == same
+        assert not torch.allclose(before[:, 3], after[:, 3])
+
+
+def test_bytes_of_the_state() -> None:
+    attention, window = Attention(16, kv_heads=1), SlidingWindow(16, window=10, sinks=2)
+    assert attention.state_nbytes(32) == 32 * 2 * 4 * 4 + 8
+    assert attention.state_nbytes(4096, batch=2) > 100 * attention.state_nbytes(32)
+    assert window.state_nbytes(5) == window.state_nbytes(10**6) == 11 * (2 * 16 * 4 + 8) + 8
+
+
+def test_flops_count_what_the_mask_lets_through() -> None:
+    matrices = 4 * 16 * 16
+    assert Attention(16).flops(10) == 2 * 10 * matrices + 4 * 16 * 55
+    assert SlidingWindow(16, window=3).flops(10) == 2 * 10 * matrices + 4 * 16 * (1 + 2 + 3 * 8)
+    assert SlidingWindow(16, window=3, sinks=1).flops(10) == 2 * 10 * matrices + 4 * 16 * (1 + 2 + 3 + 4 * 7)
+
+
+@pytest.mark.parametrize("name", ["attention", "sliding_window"])
+def test_half_precision_and_autocast_run(name: str) -> None:
+    mixer = build_mixer(name, width=16)
+    x = torch.randn(2, 5, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = mixer(x)
+        mixer(x, state)
+    torch.testing.assert_close(y.float(), mixer(x)[0], atol=0.1, rtol=0.1)
+    assert mixer.bfloat16()(x.bfloat16())[1].nbytes == mixer.state_nbytes(5, 2, torch.bfloat16)
+
+
+def test_positions_far_out_are_as_right_as_near_ones() -> None:
+    mixer = Attention(16).float()
+    x = torch.randn(1, 8, 16)
+    k, v = torch.zeros(1, 0, 4, 4), torch.zeros(1, 0, 4, 4)
+
+    class Far(KVState):
+        """No tokens, but a length of a million: `held` gives what was appended only."""
+
+        def held(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.keys.transpose(1, 2), self.values.transpose(1, 2)
+
+        def append(self, k: torch.Tensor, v: torch.Tensor, mask: Any = None) -> KVState:
+            return Far(k.transpose(1, 2), v.transpose(1, 2), self.start, length=self.length + k.shape[1])
+
+    far = Far(k.transpose(1, 2), v.transpose(1, 2), torch.zeros(1, dtype=torch.int64), length=1_000_000)
+    torch.testing.assert_close(mixer(x, far)[0], mixer(x)[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kv_heads": 3}, "nearest that does is 2"),
+        ({"heads": 5}, "nearest that divides it is 4"),
+        ({"rope_fraction": 0.1}, "nearest fraction that fits is 0.5"),
+        ({"rope_fraction": 1.5}, "rope_fraction"),
+        ({"heads": 0}, "heads"),
+        ({"position": "ropes"}, "did you mean 'rope'"),
+        ({"windows": 3}, "unknown option"),
+    ],
+    ids=str,
+)
+def test_impossible_options_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build_mixer("attention", width=16, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_build_mixer_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'attention'"):
+        build_mixer("atention", width=16)
+    with pytest.raises(InputError, match="window"):
+        build_mixer("sliding_window", width=16, window=0)
+    assert isinstance(build_mixer("sliding_window", width=16, window=3), Mixer)
+
+
+def test_decoding_after_a_long_context_does_not_copy_it() -> None:
+    mixer = Attention(64)
+    token = torch.randn(1, 1, 64)
+    with torch.no_grad():
+        _, state = mixer(torch.randn(1, 8000, 64))
+        copied, in_place = [], []
+        for _ in range(15):
+            started = time.perf_counter()
+            mixer(token, state.detach())  # a detached state must copy before it writes
+            copied.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            _, state = mixer(token, state)
+            in_place.append(time.perf_counter() - started)
+    assert statistics.median(in_place) < statistics.median(copied)

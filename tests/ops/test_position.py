@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contextlab.errors import InputError
+from contextlab.ops.position import alibi_slopes, rope, rotary_size, sinusoidal
+
+
+def test_rope_matches_transformers() -> None:
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    q, k = torch.randn(2, 7, 4, 8), torch.randn(2, 7, 2, 8)
+    positions = torch.randint(0, 500, (2, 7))
+    inverse = 10000.0 ** (-torch.arange(0, 8, 2) / 8)
+    angles = positions[..., None] * torch.cat([inverse, inverse])
+    expected = llama.apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), angles.cos(), angles.sin())
+    for ours, theirs in zip((rope(q, positions), rope(k, positions)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs.transpose(1, 2), atol=2e-4, rtol=1e-4)
+
+
+def test_partial_rope_matches_transformers() -> None:
+    phi = pytest.importorskip("transformers.models.gpt_neox.modeling_gpt_neox")
+    q = torch.randn(1, 5, 2, 12, dtype=torch.float64)
+    positions = torch.arange(5)
+    inverse = 500.0 ** (-torch.arange(0, 6, 2, dtype=torch.float64) / 6)
+    angles = (positions[:, None] * torch.cat([inverse, inverse]))[None]
+    theirs, _ = phi.apply_rotary_pos_emb(q.transpose(1, 2), q.transpose(1, 2), angles.cos(), angles.sin())
+    torch.testing.assert_close(rope(q, positions, base=500.0, fraction=0.5), theirs.transpose(1, 2))
+
+
+@given(shift=st.integers(0, 10**6), seed=st.integers(0, 2**31), fraction=st.sampled_from([0.25, 0.5, 1.0]))
+def test_rope_is_relative_and_keeps_norms(shift: int, seed: int, fraction: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q, k = torch.randn(2, 1, 6, 3, 16, dtype=torch.float64, generator=generator)
+    at = torch.arange(6)
+
+    def scores(offset: int) -> torch.Tensor:
+        turned = [rope(x, at + offset, fraction=fraction) for x in (q, k)]
+        return torch.einsum("bihd,bjhd->bhij", *turned)
+
+    torch.testing.assert_close(scores(shift), scores(0), atol=1e-8, rtol=0)
+    torch.testing.assert_close(rope(q, at + shift, fraction=fraction).norm(dim=-1), q.norm(dim=-1))
+
+
+def test_rope_is_right_at_a_million() -> None:
+    x = torch.zeros(1, 1, 1, 64)
+    x[..., :32] = 1
+    turned = rope(x, torch.tensor([1_000_003]))[0, 0, 0]
+    for i in range(32):
+        angle = 1_000_003 * 10000.0 ** (-2 * i / 64)
+        assert turned[i].item() == pytest.approx(math.cos(angle), abs=1e-6)
+        assert turned[i + 32].item() == pytest.approx(math.sin(angle), abs=1e-6)
+
+
+def test_rope_of_half_precision_keeps_its_dtype_and_gradient() -> None:
+    x = torch.randn(1, 3, 2, 4, dtype=torch.bfloat16, requires_grad=True)
+    y = rope(x, torch.arange(3))
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert x.grad is not None
+    double = torch.randn(1, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: rope(x, torch.arange(3), fraction=0.5), (double,))
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "fraction", "hint"),
+    [
+        (6, 0.5, "fits is 0.333333"),
+        (8, 0.1, "fits is 0.25"),
+        (3, 1.0, "fits is 0.666667"),
+        (1, 1.0, "least 2"),
+    ],
+)
+def test_rotary_size_refuses_what_does_not_pair(head_dim: int, fraction: float, hint: str) -> None:
+    with pytest.raises(InputError, match=hint):
+        rotary_size(head_dim, fraction)
+    if head_dim > 1:
+        assert rotary_size(head_dim, float(hint.split()[-1])) == 2  # what the message offers works
+
+
+def test_alibi_slopes() -> None:
+    assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
+    bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
+    for heads in (1, 2, 3, 6, 8, 12, 20):
+        theirs = bloom.build_alibi_tensor(
+            torch.ones(1, 2), heads, torch.float32
+        )  # [heads, 1, 2], slope * position
+        torch.testing.assert_close(alibi_slopes(heads).float(), theirs[:, 0, 1])
+    with pytest.raises(InputError, match="at least 1"):
+        alibi_slopes(0)
+
+
+@pytest.mark.parametrize("width", [1, 4, 7])
+def test_sinusoidal_by_its_definition(width: int) -> None:
+    table = sinusoidal(torch.tensor([[0, 3], [10, 10**6]]), width, dtype=torch.float64)
+    assert table.shape == (2, 2, width)
+    for (b, t), position in {(0, 0): 0, (0, 1): 3, (1, 0): 10, (1, 1): 10**6}.items():
+        for i in range(width):
+            angle = position / 10000 ** ((i - i % 2) / width)
+            expected = math.cos(angle) if i % 2 else math.sin(angle)
+            assert table[b, t, i].item() == pytest.approx(expected, abs=1e-9)
