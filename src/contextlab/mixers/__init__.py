@@ -7,12 +7,33 @@ from typing import Any
 from pydantic import PositiveInt
 
 from contextlab import registry
-from contextlab.mixers import recurrent, softmax  # importing registers them
+from contextlab.mixers import delta, linear, mamba, recurrent, softmax  # importing registers them
 from contextlab.mixers.base import Mixer
+from contextlab.mixers.delta import DeltaNet, GatedDeltaNet
+from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
+from contextlab.mixers.mamba import Mamba2
 from contextlab.mixers.recurrent import Gru, Lstm
 from contextlab.mixers.softmax import Attention, SlidingWindow
 
-__all__ = ["Attention", "Gru", "Lstm", "Mixer", "SlidingWindow", "build_mixer", "recurrent", "softmax"]
+__all__ = [
+    "Attention",
+    "DeltaNet",
+    "GatedDeltaNet",
+    "Gru",
+    "LightningAttention",
+    "LinearAttention",
+    "Lstm",
+    "Mamba2",
+    "Mixer",
+    "Retention",
+    "SlidingWindow",
+    "build_mixer",
+    "delta",
+    "linear",
+    "mamba",
+    "recurrent",
+    "softmax",
+]
 
 
 def build_mixer(name: str, *, width: PositiveInt, **options: Any) -> Mixer:

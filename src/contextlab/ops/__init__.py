@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from contextlab.ops.backend import backends, choose, use_backend
+from contextlab.ops.convolution import causal_conv, naive_causal_conv
+from contextlab.ops.delta import delta_rule, gated_delta_rule, naive_gated_delta_rule
+from contextlab.ops.linear import (
+    lightning_attention,
+    linear_attention,
+    naive_simple_gla,
+    retention,
+    simple_gla,
+    ssd,
+)
 from contextlab.ops.position import alibi_slopes, rope, rope_table, rotary_size, rotate, sinusoidal
 from contextlab.ops.softmax import naive_softmax_attention, softmax_attention
 
 __all__ = [
     "alibi_slopes",
+    "backends",
+    "causal_conv",
+    "choose",
+    "delta_rule",
+    "gated_delta_rule",
+    "lightning_attention",
+    "linear_attention",
+    "naive_causal_conv",
+    "naive_gated_delta_rule",
+    "naive_simple_gla",
     "naive_softmax_attention",
+    "retention",
     "rope",
     "rope_table",
     "rotary_size",
     "rotate",
+    "simple_gla",
     "sinusoidal",
     "softmax_attention",
+    "ssd",
+    "use_backend",
 ]

@@ -1,0 +1,270 @@
+"""Linear attention mixers with a fixed or no decay: linear attention, Lightning Attention, retention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contextlab.errors import InputError
+from contextlab.mixers.base import Mixer, head_size
+from contextlab.ops.convolution import causal_conv
+from contextlab.ops.linear import (
+    lightning_decay,
+    retention_decay,
+    simple_gla,
+    simple_gla_flops,
+    working_dtype,
+)
+from contextlab.ops.position import rope_table, rotary_size, rotate
+from contextlab.registry import register
+from contextlab.state import RecurrentState, State, own, tensor_bytes
+
+
+class ShortConv(nn.Module):
+    """Causal depthwise convolution over the last `size` tokens; PyTorch's default initialisation of nn.Conv1d.
+
+    channels: C. size: W, at least 1. bias: whether each channel has one.
+    """
+
+    def __init__(self, channels: int, size: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, size).uniform_(-(size**-0.5), size**-0.5))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+    def forward(
+        self, x: Tensor, before: Tensor | None, keep: bool, activation: Literal["silu"] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: [B, T, C]. before: the W-1 inputs read before, or None. Returns y and, when `keep`, the last W-1."""
+        return causal_conv(x, self.weight, self.bias, before, keep, activation)
+
+
+class MatrixMixer(Mixer):
+    """What mixers with a matrix state per head share: one input projection, a short convolution, the state's form.
+
+    width: size of a token's vector. heads: H. key, value: K and V, the sides of a head's state.
+    projected: outputs of the input projection, the C channels that are convolved first or as the subclass says.
+    conv_channels, conv_size: of the short convolution; size 0 for none.
+    """
+
+    def __init__(
+        self, width: int, heads: int, key: int, value: int, projected: int, conv_channels: int, conv_size: int
+    ) -> None:
+        super().__init__(width)
+        self.heads, self.key, self.value = heads, key, value
+        self.in_proj = nn.Linear(width, projected, bias=False)
+        nn.init.normal_(self.in_proj.weight, std=width**-0.5)
+        self.conv_channels, self.conv_size = conv_channels, conv_size
+        self.conv = ShortConv(conv_channels, conv_size) if conv_size else None
+
+    def _project_out(self, inner: int) -> None:
+        self.out_proj = nn.Linear(inner, self.width, bias=False)
+        nn.init.normal_(self.out_proj.weight, std=inner**-0.5)
+
+    def _convolved(
+        self, x: Tensor, state: RecurrentState | None, keep: bool, activation: Literal["silu"] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The short convolution (if any) and the activation."""
+        if self.conv is not None:
+            return self.conv(x, None if state is None else state["conv"], keep, activation)
+        return (F.silu(x) if activation == "silu" else x), None
+
+    def _kept(
+        self, x: Tensor, state: RecurrentState | None, matrix: Tensor | None, conv: Tensor | None
+    ) -> RecurrentState:
+        assert matrix is not None
+        memory = {"matrix": own(matrix.to(working_dtype(x.dtype)))}
+        if conv is not None:
+            memory["conv"] = own(conv)
+        return RecurrentState(memory, length=x.shape[1] + (0 if state is None else state.length))
+
+    def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """See `Mixer.state_nbytes`: the same at every length. The matrix is kept in float32 at least."""
+        matrix = tensor_bytes(batch, self.heads, self.key, self.value, dtype=working_dtype(dtype))
+        return matrix + tensor_bytes(batch, max(self.conv_size - 1, 0), self.conv_channels, dtype=dtype)
+
+    def flops(self, length: int) -> int:
+        """See `Mixer.flops`."""
+        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        convolution = self.conv_channels * self.conv_size
+        return 2 * length * (projections + convolution) + self._op_flops(length)
+
+    def _op_flops(self, length: int) -> int:
+        return simple_gla_flops(length, self.heads, self.key, self.value)
+
+
+def recurrent(state: State | None) -> RecurrentState | None:
+    """`state` as the RecurrentState that it must be."""
+    if state is not None and not isinstance(state, RecurrentState):
+        raise InputError(f"expected a RecurrentState or None, got {type(state).__name__}")
+    return state
+
+
+def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x [B, T, ...] with zeros at padding, whatever stood there."""
+    if mask is None:
+        return x
+    return x.masked_fill(~mask.view(*mask.shape, *(1,) * (x.ndim - 2)), 0)
+
+
+FEATURES = {
+    "elu1": lambda x: F.elu(x) + 1,
+    "relu": F.relu,
+    "silu": F.silu,
+    "identity": lambda x: x,
+}
+
+
+@register(
+    "mixer",
+    "linear_attention",
+    papers=("2006.16236",),
+    cases=(
+        {},
+        {"feature_map": "identity", "normalise": False, "short_conv": 4},
+        {"feature_map": "relu", "heads": 3, "short_conv": 2},
+        {"feature_map": "silu", "normalise": False, "heads": 1},
+    ),
+)
+class LinearAttention(MatrixMixer):
+    """Causal linear attention: a feature map of q and k in place of the softmax, no decay.
+
+    width: size of a token's vector.
+    heads: number of heads, a divisor of width.
+    feature_map: of q and k: elu + 1 (the paper's), relu, silu or identity.
+    normalise: divide by the sum of the weights; needs a feature map that is never negative (elu1, relu).
+    short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
+    """
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        heads: PositiveInt = 4,
+        feature_map: Literal["elu1", "relu", "silu", "identity"] = "elu1",
+        normalise: bool = True,
+        short_conv: NonNegativeInt = 0,
+    ) -> None:
+        if normalise and feature_map not in ("elu1", "relu"):
+            raise InputError(
+                f"feature_map {feature_map!r} can be negative, so normalise must be false; "
+                "with normalise true the nearest is 'relu'"
+            )
+        size = head_size(width, heads)
+        super().__init__(width, heads, size, size + normalise, 3 * width, 3 * width, short_conv)
+        self.features, self.normalise = FEATURES[feature_map], normalise
+        self._project_out(width)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """See `Mixer.forward`."""
+        before = recurrent(state)
+        qkv, conv = self._convolved(self.in_proj(without_padding(x, mask)), before, keep_state, None)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k = self.features(q), without_padding(self.features(k), mask)
+        if self.normalise:  # the denominator is the read-out of a column of ones
+            v = F.pad(v, (0, 1), value=1.0)
+        scale = 1.0 if self.normalise else None
+        o, matrix = simple_gla(q, k, v, None, None, scale, _matrix(before), keep_state)
+        if self.normalise:
+            o = o[..., :-1] / (o[..., -1:] + 1e-6)
+        return self.out_proj(o.flatten(2)), self._kept(x, before, matrix, conv) if keep_state else None
+
+
+@register(
+    "mixer",
+    "lightning_attention",
+    papers=("2401.04658", "2307.14995"),
+    cases=({}, {"short_conv": 4}, {"heads": 3, "short_conv": 1}),
+)
+class LightningAttention(MatrixMixer):
+    """Lightning Attention: linear attention with a constant decay per head, normalised and gated output.
+
+    width: size of a token's vector.
+    heads: number of heads, a divisor of width; their decays are exp(-2^(-8h/H)), as ALiBi's slopes.
+    short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
+    """
+
+    decay: Tensor
+
+    def __init__(self, width: PositiveInt, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0) -> None:
+        size = head_size(width, heads)
+        super().__init__(width, heads, size, size, 4 * width, 3 * width, short_conv)
+        self.register_buffer("decay", lightning_decay(heads), persistent=False)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self._project_out(width)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """See `Mixer.forward`."""
+        before = recurrent(state)
+        qkv, gate = self.in_proj(without_padding(x, mask)).split((3 * self.width, self.width), -1)
+        qkv, conv = self._convolved(qkv, before, keep_state, "silu")
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        o, matrix = simple_gla(q, k, v, None, self.decay, None, _matrix(before), keep_state)
+        y = self.out_proj(self.norm(o.flatten(2)) * gate.sigmoid())
+        return y, self._kept(x, before, matrix, conv) if keep_state else None
+
+
+@register(
+    "mixer",
+    "retention",
+    papers=("2307.08621",),
+    cases=({}, {"heads": 2, "expand_v": 1, "short_conv": 3}),
+)
+class Retention(MatrixMixer):
+    """Multi-scale retention: rotated q and k, decay 1 - 2^(-5-h), per-head normalisation, swish gate.
+
+    width: size of a token's vector.
+    heads: number of heads, a divisor of width with an even quotient.
+    expand_v: size of a head's value over that of its key.
+    short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
+    """
+
+    decay: Tensor
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        heads: PositiveInt = 4,
+        expand_v: PositiveInt = 2,
+        short_conv: NonNegativeInt = 0,
+    ) -> None:
+        size, inner = head_size(width, heads), width * expand_v
+        rotary_size(size)  # refuses odd heads
+        super().__init__(
+            width, heads, size, size * expand_v, 2 * width + 2 * inner, 2 * width + inner, short_conv
+        )
+        self.inner = inner
+        self.register_buffer("decay", retention_decay(heads), persistent=False)
+        self._project_out(inner)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """See `Mixer.forward`."""
+        before = recurrent(state)
+        qkv, gate = self.in_proj(without_padding(x, mask)).split((self.conv_channels, self.inner), -1)
+        qkv, conv = self._convolved(qkv, before, keep_state, None)
+        q, k, v = qkv.split((self.width, self.width, self.inner), -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
+        # The rotation is relative: the place in what was read serves for all rows, however much each is padded.
+        start = 0 if before is None else before.length
+        places = torch.arange(start, start + x.shape[1], device=x.device)
+        cos, sin = rope_table(places, self.key, dtype=x.dtype)
+        o, matrix = simple_gla(
+            rotate(q, cos, sin), rotate(k, cos, sin), v, None, self.decay, None, _matrix(before), keep_state
+        )
+        o = F.layer_norm(o, (self.value,), eps=1e-6)
+        return (
+            self.out_proj(o.flatten(2) * F.silu(gate)),
+            self._kept(x, before, matrix, conv) if keep_state else None,
+        )
+
+
+def _matrix(state: RecurrentState | None) -> Tensor | None:
+    return None if state is None else state["matrix"]

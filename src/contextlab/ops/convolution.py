@@ -1,0 +1,94 @@
+"""Short causal depthwise convolution, as recurrent mixers use it before their state."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from contextlab.errors import InputError
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    activation: Literal["silu"] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Each channel's weighted sum of its last W tokens: y_t = sum_i weight[:, i] x_{t-W+1+i} + bias.
+
+    x: [B, T, C]. weight: [C, W], the newest token last. bias: [C] or None.
+    initial_state: [B, W-1, C], the last inputs read before, oldest first; None means zeros.
+    output_final_state: also return the last W-1 inputs, [B, W-1, C], in a buffer of their own.
+    activation: "silu" or None, applied to the output.
+    Returns (y [B, T, C], final state or None).
+    """
+    width = weight.shape[1]
+    if weight.shape[0] != x.shape[-1]:
+        raise InputError(f"causal_conv: weight has {weight.shape[0]} channels, x has {x.shape[-1]}")
+    if initial_state is None:
+        padded = F.pad(x, (0, 0, width - 1, 0))
+    else:
+        padded = torch.cat((initial_state.to(x.dtype), x), 1)
+    weight = weight.to(x.dtype)
+    if x.shape[1] == 1:
+        y = (padded * weight.T).sum(1, keepdim=True)
+    else:
+        y = _ShiftedSum.apply(padded, weight)  # type: ignore[no-untyped-call]
+    if bias is not None:
+        y = y + bias.to(x.dtype)
+    if activation == "silu":
+        y = F.silu(y)
+    # clone: a slice would keep the whole padded input alive
+    return y, padded[:, x.shape[1] :].clone() if output_final_state else None
+
+
+def naive_causal_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The defining recurrence of `causal_conv`: a window that slides over the tokens. Returns (y, final state)."""
+    batch, length, channels = x.shape
+    window = x.new_zeros(batch, weight.shape[1] - 1, channels) if initial_state is None else initial_state
+    ys = []
+    for t in range(length):
+        window = torch.cat((window, x[:, t : t + 1]), 1)
+        ys.append(torch.einsum("bwc,cw->bc", window, weight) + (0 if bias is None else bias))
+        window = window[:, 1:]
+    return torch.stack(ys, 1), window
+
+
+class _ShiftedSum(torch.autograd.Function):
+    """W shifted multiply-adds in the [B, T, C] layout; no transposition, and one pass per tap in each direction."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(padded: Tensor, weight: Tensor) -> Tensor:
+        length = padded.shape[1] - weight.shape[1] + 1
+        y = padded[:, :length] * weight[:, 0]
+        for i in range(1, weight.shape[1]):
+            y.addcmul_(padded[:, i : i + length], weight[:, i])
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        padded, weight = ctx.saved_tensors
+        length, width = dy.shape[1], weight.shape[1]
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = F.pad(dy * weight[:, 0], (0, 0, 0, width - 1))
+            for i in range(1, width):
+                dx[:, i : i + length].addcmul_(dy, weight[:, i])
+        if ctx.needs_input_grad[1]:
+            dw = torch.stack([(dy * padded[:, i : i + length]).sum((0, 1)) for i in range(width)], 1)
+        return dx, dw
