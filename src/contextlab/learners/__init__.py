@@ -36,6 +36,6 @@ __all__ = [
 
 
 def build_learner(name: str, **options: Any) -> Learner:
-    """The learner called `name`. Raises InputError on an unknown name and on wrong, unknown or missing options."""
+    """The learner called `name`. Raises InputError on an unknown name and on wrong or missing options."""
     learner: Learner = registry.lookup("learner", name).build(**options)
     return learner

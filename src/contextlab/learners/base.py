@@ -16,7 +16,11 @@ class RegressionLearner(Learner):
 
     @abstractmethod
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
-        """Prediction i from the examples before i and xs[:, i]. xs [B, n, d], ys [B, n, k], both float64; [B, n, k]."""
+        """Prediction i, [B, n, k], from the examples before i and xs[:, i].
+
+        xs: [B, n, d] float64.
+        ys: [B, n, k] float64.
+        """
 
     def __call__(self, prompt: Prompt) -> Tensor:
         """Predictions [B, T, k] of the dtype of `prompt.ys`, zero where no output is predicted.
@@ -27,15 +31,15 @@ class RegressionLearner(Learner):
         xs, ys, at = prompt.xs, prompt.ys, prompt.at
         if xs is None or ys is None or at is None:
             raise InputError(
-                f"{type(self).__name__} needs a prompt with examples (xs, ys, at), such as linear_regression draws; "
-                "this one has none"
+                f"{type(self).__name__} needs a prompt with examples (xs, ys, at), such as linear_regression "
+                "draws; this one has none"
             )
         predictions = self.predict(xs.double(), ys.double()).to(ys.dtype)
         return ys.new_zeros(prompt.batch, prompt.length, ys.shape[-1]).index_copy(1, at, predictions)
 
 
 def gram(xs: Tensor) -> Tensor:
-    """Sum of x x^T over the examples before each i, for every prefix at once. xs [B, n, d] -> [B, n, d, d]."""
+    """Sum of x x^T over the examples before each i. xs [B, n, d] -> [B, n, d, d]."""
     return before(xs.unsqueeze(-1) * xs.unsqueeze(-2))
 
 

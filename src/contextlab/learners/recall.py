@@ -30,7 +30,7 @@ class Lookup(Learner):
     vocabulary: PositiveInt
 
     def __call__(self, prompt: Prompt) -> Tensor:
-        """Log-probabilities [B, T, vocabulary], float32. Raises InputError for prompts that are no such tokens."""
+        """Log-probabilities [B, T, vocabulary], float32. Raises InputError for other prompts."""
         tokens = prompt.inputs
         if tokens.is_floating_point():
             raise InputError(

@@ -1,7 +1,8 @@
 """Regression learners, batched over prompts and over all prefixes of each prompt at once.
 
-Prediction i is what the algorithm says when it is given the examples before i only. None of them loops over examples:
-what a prefix needs is a running sum (Gram matrices, one batched factorisation) or a row of one triangular matrix.
+Prediction i is what the algorithm says when it is given the examples before i only. None of them loops over
+examples: what a prefix needs is a running sum (Gram matrices, one batched factorisation) or a row of one
+triangular matrix.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Averaging(RegressionLearner):
     """The mean of y x over the examples as the weight vector (2208.01066, section 3.1)."""
 
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
-        # w_i . x_i = (1 / i) sum over j < i of y_j (x_j . x_i): the strict lower triangle of X X^T applied to y
+        # w_i . x_i = (1 / i) sum over j < i of y_j (x_j . x_i): the strict lower triangle of X X^T, times y
         return (xs @ xs.mT).tril(-1) @ ys / _counts(xs)[:, None]
 
 
@@ -64,13 +65,13 @@ class LeastSquares(RegressionLearner):
 class Ridge(RegressionLearner):
     """Ridge regression: least |y - X w|^2 + strength |w|^2.
 
-    With strength = noise variance / weight variance it is the posterior mean of Gaussian weights under Gaussian noise,
-    whatever the inputs: no predictor has a smaller expected squared error.
+    With strength = noise variance / weight variance it is the posterior mean of Gaussian weights under
+    Gaussian noise, whatever the inputs: no predictor has a smaller expected squared error.
 
-    One factorisation serves all prefixes. Let K = X X^T + strength I over all n examples, K = L L^T, z = L^-1 y. The
-    leading blocks of L and z are those of the prefix (Cholesky and forward substitution never look ahead), and row i
-    of K left of the diagonal is X_i x_i = L_i L[i, :i]^T. So the prediction at i from the first i examples,
-    (X_i x_i)^T K_i^-1 y_i, is L[i, :i] . z[:i].
+    One factorisation serves all prefixes. Let K = X X^T + strength I over all n examples, K = L L^T, z =
+    L^-1 y. The leading blocks of L and z are those of the prefix (Cholesky and forward substitution never
+    look ahead), and row i of K left of the diagonal is X_i x_i = L_i L[i, :i]^T. So the prediction at i from
+    the first i examples, (X_i x_i)^T K_i^-1 y_i, is L[i, :i] . z[:i].
 
     strength: weight of |w|^2; 0 is the limit, ordinary least squares.
     """
@@ -99,8 +100,8 @@ class GradientDescent(RegressionLearner):
     """Steps of full-batch gradient descent from w = 0 on the mean of (y - w . x)^2 / 2 over the examples.
 
     steps: gradient steps.
-    step_size: None for 1 / the largest absolute row sum of X^T X / i, a bound on its largest eigenvalue, so that the
-        descent never diverges.
+    step_size: None for 1 / the largest absolute row sum of X^T X / i, a bound on its largest eigenvalue, so
+        that the descent never diverges.
     """
 
     steps: PositiveInt = 10
@@ -123,11 +124,11 @@ class GradientDescent(RegressionLearner):
 @register("learner", "newton", papers=("2310.17086",), cases=({}, {"steps": 3}))
 @dataclass(frozen=True)
 class Newton(RegressionLearner):
-    """Steps of Newton's iteration for the inverse of S = X^T X: M <- 2 M - M S M, w = M X^T y (2310.17086, section 3).
+    """Steps of Newton's iteration for the inverse of S = X^T X: M <- 2 M - M S M, w = M X^T y (2310.17086).
 
-    It starts at M = a S with a = 1 / (largest eigenvalue of S)^2, half of the bound up to which it converges. The error
-    I - M S is squared by each step; M has the eigenvectors of S at every step, so the iterate is computed on the
-    eigenvalues, which keeps null directions exactly null.
+    It starts at M = a S with a = 1 / (largest eigenvalue of S)^2, half of the bound up to which it
+    converges. The error I - M S is squared by each step; M has the eigenvectors of S at every step, so the
+    iterate is computed on the eigenvalues, which keeps null directions exactly null.
 
     steps: Newton steps.
     """
@@ -147,10 +148,10 @@ class Newton(RegressionLearner):
 @register("learner", "lasso", papers=("2208.01066",), cases=({}, {"strength": 0.01}))
 @dataclass(frozen=True)
 class Lasso(RegressionLearner):
-    """Lasso: least |y - X w|^2 / (2 i) + strength |w|_1 over the i examples (scikit-learn's scale of the strength).
+    """Lasso: least |y - X w|^2 / (2 i) + strength |w|_1 over the i examples, as in scikit-learn.
 
-    Coordinate descent finds the set of nonzero weights and their signs; the weights are then solved for exactly and
-    kept if they meet the optimality conditions, so the answer is exact to rounding.
+    Coordinate descent finds the set of nonzero weights and their signs; the weights are then solved for
+    exactly and kept if they meet the optimality conditions, so the answer is exact to rounding.
 
     strength: weight of |w|_1.
     sweeps: most passes over the coordinates; a prefix that takes more gets the descent's last iterate.
@@ -169,7 +170,7 @@ class Lasso(RegressionLearner):
 
     def _solve(self, curvature: Tensor, pull: Tensor) -> Tensor:
         """Minimise w'Gw / 2 - b'w + strength |w|_1 for every G [P, d, d] and b [P, d] at once; [P, d]."""
-        problems, size = pull.shape
+        size = pull.shape[1]
         answer = torch.zeros_like(pull)
         open_ = (pull.abs().amax(1) > self.strength).nonzero().squeeze(1)  # elsewhere w = 0 is the solution
         # Problems last: each coordinate's update then runs over contiguous memory.
@@ -195,7 +196,7 @@ class Lasso(RegressionLearner):
         return answer
 
     def _polish(self, g: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The minimiser if `w` has its signs, and whether it meets the optimality conditions. [P, d], [P] bool."""
+        """The minimiser [P, d] if `w` has its signs, and whether it meets the optimality conditions [P]."""
         sign, eye = w.sign(), torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
         used = sign != 0
         pairs = used.unsqueeze(1) & used.unsqueeze(2)
@@ -212,7 +213,7 @@ class Lasso(RegressionLearner):
 @register("learner", "pool_posterior", papers=("2306.15063",), cases=())
 @dataclass(frozen=True, eq=False)
 class PoolPosterior(RegressionLearner):
-    """The posterior mean over a finite pool of weight vectors, all equally likely before (2306.15063, section 2).
+    """The posterior mean over a finite pool of weight vectors, all equally likely before (2306.15063).
 
     Bayes-optimal when the prompts' weights come from the pool.
 
@@ -241,7 +242,7 @@ def _counts(xs: Tensor) -> Tensor:
 
 
 def _filtered(xs: Tensor, ys: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
-    """Predictions with w = V inverse(s) V^T X^T y, where X^T X = V s V^T for every prefix; null directions get 0.
+    """Predictions with w = V inverse(s) V^T X^T y, where X^T X = V s V^T; null directions get 0.
 
     inverse: eigenvalues [B, n, d] -> filter [B, n, d], for eigenvalues above the rounding error.
     """

@@ -14,6 +14,6 @@ __all__ = ["AssociativeRecall", "LinearRegression", "Prompt", "Task", "TaskSpec"
 
 
 def build_task(name: str, **options: Any) -> Task:
-    """The task called `name`. Raises InputError on an unknown name and on wrong, unknown or impossible options."""
+    """The task called `name`. Raises InputError on an unknown name and on wrong or impossible options."""
     task: Task = registry.lookup("task", name).build(**options)
     return task

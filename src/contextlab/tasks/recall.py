@@ -24,11 +24,11 @@ from contextlab.registry import register
 class AssociativeRecall(Task):
     """Multi-query associative recall (MQAR, Zoology): key-value pairs, later some of the keys again.
 
-    The first 2 * pairs tokens are key, value, key, value, ...; the rest is cut into slots of two tokens. A query is a
-    key in the first place of a slot, and its target is the key's value; the value is not shown again. Every other
-    place holds filler. Slots are drawn without replacement, slot s (from 1) with weight s ** (power - 1), so that
-    most queries come soon after the pairs. Keys are the lower half of the vocabulary, values the upper half; no key
-    and no value is in two pairs. `shot` is the number of pairs.
+    The first 2 * pairs tokens are key, value, key, value, ...; the rest is cut into slots of two tokens. A
+    query is a key in the first place of a slot, and its target is the key's value; the value is not shown
+    again. Every other place holds filler. Slots are drawn without replacement, slot s (from 1) with weight s
+    ** (power - 1), so that most queries come soon after the pairs. Keys are the lower half of the
+    vocabulary, values the upper half; no key and no value is in two pairs. `shot` is the number of pairs.
 
     vocabulary: number of symbols; half are keys, half are values.
     pairs: key-value pairs in the prompt.
@@ -61,13 +61,15 @@ class AssociativeRecall(Task):
             self._check_pairs(pairs)
         if self.queries is not None and self.queries > (most := self._most_queries(self.pairs)):
             raise InputError(
-                f"queries {self.queries} do not fit: {self.pairs} pairs in length {self.length} leave room for {most}"
+                f"queries {self.queries} do not fit: {self.pairs} pairs in length {self.length} "
+                f"leave room for {most}"
             )
 
     def _check_pairs(self, pairs: int) -> None:
         if pairs > self.keys:
             raise InputError(
-                f"pairs {pairs} do not fit: vocabulary {self.vocabulary} holds {self.keys} keys; at most {self.keys}"
+                f"pairs {pairs} do not fit: vocabulary {self.vocabulary} holds {self.keys} keys; "
+                f"at most {self.keys}"
             )
         if self._most_queries(pairs) < 1:
             raise InputError(
@@ -110,7 +112,8 @@ class AssociativeRecall(Task):
         for_keys, for_values, for_slots, for_pairs = uniform.split(sizes, dim=1)
         keys = for_keys.topk(self.pairs, dim=1).indices
         values = for_values.topk(self.pairs, dim=1).indices + self.keys
-        # Exponential races (Gumbel top-k): the k smallest of e / weight are a weighted draw without replacement.
+        # Exponential races (Gumbel top-k): the k smallest of e / weight are a weighted draw without
+        # replacement.
         weight = torch.arange(1, slots + 1, device=device, dtype=uniform.dtype) ** (self.power - 1)
         slot = (-torch.log1p(-for_slots) / weight).topk(self.asked, dim=1, largest=False).indices
         asked_keys, answers = keys, values
@@ -138,8 +141,8 @@ class AssociativeRecall(Task):
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean cross-entropy in nats at the queries. prediction: logits [B, T, output_size]."""
-        # All rows have the same number of queries, so their places have a fixed shape: the softmax is computed there
-        # only, and no size depends on the data (CUDA graphs and vmap need that).
+        # All rows have the same number of queries, so their places have a fixed shape: the softmax is
+        # computed there only, and no size depends on the data (CUDA graphs and vmap need that).
         at = prompt.scored.to(torch.uint8).topk(self.asked, dim=1).indices
         logits = prediction.gather(1, at.unsqueeze(-1).expand(-1, -1, prediction.shape[-1]))
         return F.cross_entropy(logits.flatten(0, 1).float(), prompt.targets.gather(1, at).flatten())

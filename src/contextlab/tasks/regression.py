@@ -28,7 +28,7 @@ from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 
 NOISELESS = 1e-4
-"""Noise, in units of y's scale, that the pool's posterior assumes where there is none: well above float32's rounding."""
+"""Noise, over the scale of y, that the pool's posterior assumes where there is none; well above rounding."""
 
 
 @register(
@@ -41,9 +41,9 @@ NOISELESS = 1e-4
 class LinearRegression(Task):
     """In-context linear regression: y = w . x + noise, a new w for each prompt (Garg et al., 2208.01066).
 
-    w ~ N(0, weight_scale^2 I), x ~ N(0, input_scale^2 C), where C has trace `dimensions` and a random eigenbasis for
-    each prompt. Prediction i has seen i examples, i = 0 .. examples - 1. Targets [B, T, 1] are y as seen in the
-    context, noise included.
+    w ~ N(0, weight_scale^2 I), x ~ N(0, input_scale^2 C), where C has trace `dimensions` and a random
+    eigenbasis for each prompt. Prediction i has seen i examples, i = 0 .. examples - 1. Targets [B, T, 1]
+    are y as seen in the context, noise included.
 
     dimensions: d, the size of x.
     examples: n, the (x, y) problems in a prompt.
@@ -51,16 +51,17 @@ class LinearRegression(Task):
     weight_scale: standard deviation of each weight.
     input_scale: standard deviation of x in each direction, on average.
     sparsity: number of weights that are not zero; None for all.
-    spectrum: eigenvalues of C: "isotropic" (all 1), "skewed" (the i-th proportional to 1 / i^2), or a number p for
-        1 / i^p.
-    pool: weights are drawn from a pool of so many vectors; None for fresh weights in each prompt (2306.15063).
+    spectrum: eigenvalues of C: "isotropic" (all 1), "skewed" (the i-th proportional to 1 / i^2), or a number
+        p for 1 / i^p.
+    pool: weights are drawn from a pool of so many vectors; None for fresh weights in each prompt
+        (2306.15063).
     pool_seed: of the pool.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...; the
-        prediction of y_i is read at the token that first shows x_i.
-    active_dimensions: x is zero beyond so many dimensions (C has trace `active_dimensions`), a curriculum's option;
-        None for all.
-    query: "orthogonal" scores one random example of 2 .. d of each prompt only, whose x is made orthogonal to all
-        before it, its length kept; "same" scores all.
+    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1),
+        ...; the prediction of y_i is read at the token that first shows x_i.
+    active_dimensions: x is zero beyond so many dimensions (C has trace `active_dimensions`), a curriculum's
+        option; None for all.
+    query: "orthogonal" scores one random example of 2 .. d of each prompt only, whose x is made orthogonal
+        to all before it, its length kept; "same" scores all.
     """
 
     metric: ClassVar[str] = "squared_error"
@@ -88,8 +89,8 @@ class LinearRegression(Task):
                 )
         if self.query == "orthogonal" and (self.active < 2 or self.examples < 2):
             raise InputError(
-                f"query 'orthogonal' needs at least 2 (active) dimensions and 2 examples, got {self.active} and "
-                f"{self.examples}; use query 'same'"
+                f"query 'orthogonal' needs at least 2 active dimensions and 2 examples, "
+                f"got {self.active} and {self.examples}; use query 'same'"
             )
 
     @property
@@ -136,18 +137,22 @@ class LinearRegression(Task):
         """The pool [pool, d], the same on every device. Raises InputError when the task has none."""
         if self.pool is None:
             raise InputError("pool: this task draws fresh weights for each prompt; give pool a size")
-        return _pool(
-            self.replace(examples=1, query="same", active_dimensions=None, layout="paired"),
-            str(torch.device(device)),
-        )
+        plain = LinearRegression(
+            dimensions=self.dimensions,
+            weight_scale=self.weight_scale,
+            sparsity=self.sparsity,
+            pool=self.pool,
+            pool_seed=self.pool_seed,
+        )  # what the pool depends on, so that splits and curricula share it
+        return _pool(plain, str(torch.device(device)))
 
     def _draw_xs(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """[batch, examples, d]."""
         active = self.active
         xs = torch.randn(batch, self.examples, active, generator=generator, device=device)
         if self.spectrum != "isotropic":
-            # Q of a Gaussian matrix is uniform over the orthogonal matrices up to the signs of its columns, which
-            # change nothing here: C = Q diag Q^T.
+            # Q of a Gaussian matrix is uniform over the orthogonal matrices up to the signs of its columns,
+            # which change nothing here: C = Q diag Q^T.
             gauss = torch.randn(batch, active, active, generator=generator, device=device)
             xs = (xs * self.eigenvalues(device).sqrt()) @ torch.linalg.qr(gauss).Q.mT
         xs = self.input_scale * xs
@@ -212,9 +217,9 @@ class LinearRegression(Task):
     def learners(self) -> dict[str, Learner]:
         """The learners, the best known first.
 
-        They know how this task draws its prompts: a split's learners are tuned to the split. The first is the exact
-        Bayes predictor (over the pool, or ridge with strength noise^2 / weight_scale^2), but for sparse weights, for
-        which lasso is the best here.
+        They know how this task draws its prompts: a split's learners are tuned to the split. The first is
+        the exact Bayes predictor (over the pool, or ridge with strength noise^2 / weight_scale^2), but for
+        sparse weights, for which lasso is the best here.
         """
         found: dict[str, Learner] = {}
         if self.pool is not None:
@@ -238,7 +243,7 @@ class LinearRegression(Task):
         }
 
     def splits(self) -> dict[str, Task]:
-        """'train', and the shifts of 2208.01066, section 4, each one change from training; with a pool, new weights."""
+        """'train' and the shifts of 2208.01066, section 4, each one change; with a pool, new weights too."""
         found: dict[str, Task] = {
             "train": self,
             "scaled inputs": self.replace(input_scale=2 * self.input_scale),
