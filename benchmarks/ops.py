@@ -1,12 +1,13 @@
-"""Time the recurrent ops against the PyTorch fallbacks inside transformers: `python benchmarks/ops.py [--json F]`.
+"""Time the recurrent ops against the fallbacks in transformers: `python benchmarks/ops.py [--json F]`.
 
-Timed is one forward and backward (gradients of all inputs), float32, batch 2, 4 heads of 64, interleaved runs in one
-process, medians and quartiles:
+Timed is one forward and backward (gradients of all inputs), float32, batch 2, 4 heads of 64, interleaved
+runs in one process, medians and quartiles:
 
-- gated delta rule: `gated_delta_rule` and Qwen3-Next's `torch_chunk_gated_delta_rule`, the same q, k, v, g, beta.
-- SSD: `ssd` and Mamba-2's `mamba2_chunk_scan` (the scan part of its torch path, without projections, convolution and
-  norm), the same x, dt, A, B, C, D, state size 64, one group of B and C as in Mamba-2, chunks of 256 (Mamba-2's default)
-  and of 64; the faster of the two is the reference.
+- gated delta rule: `gated_delta_rule` and Qwen3-Next's `torch_chunk_gated_delta_rule`, the same q, k, v, g,
+  beta.
+- SSD: `ssd` and Mamba-2's `mamba2_chunk_scan` (the scan part of its torch path, without projections,
+  convolution and norm), the same x, dt, A, B, C, D, state size 64, one group of B and C as in Mamba-2,
+  chunks of 256 (its default, as transformers runs it) and, to be fair to the algorithm, of 64.
 - growth: the time at 2 T over that at T, for T the length and half of it.
 """
 

@@ -30,7 +30,8 @@ class DeltaNet(MatrixMixer):
     head_dim: size of a head's key; default width / heads.
     expand_v: size of a head's value over that of its key.
     short_conv: width of the causal convolution before q, k and v; 0 for none.
-    allow_neg_eigval: strengths up to 2 instead of 1, so that the state's transition can have negative eigenvalues.
+    allow_neg_eigval: strengths up to 2 instead of 1, so that the state's transition can have negative
+        eigenvalues.
     """
 
     gated = False
@@ -101,7 +102,8 @@ class GatedDeltaNet(DeltaNet):
     head_dim: size of a head's key; default width / heads.
     expand_v: size of a head's value over that of its key (the paper's models use 2).
     short_conv: width of the causal convolution before q, k and v; 0 for none.
-    allow_neg_eigval: strengths up to 2 instead of 1, so that the state's transition can have negative eigenvalues.
+    allow_neg_eigval: strengths up to 2 instead of 1, so that the state's transition can have negative
+        eigenvalues.
     """
 
     gated = True
@@ -125,6 +127,6 @@ class GatedDeltaNet(DeltaNet):
 
 
 def initial_dt_bias(heads: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
-    """[heads]: inverse softplus of step sizes drawn log-uniformly in [low, high] (2405.21060's initialisation)."""
+    """[heads]: inverse softplus of step sizes drawn log-uniformly in [low, high] (as Mamba-2 starts)."""
     dt = torch.empty(heads).uniform_(math.log(low), math.log(high)).exp()
     return dt + torch.log(-torch.expm1(-dt))

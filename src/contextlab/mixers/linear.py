@@ -25,7 +25,7 @@ from contextlab.state import RecurrentState, State, own, tensor_bytes
 
 
 class ShortConv(nn.Module):
-    """Causal depthwise convolution over the last `size` tokens; PyTorch's default initialisation of nn.Conv1d.
+    """Causal depthwise convolution over the last `size` tokens, initialised as nn.Conv1d.
 
     channels: C. size: W, at least 1. bias: whether each channel has one.
     """
@@ -38,15 +38,16 @@ class ShortConv(nn.Module):
     def forward(
         self, x: Tensor, before: Tensor | None, keep: bool, activation: Literal["silu"] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """x: [B, T, C]. before: the W-1 inputs read before, or None. Returns y and, when `keep`, the last W-1."""
+        """x: [B, T, C]. before: the W-1 inputs read before or None. Returns y and, if `keep`, the last W-1."""
         return causal_conv(x, self.weight, self.bias, before, keep, activation)
 
 
 class MatrixMixer(Mixer):
-    """What mixers with a matrix state per head share: one input projection, a short convolution, the state's form.
+    """What mixers with a matrix state per head share: input projection, short convolution, the state's form.
 
     width: size of a token's vector. heads: H. key, value: K and V, the sides of a head's state.
-    projected: outputs of the input projection, the C channels that are convolved first or as the subclass says.
+    projected: outputs of the input projection, the C channels that are convolved first or as the subclass
+        says.
     conv_channels, conv_size: of the short convolution; size 0 for none.
     """
 
@@ -252,7 +253,7 @@ class Retention(MatrixMixer):
         qkv, conv = self._convolved(qkv, before, keep_state, None)
         q, k, v = qkv.split((self.width, self.width, self.inner), -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
-        # The rotation is relative: the place in what was read serves for all rows, however much each is padded.
+        # The rotation is relative: the place in what was read serves all rows, however much each is padded.
         start = 0 if before is None else before.length
         places = torch.arange(start, start + x.shape[1], device=x.device)
         cos, sin = rope_table(places, self.key, dtype=x.dtype)

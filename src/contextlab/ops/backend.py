@@ -1,7 +1,7 @@
 """Which implementation each op runs on, chosen in one place and reported in plain words.
 
-"torch" is the chunked PyTorch form and runs everywhere. "fla" is flash-linear-attention's Triton kernels, taken on
-CUDA when that package is installed. `contextlab doctor` and the record of a run print `backends()`.
+"torch" is the chunked PyTorch form and runs everywhere. "fla" is flash-linear-attention's Triton kernels,
+taken on CUDA when that package is installed. `contextlab doctor` and the record of a run print `backends()`.
 """
 
 from __future__ import annotations
@@ -65,13 +65,14 @@ def choose(op: str, tensor: Tensor) -> Backend:
     """The backend for `op` on inputs like `tensor`.
 
     op: one of `OPS`. tensor: the keys, [B, T, H, K]; its device, dtype and K decide.
-    Raises ResourceError when `use_backend("fla")` asks for kernels that cannot run, InputError for unknown names.
+    Raises ResourceError when `use_backend("fla")` asks for kernels that cannot run, InputError for unknown
+    names.
     """
     return _choose(op, tensor.device.type, tensor.dtype, tensor.shape[-1])
 
 
 def backends(dtype: torch.dtype = torch.float32) -> list[BackendReport]:
-    """The backend of every op on every device of this machine, for inputs of `dtype`. Never raises on a broken package."""
+    """The backend of every op on every device here, for inputs of `dtype`; a broken package is reported."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     reports = []
     for op in OPS:
@@ -88,7 +89,8 @@ def backends(dtype: torch.dtype = torch.float32) -> list[BackendReport]:
 def use_backend(name: str) -> Iterator[None]:
     """Force a backend inside a `with` block.
 
-    name: "torch", "fla", or "auto" (the default rule). The variable CONTEXTLAB_BACKEND sets it for a whole process.
+    name: "torch", "fla", or "auto" (the default rule). The variable CONTEXTLAB_BACKEND sets it for a whole
+        process.
     """
     global _forced
     if name not in CHOICES:
@@ -138,7 +140,7 @@ def _refusal(op: str, device: str, dtype: torch.dtype, key_size: int) -> str | N
 
 @cache
 def load_fla(op: str) -> tuple[ModuleType | None, str]:
-    """The kernels' module for `op` and the package's version, or None and why not (missing or broken). Cached."""
+    """The kernels' module for `op` and the package's version, or None and why not. Cached."""
     try:
         package: Any = importlib.import_module("fla")
     except ModuleNotFoundError as error:

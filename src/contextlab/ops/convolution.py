@@ -39,7 +39,7 @@ def causal_conv(
     if x.shape[1] == 1:
         y = (padded * weight.T).sum(1, keepdim=True)
     else:
-        y = _ShiftedSum.apply(padded, weight)  # type: ignore[no-untyped-call]
+        y = _ShiftedSum.apply(padded, weight)
     if bias is not None:
         y = y + bias.to(x.dtype)
     if activation == "silu":
@@ -51,7 +51,7 @@ def causal_conv(
 def naive_causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The defining recurrence of `causal_conv`: a window that slides over the tokens. Returns (y, final state)."""
+    """The definition of `causal_conv`: a window that slides over the tokens. Returns (y, final state)."""
     batch, length, channels = x.shape
     window = x.new_zeros(batch, weight.shape[1] - 1, channels) if initial_state is None else initial_state
     ys = []
@@ -63,7 +63,7 @@ def naive_causal_conv(
 
 
 class _ShiftedSum(torch.autograd.Function):
-    """W shifted multiply-adds in the [B, T, C] layout; no transposition, and one pass per tap in each direction."""
+    """W shifted multiply-adds in the [B, T, C] layout: no transposition, one pass per tap each way."""
 
     generate_vmap_rule = True
 

@@ -2,9 +2,10 @@
 
 The state S [K, V] of a head obeys, with the decay a_t = exp(g_t),
     S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T,    o_t = scale S_t^T q_t,
-which is one step of online gradient descent on |S^T k - v|^2 (2406.06484; with decay 2412.06464). Inside a chunk the
-corrections solve one unit lower-triangular system, whose inverse comes from block recursion; from chunk to chunk the
-state passes by one matrix product. Half precision is computed in float32. `cu_seqlens` is not supported here.
+which is one step of online gradient descent on |S^T k - v|^2 (2406.06484; with decay 2412.06464). Inside a
+chunk the corrections solve one unit lower-triangular system, whose inverse comes from block recursion; from
+chunk to chunk the state passes by one matrix product. Half precision is computed in float32. `cu_seqlens` is
+not supported here.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ def gated_delta_rule(
     """The delta rule with a decay per head and token (2412.06464, eq. 10).
 
     q, k: [B, T, H, K]; keys of length <= 1 keep the state bounded. v: [B, T, H, V].
-    g: [B, T, H] log decay, <= 0, or None (no decay). beta: [B, T, H] writing strength in [0, 1], or up to 2 for
-        negative eigenvalues (2411.12537).
+    g: [B, T, H] log decay, <= 0, or None (no decay). beta: [B, T, H] writing strength in [0, 1], or up to 2
+        for negative eigenvalues (2411.12537).
     scale: of the queries; K ** -0.5 by default. initial_state: [B, H, K, V] or None (zeros).
-    output_final_state: also return S after the last token. chunk_size: largest number of tokens in a chunk of the
-        PyTorch form; a sequence is cut into chunks of nearly equal size.
+    output_final_state: also return S after the last token. chunk_size: largest number of tokens in a chunk
+        of the PyTorch form; a sequence is cut into chunks of nearly equal size.
     Returns (o [B, T, H, V], final state [B, H, K, V] (at least float32) or None).
     """
     _check(q, k, v, beta, chunk_size)
@@ -64,7 +65,7 @@ def gated_delta_rule(
     if g is not None:
         c = chunked(g.unsqueeze(-1), count, size).flatten(0, 1).squeeze(-1).cumsum(-1)
     flat = None if state is None else state.flatten(0, 1)
-    o, last, *_ = _ChunkedDelta.apply(*inputs, c, flat, output_final_state)  # type: ignore[no-untyped-call]
+    o, last, *_ = _ChunkedDelta.apply(*inputs, c, flat, output_final_state)
     o = unchunked(o.unflatten(0, (batch, heads)), length).to(dtype)
     return o, last.unflatten(0, (batch, heads)) if output_final_state else None
 
@@ -79,7 +80,7 @@ def delta_rule(
     output_final_state: bool = False,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor | None]:
-    """The delta rule without decay (2406.06484, eq. 2): arguments, shapes and result as for `gated_delta_rule`."""
+    """The delta rule without decay (2406.06484, eq. 2); arguments and result as for `gated_delta_rule`."""
     return gated_delta_rule(q, k, v, None, beta, scale, initial_state, output_final_state, chunk_size)
 
 
@@ -131,9 +132,12 @@ def split(length: int, chunk_size: int) -> tuple[int, int]:
 
 
 def unit_lower_inverse(A: Tensor, base: int = 16) -> Tensor:
-    """(I + A)^-1 of strictly lower triangular A [..., L, L], by halves: [[P, 0], [C, Q]]^-1 has -Q^-1 C P^-1 below.
+    """(I + A)^-1 of strictly lower triangular A [..., L, L], by halves.
 
-    base: block size at which a triangular solve is the faster way. What is on and above A's diagonal is ignored.
+    The inverse of [[P, 0], [C, Q]] is [[P^-1, 0], [-Q^-1 C P^-1, Q^-1]].
+
+    base: block size at which a triangular solve is the faster way. What is on and above A's diagonal is
+        ignored.
     """
     size = A.shape[-1]
     if size <= base:
@@ -147,13 +151,15 @@ def unit_lower_inverse(A: Tensor, base: int = 16) -> Tensor:
 
 
 class _ChunkedDelta(torch.autograd.Function):
-    """All chunks at once. q, k: [X, N, L, K] with X = B H; v: [X, N, L, V]; beta: [X, N, L, 1]; c: cumulative log decay
-    in the chunk, broadcastable to [X, N, L]; state: [X, K, V] or None. Returns (o, final state, saved ...).
+    """All chunks at once.
 
-    With D_ij = exp(c_i - c_j): A = beta k k^T D (strictly lower), (U, W) = (I + A)^-1 beta (v, exp(c) k); a chunk writes
-    the values U - W S, and S becomes exp(c_L) S + Kd^T (U - W S) with Kd = exp(c_L - c) k (2412.06464, section 3.3).
-    The backward is by hand; its decay gradient is that of the linear engine, because S_t exp(-c_t) obeys the rule
-    without decay and with values exp(-c_t) v_t.
+    q, k: [X, N, L, K] with X = B H; v: [X, N, L, V]; beta: [X, N, L, 1]; c: cumulative log decay in the chunk,
+    broadcastable to [X, N, L]; state: [X, K, V] or None. Returns (o, final state, saved for backward ...).
+
+    With D_ij = exp(c_i - c_j): A = beta k k^T D (strictly lower), (U, W) = (I + A)^-1 beta (v, exp(c) k); a
+    chunk writes the values U - W S, and S becomes exp(c_L) S + Kd^T (U - W S) with Kd = exp(c_L - c) k
+    (2412.06464, section 3.3). The backward is by hand; its decay gradient is that of the linear engine,
+    because S_t exp(-c_t) obeys the rule without decay and with values exp(-c_t) v_t.
     """
 
     generate_vmap_rule = True
@@ -282,7 +288,7 @@ def _fla_delta_rule(
     initial_state: Tensor | None,
     output_final_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same by flash-linear-attention's kernels; its one-token kernel has no backward for the gated rule."""
+    """The same by flash-linear-attention's kernels; the gated one-token kernel has no backward."""
     gate = {} if g is None else {"g": g}
     name = "delta_rule" if g is None else "gated_delta_rule"
     single = q.shape[1] == 1 and not torch.is_grad_enabled()

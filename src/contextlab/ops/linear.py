@@ -1,9 +1,10 @@
-"""Linear attention with scalar decay: one chunked engine for linear attention, RetNet, Lightning and Mamba-2 (SSD).
+"""Linear attention with scalar decay: one chunked engine for RetNet, Lightning Attention and Mamba-2 (SSD).
 
-The state S [K, V] of a head obeys S_t = exp(g_t) S_{t-1} + k_t v_t^T and is read as o_t = scale S_t^T q_t. The fast
-form computes the tokens of a chunk from each other by masked matrix products and passes S from chunk to chunk
-(2312.06635, section 4; 2405.21060, section 6). Decays enter only as exp of differences that are <= 0, so nothing
-overflows. Half precision is computed in float32. Sequences packed by `cu_seqlens` are not supported here.
+The state S [K, V] of a head obeys S_t = exp(g_t) S_{t-1} + k_t v_t^T and is read as o_t = scale S_t^T q_t.
+The fast form computes the tokens of a chunk from each other by masked matrix products and passes S from
+chunk to chunk (2312.06635, section 4; 2405.21060, section 6). Decays enter only as exp of differences that
+are <= 0, so nothing overflows. Half precision is computed in float32. Sequences packed by `cu_seqlens` are
+not supported here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlab.errors import InputError
 from contextlab.ops import backend
 
 SINGLE_CHUNK = 128
-"""Sequences up to this length are one quadratic chunk: at training lengths that beats any passing of states."""
+"""Sequences up to this length are one quadratic chunk: cheaper than passing states at training lengths."""
 
 
 def simple_gla(
@@ -37,7 +38,8 @@ def simple_gla(
     """Linear attention whose state decays by one scalar per head and token.
 
     q: [B, T, G, K]. k: [B, T, G, K]. v: [B, T, H, V]; H is a multiple of G, heads of a group share q and k.
-    g: [B, T, H] log decay, <= 0, or None. g_gamma: [H] constant log decay, <= 0, or None; g and g_gamma add up.
+    g: [B, T, H] log decay, <= 0, or None. g_gamma: [H] constant log decay, <= 0, or None; g and g_gamma add
+        up.
     scale: of the queries; K ** -0.5 by default. initial_state: [B, H, K, V] or None (zeros).
     output_final_state: also return S after the last token. chunk_size: tokens per chunk of the PyTorch form.
     Returns (o [B, T, H, V], final state [B, H, K, V] (at least float32) or None).
@@ -63,7 +65,7 @@ def simple_gla(
     vc = chunked(v, count, size).view(*shape, value)
     c = _cumulative(g, g_gamma, shape, length, v)
     grouped = None if state is None else state.unflatten(1, (groups, -1))
-    o, last, *_ = _ChunkedGLA.apply(qc, kc, vc, c, grouped, output_final_state)  # type: ignore[no-untyped-call]
+    o, last, *_ = _ChunkedGLA.apply(qc, kc, vc, c, grouped, output_final_state)
     o = unchunked(o.flatten(1, 2), length).to(dtype)
     return o, last.flatten(1, 2) if output_final_state else None
 
@@ -132,9 +134,10 @@ def lightning_attention(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Lightning attention: decays exp(-slope_h), slopes as ALiBi's, weaker in deeper layers (2307.14995, eq. 8).
+    """Lightning attention: decays exp(-slope_h), slopes as ALiBi's (2307.14995, eq. 8).
 
-    layer, layers: index of the layer and their number. Other arguments, shapes and result as for `simple_gla`.
+    layer, layers: index of the layer and their number; deeper layers decay less. Other arguments, shapes and result as for
+        `simple_gla`.
     """
     gamma = lightning_decay(v.shape[2], v.device, layer, layers)
     return simple_gla(q, k, v, None, gamma, scale, initial_state, output_final_state)
@@ -151,9 +154,10 @@ def ssd(
     output_final_state: bool = False,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor | None]:
-    """Mamba-2's state-space duality layer: S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T, y_t = S_t^T C_t + D x_t.
+    """Mamba-2's state-space layer: S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T, y_t = S_t^T C_t + D x_t.
 
-    x: [B, T, H, P]. dt: [B, T, H] step sizes, >= 0. A: [H], < 0. B: [B, T, G, N]. C: [B, T, G, N]; H a multiple of G.
+    x: [B, T, H, P]. dt: [B, T, H] step sizes, >= 0. A: [H], < 0. B: [B, T, G, N]. C: [B, T, G, N]; H a
+        multiple of G.
     D: [H] skip weights or None. initial_state: [B, H, N, P] or None. Source: 2405.21060, sections 5 and 6.
     Returns (y [B, T, H, P], final state [B, H, N, P] or None).
     """
@@ -176,7 +180,7 @@ def lightning_decay(
 
 
 def simple_gla_flops(length: int, heads: int, key: int, value: int, chunk_size: int = 64) -> int:
-    """Multiply-adds x 2 that the chunked form of `simple_gla` does on one sequence, matrix products counted."""
+    """Multiply-adds x 2 of the chunked form of `simple_gla` on one sequence, matrix products counted."""
     if length <= 1:
         return 4 * length * heads * key * value
     count, size = split(length, chunk_size)
@@ -184,16 +188,17 @@ def simple_gla_flops(length: int, heads: int, key: int, value: int, chunk_size: 
     return count * size * heads * (within + (4 * key * value if count > 1 else 0))
 
 
-# ---- the engine -----------------------------------------------------------------------------------------------------
+# ---- the engine ----
 
 
 class _ChunkedGLA(torch.autograd.Function):
-    """All chunks at once. q, k: [B, G, 1, N, L, K]; v: [B, G, R, N, L, V]; c: cumulative log decay, broadcastable to
-    [B, G, R, N, L]; state: [B, G, R, K, V] or None. Returns (o, final state, saved for backward ...).
+    """All chunks at once.
 
-    The backward is by hand because autograd would keep and re-read many [L, L] temporaries. For the decay it uses that
-    o_i is proportional to exp(c_i) and depends on v_j only by exp(-c_j) v_j: so dc = do . o - dv . v, and the state
-    after the chunk adds <dS, S> at the last token.
+    q, k: [B, G, 1, N, L, K]; v: [B, G, R, N, L, V]; c: cumulative log decay, broadcastable to [B, G, R, N, L]; state: [B, G, R, K, V] or None. Returns (o, final state, saved for backward ...).
+
+    The backward is by hand because autograd would keep and re-read many [L, L] temporaries. For the decay it
+    uses that o_i is proportional to exp(c_i) and depends on v_j only by exp(-c_j) v_j: so
+    dc = do . o - dv . v, and the state after the chunk adds <dS, S> at the last token.
     """
 
     generate_vmap_rule = True
@@ -253,7 +258,7 @@ def decay_gradient(
     states: Tensor | None,
     last: Tensor | None,
 ) -> Tensor:
-    """dc = do . o - dv . v, plus <dS, S> of the state S after a chunk at the chunk's last token: [..., N, L]."""
+    """dc = do . o - dv . v, plus <dS, S> of the state S after a chunk at its last token: [..., N, L]."""
     dc = (do * o).sum(-1) - (dv * v).sum(-1)
     if after is not None and states is not None and last is not None:
         S = torch.cat((states[..., 1:, :, :], last.unsqueeze(-3)), -3)
@@ -262,14 +267,14 @@ def decay_gradient(
     return dc
 
 
-def decay_matrix(c: Tensor, diagonal: bool = True) -> Tensor:
-    """exp(c_i - c_j) for j <= i (j < i without the diagonal), else 0. c: [..., L], falling. Returns [..., L, L]."""
-    mask = torch.ones(c.shape[-1], c.shape[-1], dtype=torch.bool, device=c.device).triu(1 if diagonal else 0)
+def decay_matrix(c: Tensor) -> Tensor:
+    """exp(c_i - c_j) for j <= i, else 0. c: [..., L], falling. Returns [..., L, L]."""
+    mask = torch.ones(c.shape[-1], c.shape[-1], dtype=torch.bool, device=c.device).triu(1)
     return (c.unsqueeze(-1) - c.unsqueeze(-2)).masked_fill(mask, -math.inf).exp()
 
 
 def scan(U: Tensor, d: Tensor, state: Tensor | None, block: int = 32) -> tuple[Tensor, Tensor]:
-    """S_{n+1} = exp(d_n) S_n + U_n over chunks n: blocks of chunks by one matrix product each, so linear in N.
+    """S_{n+1} = exp(d_n) S_n + U_n over chunks n, a block of chunks by one matrix product: linear in N.
 
     U: [..., N, K, V]. d: log decays <= 0, broadcastable to [..., N]. state: [..., K, V] or None (zeros).
     Returns the states before each chunk [..., N, K, V] and the last one [..., K, V].
@@ -312,7 +317,7 @@ def _decay_step(g: Tensor | None, g_gamma: Tensor | None, dtype: torch.dtype) ->
 def _cumulative(
     g: Tensor | None, g_gamma: Tensor | None, shape: tuple[int, ...], length: int, like: Tensor
 ) -> Tensor:
-    """Cumulative log decay inside each chunk, broadcastable to shape [B, G, R, N, L]; padding does not decay."""
+    """Cumulative log decay in each chunk, broadcastable to shape [B, G, R, N, L]; padding does not decay."""
     _, groups, repeat, count, size = shape
     c = like.new_zeros(1, 1, 1, 1, size)
     if g_gamma is not None:
@@ -356,7 +361,8 @@ def _unchanged(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
 def _check(q: Tensor, k: Tensor, v: Tensor, chunk_size: int) -> None:
     if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:2] != k.shape[:2]:
         raise InputError(
-            f"expected q, k [B, T, G, K] and v [B, T, H, V], got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+            "expected q, k [B, T, G, K] and v [B, T, H, V], "
+            f"got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
         )
     if v.shape[2] % k.shape[2]:
         raise InputError(f"{v.shape[2]} heads of v are not a multiple of {k.shape[2]} heads of q and k")
