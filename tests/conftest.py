@@ -12,6 +12,7 @@ settings.register_profile(
     "default", deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=200)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 # Small tensors: a second thread costs more than it gives, and under xdist the workers share the cores.

@@ -283,7 +283,7 @@ class WindowState(State):
         return WindowState(keys, values, at, start, self.sinks, padded, length=self.length + read)
 
     def held(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys [B, n, Hkv, D], values [B, n, Hkv, V], places [B, n]; without padding only the slots in use."""
+        """Keys [B, n, Hkv, D], values [B, n, Hkv, V], places [B, n]; unpadded, only the slots in use."""
         keys, values, at = self.keys.transpose(1, 2), self.values.transpose(1, 2), self.position
         slots = at.shape[1]
         if not self.padded and self.length < slots:
