@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
-from contextlab.ops.convolution import causal_conv
+from contextlab.mixers.convolution import ShortConv, without_padding
 from contextlab.ops.linear import (
     lightning_decay,
     retention_decay,
@@ -22,24 +22,6 @@ from contextlab.ops.linear import (
 from contextlab.ops.position import rope_table, rotary_size, rotate
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
-
-
-class ShortConv(nn.Module):
-    """Causal depthwise convolution over the last `size` tokens, initialised as nn.Conv1d.
-
-    channels: C. size: W, at least 1. bias: whether each channel has one.
-    """
-
-    def __init__(self, channels: int, size: int, bias: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, size).uniform_(-(size**-0.5), size**-0.5))
-        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
-
-    def forward(
-        self, x: Tensor, before: Tensor | None, keep: bool, activation: Literal["silu"] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """x: [B, T, C]. before: the W-1 inputs read before or None. Returns y and, if `keep`, the last W-1."""
-        return causal_conv(x, self.weight, self.bias, before, keep, activation)
 
 
 class MatrixMixer(Mixer):
@@ -85,7 +67,7 @@ class MatrixMixer(Mixer):
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`: the same at every length. The matrix is kept in float32 at least."""
         matrix = tensor_bytes(batch, self.heads, self.key, self.value, dtype=working_dtype(dtype))
-        return matrix + tensor_bytes(batch, max(self.conv_size - 1, 0), self.conv_channels, dtype=dtype)
+        return matrix + (0 if self.conv is None else self.conv.state_nbytes(batch, dtype))
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
@@ -102,13 +84,6 @@ def recurrent(state: State | None) -> RecurrentState | None:
     if state is not None and not isinstance(state, RecurrentState):
         raise InputError(f"expected a RecurrentState or None, got {type(state).__name__}")
     return state
-
-
-def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x [B, T, ...] with zeros at padding, whatever stood there."""
-    if mask is None:
-        return x
-    return x.masked_fill(~mask.view(*mask.shape, *(1,) * (x.ndim - 2)), 0)
 
 
 FEATURES = {

@@ -31,7 +31,7 @@ def gated_delta_rule(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
-    chunk_size: int = 64,
+    chunk_size: int = 32,
 ) -> tuple[Tensor, Tensor | None]:
     """The delta rule with a decay per head and token (2412.06464, eq. 10).
 
@@ -78,7 +78,7 @@ def delta_rule(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
-    chunk_size: int = 64,
+    chunk_size: int = 32,
 ) -> tuple[Tensor, Tensor | None]:
     """The delta rule without decay (2406.06484, eq. 2); arguments and result as for `gated_delta_rule`."""
     return gated_delta_rule(q, k, v, None, beta, scale, initial_state, output_final_state, chunk_size)
@@ -109,7 +109,7 @@ def naive_gated_delta_rule(
     return torch.stack(os, 1), S
 
 
-def delta_rule_flops(length: int, heads: int, key: int, value: int, chunk_size: int = 64) -> int:
+def delta_rule_flops(length: int, heads: int, key: int, value: int, chunk_size: int = 32) -> int:
     """Multiply-adds x 2 that the chunked form does on one sequence, matrix products counted."""
     if length <= 1:
         return 6 * length * heads * key * value
@@ -153,7 +153,7 @@ def unit_lower_inverse(A: Tensor, base: int = 16) -> Tensor:
 class _ChunkedDelta(torch.autograd.Function):
     """All chunks at once.
 
-    q, k: [X, N, L, K] with X = B H; v: [X, N, L, V]; beta: [X, N, L, 1]; c: cumulative log decay in the chunk,
+    q, k: [X, N, L, K] with X = B H; v: [X, N, L, V]; beta: [X, N, L, 1]; c: cumulative log decay in a chunk,
     broadcastable to [X, N, L]; state: [X, K, V] or None. Returns (o, final state, saved for backward ...).
 
     With D_ij = exp(c_i - c_j): A = beta k k^T D (strictly lower), (U, W) = (I + A)^-1 beta (v, exp(c) k); a
@@ -172,8 +172,8 @@ class _ChunkedDelta(torch.autograd.Function):
         D, grow, to_end = decay_matrix(c), c.exp().unsqueeze(-1), (c[..., -1:] - c).exp().unsqueeze(-1)
         inverse = unit_lower_inverse((k * beta) @ k.mT * D)
         P = (q @ k.mT) * D
-        right = torch.cat((v, k * grow), -1) if passes else v
-        UW = inverse @ (right * beta)
+        right = torch.cat((v * beta, k * (grow * beta)), -1) if passes else v * beta
+        UW = inverse @ right
         new, last, states = UW[..., :V], None, None
         if passes:
             S = torch.zeros_like(k[:, 0, 0]).unsqueeze(-1) * v[:, 0, :1] if state is None else state
@@ -228,16 +228,16 @@ class _ChunkedDelta(torch.autograd.Function):
         elif dlast is not None:
             after = dlast.unsqueeze(1)
             dnew = torch.addcmul(dnew, k @ after, to_end)
-        dG = (do @ new.mT) * D
+        dG = (do @ new.mT).mul_(D)
         dq, dk, dUW = dG @ k, dG.mT @ q, dnew
         if after is not None:
             dk = torch.addcmul(dk, new @ after.mT, to_end)
         if states is not None:
             dq = dq + de @ states.mT
-            dUW = torch.cat((dnew, -(dnew @ states.mT)), -1)
+            dUW = torch.cat((dnew, (dnew @ states.mT).neg_()), -1)
         dR = inverse.mT @ dUW  # of the right sides beta (v, exp(c) k)
         dv = dR[..., :V] * beta
-        E = (dR @ UW.mT * D).tril(-1).neg_()  # of k k^T, before beta
+        E = (dR @ UW.mT).mul_(D).tril(-1).neg_()  # of k k^T, before beta
         Ek = E @ k
         if states is not None:
             Ek = torch.addcmul(Ek, dR[..., V:], grow)

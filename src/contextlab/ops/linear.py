@@ -136,8 +136,8 @@ def lightning_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Lightning attention: decays exp(-slope_h), slopes as ALiBi's (2307.14995, eq. 8).
 
-    layer, layers: index of the layer and their number; deeper layers decay less. Other arguments, shapes and result as for
-        `simple_gla`.
+    layer, layers: index of the layer and their number; deeper layers decay less.
+    Other arguments, shapes and result as for `simple_gla`.
     """
     gamma = lightning_decay(v.shape[2], v.device, layer, layers)
     return simple_gla(q, k, v, None, gamma, scale, initial_state, output_final_state)
@@ -194,7 +194,8 @@ def simple_gla_flops(length: int, heads: int, key: int, value: int, chunk_size: 
 class _ChunkedGLA(torch.autograd.Function):
     """All chunks at once.
 
-    q, k: [B, G, 1, N, L, K]; v: [B, G, R, N, L, V]; c: cumulative log decay, broadcastable to [B, G, R, N, L]; state: [B, G, R, K, V] or None. Returns (o, final state, saved for backward ...).
+    q, k: [B, G, 1, N, L, K]; v: [B, G, R, N, L, V]; c: cumulative log decay, broadcastable to
+    [B, G, R, N, L]; state: [B, G, R, K, V] or None. Returns (o, final state, saved for backward ...).
 
     The backward is by hand because autograd would keep and re-read many [L, L] temporaries. For the decay it
     uses that o_i is proportional to exp(c_i) and depends on v_j only by exp(-c_j) v_j: so
@@ -261,8 +262,8 @@ def decay_gradient(
     """dc = do . o - dv . v, plus <dS, S> of the state S after a chunk at its last token: [..., N, L]."""
     dc = (do * o).sum(-1) - (dv * v).sum(-1)
     if after is not None and states is not None and last is not None:
-        S = torch.cat((states[..., 1:, :, :], last.unsqueeze(-3)), -3)
-        ends = (after * S).sum((-2, -1))
+        between = (after[..., :-1, :, :] * states[..., 1:, :, :]).sum((-2, -1))
+        ends = torch.cat((between, (after[..., -1, :, :] * last).sum((-2, -1)).unsqueeze(-1)), -1)
         dc = torch.cat((dc[..., :-1], (dc[..., -1] + ends).unsqueeze(-1)), -1)
     return dc
 
@@ -270,7 +271,7 @@ def decay_gradient(
 def decay_matrix(c: Tensor) -> Tensor:
     """exp(c_i - c_j) for j <= i, else 0. c: [..., L], falling. Returns [..., L, L]."""
     mask = torch.ones(c.shape[-1], c.shape[-1], dtype=torch.bool, device=c.device).triu(1)
-    return (c.unsqueeze(-1) - c.unsqueeze(-2)).masked_fill(mask, -math.inf).exp()
+    return (c.unsqueeze(-1) - c.unsqueeze(-2)).masked_fill_(mask, -math.inf).exp_()
 
 
 def scan(U: Tensor, d: Tensor, state: Tensor | None, block: int = 32) -> tuple[Tensor, Tensor]:
