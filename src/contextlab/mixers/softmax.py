@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -10,10 +11,22 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
+from contextlab.mixers.convolution import ShortConv, without_padding
 from contextlab.ops.position import alibi_slopes, rope_table, rotary_size, rotate
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
-from contextlab.state import KVState, State, WindowState
+from contextlab.state import KVState, State, WindowState, own
+
+
+@dataclass
+class ConvolvedState(State):
+    """The state of attention behind a short convolution.
+
+    attended: the keys and values. conv: [B, W-1, C], the convolution's last inputs.
+    """
+
+    attended: State | None = None
+    conv: Tensor | None = None
 
 
 @register(
@@ -27,6 +40,7 @@ from contextlab.state import KVState, State, WindowState
         {"heads": 3, "head_dim": 4, "position": "alibi"},
         {"position": "none", "qk_norm": True},
         {"heads": 2, "rope_base": 500.0, "qk_norm": True, "kv_heads": 1},
+        {"short_conv": 4, "kv_heads": 2},
     ),
 )
 class Attention(Mixer):
@@ -41,6 +55,7 @@ class Attention(Mixer):
     rope_fraction: part of each head's dimensions that is rotated.
     qk_norm: RMS-normalise queries and keys in each head, before the rotation.
     bias: whether the projections have biases.
+    short_conv: width of a causal depthwise convolution over q, k and v (Primer, 2109.08668); 0 for none.
     """
 
     window: int | None = None
@@ -57,17 +72,14 @@ class Attention(Mixer):
         rope_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
         qk_norm: bool = False,
         bias: bool = False,
+        short_conv: NonNegativeInt = 0,
     ) -> None:
         super().__init__(width)
         self.heads = heads
         self.kv_heads = heads if kv_heads is None else kv_heads
         if heads % self.kv_heads:
-            fits = min(
-                (n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - self.kv_heads)
-            )
-            raise InputError(
-                f"kv_heads {self.kv_heads} does not divide heads {heads}; the nearest that does is {fits}"
-            )
+            fits = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - self.kv_heads))
+            raise InputError(f"kv_heads {self.kv_heads} does not divide heads {heads}; the nearest that does is {fits}")
         self.head_dim = head_size(width, heads) if head_dim is None else head_dim
         self.position = position
         self.rope_base = rope_base
@@ -79,6 +91,7 @@ class Attention(Mixer):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
             if bias:
                 nn.init.zeros_(layer.bias)
+        self.conv = ShortConv(self.qkv_proj.out_features, short_conv) if short_conv else None
         self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
         self.slopes: Tensor | None
@@ -91,7 +104,12 @@ class Attention(Mixer):
         """See `Mixer.forward`. x: [B, T, width]."""
         batch, length, _ = x.shape
         read = 0 if state is None else state.length
-        qkv = self.qkv_proj(x).view(batch, length, -1, self.head_dim)
+        qkv, last = self.qkv_proj(x), None
+        if self.conv is not None:
+            before = state.conv if isinstance(state, ConvolvedState) else None
+            qkv, last = self.conv(without_padding(qkv, mask), before, keep_state)
+            state = state.attended if isinstance(state, ConvolvedState) else None
+        qkv = qkv.view(batch, length, -1, self.head_dim)
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -101,6 +119,8 @@ class Attention(Mixer):
             cos, sin = rope_table(places, self.rotary, self.rope_base, x.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         y, after = self._attend(q, k, v, state, mask, keep_state)
+        if last is not None and after is not None:
+            after = ConvolvedState(attended=after, conv=own(last), length=after.length)
         return self.out_proj(y.reshape(batch, length, -1)), after
 
     def _attend(
@@ -119,9 +139,7 @@ class Attention(Mixer):
         y = self._softmax(q, k, v, None if places is None else places[:, before.length :], places)
         return y, after if keep_state else None
 
-    def _softmax(
-        self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None
-    ) -> Tensor:
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
         return softmax_attention(
             q,
             k,
@@ -135,11 +153,16 @@ class Attention(Mixer):
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`: the buffers' capacity, which grows by a quarter at a time."""
-        return KVState.bytes_at(length, batch, self.kv_heads, self.head_dim, self.head_dim, dtype)
+        kept = KVState.bytes_at(length, batch, self.kv_heads, self.head_dim, self.head_dim, dtype)
+        return kept + self._conv_nbytes(batch, dtype)
+
+    def _conv_nbytes(self, batch: int, dtype: torch.dtype) -> int:
+        return 0 if self.conv is None else self.conv.state_nbytes(batch, dtype)
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`; only the pairs of query and key that the mask lets through are counted."""
         projections = self.qkv_proj.weight.numel() + self.out_proj.weight.numel()
+        projections += 0 if self.conv is None else self.conv.weight.numel()
         return 2 * length * projections + 4 * self.heads * self.head_dim * self._pairs(length)
 
     def _pairs(self, length: int) -> int:
@@ -157,6 +180,7 @@ class Attention(Mixer):
         {"window": 20, "sinks": 2, "position": "alibi"},
         {"window": 1, "sinks": 1, "position": "none"},
         {"window": 64, "heads": 2, "rope_fraction": 0.5, "qk_norm": True},
+        {"window": 6, "sinks": 1, "short_conv": 3},
     ),
 )
 class SlidingWindow(Attention):
@@ -173,6 +197,7 @@ class SlidingWindow(Attention):
     rope_fraction: part of each head's dimensions that is rotated.
     qk_norm: RMS-normalise queries and keys in each head, before the rotation.
     bias: whether the projections have biases.
+    short_conv: width of a causal depthwise convolution over q, k and v (Primer, 2109.08668); 0 for none.
     """
 
     def __init__(
@@ -188,8 +213,11 @@ class SlidingWindow(Attention):
         rope_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
         qk_norm: bool = False,
         bias: bool = False,
+        short_conv: NonNegativeInt = 0,
     ) -> None:
-        super().__init__(width, heads, kv_heads, head_dim, position, rope_base, rope_fraction, qk_norm, bias)
+        super().__init__(
+            width, heads, kv_heads, head_dim, position, rope_base, rope_fraction, qk_norm, bias, short_conv
+        )
         self.window: int = window
         self.sinks = sinks
 
@@ -219,9 +247,8 @@ class SlidingWindow(Attention):
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`: the same at every length."""
-        return WindowState.bytes_for(
-            self.window, self.sinks, batch, self.kv_heads, self.head_dim, self.head_dim, dtype
-        )
+        kept = WindowState.bytes_for(self.window, self.sinks, batch, self.kv_heads, self.head_dim, self.head_dim, dtype)
+        return kept + self._conv_nbytes(batch, dtype)
 
     def _pairs(self, length: int) -> int:
         seen = min(length, self.window + self.sinks)  # from here on each query sees as many

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from contextlab.models.spec import LayerSpec, ModelSpec
 from contextlab.registry import register
 
 
 @register("model", "transformer", papers=("1706.03762", "2104.09864"))
-def transformer(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
+def transformer(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0
+) -> ModelSpec:
     """Softmax attention with rotary positions and a GELU MLP in every block.
 
     width: size of a token's vector.
     depth: number of blocks.
     heads: attention heads.
+    short_conv: width of the causal convolution over q, k and v (Primer, 2109.08668); 0 for none.
     """
-    return ModelSpec(width=width, depth=depth, heads=heads, layers=(LayerSpec(mixer="attention"),))
+    layer = LayerSpec(mixer="attention", options={"short_conv": short_conv} if short_conv else {})
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=(layer,))
 
 
 @register("model", "linear_transformer", papers=("2006.16236",))
@@ -32,7 +36,7 @@ def linear_transformer(width: PositiveInt = 64, depth: PositiveInt = 4, heads: P
 
 @register("model", "lightning", papers=("2401.04658", "2307.14995"))
 def lightning(
-    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: int = 4
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
 ) -> ModelSpec:
     """Lightning linear attention with a constant decay per head, and a SwiGLU MLP in every block.
 

@@ -1,0 +1,235 @@
+"""Runs: what lies in the folder, what is refused, what a kill leaves, what resuming gives."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from contextlab import open_run, run
+from contextlab.errors import InputError, ResourceError
+from contextlab.experiments import ExperimentSpec
+from contextlab.files import read_json, write_json
+
+MODEL = {"preset": "transformer", "options": {"width": 8, "depth": 1, "heads": 2}}
+
+
+def tiny(**changes):
+    base = {
+        "name": "tiny",
+        "tasks": {
+            "regression": {"task": "linear_regression", "options": {"dimensions": 2, "examples": 4}},
+            "recall": {"task": "associative_recall", "options": {"vocabulary": 16, "pairs": 2, "length": 8}},
+        },
+        "models": {"softmax": MODEL, "delta": {**MODEL, "preset": "gated_delta_net"}},
+        "train": {"steps": 3, "batch": 4, "log_every": 1},
+        "evaluate": {"prompts": 16, "batch": 16},
+    }
+    return {**base, **changes}
+
+
+class Tape:
+    """A Progress that remembers."""
+
+    def __init__(self):
+        self.ended, self.updates = {}, []
+
+    def update(self, key, step, steps, loss):
+        self.updates.append((key, step))
+
+    def phase(self, key, text): ...
+
+    def done(self, key, status, message):
+        self.ended[key] = (status, message)
+
+
+def same_results(a: pd.DataFrame, b: pd.DataFrame) -> bool:
+    keys = ["model", "kind", "seed", "task", "split", "metric", "shot", "length"]
+    left, right = (t.sort_values(keys, ignore_index=True) for t in (a, b))
+    pd.testing.assert_frame_equal(left, right, check_exact=True)
+    return True
+
+
+def test_a_run_leaves_spec_results_records_and_report(tmp_path):
+    tape = Tape()
+    done = run(tiny(), out=tmp_path / "run", progress=tape)
+    assert done.record["status"] == "finished"
+    assert {r["status"] for r in done.records} == {"finished"}
+    assert len(done.records) == 4
+    assert set(tape.ended) == {r["key"] for r in done.records} | {"learners.regression", "learners.recall"}
+    assert list(done.results.columns) == [
+        "run", "model", "kind", "seed", "task", "split", "metric", "shot", "length", "value", "ci_low", "ci_high", "n",
+    ]  # fmt: skip
+    assert {"softmax", "delta", "ridge", "lookup"} <= set(done.results.model)
+    assert {"state_bytes", "flops", "parameters"} <= set(done.results.metric)
+    assert "<html" in done.report.read_text()
+    again = ExperimentSpec.parse(yaml.safe_load((done.folder / "experiment.yaml").read_text()))
+    assert again == ExperimentSpec.parse(tiny())
+    same_results(open_run(done.folder).results, done.results)
+
+
+def test_workers_give_what_one_process_gives(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of the workers has
+    try:
+        here = run(tiny(), out=tmp_path / "here")
+    finally:
+        torch.set_num_threads(threads)
+    tape = Tape()
+    there = run(tiny(), out=tmp_path / "there", jobs=2, progress=tape)
+    assert there.record["jobs"] == 2
+    assert len(tape.ended) == 6
+    if there.record["threads"] == 1:
+        assert same_results(here.results, there.results)
+
+
+def test_a_taken_folder_is_never_written_over(tmp_path):
+    folder = tmp_path / "run"
+    done = run(tiny(), out=folder)
+    before = done.report.read_bytes()
+    with pytest.raises(InputError, match="holds a finished run, which is not written over"):
+        run(tiny(), out=folder)
+    with pytest.raises(InputError, match="holds a finished run"):
+        run(tiny(), out=folder, resume=True)
+    write_json(folder / "record.json", {**done.record, "status": "interrupted"})
+    with pytest.raises(InputError, match="unfinished run .*--resume"):
+        run(tiny(), out=folder)
+    with pytest.raises(InputError, match="started with another spec"):
+        run(tiny(seeds=[3]), out=folder, resume=True)
+    assert done.report.read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="holds files that are no run"):
+        run(tiny(), out=tmp_path / "mine")
+    with pytest.raises(InputError, match="is a file"):
+        run(tiny(), out=tmp_path / "mine" / "thesis.txt")
+    with pytest.raises(InputError, match="no run to resume"):
+        run(tiny(), out=tmp_path / "new", resume=True)
+
+
+def test_the_default_folder_takes_the_next_free_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = tiny(models={"softmax": MODEL}, tasks={"recall": tiny()["tasks"]["recall"]})
+    assert str(run(spec).folder) == "runs/tiny"
+    assert str(run(spec).folder) == "runs/tiny-2"
+    with pytest.raises(InputError, match="no unfinished run"):
+        run(spec, resume=True)
+
+
+def test_an_interrupted_run_resumes_to_the_same_results(tmp_path):
+    class Stop(Tape):
+        def update(self, key, step, steps, loss):
+            super().update(key, step, steps, loss)
+            if key.startswith("recall.softmax") and step == 2:
+                raise KeyboardInterrupt
+
+    whole = run(tiny(), out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), out=tmp_path / "cut", progress=Stop())
+    assert read_json(tmp_path / "cut" / "record.json")["status"] == "interrupted"
+    resumed = run(tiny(), out=tmp_path / "cut", resume=True)
+    assert same_results(whole.results, resumed.results)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_at_any_moment_it_resumes_exactly(tmp_path, how):
+    spec = tiny(train={"steps": 300, "batch": 8, "log_every": 20, "checkpoint_every": 20})
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(spec))
+    whole = run(spec, out=tmp_path / "whole", jobs=2)
+    command = [sys.executable, "-m", "contextlab.cli", "run", str(recipe), "--jobs", "2", "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cut/trainings/*/step_*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), errors
+    assert b"Traceback" not in errors
+    resumed = None
+    while resumed is None:  # workers of a killed run notice and end within moments; the lock is free at once
+        try:
+            resumed = run(spec, out=tmp_path / "cut", resume=True, jobs=2)
+        except InputError as error:
+            assert "finished" not in str(error)
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert same_results(whole.results, resumed.results)
+
+
+def test_a_model_that_diverges_is_recorded_and_the_others_go_on(tmp_path):
+    broken = {**MODEL, "train": {"learning_rate": 1e30, "matrix_learning_rate": 1e30, "clip": None, "warmup": 0}}
+    spec = tiny(models={"softmax": MODEL, "broken": broken}, tasks={"recall": tiny()["tasks"]["recall"]})
+    spec["train"] = {**spec["train"], "steps": 20}
+    done = run(spec, out=tmp_path / "run")
+    statuses = {r["model"]: r["status"] for r in done.records}
+    assert statuses == {"softmax": "finished", "broken": "diverged"}
+    assert "broken" not in set(done.results.model)
+    assert "diverged" in done.report.read_text()
+    assert done.record["status"] == "finished"
+
+
+def test_a_worker_that_dies_is_recorded_and_can_be_resumed(tmp_path):
+    spec = tiny(tasks={"recall": tiny()["tasks"]["recall"]})
+    plugin = tmp_path / "deadly.py"
+    plugin.write_text(
+        "import os, sys\n"
+        "if 'recall.delta.seed0' in sys.argv and not os.environ.get('SURVIVE'): os.kill(os.getpid(), 9)\n"
+    )
+    done = run(spec, out=tmp_path / "run", jobs=2, plugins=[str(plugin)])
+    record = next(r for r in done.records if r["model"] == "delta")
+    assert record["status"] == "failed"
+    assert "signal SIGKILL" in record["message"]
+    assert done.record["status"] == "failed"
+    os.environ["SURVIVE"] = "1"
+    try:
+        again = run(spec, out=tmp_path / "run", resume=True)
+    finally:
+        del os.environ["SURVIVE"]
+    assert again.record["status"] == "finished"
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        run(tiny(), out=tmp_path / "run")
+
+
+def test_two_processes_cannot_work_on_one_run(tmp_path):
+    class Second(Tape):
+        def update(self, key, step, steps, loss):
+            with pytest.raises(InputError, match="unfinished run|another process"):
+                run(tiny(), out=tmp_path / "run")
+            with pytest.raises(InputError, match="another process is working on this run"):
+                run(tiny(), out=tmp_path / "run", resume=True)
+            super().update(key, step, steps, loss)
+
+    tape = Second()
+    run(tiny(), out=tmp_path / "run", progress=tape)
+    assert tape.updates
+
+
+def test_cuda_that_is_not_there_is_told(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ResourceError, match="cuda"):
+        run(tiny(), out=tmp_path / "run", device="cuda")
+    assert not (tmp_path / "run").exists()
+
+
+def test_records_are_plain_json(tmp_path):
+    done = run(tiny(), out=tmp_path / "run")
+    for record in [done.record, *done.records]:
+        assert json.loads(json.dumps(record)) == record

@@ -1,0 +1,137 @@
+"""Models: the stack keeps the mixers' laws, and its counts are true."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from contextlab import registry
+from contextlab.errors import InputError
+from contextlab.models import ModelSpec, build_model, preset
+
+SMALL = {"width": 16, "input_size": 11, "output_size": 7, "read_in": "token"}
+SPECS = {name: preset(name, **SMALL) for name in registry.names("model")} | {
+    "learned": ModelSpec(**SMALL, depth=2, position="learned", max_length=64),
+    "sinusoidal": ModelSpec(**SMALL, depth=2, position="sinusoidal"),
+    "alibi": ModelSpec(**SMALL, depth=2, position="alibi", mlp="relu2", norm="layer"),
+    "loops": ModelSpec(**SMALL, depth=2, loops=3, layers=["mamba2", "attention"]),
+    "tied": ModelSpec(**{**SMALL, "output_size": 11}, depth=1, tied=True),
+}
+
+
+def noisy(spec: ModelSpec) -> torch.nn.Module:
+    model = build_model(spec).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_reading_in_pieces_gives_the_same_and_the_state_is_of_the_size_told(name):
+    model = noisy(SPECS[name])
+    tokens = torch.randint(11, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = model(tokens)
+        state, pieces = None, []
+        for piece in tokens.split([9, 1, 1, 6, 3], dim=1):
+            y, state = model.read(piece, state)
+            pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-9)
+    assert state.length == 20
+    assert state.nbytes == model.state_nbytes(20, batch=2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_left_padding_changes_nothing(name):
+    model = noisy(SPECS[name])
+    tokens = torch.randint(11, (2, 12), generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([torch.zeros(1, 5, dtype=torch.int64), tokens[:1, :7]], 1)
+    mask = torch.arange(12)[None] >= torch.tensor([[5], [0]])
+    with torch.no_grad():
+        together, state = model.read(torch.cat([padded, tokens[1:]]), mask=mask)
+        alone, alone_state = model.read(tokens[:1, :7])
+        torch.testing.assert_close(together[:1, 5:], alone, rtol=0, atol=1e-9)
+        after, _ = model.read(tokens[:, 7:9], state)
+        expected, _ = model.read(tokens[:1, 7:9], alone_state)
+    torch.testing.assert_close(after[:1], expected, rtol=0, atol=1e-9)
+
+
+def test_flops_of_matrix_products_match_pytorchs_counter():
+    spec = ModelSpec(**SMALL, depth=2, heads=2, mlp="swiglu")
+    model = build_model(spec)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(torch.zeros(1, 32, dtype=torch.int64))
+    # PyTorch's plain form multiplies the masked half of the scores too; a causal model needs only the other.
+    masked = spec.depth * 4 * spec.width * (32 * 32 - 32 * 33 // 2)
+    assert model.flops(32) == counter.get_total_flops() - masked
+
+
+def test_the_same_seed_builds_the_same_model_and_leaves_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    first, second, other = build_model(SPECS["loops"]), build_model(SPECS["loops"]), build_model(SPECS["loops"], seed=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+    assert not torch.equal(first.read_in.weight, other.read_in.weight)
+
+
+def test_loops_share_their_parameters_and_keep_a_state_each():
+    looped, once = build_model(SPECS["loops"]), build_model(SPECS["loops"], loops=1)
+    assert looped.parameter_count == once.parameter_count
+    assert looped.state_nbytes(8) == 3 * once.state_nbytes(8)
+
+
+def test_tied_weights_are_one_tensor():
+    model = build_model(SPECS["tied"])
+    assert model.read_out.weight is model.read_in.weight
+
+
+def test_generate_is_greedy_decoding_of_the_whole_sequence():
+    model = build_model({**SMALL, "output_size": 11, "depth": 2, "layers": ["gated_delta_net", "attention"]})
+    tokens = torch.randint(11, (3, 5), generator=torch.Generator().manual_seed(2))
+    written = model.generate(tokens, 6)
+    with torch.no_grad():
+        for _ in range(6):
+            tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], 1)
+    assert torch.equal(written, tokens[:, 5:])
+    draws = [model.generate(tokens, 4, temperature=1.0, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*draws)
+    with pytest.raises(InputError, match=r"needs a torch\.Generator"):
+        model.generate(tokens, 4, temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": []}, "layers: expected at least one mixer"),
+        ({"position": "learned"}, "max_length: learned positions need it"),
+        ({"tied": True, "read_in": "vector"}, "only a model that reads tokens"),
+        ({"tied": True, "read_in": "token", "input_size": 3, "output_size": 4}, "must be equal to share weights"),
+        ({"heads": 5}, "width 64 is not divisible by 5 heads; the nearest that divides it is 4"),
+        ({"depth": 0}, "depth: input should be greater than 0"),
+        ({"depht": 2}, "depht: unknown key; did you mean 'depth'?"),
+    ],
+)
+def test_impossible_models_are_refused(changes, message):
+    with pytest.raises(InputError) as caught:
+        ModelSpec.parse(changes)
+    assert message in str(caught.value)
+
+
+def test_wrong_inputs_are_refused():
+    model = build_model(SPECS["learned"])
+    with pytest.raises(InputError, match="expected token ids"):
+        model(torch.zeros(2, 3, 4))
+    with pytest.raises(InputError, match="does not fit max_length 64"):
+        model(torch.zeros(1, 65, dtype=torch.int64))
+    vectors = build_model("transformer", width=16, input_size=3, output_size=1)
+    with pytest.raises(InputError, match=r"expected vectors \[B, T, 3\]"):
+        vectors(torch.zeros(2, 4, 5))
+    with pytest.raises(InputError, match="input_size and output_size must be set"):
+        build_model("transformer")
+    with pytest.raises(InputError, match="did you mean 'width'"):
+        build_model("transformer", widht=16)

@@ -1,0 +1,156 @@
+"""The command line: every command works, every wrong input is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+
+from contextlab import cli
+from tests.experiments.test_run import tiny
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Run the command line in a temporary folder. Returns exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["contextlab", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return invoke
+
+
+@pytest.mark.parametrize("kind", ["mixers", "models", "tasks", "learners", "recipes"])
+def test_everything_listed_can_be_shown(call, kind):
+    code, out, _ = call("list", kind, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert rows
+    assert all(row["name"] and row["summary"] for row in rows)
+    assert call("list", kind)[0] == 0
+    for row in rows:
+        code, out, err = call("show", kind, row["name"])
+        assert code == 0, err
+        assert row["name"] in out
+        json.loads(call("show", kind[:-1], row["name"], "--json")[1])
+
+
+def test_examples_that_show_prints_can_be_run(call):
+    import contextlab
+
+    for kind in ("mixers", "models"):
+        for row in json.loads(call("list", kind, "--json")[1]):
+            example = json.loads(call("show", kind, row["name"], "--json")[1])["example"]
+            assert eval(example.splitlines()[0], {"contextlab": contextlab}) is not None
+
+
+def test_run_report_and_resume(call, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
+    code, out, err = call("run", "tiny.yaml", "--jobs", "1", "--set", "train.steps=2")
+    assert code == 0, err
+    assert "Report:" in out
+    assert "runs/tiny/report.html" in out
+    assert (tmp_path / "runs/tiny/report.html").exists()
+    code, out, err = call("run", "tiny.yaml", "--out", "runs/tiny")
+    assert code == 2
+    assert "finished run" in err
+    code, out, err = call("report", "runs/tiny", "--out", "all.html")
+    assert code == 0, err
+    assert (tmp_path / "all.html").stat().st_size > 1_000_000
+
+
+def test_cost_measures_and_writes(call, tmp_path):
+    code, out, err = call("cost", "gated_delta_net", "--lengths", "32,64", "--set", "width=16", "--repeats", "1")
+    assert code == 0, err
+    assert "decode" in out
+    table = pd.read_parquet(tmp_path / "costs/gated_delta_net/cost.parquet")
+    states = table[table.metric == "state_bytes"].set_index("length").value
+    assert states[32] == states[64] > 0
+    assert (tmp_path / "costs/gated_delta_net/cost.html").exists()
+
+
+def test_doctor_names_a_backend_and_a_reason_for_every_op(call):
+    code, out, _ = call("doctor", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["backends"]
+    assert all(each["why"] for each in told["backends"])
+    assert call("doctor")[0] == 0
+
+
+@pytest.mark.parametrize("what", ["experiment", "model", "task", "train", "evaluate"])
+def test_schemas_are_json(call, what):
+    assert json.loads(call("schema", what)[1])["type"] == "object"
+
+
+def test_a_plugin_brings_a_mixer_into_a_run(call, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from contextlab import RecurrentState, register\n"
+        "from contextlab.mixers.base import Mixer\n"
+        "@register('mixer', 'mean_for_tests')\n"
+        "class Mean(Mixer):\n"
+        "    '''The mean of all tokens so far.'''\n"
+        "    def forward(self, x, state=None, mask=None, keep_state=True):\n"
+        "        total = x.cumsum(1)\n"
+        "        return total, RecurrentState(memory={'sum': total[:, -1].clone()}, length=x.shape[1])\n"
+        "    def state_nbytes(self, length, batch=1, dtype=None):\n"
+        "        return batch * self.width * 4\n"
+        "    def flops(self, length):\n"
+        "        return 0\n"
+    )
+    data = tiny(models={"mine": {"spec": {"width": 8, "depth": 1, "layers": ["mean_for_tests"]}}})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(data))
+    code, _, err = call("run", "tiny.yaml")
+    assert code == 2
+    assert "mean_for_tests" in err
+    code, out, err = call("run", "tiny.yaml", "--plugin", "mine.py", "--jobs", "2")
+    assert code == 0, out + err
+    assert "mine" in set(pd.read_parquet("runs/tiny/results.parquet").model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "mixer5"], "unknown kind 'mixer5'"),
+        (["show", "mixer", "atention"], "did you mean 'attention'?"),
+        (["show", "mxer", "attention"], "did you mean 'mixers'?"),
+        (["show", "recipe", "dem"], "did you mean 'demo'?"),
+        (["run", "nothing"], "unknown recipe 'nothing'"),
+        (["run", "nothing.yaml"], "no such file"),
+        (["run", "demo", "--set", "train.stepz=1"], "train.stepz: unknown key; did you mean 'steps'?"),
+        (["run", "demo", "--set", "train.steps=0"], "train.steps: input should be greater than 0"),
+        (["run", "demo", "--set", "tasks.recall.options.pairs=80"], "64"),
+        (["run", "demo", "--set", "tasks.regression.model.width=30"], "not divisible by 4 heads"),
+        (["run", "demo", "--jobs", "0"], "jobs must be at least 1"),
+        (["run", "demo", "--device", "tpu"], "device"),
+        (["run", "demo", "--plugin", "no_such_module"], "cannot be imported"),
+        (["run", "demo", "--plugin", "none.py"], "no such file"),
+        (["run", "demo", "--resume"], "no unfinished run"),
+        (["report", "nowhere"], "no run there"),
+        (["cost", "transfomer"], "did you mean 'transformer'?"),
+        (["cost", "transformer", "--lengths", "1k,few"], "expected numbers of tokens"),
+        (["cost", "transformer", "--set", "widht=3"], "did you mean 'width'?"),
+        (["cost", "nowhere.yaml"], "cannot be read"),
+        (["schema", "modle"], "did you mean 'model'?"),
+        (["lst"], "No such command"),
+        (["run"], "Missing argument"),
+        (["run", "demo", "--fast"], "No such option"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(call, arguments, message, tmp_path):
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,72 @@
+"""The registry: names, near misses, option checks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from pydantic import PositiveInt
+
+from contextlab import registry
+from contextlab.errors import InputError
+
+
+class Example:
+    """A component for the tests.
+
+    size: how large it is,
+        in two lines.
+    shape: what it looks like.
+    """
+
+    def __init__(self, size: PositiveInt, shape: Literal["round", "square"] = "round") -> None:
+        self.size, self.shape = size, shape
+
+
+@pytest.fixture
+def example():
+    registry.register("learner", "example_for_tests", papers=("0000.00000",), cases=({"size": 2},))(Example)
+    yield registry.lookup("learner", "example_for_tests")
+    del registry._entries["learner"]["example_for_tests"]
+
+
+def test_builds_with_checked_options(example):
+    built = example.build(size=3, shape="square")
+    assert (built.size, built.shape) == (3, "square")
+
+
+def test_parameters_come_from_signature_and_docstring(example):
+    size, shape = example.parameters
+    assert size.required
+    assert size.help == "how large it is, in two lines."
+    assert shape.default == "round"
+    assert example.summary == "A component for the tests."
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sise": 1}, "unknown option of learner 'example_for_tests' 'sise'; did you mean 'size'?"),
+        ({}, "size: learner 'example_for_tests' requires it"),
+        ({"size": 0}, "size: input should be greater than 0, got int 0"),
+        ({"size": "many"}, "size: input should be a valid integer"),
+        ({"size": 1, "shape": "rond"}, "did you mean 'round'?"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(example, options, message):
+    with pytest.raises(InputError) as caught:
+        example.build(**options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_suggest_the_nearest(example):
+    with pytest.raises(InputError, match="did you mean 'example_for_tests'"):
+        registry.lookup("learner", "exampel_for_test")
+    with pytest.raises(InputError, match="unknown kind"):
+        registry.names("lerner")
+
+
+def test_a_name_is_taken_once(example):
+    with pytest.raises(InputError, match="registered already"):
+        registry.register("learner", "example_for_tests")(lambda: None)

@@ -1,0 +1,126 @@
+"""Specs: every wrong key is named with its path and its nearest valid name."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contextlab.errors import InputError
+from contextlab.experiments import ExperimentSpec
+from contextlab.models import ModelSpec
+from contextlab.spec import Spec
+from contextlab.training import TrainSpec
+
+
+def experiment(**changes):
+    base = {
+        "name": "tiny",
+        "tasks": {"regression": {"task": "linear_regression", "options": {"dimensions": 2, "examples": 4}}},
+        "models": {"transformer": {"preset": "transformer", "options": {"width": 8, "depth": 1, "heads": 2}}},
+        "train": {"steps": 2, "batch": 4},
+    }
+    return {**base, **changes}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (experiment(nmae="x"), "nmae: unknown key; did you mean 'name'?"),
+        (experiment(train={"stepz": 3}), "train.stepz: unknown key; did you mean 'steps'?"),
+        (experiment(train={"steps": 0}), "train.steps: input should be greater than 0, got int 0"),
+        (experiment(train={"steps": "many"}), "train.steps: input should be a valid integer"),
+        (experiment(train={"optimizer": "muan"}), "did you mean 'muon'?"),
+        (experiment(seeds=[]), "seeds: expected one or more different seeds"),
+        (experiment(seeds=[-1]), "seeds.0: input should be greater than or equal to 0"),
+        (experiment(tasks={}), "tasks: expected at least one task"),
+        (experiment(tasks={"a": {"task": "linear_regresion"}}), "tasks.a.task: unknown task 'linear_regresion'; did you"),
+        (
+            experiment(tasks={"a": {"task": "linear_regression", "options": {"nois": 1}}}),
+            "tasks.a.options.unknown option of task 'linear_regression' 'nois'; did you mean 'noise'?",
+        ),
+        (
+            experiment(tasks={"a": {"task": "associative_recall", "options": {"pairs": 80, "length": 400}}}),
+            "64",
+        ),
+        (experiment(models={"a": {"preset": "transformr"}}), "did you mean 'transformer'?"),
+        (experiment(models={"a": {}}), "give either preset"),
+        (
+            experiment(models={"a": {"preset": "transformer", "options": {"width": 30, "heads": 4}}}),
+            "width 30 is not divisible by 4 heads; the nearest that divides it is 3",
+        ),
+        (
+            experiment(models={"a": {"spec": {"layers": ["atention"]}}}),
+            "did you mean 'attention'?",
+        ),
+        (
+            experiment(models={"a": {"spec": {"layers": [{"mixer": "attention", "options": {"kv_head": 1}}]}}}),
+            "did you mean 'kv_heads'?",
+        ),
+        (experiment(models={"a": {"preset": "transformer", "train": {"stepz": 1}}}), "models.a.train.stepz"),
+        ([1, 2], "expected a mapping of ExperimentSpec's keys"),
+    ],
+)
+def test_bad_specs_are_refused_in_one_line(data, message):
+    with pytest.raises(InputError) as caught:
+        ExperimentSpec.parse(data)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_changes_reach_the_trainings():
+    spec = ExperimentSpec.parse(
+        experiment(
+            models={
+                "a": {"preset": "transformer", "options": {"width": 8, "heads": 2}, "train": {"batch": 6}},
+                "b": {"preset": "transformer", "options": {"width": 8, "heads": 2}},
+            },
+            tasks={
+                "regression": {
+                    "task": "linear_regression",
+                    "options": {"dimensions": 2, "examples": 4},
+                    "model": {"depth": 3},
+                    "train": {"steps": 7},
+                }
+            },
+            seeds=[0, 5],
+        )
+    )
+    trainings = spec.trainings()
+    assert [t.key for t in trainings] == [
+        "regression.a.seed0",
+        "regression.a.seed5",
+        "regression.b.seed0",
+        "regression.b.seed5",
+    ]
+    assert trainings[0].model.depth == 3
+    assert trainings[0].model.input_size == trainings[0].task.input_size
+    assert (trainings[0].train.steps, trainings[0].train.batch) == (7, 6)
+    assert (trainings[2].train.steps, trainings[2].train.batch) == (7, 4)
+
+
+def test_specs_survive_a_round_trip():
+    spec = ExperimentSpec.parse(experiment())
+    assert ExperimentSpec.parse(spec.model_dump(mode="json", exclude_unset=True)) == spec
+    assert ExperimentSpec.parse(spec.model_dump(mode="json")).trainings() == spec.trainings()
+
+
+def test_schemas_can_be_exported():
+    for spec in (ExperimentSpec, ModelSpec, TrainSpec):
+        schema = spec.model_json_schema()
+        assert schema["additionalProperties"] is False
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=10,
+    )
+)
+def test_no_input_gives_anything_but_a_spec_or_a_line(data):
+    for spec in (ExperimentSpec, ModelSpec, TrainSpec):
+        try:
+            assert isinstance(spec.parse(data), Spec)
+        except InputError as error:
+            assert "\n" not in str(error)
