@@ -42,7 +42,7 @@ class TrainSpec(Spec):
     batch: prompts a step (over all processes, all accumulated parts together).
     optimizer: "adamw", or "muon": Muon for the matrices inside the blocks and AdamW for the rest.
     learning_rate: peak, of AdamW.
-    matrix_learning_rate: peak, of Muon's matrices.
+    matrix_learning_rate: peak, of Muon's matrices, before the factor max(1, rows / columns)^0.5.
     betas: AdamW's.
     weight_decay: decoupled; for matrices only.
     warmup: steps of linear warm-up.
