@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny_training import Sums, Tiny
 
@@ -23,7 +22,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     whole = Tiny()
-    result = train(whole, Sums(), SPEC, folder=folder / "whole")  # starts and ends the process group itself
+    result = train(whole, Sums(), SPEC, folder=folder / "whole")
     found = {f"whole.{name}": tensor for name, tensor in whole.state_dict().items()}
     found["losses"] = torch.tensor(result.history["loss"].to_numpy())
 
@@ -32,7 +31,6 @@ def main(folder: Path) -> None:
         if step == 20:
             os.kill(os.getpid(), signal.SIGINT)
 
-    dist.init_process_group("gloo")
     try:
         train(Tiny(), Sums(), SPEC, folder=folder / "stopped", progress=stop)
         raise AssertionError("not stopped")
@@ -45,15 +43,11 @@ def main(folder: Path) -> None:
     # The averaged gradient of each half of a batch is the gradient of the batch.
     model, task = Tiny().double(), Sums()
     prompt = task.sample(16, torch.Generator().manual_seed(0)).to(torch.float64)
-    with workers("cpu", model) as team:
-        wrapped = team.wrap(model)
-        half = prompt.rows(8 * rank, 8 * rank + 8)
-        _, gradients = loss_and_gradients(wrapped, task, SPEC, dict(model.named_parameters()), half)
+    wrapped = workers("cpu", model).wrap(model)
+    half = prompt.rows(8 * rank, 8 * rank + 8)
+    _, gradients = loss_and_gradients(wrapped, task, SPEC, dict(model.named_parameters()), half)
     found |= {f"gradient.{name}": tensor for name, tensor in gradients.items()}
-    dist.destroy_process_group()
-    save_file(
-        {name: tensor.contiguous() for name, tensor in found.items()}, folder / f"rank{rank}.safetensors"
-    )
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / f"rank{rank}.safetensors")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,7 @@ train(Tiny(), Sums(), {spec!r}, folder={folder!r}, resume=True, progress=lambda 
 
 
 def columns(result: TrainResult) -> list[list[float]]:
-    return [
-        result.history[name].tolist() for name in ("step", "loss", "learning_rate", "gradient_norm", "tokens")
-    ]
+    return [result.history[name].tolist() for name in ("step", "loss", "learning_rate", "gradient_norm", "tokens")]
 
 
 def test_resume_after_kill_9_is_bit_identical(tmp_path: Path) -> None:
@@ -68,9 +66,7 @@ def test_only_the_newest_is_kept(tmp_path: Path) -> None:
     assert record["is"]["task"]["kind"] == "Sums"
 
 
-def test_an_interruption_while_writing_keeps_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_while_writing_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = checkpoint.write_json
 
     def interrupted(path: Path, data: dict[str, object]) -> None:
@@ -84,9 +80,7 @@ def test_an_interruption_while_writing_keeps_the_old_one(
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000020"]
     monkeypatch.undo()
     resumed, whole = Tiny(), Tiny()
-    assert columns(train(resumed, Sums(), SPEC, folder=tmp_path, resume=True)) == columns(
-        train(whole, Sums(), SPEC)
-    )
+    assert columns(train(resumed, Sums(), SPEC, folder=tmp_path, resume=True)) == columns(train(whole, Sums(), SPEC))
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
 
 
@@ -99,9 +93,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, file: str, damage: str)
     if damage == "missing":
         (path / file).unlink()
     else:
-        new = {"half": content[: len(content) // 2], "empty": b"", "noise": random.Random(0).randbytes(200)}[
-            damage
-        ]
+        new = {"half": content[: len(content) // 2], "empty": b"", "noise": random.Random(0).randbytes(200)}[damage]
         (path / file).write_bytes(new)
     model = Tiny()
     before = [p.clone() for p in model.parameters()]

@@ -23,7 +23,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What two processes under torchrun found."""
     folder = tmp_path_factory.mktemp("distributed")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, str(SCRIPT), str(folder)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, str(SCRIPT), str(folder)], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path.name for path in (folder / "whole").iterdir()] == ["step_00000040"]
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]

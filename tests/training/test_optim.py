@@ -14,9 +14,7 @@ def _randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def _step(
-    params: dict[str, Tensor], gradients: dict[str, Tensor], state: dict[str, Tensor], **changed: object
-) -> None:
+def _step(params: dict[str, Tensor], gradients: dict[str, Tensor], state: dict[str, Tensor], **changed: object) -> None:
     settings = {"learning_rate": 0.01, "matrix_learning_rate": 0.02, **changed}
     optim.update(params, gradients, state, **settings)  # type: ignore[arg-type]
 

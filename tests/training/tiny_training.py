@@ -68,9 +68,7 @@ class Tiny(nn.Module):
         width = self.spec.width
         self.read_in = nn.Linear(self.spec.input_size, width)
         self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {"up": nn.Linear(width, 2 * width), "down": nn.Linear(2 * width, width, bias=False)}
-            )
+            nn.ModuleDict({"up": nn.Linear(width, 2 * width), "down": nn.Linear(2 * width, width, bias=False)})
             for _ in range(2)
         )
         self.read_out = nn.Linear(width, self.spec.output_size)

@@ -97,11 +97,7 @@ def differences(was: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any
             found += differences(was.get(key), now.get(key), f"{where}.{key}" if where else str(key))
         return found
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        return [
-            d
-            for i, (a, b) in enumerate(zip(was, now, strict=True))
-            for d in differences(a, b, f"{where}.{i}")
-        ]
+        return [d for i, (a, b) in enumerate(zip(was, now, strict=True)) for d in differences(a, b, f"{where}.{i}")]
     return [] if was == now else [(where, was, now)]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -69,29 +68,24 @@ class Workers:
             dist.barrier()
 
 
-@contextmanager
-def workers(device: str | torch.device | None, model: nn.Module) -> Iterator[Workers]:
+def workers(device: str | torch.device | None, model: nn.Module) -> Workers:
     """The processes of this training: `torchrun`'s (gloo on CPU, nccl on CUDA), or this one alone.
 
     device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1"; None leaves the model where it is.
-    A process group that exists already is used, and left as it was.
+    A process group that exists already is used. One that is started here lives until the process ends: to start
+    a second one under the same names is a race between the processes.
     """
     found = resolve(device if device is not None else next(model.parameters()).device)
     count = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        yield Workers(0, 1, found)
-        return
+        return Workers(0, 1, found)
     if found.type == "cuda" and found.index is None:
         found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(found)
-    ours = not dist.is_initialized()
-    if ours:
+    if not dist.is_initialized():
         dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
-    try:
-        yield Workers(dist.get_rank(), count, found)
-    finally:
-        if ours:
-            dist.destroy_process_group()
+        atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+    return Workers(dist.get_rank(), count, found)
 
 
 def resolve(device: str | torch.device) -> torch.device:
@@ -103,9 +97,7 @@ def resolve(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError):
         raise InputError(f"device: expected 'auto', 'cpu' or 'cuda', got {describe(device)}") from None
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise ResourceError(
-            "device 'cuda' was asked for, but PyTorch finds no CUDA GPU here; use 'cpu' or 'auto'"
-        )
+        raise ResourceError("device 'cuda' was asked for, but PyTorch finds no CUDA GPU here; use 'cpu' or 'auto'")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ResourceError(f"device {str(found)!r}: this machine has {torch.cuda.device_count()} CUDA GPUs")
     return found

@@ -50,9 +50,7 @@ class Curriculum:
         options = [each.name for each in dataclasses.fields(task) if each.init] if self.grows else []
         for name in self.grows:
             if name not in options:
-                raise InputError(
-                    f"train.curriculum: {unknown(f'option of {type(task).__name__}', name, options)}"
-                )
+                raise InputError(f"train.curriculum: {unknown(f'option of {type(task).__name__}', name, options)}")
         for step in (0, spec.steps - 1):
             try:
                 at = self(step)

@@ -28,7 +28,7 @@ from contextlab.training.spec import TrainSpec
 Progress = Callable[[int, int, float], None]
 
 COMPILE_FROM_STEPS = 20_000
-"""`compile: auto` compiles CUDA runs of so many steps; an estimate (a minute to compile, 3 ms a step saved)."""
+"""`compile: auto` compiles CUDA runs of so many steps; an estimate: a minute to compile, 3 ms a step saved."""
 
 
 @dataclass
@@ -183,8 +183,8 @@ def train(
 
     Under `torchrun` the batch is split over the processes, and the first alone writes and shows progress.
     Ctrl-C or SIGTERM lets the current step end, writes a checkpoint, raises KeyboardInterrupt; a second one
-    does not wait. `compile: auto` never compiles on CPU: a small transformer (width 64, depth 4, batch 128, 32
-    tokens) took 23 s to compile and was slower after it, 147 ms a step against 112 (`benchmarks/training.py
+    does not wait. `compile: auto` never compiles on CPU: a small transformer (width 64, depth 4, batch 128,
+    32 tokens) took 23 s to compile and was slower after it, 147 ms a step against 112 (`benchmarks/training.py
     --compile`).
 
     Raises InputError (a model of other sizes, an impossible curriculum, a folder of another training, a
@@ -193,21 +193,19 @@ def train(
     spec = TrainSpec.parse(spec, "train")
     _check_sizes(model, task)
     tasks = Curriculum(task, spec)
-    with workers(device, model) as team:
-        if spec.batch % (team.count * spec.accumulate):
-            raise InputError(
-                f"train.batch: {spec.batch} prompts cannot be split over {team.count} processes x "
-                f"{spec.accumulate} accumulated parts; use a multiple of {team.count * spec.accumulate}"
-            )
-        model.to(team.device).train()
-        state = TrainState.start(model, spec, seed, team.rank)
-        run = _Run(
-            model, state, team, _identity(model, task, spec, seed, team), Path(folder) if folder else None
+    team = workers(device, model)
+    if spec.batch % (team.count * spec.accumulate):
+        raise InputError(
+            f"train.batch: {spec.batch} prompts cannot be split over {team.count} processes x "
+            f"{spec.accumulate} accumulated parts; use a multiple of {team.count * spec.accumulate}"
         )
-        run.open(resume)
-        if not run.status:
-            _loop(run, tasks, spec, progress if team.first else None)
-        return run.result()
+    model.to(team.device).train()
+    state = TrainState.start(model, spec, seed, team.rank)
+    run = _Run(model, state, team, _identity(model, task, spec, seed, team), Path(folder) if folder else None)
+    run.open(resume)
+    if not run.status:
+        _loop(run, tasks, spec, progress if team.first else None)
+    return run.result()
 
 
 def _loop(run: _Run, tasks: Curriculum, spec: TrainSpec, progress: Progress | None) -> None:
@@ -309,12 +307,8 @@ class _Run:
         if self.path is None:
             return
         if not resume:
-            raise InputError(
-                f"{self.folder}: holds {self.path.name} already; resume it or choose another folder"
-            )
-        found = checkpoint.read(
-            self.path, self.model, self.identity, {**self.state.optimizer, **self._streams([])}
-        )
+            raise InputError(f"{self.folder}: holds {self.path.name} already; resume it or choose another folder")
+        found = checkpoint.read(self.path, self.model, self.identity, {**self.state.optimizer, **self._streams([])})
         for name, tensor in self.state.optimizer.items():
             tensor.copy_(found.tensors[name])
         self.state.generator.set_state(found.tensors[f"generator.{self.team.rank}"])
@@ -372,9 +366,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         wishes.append(number)
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # Python lets only the main thread handle signals
+    if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread handle signals
         yield lambda: False
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
