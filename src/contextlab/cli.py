@@ -236,13 +236,13 @@ def cost(
     from contextlab.evaluation import cost as measure
     from contextlab.evaluation import write_results
     from contextlab.report import write_cost_figure
-    from contextlab.training.trainer import resolve_device
+    from contextlab.training.distributed import resolve
 
     _load_components(plugin)
     spec = _model_spec(model, changes or [])
     name = Path(model).stem if Path(model).exists() else model
     sizes = _lengths(lengths)
-    chosen = resolve_device(None if device == "auto" else device)
+    chosen = resolve(device)
     with console.status(f"measuring {name} at {', '.join(map(str, sizes))} tokens"):
         results = measure(spec, sizes, batch=batch, repeats=repeats, device=chosen, name=name, plugins=plugin or [])
     folder = out or Path("costs") / name
@@ -420,7 +420,7 @@ def _load_components(plugins: list[str] | None) -> None:
     import contextlab.mixers
     import contextlab.models
     import contextlab.tasks  # noqa: F401
-    from contextlab.experiments.plugins import load_plugins
+    from contextlab.plugins import load_plugins
 
     load_plugins(plugins or [])
 

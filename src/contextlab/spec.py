@@ -50,7 +50,9 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None, path: 
         known = _fields_at(model, first["loc"][:-1])
         near = nearest(location[-1], known)
         hint = f"; did you mean {near!r}?" if near else ""
-        return f"{where}: unknown key{hint} (known: {', '.join(known)}){more}" if known else f"{where}: unknown key{more}"
+        return (
+            f"{where}: unknown key{hint} (known: {', '.join(known)}){more}" if known else f"{where}: unknown key{more}"
+        )
     if first["type"] == "missing":
         return f"{where}: required, but missing{more}"
     cause = first.get("ctx", {}).get("error")
@@ -59,7 +61,9 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None, path: 
     message = first["msg"]
     message = message[0].lower() + message[1:]
     if first["type"] == "literal_error" and isinstance(first["input"], str):
-        near = nearest(first["input"], [c.strip(" '") for c in first["ctx"]["expected"].replace(" or ", ",").split(",")])
+        near = nearest(
+            first["input"], [c.strip(" '") for c in first["ctx"]["expected"].replace(" or ", ",").split(",")]
+        )
         message += f"; did you mean {near!r}?" if near else ""
     return f"{where}: {message}, got {describe(first['input'])}{more}"
 

@@ -110,9 +110,7 @@ class StackState(State):
 
 def own(tensor: Tensor) -> Tensor:
     """`tensor` itself when it fills its storage, else a copy: a state must not hold a large buffer by a small view."""
-    filled = (
-        tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    )
+    filled = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if filled else tensor.clone(memory_format=torch.contiguous_format)
 
 
@@ -167,9 +165,7 @@ class KVState(State):
         return room
 
     @staticmethod
-    def bytes_at(
-        length: int, batch: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
-    ) -> int:
+    def bytes_at(length: int, batch: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
         """The exact `nbytes` after `length` tokens."""
         held = tensor_bytes(batch, heads, KVState.capacity(length), key_dim + value_dim, dtype=dtype)
         return held + tensor_bytes(batch, dtype=torch.int64)
@@ -201,9 +197,7 @@ class KVState(State):
 
     def held(self) -> tuple[Tensor, Tensor]:
         """The keys [B, length, Hkv, D] and values [B, length, Hkv, V], as views of the buffers."""
-        return self.keys[:, :, : self.length].transpose(1, 2), self.values[:, :, : self.length].transpose(
-            1, 2
-        )
+        return self.keys[:, :, : self.length].transpose(1, 2), self.values[:, :, : self.length].transpose(1, 2)
 
     def positions(self) -> Tensor | None:
         """Each row's token positions [B, length], negative at padding; None when nothing is padded."""

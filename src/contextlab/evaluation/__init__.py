@@ -1,1 +1,20 @@
-"""evaluation"""
+"""Evaluation: curves, shifts and costs; everything returns a tidy table."""
+
+from contextlab.evaluation.cost import cost, static_cost
+from contextlab.evaluation.evaluate import evaluate, evaluate_learners, predict
+from contextlab.evaluation.results import COLUMNS, mean_over_shots, read_results, summarise, write_results
+from contextlab.evaluation.spec import EvaluateSpec
+
+__all__ = [
+    "COLUMNS",
+    "EvaluateSpec",
+    "cost",
+    "evaluate",
+    "evaluate_learners",
+    "mean_over_shots",
+    "predict",
+    "read_results",
+    "static_cost",
+    "summarise",
+    "write_results",
+]

@@ -1,6 +1,6 @@
 """Experiments: specs, recipes, runs."""
 
-from contextlab.experiments.plugins import load_plugins
+from contextlab.plugins import load_plugins
 from contextlab.experiments.recipes import find_recipe, load_recipe, recipes
 from contextlab.experiments.run import Run, open_run, run
 from contextlab.experiments.spec import ExperimentSpec, ModelEntry, TaskEntry

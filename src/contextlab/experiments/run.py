@@ -34,14 +34,14 @@ import yaml
 from contextlab.errors import ContextlabError, InputError, ResourceError
 from contextlab.evaluation import evaluate, evaluate_learners, read_results, static_cost, write_results
 from contextlab.evaluation.machine import machine_record
-from contextlab.experiments.plugins import load_plugins
+from contextlab.plugins import load_plugins
 from contextlab.experiments.recipes import load_recipe, read_yaml
 from contextlab.experiments.spec import ExperimentSpec, Training
 from contextlab.files import make_folder, read_json, write_atomic, write_json
 from contextlab.models import build_model
 from contextlab.report import build_report
 from contextlab.training import train
-from contextlab.training.trainer import resolve_device
+from contextlab.training.distributed import resolve
 
 FINAL = ("finished", "diverged")
 SPEC, RECORD, RESULTS, REPORT = "experiment.yaml", "record.json", "results.parquet", "report.html"
@@ -113,7 +113,7 @@ def run(
     """
     load_plugins(plugins)
     spec = _spec(experiment)
-    chosen = resolve_device(None if device == "auto" else device)
+    chosen = resolve(device)
     folder = _folder(spec, out, resume)
     teller = progress or Silent()
     with _locked(folder):
@@ -143,9 +143,7 @@ def open_run(folder: str | Path) -> Run:
     return Run(folder, read_results(folder / RESULTS), records, record)
 
 
-def run_job(
-    folder: Path, spec: ExperimentSpec, key: str, device: torch.device, tell: Progress
-) -> str:
+def run_job(folder: Path, spec: ExperimentSpec, key: str, device: torch.device, tell: Progress) -> str:
     """Do one job of a run in this process and write what it gives. Returns its status."""
     if key.startswith("learners."):
         return _measure_learners(folder, spec, key.removeprefix("learners."), tell)
@@ -185,7 +183,7 @@ def _train_and_measure(
             "status": result.status,
             "message": result.message,
             "steps": result.step,
-            "seconds": result.seconds,
+            "seconds": float(result.history["seconds"].iloc[-1]),  # of all calls, where the training was resumed
             "history": result.history.to_dict("list"),
         }
         if result.status == "finished":
@@ -201,11 +199,15 @@ def _train_and_measure(
                 task_name=training.task_name,
                 device=device,
             )
-            length = training.task.length
-            costs = static_cost(
-                model, length, name=training.model_name, run=spec.name, seed=training.seed, task_name=training.task_name
-            )
-            write_results(pd.concat([rows, costs], ignore_index=True), own / RESULTS)
+            who = {
+                "name": training.model_name,
+                "run": spec.name,
+                "seed": training.seed,
+                "task_name": training.task_name,
+            }
+            costs = static_cost(model, int(rows["length"].iloc[0]), **who)
+            took = costs.iloc[:1].assign(metric="training_seconds", value=record["seconds"], ci_low=None, ci_high=None)
+            write_results(pd.concat([rows, costs, took], ignore_index=True), own / RESULTS)
     except KeyboardInterrupt:
         record |= {"status": "interrupted", "message": "stopped by the user"}
         raise
@@ -230,9 +232,7 @@ def _measure_learners(folder: Path, spec: ExperimentSpec, task_name: str, tell: 
     return "finished"
 
 
-def _run_here(
-    folder: Path, spec: ExperimentSpec, todo: Sequence[str], record: dict[str, Any], tell: Progress
-) -> None:
+def _run_here(folder: Path, spec: ExperimentSpec, todo: Sequence[str], record: dict[str, Any], tell: Progress) -> None:
     for key in todo:
         run_job(folder, spec, key, torch.device(record["device"]), tell)
 
@@ -329,7 +329,9 @@ def _folder(spec: ExperimentSpec, out: str | Path | None, resume: bool) -> Path:
         if resume:
             unfinished = [p for p in taken if _status(p) not in (None, "finished")]
             if not unfinished:
-                raise InputError(f"{base / spec.name}: there is no unfinished run to resume; start one without --resume")
+                raise InputError(
+                    f"{base / spec.name}: there is no unfinished run to resume; start one without --resume"
+                )
             return unfinished[-1]
         return base / (spec.name if not taken else f"{spec.name}-{_next_number(base, spec.name)}")
     folder = Path(out)
@@ -388,7 +390,9 @@ def _open(
             )
         record = read_json(folder / RECORD)
         if record["device"] != device.type:
-            raise InputError(f"{folder}: the run was started on {record['device']}; resume with --device {record['device']}")
+            raise InputError(
+                f"{folder}: the run was started on {record['device']}; resume with --device {record['device']}"
+            )
         return record
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = len(spec.trainings())
@@ -455,5 +459,3 @@ def _traceback() -> str:
     import traceback
 
     return traceback.format_exc()
-
-

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from contextlab.errors import ContextlabError
-from contextlab.experiments.plugins import load_plugins
+from contextlab.plugins import load_plugins
 from contextlab.experiments.recipes import read_yaml
 from contextlab.experiments.run import RECORD, SPEC, run_job
 from contextlab.experiments.spec import ExperimentSpec

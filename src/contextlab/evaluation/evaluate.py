@@ -1,0 +1,205 @@
+"""`evaluate`: put a predictor, trained or not, through a task's splits; every predictor answers the same prompts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from contextlab.errors import ContextlabError, InputError, unknown
+from contextlab.evaluation.results import table
+from contextlab.evaluation.spec import EvaluateSpec
+from contextlab.prompt import Learner, Predictor, Prompt, Task
+
+Z95 = 1.959964
+
+
+def predict(predictor: Predictor, prompt: Prompt) -> Tensor:
+    """The predictions for a prompt: a learner is called with the prompt, a model with its inputs."""
+    if isinstance(predictor, Learner):
+        return predictor(prompt)
+    return predictor(prompt.inputs)
+
+
+def evaluate(
+    predictor: Predictor,
+    task: Task,
+    spec: EvaluateSpec | Mapping[str, Any] | None = None,
+    *,
+    name: str = "model",
+    kind: str | None = None,
+    run: str = "",
+    seed: int = 0,
+    task_name: str | None = None,
+    device: torch.device | str | None = None,
+    **changes: Any,
+) -> pd.DataFrame:
+    """Measure a predictor on the splits of a task.
+
+    predictor: a model (called with `prompt.inputs`), a learner, or any function of the prompt's inputs.
+    task: whose splits are drawn; the prompts depend on the task and on `spec.seed` only.
+    spec: an EvaluateSpec or its keys; `changes` are keys that replace its own, for example `prompts=100`.
+    name, kind, run, seed, task_name: written into the table; kind is "learner" or "model" by the predictor's type.
+    device: where prompts are drawn; None takes the model's.
+
+    Returns a tidy table (see `results.COLUMNS`). For each split and metric there is a row a shot, and one with a
+    missing shot for the mean over all that is scored; `excess_<metric>` is the difference to the split's best
+    known learner on the same prompts, positive where the predictor is worse. Intervals are normal 95% intervals
+    over prompts. A split that the predictor cannot answer (too long for its positions, say) has one row whose
+    value is missing and n 0, and a warning tells why.
+    """
+    spec = _spec(spec, changes)
+    if device is None:
+        first = next(predictor.parameters(), None) if isinstance(predictor, nn.Module) else None
+        device = first.device if first is not None else "cpu"
+    who = {
+        "run": run,
+        "model": name,
+        "kind": kind or ("learner" if isinstance(predictor, Learner) else "model"),
+        "seed": seed,
+        "task": task_name or type(task).__name__,
+    }
+    rows: list[dict[str, Any]] = []
+    for split, index, shifted in _splits(task, spec):
+        tally = _Tally(shifted)
+        best = next(iter(shifted.learners().values()))
+        try:
+            with _evaluating(predictor):
+                for prompt in _prompts(shifted, spec, index, device):
+                    errors = shifted.errors(predict(predictor, prompt), prompt)
+                    tally.add(errors, shifted.errors(best(prompt), prompt), prompt)
+        except ContextlabError as error:
+            warnings.warn(f"{name} cannot answer split {split!r}: {error}", stacklevel=2)
+            rows.append({**who, "split": split, "metric": shifted.metric, "value": math.nan, "n": 0})
+            continue
+        rows += [{**who, "split": split, **row} for row in tally.rows()]
+    return table(rows)
+
+
+def evaluate_learners(
+    task: Task,
+    spec: EvaluateSpec | Mapping[str, Any] | None = None,
+    *,
+    run: str = "",
+    task_name: str | None = None,
+    device: torch.device | str = "cpu",
+    **changes: Any,
+) -> pd.DataFrame:
+    """Measure the task's learners; on each split those that the split's own task names. See `evaluate`."""
+    spec = _spec(spec, changes)
+    known = {name for shifted in task.splits().values() for name in shifted.learners()}
+    for name in spec.learners or ():
+        if name not in known:
+            raise InputError(f"evaluate.learners: {unknown('learner of this task', name, known)}")
+    rows: list[dict[str, Any]] = []
+    for split, index, shifted in _splits(task, spec):
+        learners = shifted.learners()
+        chosen = {name: _Tally(shifted) for name in learners if spec.learners is None or name in spec.learners}
+        best = next(iter(learners))
+        for prompt in _prompts(shifted, spec, index, device):
+            reference = shifted.errors(learners[best](prompt), prompt)
+            for name, tally in chosen.items():
+                own = reference if name == best else shifted.errors(learners[name](prompt), prompt)
+                tally.add(own, reference, prompt)
+        who = {"run": run, "kind": "learner", "seed": 0, "task": task_name or type(task).__name__, "split": split}
+        for name, tally in chosen.items():
+            rows += [{**who, "model": name, **row} for row in tally.rows()]
+    return table(rows)
+
+
+def _spec(spec: EvaluateSpec | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> EvaluateSpec:
+    given = spec.model_dump(exclude_unset=True) if isinstance(spec, EvaluateSpec) else dict(spec or {})
+    return EvaluateSpec.parse({**given, **changes}, "evaluate")
+
+
+def _splits(task: Task, spec: EvaluateSpec) -> Iterator[tuple[str, int, Task]]:
+    """Name, number and task of each split that is wanted."""
+    splits = task.splits()
+    for name in spec.splits or ():
+        if name not in splits:
+            raise InputError(f"evaluate.splits: {unknown('split', name, splits)}")
+    for index, (name, shifted) in enumerate(splits.items()):
+        if spec.splits is None or name in spec.splits:
+            yield name, index, shifted
+
+
+def _prompts(task: Task, spec: EvaluateSpec, index: int, device: torch.device | str) -> Iterator[Prompt]:
+    """The split's prompts: a stream of its own for each split, the same for every predictor."""
+    generator = torch.Generator(device).manual_seed(1_000_003 * spec.seed + index)
+    for start in range(0, spec.prompts, spec.batch):
+        yield task.sample(min(spec.batch, spec.prompts - start), generator, device)
+
+
+class _evaluating:
+    """No gradients, and a module in evaluation mode, as it was before afterwards."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.module = predictor if isinstance(predictor, nn.Module) else None
+
+    def __enter__(self) -> None:
+        self.gradients = torch.no_grad()
+        self.gradients.__enter__()
+        if self.module is not None:
+            self.training = self.module.training
+            self.module.eval()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.module is not None:
+            self.module.train(self.training)
+        self.gradients.__exit__(*error)
+
+
+@dataclass
+class _Tally:
+    """Per-prompt means by shot, of each metric and of its excess over the reference."""
+
+    task: Task
+    values: dict[str, list[Tensor]] = field(default_factory=dict)
+    length: int = 0
+
+    def add(self, errors: dict[str, Tensor], reference: dict[str, Tensor], prompt: Prompt) -> None:
+        """Add a batch. errors, reference: metric -> [B, T]."""
+        self.length = prompt.length
+        shots = int(prompt.shot.max()) + 1
+        count = torch.zeros(prompt.batch, shots, dtype=torch.float64, device=prompt.shot.device)
+        count.scatter_add_(1, prompt.shot, prompt.scored.double())
+        for metric, error in errors.items():
+            sign = -1.0 if metric == self.task.metric and self.task.higher_is_better else 1.0
+            excess = sign * (error.double() - reference[metric].double())
+            for label, each in ((metric, error.double()), (f"excess_{metric}", excess)):
+                each = torch.where(prompt.scored, each, 0.0)
+                by_shot = torch.zeros_like(count).scatter_add_(1, prompt.shot, each) / count  # nan where none
+                whole = each.sum(1, keepdim=True) / prompt.scored.sum(1, keepdim=True)
+                self.values.setdefault(label, []).append(torch.cat([whole, by_shot], 1).cpu())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for metric, parts in self.values.items():
+            values = torch.cat(parts)
+            known = ~values.isnan() if not _all_nan(values) else torch.ones_like(values, dtype=torch.bool)
+            n = known.sum(0)
+            mean = torch.where(known, values, 0).sum(0) / n
+            spread = torch.where(known, values - mean, 0).square().sum(0) / (n - 1).clamp_min(1)
+            half = Z95 * (spread / n).sqrt()
+            for i, count in enumerate(n.tolist()):
+                if count:
+                    value, width = mean[i].item(), half[i].item()
+                    yield {
+                        "metric": metric,
+                        "shot": None if i == 0 else i - 1,
+                        "length": self.length,
+                        "value": value,
+                        "ci_low": value - width,
+                        "ci_high": value + width,
+                        "n": count,
+                    }
+
+
+def _all_nan(values: Tensor) -> bool:
+    """Whether the predictions themselves were nan, rather than a shot missing from some prompts."""
+    return bool(values[:, 0].isnan().all())

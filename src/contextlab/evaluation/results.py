@@ -1,0 +1,119 @@
+"""The results table: one tidy row a measurement, in Parquet."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contextlab.errors import InputError
+from contextlab.files import write_atomic
+
+COLUMNS = (
+    "run", "model", "kind", "seed", "task", "split", "metric", "shot", "length", "value", "ci_low", "ci_high", "n",
+)  # fmt: skip
+DTYPES = {
+    **dict.fromkeys(("run", "model", "kind", "task", "split", "metric"), "string"),
+    **dict.fromkeys(("seed", "shot", "length", "n"), "Int64"),
+    **dict.fromkeys(("value", "ci_low", "ci_high"), "float64"),
+}
+_ARROW = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64()}
+
+# Two-sided 95% quantiles of Student's t by degrees of freedom; 1.96 from 30 on is within 4%.
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+)  # fmt: skip
+
+
+def schema() -> pa.Schema:
+    """The Parquet schema of a results table."""
+    return pa.schema([(name, _ARROW[DTYPES[name]]) for name in COLUMNS])
+
+
+def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """A results table of rows; columns that a row lacks are missing values."""
+    return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(DTYPES)
+
+
+def write_results(results: pd.DataFrame, path: str | Path) -> Path:
+    """Write a results table to a Parquet file, atomically. Raises InputError when columns are missing."""
+    missing = [name for name in COLUMNS if name not in results]
+    if missing:
+        raise InputError(f"results lack the columns {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+    buffer = io.BytesIO()
+    frame = results[list(COLUMNS)].astype(DTYPES)
+    pq.write_table(pa.Table.from_pandas(frame, schema=schema(), preserve_index=False), buffer)
+    write_atomic(Path(path), buffer.getvalue())
+    return Path(path)
+
+
+def read_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """Read one or more results tables into one. Raises InputError for files that are none."""
+    frames = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        try:
+            found = pq.read_table(path)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: damaged or not Parquet ({str(error).splitlines()[0]})") from None
+        missing = [name for name in COLUMNS if name not in found.column_names]
+        if missing:
+            raise InputError(f"{path}: no results table: it lacks the columns {', '.join(missing)}")
+        frames.append(found.select(list(COLUMNS)).to_pandas().astype(DTYPES))
+    if not frames:
+        raise InputError("expected at least one results file")
+    return pd.concat(frames, ignore_index=True)
+
+
+def summarise(results: pd.DataFrame) -> pd.DataFrame:
+    """The results with the seeds put together: the mean over seeds and its 95% confidence interval.
+
+    With one seed the interval is that over prompts. With s >= 2 seeds it is Student's t interval over the seeds'
+    means; their spread already holds the noise of the prompts' draw that differs between seeds, but all seeds answer
+    the same prompts, so the prompts' own half-width is added in quadrature. Returns the same columns without `seed`,
+    and `seeds`; `n` is the smallest number of prompts.
+    """
+    keys = ["run", "model", "kind", "task", "split", "metric", "shot", "length"]
+    rows = []
+    for key, group in results.groupby(keys, dropna=False, sort=False, observed=True):
+        seeds = len(group)
+        value = float(group["value"].mean())
+        if seeds == 1:
+            low, high = float(group["ci_low"].iloc[0]), float(group["ci_high"].iloc[0])
+        else:
+            t = _T95[seeds - 2] if seeds - 2 < len(_T95) else 1.96
+            over_seeds = t * float(group["value"].std(ddof=1)) / math.sqrt(seeds)
+            over_prompts = float((group["ci_high"] - group["ci_low"]).mean()) / 2
+            half = math.hypot(over_seeds, 0.0 if math.isnan(over_prompts) else over_prompts)
+            low, high = value - half, value + half
+        rows.append(
+            {
+                **dict(zip(keys, key, strict=True)),
+                "value": value,
+                "ci_low": low,
+                "ci_high": high,
+                "n": group["n"].min(),
+                "seeds": seeds,
+            }
+        )
+    columns = [*(name for name in COLUMNS if name != "seed"), "seeds"]
+    dtypes = {**{name: DTYPES[name] for name in columns if name in DTYPES}, "seeds": "Int64"}
+    return pd.DataFrame(rows, columns=columns).astype(dtypes)
+
+
+def mean_over_shots(results: pd.DataFrame, metric: str, first: int, last: int, split: str = "train") -> pd.DataFrame:
+    """The mean of a metric over the shots first..last, for each run, model, seed and task.
+
+    Returns columns run, model, kind, seed, task, value.
+    """
+    rows = results[(results["metric"] == metric) & (results["split"] == split)]
+    rows = rows[rows["shot"].between(first, last).fillna(False)]
+    return rows.groupby(["run", "model", "kind", "seed", "task"], as_index=False, observed=True)["value"].mean()
