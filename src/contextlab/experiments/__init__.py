@@ -1,9 +1,9 @@
 """Experiments: specs, recipes, runs."""
 
-from contextlab.plugins import load_plugins
 from contextlab.experiments.recipes import find_recipe, load_recipe, recipes
 from contextlab.experiments.run import Run, open_run, run
 from contextlab.experiments.spec import ExperimentSpec, ModelEntry, TaskEntry
+from contextlab.plugins import load_plugins
 
 __all__ = [
     "ExperimentSpec",

@@ -34,11 +34,11 @@ import yaml
 from contextlab.errors import ContextlabError, InputError, ResourceError
 from contextlab.evaluation import evaluate, evaluate_learners, read_results, static_cost, write_results
 from contextlab.evaluation.machine import machine_record
-from contextlab.plugins import load_plugins
 from contextlab.experiments.recipes import load_recipe, read_yaml
 from contextlab.experiments.spec import ExperimentSpec, Training
 from contextlab.files import make_folder, read_json, write_atomic, write_json
 from contextlab.models import build_model
+from contextlab.plugins import load_plugins
 from contextlab.report import build_report
 from contextlab.training import train
 from contextlab.training.distributed import resolve

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from contextlab.errors import ContextlabError
-from contextlab.plugins import load_plugins
 from contextlab.experiments.recipes import read_yaml
 from contextlab.experiments.run import RECORD, SPEC, run_job
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.files import read_json
+from contextlab.plugins import load_plugins
 
 
 class _Lines:

@@ -150,15 +150,16 @@ class Newton(RegressionLearner):
 class Lasso(RegressionLearner):
     """Lasso: least |y - X w|^2 / (2 i) + strength |w|_1 over the i examples, as in scikit-learn.
 
-    Coordinate descent finds the set of nonzero weights and their signs; the weights are then solved for
-    exactly and kept if they meet the optimality conditions, so the answer is exact to rounding.
+    The path of solutions is followed from the strength at which all weights are zero down to `strength`. It is
+    linear between knots, at which one weight joins or leaves, so the answer is exact (LARS with the lasso's
+    change, Efron et al., 2004, section 3.1). All prefixes take their next knot at once.
 
     strength: weight of |w|_1.
-    sweeps: most passes over the coordinates; a prefix that takes more gets the descent's last iterate.
+    knots: most knots of a path; a longer one ends at its last knot.
     """
 
     strength: PositiveFloat = 0.1
-    sweeps: PositiveInt = 5000
+    knots: PositiveInt = 1000
 
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
         count = _counts(xs)[:, None, None]
@@ -168,46 +169,47 @@ class Lasso(RegressionLearner):
         weights = self._solve(curvature, pull.mT.flatten(0, 2))
         return apply(xs, weights.unflatten(0, (*ys.shape[:2], outputs)).mT)
 
-    def _solve(self, curvature: Tensor, pull: Tensor) -> Tensor:
+    def _solve(self, g: Tensor, b: Tensor) -> Tensor:
         """Minimise w'Gw / 2 - b'w + strength |w|_1 for every G [P, d, d] and b [P, d] at once; [P, d]."""
-        size = pull.shape[1]
-        answer = torch.zeros_like(pull)
-        open_ = (pull.abs().amax(1) > self.strength).nonzero().squeeze(1)  # elsewhere w = 0 is the solution
-        # Problems last: each coordinate's update then runs over contiguous memory.
-        g = curvature[open_].permute(1, 2, 0).contiguous()
-        b = pull[open_].T.contiguous()
-        w, slope = torch.zeros_like(b), b.clone()  # slope = b - G w
-        done, burst = 0, 5
-        while open_.numel():
-            for _ in range(min(burst, self.sweeps - done)):
-                for j in range(size):
-                    diagonal = g[j, j]
-                    target = slope[j] + diagonal * w[j]
-                    new = torch.nn.functional.softshrink(target, self.strength) / diagonal.clamp(min=1e-300)
-                    slope.addcmul_(g[j], (new - w[j]).unsqueeze(0), value=-1)
-                    w[j] = new
-            done += min(burst, self.sweeps - done)
-            exact, fits = self._polish(g.permute(2, 0, 1), b.T, w.T)
-            answer[open_] = torch.where(fits[:, None], exact, w.T)
-            if done == self.sweeps:
+        answer, eye = torch.zeros_like(b), torch.eye(b.shape[1], dtype=b.dtype, device=b.device)
+        level = b.abs().amax(1, keepdim=True)
+        todo = (level.squeeze(1) > self.strength).nonzero().squeeze(1)  # elsewhere w = 0 is the solution
+        g, b, level = g[todo], b[todo], level[todo]
+        w, first = torch.zeros_like(b), b.abs().argmax(1, keepdim=True)
+        sign = torch.zeros_like(b).scatter_(
+            1, first, b.gather(1, first).sign()
+        )  # of the weights in use, else 0
+        left = torch.zeros_like(b)  # the sign of the weight that left at the last knot
+        for _ in range(self.knots):
+            if not todo.numel():
                 break
-            open_, g, b, w, slope = (t[..., ~fits] for t in (open_, g, b, w, slope))
-            burst = min(2 * burst, 80)
+            used = sign != 0
+            block = torch.where(used.unsqueeze(1) & used.unsqueeze(2), g, eye)
+            factor = torch.linalg.cholesky_ex(block).L
+            step = torch.cholesky_solve(sign.unsqueeze(-1), factor)  # of w, while the level falls by 1
+            fall = (g @ step).squeeze(-1)  # of the slopes b - G w; `sign` for the weights in use
+            step, slope = step.squeeze(-1), b - (g @ w.unsqueeze(-1)).squeeze(-1)
+            # How far the level falls until an unused slope meets it from below or above, or a weight gets to 0.
+            above = _ratio(level - slope, 1 - fall, ~used & (left <= 0))
+            below = _ratio(level + slope, 1 + fall, ~used & (left >= 0))
+            zero = _ratio(w.abs(), step.abs(), used & (w * step < 0))
+            events = torch.cat([above, below, zero, level - self.strength], 1)
+            distance, event = events.min(1, keepdim=True)
+            w, level = w + distance * step, level - distance
+            chosen = torch.zeros_like(events).scatter_(1, event, 1)
+            up, down, leaves, end = chosen.split([b.shape[1]] * 3 + [1], dim=1)
+            left = sign * leaves
+            w, sign = w * (1 - leaves), sign - left + up - down
+            done = end.squeeze(1) > 0
+            answer[todo[done]] = w[done]
+            todo, g, b, w, level, sign, left = (t[~done] for t in (todo, g, b, w, level, sign, left))
+        answer[todo] = w
         return answer
 
-    def _polish(self, g: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The minimiser [P, d] if `w` has its signs, and whether it meets the optimality conditions [P]."""
-        sign, eye = w.sign(), torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
-        used = sign != 0
-        pairs = used.unsqueeze(1) & used.unsqueeze(2)
-        factor, failed = torch.linalg.cholesky_ex(torch.where(pairs, g, eye))
-        right = torch.where(used, b - self.strength * sign, 0)
-        exact = torch.cholesky_solve(right.unsqueeze(-1), factor)
-        slope = b - (g @ exact).squeeze(-1)
-        exact = exact.squeeze(-1)
-        room = self.strength * (1 + 1e-9)
-        fits = (failed == 0) & ((exact * sign > 0) | ~used).all(1) & (slope.abs() <= room).all(1)
-        return exact, fits
+
+def _ratio(distance: Tensor, speed: Tensor, where: Tensor) -> Tensor:
+    """When something so far away, coming nearer so fast, arrives; infinite where it does not or is not asked."""
+    return torch.where(where & (speed > 1e-10), distance / speed, torch.inf).clamp(min=0)
 
 
 @register("learner", "pool_posterior", papers=("2306.15063",), cases=())
@@ -247,6 +249,7 @@ def _filtered(xs: Tensor, ys: Tensor, inverse: Callable[[Tensor], Tensor]) -> Te
     inverse: eigenvalues [B, n, d] -> filter [B, n, d], for eigenvalues above the rounding error.
     """
     s, v = torch.linalg.eigh(gram(xs))
-    real = s > s[..., -1:].clamp(min=1e-300) * (xs.shape[-1] * torch.finfo(s.dtype).eps)
-    factor = torch.where(real, inverse(torch.where(real, s, 1)), 0)
+    largest = torch.where(s[..., -1:] > 0, s[..., -1:], 1)
+    real = s > largest * (xs.shape[-1] * torch.finfo(s.dtype).eps)
+    factor = torch.where(real, inverse(torch.where(real, s, largest)), 0)
     return apply(xs, v @ (factor.unsqueeze(-1) * (v.mT @ moment(xs, ys))))

@@ -1,0 +1,243 @@
+"""Figures: each function takes tidy results (or records) and returns a Plotly figure.
+
+Colours are Okabe and Ito's, which colour-blind people tell apart; dashes and markers differ too, and one model looks
+the same in every figure of a report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from contextlab.evaluation import summarise
+from contextlab.report.naming import label, metric_title
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5539", "#000000")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "triangle-down")
+LEARNER_COLOURS = ("#444444", "#777777", "#999999", "#555555", "#AAAAAA", "#666666", "#888888", "#BBBBBB")
+
+
+def styles(results: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Label of a model -> colour, dash, marker; by order of appearance, the same for all figures of these results."""
+    found = {}
+    for i, name in enumerate(_labels(results[results["kind"] == "model"])):
+        found[name] = {
+            "colour": COLOURS[i % len(COLOURS)],
+            "dash": DASHES[(i // len(COLOURS)) % len(DASHES)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+    for i, name in enumerate(_labels(results[results["kind"] == "learner"])):
+        found.setdefault(
+            name,
+            {
+                "colour": LEARNER_COLOURS[i % len(LEARNER_COLOURS)],
+                "dash": DASHES[1 + i % (len(DASHES) - 1)],
+                "marker": MARKERS[-1 - i % len(MARKERS)],
+            },
+        )
+    return found
+
+
+def curve(results: pd.DataFrame, task: str, metric: str, split: str = "train") -> go.Figure:
+    """A metric by the number of in-context examples, with 95% bands; models solid, learners dashed and grey."""
+    look = styles(results)
+    rows = _rows(results, task, metric, split)
+    rows = rows[rows["shot"].notna()]
+    figure = go.Figure()
+    for kind in ("learner", "model"):
+        for name, line in rows[rows["kind"] == kind].groupby("label", sort=False):
+            line = line.sort_values("shot")
+            shots, style = line["shot"].astype(int).tolist(), look[str(name)]
+            if kind == "model":
+                figure.add_scatter(
+                    x=shots + shots[::-1],
+                    y=line["ci_high"].tolist() + line["ci_low"].tolist()[::-1],
+                    fill="toself",
+                    fillcolor=_faint(style["colour"]),
+                    line={"width": 0},
+                    hoverinfo="skip",
+                    showlegend=False,
+                    legendgroup=str(name),
+                )
+            figure.add_scatter(
+                x=shots,
+                y=line["value"].tolist(),
+                name=str(name),
+                legendgroup=str(name),
+                mode="lines+markers" if kind == "model" else "lines",
+                line={"color": style["colour"], "dash": style["dash"], "width": 2.5 if kind == "model" else 1.5},
+                marker={"symbol": style["marker"], "size": 7},
+                visible=True if kind == "model" or not _far(rows, line) else "legendonly",
+            )
+    return _finish(figure, "in-context examples", metric_title(metric))
+
+
+def by_split(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
+    """A metric on every split of the task: one row a split, one mark a model, with 95% intervals."""
+    look = styles(results)
+    rows = _rows(results, task, metric, None)
+    rows = rows[rows["shot"].isna() & (rows["split"] != "cost")]
+    if metric.startswith("excess_"):
+        rows = rows[rows["kind"] == "model"]
+    else:
+        best = _best_learner(rows)
+        rows = rows[(rows["kind"] == "model") | (rows["label"] == best)]
+    splits = list(dict.fromkeys(rows["split"]))
+    figure = go.Figure()
+    for name, marks in rows.groupby("label", sort=False):
+        style = look[str(name)]
+        figure.add_scatter(
+            x=marks["value"].tolist(),
+            y=marks["split"].tolist(),
+            name=str(name),
+            mode="markers",
+            marker={"color": style["colour"], "symbol": style["marker"], "size": 11},
+            error_x={
+                "type": "data",
+                "array": (marks["ci_high"] - marks["value"]).tolist(),
+                "arrayminus": (marks["value"] - marks["ci_low"]).tolist(),
+                "color": style["colour"],
+            },
+        )
+    figure = _finish(figure, metric_title(metric), "")
+    figure.update_yaxes(categoryorder="array", categoryarray=splits[::-1], type="category")
+    figure.update_layout(height=220 + 44 * len(splits))
+    return figure
+
+
+def quality_against_state(results: pd.DataFrame, task: str, metric: str, split: str = "train") -> go.Figure:
+    """A metric against the bytes of state that one sequence of the task leaves; the best learner as a line."""
+    look = styles(results)
+    rows = _rows(results, task, metric, split)
+    rows = rows[rows["shot"].isna()]
+    costs = _rows(results, task, "state_bytes", "cost").set_index("label")["value"]
+    figure = go.Figure()
+    for _, row in rows[rows["kind"] == "model"].iterrows():
+        style = look[row["label"]]
+        if row["label"] not in costs:
+            continue
+        figure.add_scatter(
+            x=[costs[row["label"]]],
+            y=[row["value"]],
+            name=row["label"],
+            mode="markers",
+            marker={"color": style["colour"], "symbol": style["marker"], "size": 13},
+            error_y={
+                "type": "data",
+                "array": [row["ci_high"] - row["value"]],
+                "arrayminus": [row["value"] - row["ci_low"]],
+                "color": style["colour"],
+            },
+        )
+    best = _best_learner(rows)
+    if best is not None:
+        level = float(rows.loc[rows["label"] == best, "value"].iloc[0])
+        figure.add_hline(y=level, line_dash="dash", line_color="#444444", annotation_text=best)
+    figure = _finish(figure, "bytes of state at the end of a prompt", metric_title(metric))
+    figure.update_xaxes(type="log", exponentformat="SI", dtick=1)
+    return figure
+
+
+def training_curves(results: pd.DataFrame, records: Sequence[Mapping[str, Any]], task: str) -> go.Figure:
+    """The training loss by step, one line a training."""
+    look = styles(results)
+    figure = go.Figure()
+    shown = set()
+    for record in records:
+        history = record.get("history")
+        if record["task"] != task or not history or not history["step"]:
+            continue
+        name = record.get("label") or record["model"]
+        style = look.get(name, {"colour": "#444444", "dash": "dot"})
+        figure.add_scatter(
+            x=history["step"],
+            y=history["loss"],
+            name=name,
+            legendgroup=name,
+            showlegend=name not in shown,
+            mode="lines",
+            line={"color": style["colour"], "dash": style["dash"], "width": 1.5},
+        )
+        shown.add(name)
+    figure = _finish(figure, "training step", "training loss")
+    figure.update_yaxes(type="log")
+    return figure
+
+
+def cost_by_length(results: pd.DataFrame, metric: str) -> go.Figure:
+    """A cost by context length on logarithmic axes; the whiskers go from the least to the most that was measured."""
+    rows = results[(results["metric"] == metric) & (results["split"] == "cost")].assign(label=label(results))
+    look = styles(results)
+    figure = go.Figure()
+    for name, line in rows.groupby("label", sort=False):
+        line, style = line.sort_values("length"), look[str(name)]
+        figure.add_scatter(
+            x=line["length"].astype(int).tolist(),
+            y=line["value"].tolist(),
+            name=str(name),
+            mode="lines+markers",
+            line={"color": style["colour"]},
+            marker={"symbol": style["marker"], "size": 9},
+            error_y={
+                "type": "data",
+                "array": (line["ci_high"] - line["value"]).tolist(),
+                "arrayminus": (line["value"] - line["ci_low"]).tolist(),
+            },
+        )
+    figure = _finish(figure, "tokens of context", metric_title(metric))
+    lengths = sorted({int(each) for each in rows["length"]})
+    figure.update_xaxes(type="log", tickvals=lengths, ticktext=[f"{each:,}" for each in lengths])
+    figure.update_yaxes(type="log", exponentformat="SI")
+    figure.update_layout(showlegend=rows["label"].nunique() > 1)
+    return figure
+
+
+def _rows(results: pd.DataFrame, task: str, metric: str, split: str | None) -> pd.DataFrame:
+    """The rows of a task and metric, seeds put together, with the label that names the model in figures."""
+    rows = results[(results["task"] == task) & (results["metric"] == metric)]
+    rows = rows if split is None else rows[rows["split"] == split]
+    rows = rows[rows["value"].notna()]
+    found = summarise(rows)
+    several = results["run"].nunique() > 1
+    return found.assign(label=label(found, several))
+
+
+def _labels(results: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(label(results)))
+
+
+def _best_learner(rows: pd.DataFrame) -> str | None:
+    """The first learner: evaluation writes the best known one first."""
+    learners = rows[rows["kind"] == "learner"]
+    return None if learners.empty else str(learners["label"].iloc[0])
+
+
+def _far(rows: pd.DataFrame, line: pd.DataFrame) -> bool:
+    """Whether a learner's curve would squeeze the models': it is then drawn only when its name is clicked."""
+    models = rows[rows["kind"] == "model"]
+    if models.empty:
+        return False
+    return bool(line["value"].max() > 3 * models["value"].max())
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.15)"
+
+
+def _finish(figure: go.Figure, x: str, y: str) -> go.Figure:
+    figure.update_layout(
+        template="plotly_white",
+        height=420,
+        margin={"l": 10, "r": 14, "t": 14, "b": 10},
+        font={"size": 13, "family": "system-ui, sans-serif"},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0},
+        hovermode="closest",
+    )
+    figure.update_xaxes(title={"text": x, "standoff": 8}, automargin=True, zeroline=False)
+    figure.update_yaxes(title={"text": y, "standoff": 8}, automargin=True, zeroline=False)
+    return figure

@@ -1,0 +1,59 @@
+"""How things are called in figures, tables and sentences."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+TITLES = {
+    "squared_error": "squared error",
+    "accuracy": "accuracy",
+    "cross_entropy": "cross-entropy (nats)",
+    "state_bytes": "bytes of state",
+    "parameters": "parameters",
+    "flops": "FLOPs of one forward",
+    "prefill_seconds": "prefill (seconds)",
+    "decode_seconds_per_token": "decoding (seconds a token)",
+    "peak_bytes": "peak memory of prefill (bytes)",
+    "training_seconds": "training (seconds)",
+}
+HIGHER_IS_BETTER = {"accuracy"}
+COST_METRICS = {"state_bytes", "parameters", "flops", "training_seconds"}
+
+
+def metric_title(metric: str) -> str:
+    """A metric in words."""
+    if metric.startswith("excess_"):
+        return f"excess {metric_title(metric.removeprefix('excess_'))} over the best known learner"
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def label(rows: pd.DataFrame, several: bool | None = None) -> pd.Series:
+    """The names in figures: the model's, with the run's before it when there are several runs."""
+    if several is None:
+        several = rows["run"].nunique() > 1
+    names = rows["model"].astype(str)
+    return rows["run"].astype(str).str.cat(names, sep=": ") if several else names
+
+
+def main_metric(rows: pd.DataFrame) -> str:
+    """The metric that a task is judged by: the first that evaluation wrote for it."""
+    known = [m for m in dict.fromkeys(rows["metric"]) if not str(m).startswith("excess_") and m not in COST_METRICS]
+    return str(known[0])
+
+
+def bytes_in_words(value: float) -> str:
+    """4096 -> 4 KiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"
+
+
+def count_in_words(value: float) -> str:
+    """213_000 -> 213 k."""
+    for unit in ("", " k", " M"):
+        if abs(value) < 1000:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} G"

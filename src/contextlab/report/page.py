@@ -1,0 +1,189 @@
+"""The report: one HTML file that needs nothing else, no network included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from contextlab.evaluation import summarise
+from contextlab.files import write_atomic
+from contextlab.report import figures
+from contextlab.report.naming import COST_METRICS, label, main_metric, metric_title
+from contextlab.report.summary import summary_table, summary_words
+
+
+def build_report(
+    results: pd.DataFrame,
+    records: Sequence[Mapping[str, Any]],
+    run_records: Sequence[Mapping[str, Any]],
+    specs: Sequence[Mapping[str, Any]],
+    path: str | Path,
+) -> Path:
+    """Write the report of one or several runs.
+
+    results: tidy table. records: one mapping a training. run_records: one a run. specs: the runs' ExperimentSpecs.
+    """
+    names = [str(each["name"]) for each in run_records]
+    page = _environment().get_template("report.html.j2").render(
+        title=" + ".join(dict.fromkeys(names)),
+        descriptions=[each.get("description", "") for each in run_records],
+        words=summary_words(results, records),
+        tables=summary_table(results, records),
+        sections=[_section(results, records, task) for task in _tasks(results)],
+        rows=_table_rows(results),
+        trainings=[_training(record) for record in records],
+        csv=_embedded(results.to_csv(index=False)),
+        specs=[
+            (name, yaml.safe_dump(_plain(spec), sort_keys=False, width=100))
+            for name, spec in zip(names, specs, strict=True)
+        ],
+        runs=[(name, _flat(record)) for name, record in zip(names, run_records, strict=True)],
+        plotly=Markup(get_plotlyjs()),
+    )
+    write_atomic(Path(path), page)
+    return Path(path)
+
+
+def write_cost_figure(results: pd.DataFrame, path: str | Path) -> Path:
+    """Write the figures of `contextlab cost` as one HTML file that needs nothing else."""
+    shown = ("decode_seconds_per_token", "state_bytes", "prefill_seconds", "peak_bytes", "flops")
+    drawn = [_figure(metric_title(m), figures.cost_by_length(results, m)) for m in shown if (results["metric"] == m).any()]
+    names = ", ".join(dict.fromkeys(results["model"]))
+    page = _environment().get_template("cost.html.j2").render(
+        title=f"What context costs {names}", figures=drawn, plotly=Markup(get_plotlyjs())
+    )
+    write_atomic(Path(path), page)
+    return Path(path)
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("contextlab.report", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+
+
+def _tasks(results: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(results.loc[results["split"] != "cost", "task"]))
+
+
+def _section(results: pd.DataFrame, records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+    """The figures of one task; those that its data cannot fill are left out."""
+    rows = results[results["task"] == task]
+    metric = main_metric(rows)
+    excess = f"excess_{metric}"
+    drawn = []
+    shots = rows[(rows["metric"] == metric) & (rows["split"] == "train") & rows["shot"].notna()]["shot"].nunique()
+    if shots > 1:
+        drawn.append(
+            _figure(
+                f"{metric_title(metric).capitalize()} by the number of in-context examples",
+                figures.curve(results, task, metric),
+                "Bands are 95% confidence intervals. Learners far above the models are hidden; click a name to show it.",
+                switch=True,
+            )
+        )
+        drawn.append(
+            _figure(
+                "How far above the best known learner",
+                figures.curve(results[results["kind"] == "model"], task, excess),
+                "The difference on the same prompts; 0 is as good as the best known learner.",
+            )
+        )
+    if rows.loc[rows["split"] != "cost", "split"].nunique() > 1:
+        by = excess if shots > 1 else metric
+        note = (
+            "Each line is a change of the prompts that training never showed; 'train' is the training distribution."
+        )
+        drawn.append(_figure("On other prompts than those of training", figures.by_split(results, task, by), note))
+    if (rows["metric"] == "state_bytes").any():
+        drawn.append(
+            _figure(
+                "Quality against bytes of state",
+                figures.quality_against_state(results, task, metric),
+                "What one sequence leaves in memory after a prompt of the training length.",
+            )
+        )
+    several = results["run"].nunique() > 1
+    named = [{**r, "label": f"{r['run']}: {r['model']}" if several and "run" in r else r["model"]} for r in records]
+    losses = figures.training_curves(results, named, task)
+    if losses.data:
+        drawn.append(_figure("Training loss", losses))
+    return {"task": task, "figures": drawn}
+
+
+def _figure(title: str, figure: go.Figure, note: str = "", switch: bool = False) -> dict[str, Any]:
+    return {"title": title, "note": note, "json": _embedded(figure.to_json()), "switch": switch}
+
+
+def _embedded(text: str) -> Markup:
+    """Text that may stand inside a script element as it is: nothing in it can end the element."""
+    return Markup(text.replace("<", "\\u003c") if text.startswith("{") else json.dumps(text).replace("<", "\\u003c"))
+
+
+def _table_rows(results: pd.DataFrame) -> list[dict[str, Any]]:
+    """The measurements over all shots, seeds put together."""
+    chosen = results[results["shot"].isna()]
+    found = summarise(chosen)
+    found = found.assign(label=label(found, results["run"].nunique() > 1))
+    rows = []
+    for _, row in found.iterrows():
+        cost = row["metric"] in COST_METRICS
+        half = (row["ci_high"] - row["ci_low"]) / 2
+        rows.append(
+            {
+                "task": row["task"],
+                "split": "" if cost else row["split"],
+                "model": row["label"],
+                "kind": row["kind"],
+                "metric": metric_title(row["metric"]) if cost else row["metric"].replace("_", " "),
+                "value": float(row["value"]),
+                "shown": "no answer" if pd.isna(row["value"]) else f"{row['value']:,.4g}",
+                "interval": "" if cost or pd.isna(half) else f"± {half:.2g}",
+                "n": int(row["n"]) if not pd.isna(row["n"]) else "",
+                "seeds": int(row["seeds"]),
+            }
+        )
+    return rows
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, str]:
+    seconds = record.get("seconds")
+    return {
+        "task": str(record["task"]),
+        "model": str(record["model"]),
+        "seed": str(record["seed"]),
+        "status": str(record["status"]),
+        "message": str(record.get("message", "")),
+        "steps": f"{record['steps']:,}" if "steps" in record else "",
+        "seconds": f"{seconds:.0f}" if seconds is not None else "",
+        "parameters": f"{record['parameters']:,}" if "parameters" in record else "",
+    }
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as rows of `a.b` and text."""
+    rows: list[tuple[str, str]] = []
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            rows += [(f"{prefix}{key}", ", ".join(f"{k}: {v}" for k, v in each.items())) for each in value]
+        elif key != "description":
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((prefix + str(key), text or "none"))
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

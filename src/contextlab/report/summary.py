@@ -1,0 +1,225 @@
+"""What the results say, in words and in a small table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from contextlab.evaluation import summarise
+from contextlab.report.naming import (
+    HIGHER_IS_BETTER,
+    bytes_in_words,
+    count_in_words,
+    label,
+    main_metric,
+    metric_title,
+)
+
+GOOD_RECALL = 0.98
+STILL_FALLING = 0.1
+"""A loss counts as still falling when it fell by this fraction over the last fifth of the training."""
+
+
+def summary_table(
+    results: pd.DataFrame, records: Sequence[Mapping[str, Any]]
+) -> dict[str, list[dict[str, str]]]:
+    """Task -> rows, best model first, then the best known learner; every cell is text."""
+    tables = {}
+    for task, rows in _by_task(results):
+        metric = main_metric(rows)
+        overall = _overall(rows, metric)
+        excess = _overall(rows, f"excess_{metric}").set_index("label")
+        costs = {m: _cost(rows, m) for m in ("parameters", "state_bytes", "training_seconds")}
+        shown = []
+        for _, row in _ranked(overall, metric).iterrows():
+            name = row["label"]
+            has = name in excess.index and row["kind"] == "model"
+            shown.append(
+                {
+                    "model": name if row["kind"] == "model" else f"{name} (best learner)",
+                    metric_title(metric): _value(row, metric),
+                    "excess": _interval(excess.loc[name], metric) if has else "",
+                    "parameters": _told(costs["parameters"], name, count_in_words),
+                    "state": _told(costs["state_bytes"], name, bytes_in_words),
+                    "training": _told(costs["training_seconds"], name, lambda s: f"{s:.0f} s"),
+                }
+            )
+        tables[task] = shown
+    return tables
+
+
+def summary_words(results: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences: who wins on each task and by how much, who falls short and what the data say of why."""
+    sentences = []
+    for task, rows in _by_task(results):
+        metric = main_metric(rows)
+        own = [r for r in records if r["task"] == task]
+        if metric in HIGHER_IS_BETTER:
+            sentences += _recall_words(task, rows, metric, own)
+        else:
+            sentences += _error_words(task, rows, metric)
+        sentences += _shift_words(task, rows, metric)
+        sentences += _state_words(task, rows)
+    for record in records:
+        if record["status"] != "finished":
+            sentences.append(f"{record['model']} on {record['task']} {record['status']}: {record.get('message', '')}")
+    return sentences
+
+
+def _error_words(task: str, rows: pd.DataFrame, metric: str) -> list[str]:
+    """For errors: closeness to the best known learner, from one example on."""
+    shots = summarise(rows[(rows["metric"].isin([metric, f"excess_{metric}"])) & (rows["split"] == "train")])
+    shots = shots.assign(label=label(shots))
+    shots = shots[shots["shot"].notna()]
+    if (shots["shot"] >= 1).any():
+        shots = shots[shots["shot"] >= 1]
+    learners = shots[(shots["kind"] == "learner") & (shots["metric"] == metric)]
+    models = shots[shots["kind"] == "model"]
+    if models.empty or learners.empty:
+        return []
+    best = learners["label"].iloc[0]
+    floor = float(learners.loc[learners["label"] == best, "value"].mean())
+    excess = models[models["metric"] == f"excess_{metric}"].groupby("label")["value"].mean().sort_values()
+    first, last = int(shots["shot"].min()), int(shots["shot"].max())
+    name = excess.index[0]
+    sentences = [
+        f"{task}: {name} comes closest to {best}, the best known learner. Averaged over {first} to {last} in-context "
+        f"examples its {metric_title(metric)} is {excess.iloc[0]:.3g} above {best}'s {floor:.3g} "
+        f"({excess.iloc[0] / floor:+.1%})" + _seeds(models) + "."
+    ]
+    if len(excess) > 1:
+        others = ", ".join(f"{n} {v:.3g} ({v / floor:+.1%})" for n, v in excess.iloc[1:].items())
+        sentences.append(f"{task}: above {best} by: {others}.")
+    return sentences
+
+
+def _recall_words(
+    task: str, rows: pd.DataFrame, metric: str, records: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """For accuracies: who gets nearly all, and what is known of the rest."""
+    overall = _overall(rows, metric)
+    models = _ranked(overall[overall["kind"] == "model"], metric)
+    if models.empty:
+        return []
+    good = models[models["value"] >= GOOD_RECALL]
+    sentences = [
+        f"{task}: {len(good)} of {len(models)} models reach {GOOD_RECALL:.0%} {metric_title(metric)} or more on the "
+        "training distribution: "
+        + ", ".join(f"{row['label']} {_value(row, metric)}" for _, row in models.iterrows())
+        + _seeds(models)
+        + "."
+    ]
+    for _, row in models[models["value"] < GOOD_RECALL].iterrows():
+        reasons = _reasons(row["label"], rows, metric, [r for r in records if r["model"] in row["label"]])
+        told = "; ".join(reasons) if reasons else "nothing that was measured here tells why"
+        sentences.append(f"{task}: {row['label']} falls short ({_value(row, metric)}): {told}.")
+    return sentences
+
+
+def _reasons(name: str, rows: pd.DataFrame, metric: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the measurements say of why a model falls short; nothing that they do not say."""
+    reasons = []
+    falls = [fall for record in records if (fall := _late_fall(record)) is not None]
+    if falls and sum(falls) / len(falls) > STILL_FALLING:
+        reasons.append(
+            f"its loss was still falling when training ended, by {sum(falls) / len(falls):.0%} over the last fifth "
+            "of the steps, so longer training would help"
+        )
+    elif falls:
+        reasons.append(
+            f"its loss had levelled off (it changed by {-sum(falls) / len(falls):+.0%} over the last fifth of the "
+            "steps), so more steps of this kind alone would not help"
+        )
+    easier = _overall(rows, metric, split=None)
+    easier = easier[(easier["label"] == name) & easier["split"].str.startswith("pairs=")]
+    if len(easier) > 1:
+        told = ", ".join(f"{row['split'].removeprefix('pairs=')} pairs {row['value']:.1%}" for _, row in easier.iterrows())
+        reasons.append(f"by load it answers: {told}")
+    return reasons
+
+
+def _late_fall(record: Mapping[str, Any]) -> float | None:
+    """The relative fall of the loss over the last fifth of a training, from means of tenths; None without history."""
+    losses = (record.get("history") or {}).get("loss") or []
+    tenth = len(losses) // 10
+    if tenth < 1:
+        return None
+    before, after = losses[-3 * tenth : -2 * tenth], losses[-tenth:]
+    start, end = sum(before) / tenth, sum(after) / tenth
+    return None if start <= 0 or math.isnan(end) else (start - end) / start
+
+
+def _shift_words(task: str, rows: pd.DataFrame, metric: str) -> list[str]:
+    """Which change of the prompts costs the models most."""
+    excess = _overall(rows, f"excess_{metric}", split=None)
+    excess = excess[(excess["kind"] == "model") & excess["value"].notna()]
+    wide = excess.pivot_table(index="split", columns="label", values="value", sort=False)
+    if "train" not in wide.index or len(wide) < 2:
+        return []
+    harm = (wide.drop(index="train") - wide.loc["train"]).mean(axis=1).sort_values()
+    worst = harm.index[-1]
+    if harm.iloc[-1] <= 0:
+        return [f"{task}: no shift makes the models worse against the best known learner than in training."]
+    steady = wide.loc[worst].idxmin()
+    return [
+        f"{task}: of the {len(harm)} shifts, '{worst}' costs the models most ({metric_title(f'excess_{metric}')} up by "
+        f"{harm.iloc[-1]:.3g} on average); {steady} bears it best."
+    ]
+
+
+def _state_words(task: str, rows: pd.DataFrame) -> list[str]:
+    states = _cost(rows, "state_bytes")
+    if len(states) < 2:
+        return []
+    least, most = min(states, key=states.__getitem__), max(states, key=states.__getitem__)
+    return [
+        f"{task}: after one prompt {least} holds the least state, {bytes_in_words(states[least])}; {most} holds the most, "
+        f"{bytes_in_words(states[most])} ({states[most] / states[least]:.1f} times as much)."
+    ]
+
+
+def _by_task(results: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return [(str(task), rows) for task, rows in results.groupby("task", sort=False) if (rows["split"] != "cost").any()]
+
+
+def _overall(rows: pd.DataFrame, metric: str, split: str | None = "train") -> pd.DataFrame:
+    """The means over all that is scored, seeds put together."""
+    chosen = rows[(rows["metric"] == metric) & rows["shot"].isna() & rows["value"].notna()]
+    chosen = chosen if split is None else chosen[chosen["split"] == split]
+    found = summarise(chosen)
+    return found.assign(label=label(found, rows["run"].nunique() > 1))
+
+
+def _ranked(overall: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Models, best first, then the best known learner (the first that was written)."""
+    models = overall[overall["kind"] == "model"].sort_values("value", ascending=metric not in HIGHER_IS_BETTER)
+    return pd.concat([models, overall[overall["kind"] == "learner"].head(1)])
+
+
+def _cost(rows: pd.DataFrame, metric: str) -> dict[str, float]:
+    chosen = rows[(rows["metric"] == metric) & (rows["split"] == "cost")]
+    named = chosen.assign(label=label(chosen, rows["run"].nunique() > 1))
+    return {str(name): float(value) for name, value in named.groupby("label")["value"].mean().items()}
+
+
+def _told(values: Mapping[str, float], name: str, words: Any) -> str:
+    return words(values[name]) if name in values else ""
+
+
+def _value(row: pd.Series, metric: str) -> str:
+    return f"{row['value']:.1%}" if metric in HIGHER_IS_BETTER else f"{row['value']:.3f}"
+
+
+def _interval(row: pd.Series, metric: str) -> str:
+    half = (row["ci_high"] - row["ci_low"]) / 2
+    return f"{row['value']:.3f} ± {half:.3f}"
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    count = int(rows["seeds"].min())
+    return " (one seed)" if count == 1 else f" (means of {count} seeds)"
+
+
