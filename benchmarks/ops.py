@@ -129,17 +129,13 @@ def measure(length: int = 2048, runs: int = 15) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=15)
     options = parser.parse_args()
     result = measure(options.length, options.runs)
-    table = Table(
-        title=f"forward + backward, batch {BATCH}, T {result['length']}, {HEADS} heads of {SIZE}, float32"
-    )
+    table = Table(title=f"forward + backward, batch {BATCH}, T {result['length']}, {HEADS} heads of {SIZE}, float32")
     for column in ("op", "median ms", "quartiles ms"):
         table.add_column(column, justify="left" if column == "op" else "right")
     for row in result["rows"]:

@@ -153,9 +153,7 @@ def drawing(console: Console, rounds: int) -> dict[str, Any]:
             "step": spread(times["step"]),
             "share": share,
         }
-        table.add_row(
-            name, shown(spread(times["draw"])), shown(spread(times["step"])), f"{100 * share['median']:.2f}%"
-        )
+        table.add_row(name, shown(spread(times["draw"])), shown(spread(times["step"])), f"{100 * share['median']:.2f}%")
     console.print(table)
     return found
 
@@ -165,9 +163,7 @@ def optimizers(console: Console, steps: int) -> dict[str, Any]:
     task = regression("paired")
     prompt = task.sample(2048, torch.Generator().manual_seed(1))
     best = next(iter(task.learners().values()))(prompt)
-    table = Table(
-        "optimiser", "learning rate", "excess / d by seed", "mean", "s", title=f"Optimisers, {steps} steps"
-    )
+    table = Table("optimiser", "learning rate", "excess / d by seed", "mean", "s", title=f"Optimisers, {steps} steps")
     found = []
     for optimizer, rate in (
         ("adamw", 1e-3),
@@ -186,13 +182,9 @@ def optimizers(console: Console, steps: int) -> dict[str, Any]:
             excesses.append(excess.item())
         mean = statistics.mean(excesses)
         found.append({"optimizer": optimizer, "learning_rate": rate, "excess": excesses, "seconds": seconds})
-        table.add_row(
-            optimizer, f"{rate:g}", " ".join(f"{e:.4f}" for e in excesses), f"{mean:.4f}", f"{seconds:.1f}"
-        )
+        table.add_row(optimizer, f"{rate:g}", " ".join(f"{e:.4f}" for e in excesses), f"{mean:.4f}", f"{seconds:.1f}")
     console.print(table)
-    console.print(
-        "Muon's matrices have matrix_learning_rate 0.02; the rate shown is that of its other parameters."
-    )
+    console.print("Muon's matrices have matrix_learning_rate 0.02; the rate shown is that of its other parameters.")
     return {"steps": steps, "rows": found}
 
 
@@ -207,9 +199,7 @@ def compilation(console: Console, rounds: int) -> dict[str, Any]:
     times = interleave({"eager": eager, "compiled": compiled}, rounds)
     saved = statistics.median([a - b for a, b in zip(times["eager"], times["compiled"], strict=True)])
     pays = f"{1000 * seconds / saved:,.0f} steps" if saved > 0 else "never"
-    table = Table(
-        "eager, ms", "compiled, ms", "compile, s", "saved, ms", "pays from", title="torch.compile on CPU"
-    )
+    table = Table("eager, ms", "compiled, ms", "compile, s", "saved, ms", "pays from", title="torch.compile on CPU")
     table.add_row(
         shown(spread(times["eager"])),
         shown(spread(times["compiled"])),
@@ -228,9 +218,7 @@ def compilation(console: Console, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--optimizers", action="store_true", help="compare AdamW and Muon only")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile only")
     parser.add_argument("--rounds", type=int, default=15, help="of each timing")

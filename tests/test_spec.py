@@ -34,7 +34,10 @@ def experiment(**changes):
         (experiment(seeds=[]), "seeds: expected one or more different seeds"),
         (experiment(seeds=[-1]), "seeds.0: input should be greater than or equal to 0"),
         (experiment(tasks={}), "tasks: expected at least one task"),
-        (experiment(tasks={"a": {"task": "linear_regresion"}}), "tasks.a.task: unknown task 'linear_regresion'; did you"),
+        (
+            experiment(tasks={"a": {"task": "linear_regresion"}}),
+            "tasks.a.task: unknown task 'linear_regresion'; did you",
+        ),
         (
             experiment(tasks={"a": {"task": "linear_regression", "options": {"nois": 1}}}),
             "tasks.a.options.unknown option of task 'linear_regression' 'nois'; did you mean 'noise'?",

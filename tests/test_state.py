@@ -182,9 +182,7 @@ def test_window_state_holds_the_last_and_the_first_once(
 
 
 @given(total=st.integers(0, 14), window=st.integers(1, 6), sinks=st.integers(0, 3))
-def test_window_state_without_padding_gives_only_the_slots_in_use(
-    total: int, window: int, sinks: int
-) -> None:
+def test_window_state_without_padding_gives_only_the_slots_in_use(total: int, window: int, sinks: int) -> None:
     k, v = tokens(max(total, 1))
     state = WindowState.empty(k, v, window, sinks)
     for t in range(total):

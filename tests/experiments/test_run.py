@@ -146,7 +146,17 @@ def test_killed_at_any_moment_it_resumes_exactly(tmp_path, how):
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(spec))
     whole = run(spec, out=tmp_path / "whole", jobs=2)
-    command = [sys.executable, "-m", "contextlab.cli", "run", str(recipe), "--jobs", "2", "--out", str(tmp_path / "cut")]
+    command = [
+        sys.executable,
+        "-m",
+        "contextlab.cli",
+        "run",
+        str(recipe),
+        "--jobs",
+        "2",
+        "--out",
+        str(tmp_path / "cut"),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("cut/trainings/*/step_*")) and time.monotonic() < deadline:

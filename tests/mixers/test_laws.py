@@ -175,9 +175,7 @@ def handed_gradient_law(mixer: Mixer, reading: Reading) -> None:
 def branch_law(mixer: Mixer, reading: Reading) -> None:
     cut = max(1, reading.x.shape[1] // 2)
     head, tail = reading.x[:, :cut], reading.x[:, cut:]
-    mask_head, mask_tail = (
-        (None, None) if reading.mask is None else (reading.mask[:, :cut], reading.mask[:, cut:])
-    )
+    mask_head, mask_tail = (None, None) if reading.mask is None else (reading.mask[:, :cut], reading.mask[:, cut:])
     with torch.no_grad():
         _, state = mixer(head, None, mask_head)
         first, after = mixer(tail, state, mask_tail)

@@ -81,9 +81,7 @@ def fake_fla(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]
     modules = {"fla": package, "fla.ops": ModuleType("fla.ops")}
     kernels = {
         "simple_gla": {n: gla(n) for n in ("chunk_simple_gla", "fused_recurrent_simple_gla")},
-        "gated_delta_rule": {
-            n: rule(n, True) for n in ("chunk_gated_delta_rule", "fused_recurrent_gated_delta_rule")
-        },
+        "gated_delta_rule": {n: rule(n, True) for n in ("chunk_gated_delta_rule", "fused_recurrent_gated_delta_rule")},
         "delta_rule": {n: rule(n, False) for n in ("chunk_delta_rule", "fused_recurrent_delta_rule")},
     }
     for op, functions in kernels.items():
@@ -110,9 +108,7 @@ def test_simple_gla_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch, length:
     o, last = linear.simple_gla(q, k, v, g, gamma, 0.3, S, True)
     torch.testing.assert_close(o, expected)
     torch.testing.assert_close(last, expected_last)
-    assert [name for name, _ in calls] == [
-        "fused_recurrent_simple_gla" if length == 1 else "chunk_simple_gla"
-    ]
+    assert [name for name, _ in calls] == ["fused_recurrent_simple_gla" if length == 1 else "chunk_simple_gla"]
     linear.retention(v, v, v)
     assert calls[-1][1]["g_gamma"] is not None
 
@@ -204,9 +200,7 @@ def test_reports_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
         (RuntimeError("no\ndriver"), "does not import: RuntimeError: no driver"),
     ],
 )
-def test_a_missing_or_broken_package_is_reported(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
-) -> None:
+def test_a_missing_or_broken_package_is_reported(monkeypatch: pytest.MonkeyPatch, error: Exception, why: str) -> None:
     fake_fla(monkeypatch)
     monkeypatch.delitem(sys.modules, "fla")
     real = builtins.__import__

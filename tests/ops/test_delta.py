@@ -11,9 +11,7 @@ from contextlab.errors import InputError
 from contextlab.ops.delta import delta_rule, gated_delta_rule, naive_gated_delta_rule, unit_lower_inverse
 
 
-def inputs(
-    length: int, strength: float, strongest: float = 1.0, size: int = 4, heads: int = 2
-) -> list[Tensor]:
+def inputs(length: int, strength: float, strongest: float = 1.0, size: int = 4, heads: int = 2) -> list[Tensor]:
     """q, k, v, g, beta in float64; `strength` of the decay, beta up to `strongest`."""
     q, k = (F.normalize(torch.randn(2, length, heads, size, dtype=torch.float64), dim=-1) for _ in range(2))
     v = torch.randn(2, length, heads, size + 1, dtype=torch.float64)

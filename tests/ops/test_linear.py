@@ -64,9 +64,7 @@ def test_gradcheck() -> None:
     q, k, v, S = draw(1, 9, 1, 2), draw(1, 9, 1, 2), draw(1, 9, 2, 3), draw(1, 2, 2, 3)
     g = -torch.rand(1, 9, 2, dtype=torch.float64)
     inputs = [x.requires_grad_() for x in (q, k, v, g, S)]
-    assert torch.autograd.gradcheck(
-        lambda q, k, v, g, S: simple_gla(q, k, v, g, None, None, S, True, 4), inputs
-    )
+    assert torch.autograd.gradcheck(lambda q, k, v, g, S: simple_gla(q, k, v, g, None, None, S, True, 4), inputs)
 
 
 @pytest.mark.parametrize("strength", [1e-3, 0.1, 5.0, 100.0])
@@ -76,10 +74,7 @@ def test_float32_is_close_to_float64(strength: float) -> None:
     expected = naive_simple_gla(q, k, v, g)[0]
     got = simple_gla(q.float(), k.float(), v.float(), g.float())[0]
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
-    assert (
-        simple_gla(q.bfloat16(), k.bfloat16(), v.bfloat16(), g, output_final_state=True)[1].dtype
-        == torch.float32
-    )
+    assert simple_gla(q.bfloat16(), k.bfloat16(), v.bfloat16(), g, output_final_state=True)[1].dtype == torch.float32
 
 
 def test_scan_agrees_with_its_recurrence() -> None:

@@ -86,9 +86,7 @@ def test_alibi_slopes() -> None:
     assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
     bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
     for heads in (1, 2, 3, 6, 8, 12, 20):
-        theirs = bloom.build_alibi_tensor(
-            torch.ones(1, 2), heads, torch.float32
-        )  # [heads, 1, 2], slope * position
+        theirs = bloom.build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)  # [heads, 1, 2], slope * position
         torch.testing.assert_close(alibi_slopes(heads).float(), theirs[:, 0, 1])
     with pytest.raises(InputError, match="at least 1"):
         alibi_slopes(0)

@@ -14,9 +14,7 @@ from contextlab.ops.position import alibi_slopes
 from contextlab.ops.softmax import naive_softmax_attention, softmax_attention
 
 
-def tensors(
-    batch: int, queries: int, keys: int, heads: int, kv_heads: int, dim: int = 4, seed: int = 0
-) -> Any:
+def tensors(batch: int, queries: int, keys: int, heads: int, kv_heads: int, dim: int = 4, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:

@@ -37,15 +37,11 @@ class Lookup(Learner):
                 "lookup needs a prompt of token ids, such as associative_recall draws; this one has vectors"
             )
         if tokens.numel() and int(tokens.max()) >= self.vocabulary:
-            raise InputError(
-                f"lookup has vocabulary {self.vocabulary}, but the prompt holds token {int(tokens.max())}"
-            )
+            raise InputError(f"lookup has vocabulary {self.vocabulary}, but the prompt holds token {int(tokens.max())}")
         batch, length = tokens.shape
         position = torch.arange(length, device=tokens.device).expand(batch, length)
         first = torch.full((batch, self.vocabulary), length, device=tokens.device)
-        first = first.scatter_reduce(1, tokens, position, "amin").gather(
-            1, tokens
-        )  # never later than the token itself
+        first = first.scatter_reduce(1, tokens, position, "amin").gather(1, tokens)  # never later than the token itself
         known = first < position
         answer = tokens.gather(1, (first + 1).clamp(max=length - 1))
         # at least 1, so that a vocabulary of one symbol does not divide by zero

@@ -44,9 +44,7 @@ class NearestNeighbours(RegressionLearner):
         square = product.diagonal(dim1=1, dim2=2)
         distance = square[:, None, :] - 2 * product  # + |x_i|^2, which is the same for all j
         future = torch.ones_like(distance[0], dtype=torch.bool).triu()
-        near = distance.masked_fill(future, torch.inf).topk(
-            min(self.neighbours, xs.shape[1]), dim=2, largest=False
-        )
+        near = distance.masked_fill(future, torch.inf).topk(min(self.neighbours, xs.shape[1]), dim=2, largest=False)
         weight = torch.zeros_like(distance).scatter_(2, near.indices, near.values.isfinite().to(xs.dtype))
         return weight @ ys / _counts(xs).clamp(max=self.neighbours)[:, None]
 
@@ -176,9 +174,7 @@ class Lasso(RegressionLearner):
         todo = (level.squeeze(1) > self.strength).nonzero().squeeze(1)  # elsewhere w = 0 is the solution
         g, b, level = g[todo], b[todo], level[todo]
         w, first = torch.zeros_like(b), b.abs().argmax(1, keepdim=True)
-        sign = torch.zeros_like(b).scatter_(
-            1, first, b.gather(1, first).sign()
-        )  # of the weights in use, else 0
+        sign = torch.zeros_like(b).scatter_(1, first, b.gather(1, first).sign())  # of the weights in use, else 0
         left = torch.zeros_like(b)  # the sign of the weight that left at the last knot
         for _ in range(self.knots):
             if not todo.numel():
@@ -228,9 +224,7 @@ class PoolPosterior(RegressionLearner):
 
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
         if xs.shape[-1] != self.weights.shape[-1]:
-            raise InputError(
-                f"the pool is of {self.weights.shape[-1]} dimensions, the prompt of {xs.shape[-1]}"
-            )
+            raise InputError(f"the pool is of {self.weights.shape[-1]} dimensions, the prompt of {xs.shape[-1]}")
         answers = xs @ self.weights.to(xs).T  # [B, n, M]: what each member of the pool says
         # One posterior for each output, which are separate problems: [B, n, M, k].
         miss = (ys.unsqueeze(2) - answers.unsqueeze(3)).square()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
-from contextlab.mixers.linear import MatrixMixer, recurrent, without_padding
+from contextlab.mixers.convolution import without_padding
+from contextlab.mixers.linear import MatrixMixer, recurrent
 from contextlab.ops.delta import delta_rule_flops, gated_delta_rule
 from contextlab.registry import register
 from contextlab.state import State

@@ -212,9 +212,7 @@ class Retention(MatrixMixer):
     ) -> None:
         size, inner = head_size(width, heads), width * expand_v
         rotary_size(size)  # refuses odd heads
-        super().__init__(
-            width, heads, size, size * expand_v, 2 * width + 2 * inner, 2 * width + inner, short_conv
-        )
+        super().__init__(width, heads, size, size * expand_v, 2 * width + 2 * inner, 2 * width + inner, short_conv)
         self.inner = inner
         self.register_buffer("decay", retention_decay(heads), persistent=False)
         self._project_out(inner)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
+from contextlab.mixers.convolution import ShortConv, without_padding
 from contextlab.mixers.delta import initial_dt_bias
-from contextlab.mixers.linear import MatrixMixer, ShortConv, recurrent, without_padding
+from contextlab.mixers.linear import MatrixMixer, recurrent
 from contextlab.ops.linear import ssd
 from contextlab.registry import register
 from contextlab.state import State
@@ -23,6 +24,7 @@ from contextlab.state import State
     cases=(
         {"state_size": 8},
         {"heads": 6, "state_size": 5, "groups": 2, "short_conv": 3},
+        {"short_conv": 0},
         {"head_dim": 12, "state_size": 4, "expand": 1, "groups": 2},
     ),
 )
@@ -35,7 +37,7 @@ class Mamba2(MatrixMixer):
     state_size: N, the size of B and C, the keys and queries of the state.
     expand: inner size over width.
     groups: heads of a group share B and C, and are normalised together; a divisor of heads.
-    short_conv: width of the causal convolution before x, B and C.
+    short_conv: width of the causal convolution before x, B and C; 0 for none.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Mamba2(MatrixMixer):
         state_size: PositiveInt = 64,
         expand: PositiveInt = 2,
         groups: PositiveInt = 1,
-        short_conv: PositiveInt = 4,
+        short_conv: NonNegativeInt = 4,
     ) -> None:
         inner = expand * width
         if heads is None:
@@ -58,13 +60,11 @@ class Mamba2(MatrixMixer):
             )
         if heads % groups:
             fits = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - groups))
-            raise InputError(
-                f"groups {groups} does not divide heads {heads}; the nearest that does is {fits}"
-            )
+            raise InputError(f"groups {groups} does not divide heads {heads}; the nearest that does is {fits}")
         channels = inner + 2 * groups * state_size
         super().__init__(width, heads, state_size, value, inner + channels + heads, channels, short_conv)
         self.inner, self.groups = inner, groups
-        self.conv = ShortConv(channels, short_conv, bias=True)
+        self.conv = ShortConv(channels, short_conv, bias=True) if short_conv else None
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.dt_bias = nn.Parameter(initial_dt_bias(heads))
@@ -76,9 +76,7 @@ class Mamba2(MatrixMixer):
     ) -> tuple[Tensor, State | None]:
         """See `Mixer.forward`. At padding the values are zero, so that the state stays as it started."""
         before = recurrent(state)
-        z, xBC, dt = self.in_proj(without_padding(x, mask)).split(
-            (self.inner, self.conv_channels, self.heads), -1
-        )
+        z, xBC, dt = self.in_proj(without_padding(x, mask)).split((self.inner, self.conv_channels, self.heads), -1)
         xBC, conv = self._convolved(xBC, before, keep_state, "silu")
         BC = self.groups * self.key
         values, B, C = xBC.split((self.inner, BC, BC), -1)

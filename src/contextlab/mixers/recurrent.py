@@ -54,9 +54,7 @@ class _Recurrent(Mixer):
         memory = {part: own(tensor[0]) for part, tensor in zip(self.parts, last, strict=True)}
         return y, RecurrentState(memory, length=length + (0 if state is None else state.length))
 
-    def _padded(
-        self, x: Tensor, initial: tuple[Tensor, ...], mask: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _padded(self, x: Tensor, initial: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the rows from their first real token on; a row without one keeps its state."""
         batch, length, _ = x.shape
         real = mask.sum(1)
@@ -99,9 +97,7 @@ class Lstm(_Recurrent):
     def __init__(self, width: PositiveInt, hidden: PositiveInt | None = None) -> None:
         super().__init__(width, hidden)
         with torch.no_grad():
-            self.rnn.all_weights[0][2][self.hidden : 2 * self.hidden] = (
-                1.0  # gates: input, forget, cell, output
-            )
+            self.rnn.all_weights[0][2][self.hidden : 2 * self.hidden] = 1.0  # gates: input, forget, cell, output
 
 
 @register("mixer", "gru", papers=("1406.1078",), cases=({}, {"hidden": 5}))

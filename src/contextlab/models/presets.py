@@ -61,51 +61,72 @@ def retnet(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt =
 
 
 @register("model", "mamba2", papers=("2405.21060",))
-def mamba2(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
+def mamba2(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
+) -> ModelSpec:
     """Mamba-2 blocks only, without MLPs and without positions.
 
     width: size of a token's vector.
     depth: number of blocks.
     heads: SSM heads.
-    """
-    return ModelSpec(
-        width=width, depth=depth, heads=heads, layers=(LayerSpec(mixer="mamba2"),), mlp="none", position="none"
-    )
-
-
-@register("model", "delta_net", papers=("2406.06484",))
-def delta_net(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
-    """Delta rule with a short convolution, and a SwiGLU MLP in every block.
-
-    width: size of a token's vector.
-    depth: number of blocks.
-    heads: heads of the delta rule.
-    """
-    return ModelSpec(
-        width=width, depth=depth, heads=heads, layers=(LayerSpec(mixer="delta_net"),), mlp="swiglu", position="none"
-    )
-
-
-@register("model", "gated_delta_net", papers=("2412.06464",))
-def gated_delta_net(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
-    """Gated delta rule with a short convolution, and a SwiGLU MLP in every block.
-
-    width: size of a token's vector.
-    depth: number of blocks.
-    heads: heads of the delta rule.
+    short_conv: width of the causal convolution before the state; 0 for none.
     """
     return ModelSpec(
         width=width,
         depth=depth,
         heads=heads,
-        layers=(LayerSpec(mixer="gated_delta_net"),),
+        layers=(LayerSpec(mixer="mamba2", options={"short_conv": short_conv}),),
+        mlp="none",
+        position="none",
+    )
+
+
+@register("model", "delta_net", papers=("2406.06484",))
+def delta_net(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
+) -> ModelSpec:
+    """Delta rule with a short convolution, and a SwiGLU MLP in every block.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the delta rule.
+    short_conv: width of the causal convolution before the state; 0 for none.
+    """
+    return ModelSpec(
+        width=width,
+        depth=depth,
+        heads=heads,
+        layers=(LayerSpec(mixer="delta_net", options={"short_conv": short_conv}),),
+        mlp="swiglu",
+        position="none",
+    )
+
+
+@register("model", "gated_delta_net", papers=("2412.06464",))
+def gated_delta_net(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
+) -> ModelSpec:
+    """Gated delta rule with a short convolution, and a SwiGLU MLP in every block.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the delta rule.
+    short_conv: width of the causal convolution before the state; 0 for none.
+    """
+    return ModelSpec(
+        width=width,
+        depth=depth,
+        heads=heads,
+        layers=(LayerSpec(mixer="gated_delta_net", options={"short_conv": short_conv}),),
         mlp="swiglu",
         position="none",
     )
 
 
 @register("model", "mambaformer", papers=("2402.04248",))
-def mambaformer(width: PositiveInt = 64, depth: PositiveInt = 5, heads: PositiveInt = 4) -> ModelSpec:
+def mambaformer(
+    width: PositiveInt = 64, depth: PositiveInt = 5, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
+) -> ModelSpec:
     """Mamba-2 and attention in turn, a Mamba block first in place of positions; no MLPs.
 
     The paper's block is attention followed by Mamba, after one initial Mamba: an odd depth 2 n + 1 gives n of them.
@@ -113,8 +134,9 @@ def mambaformer(width: PositiveInt = 64, depth: PositiveInt = 5, heads: Positive
     width: size of a token's vector.
     depth: number of mixers, the first Mamba counted.
     heads: heads of both mixers.
+    short_conv: width of the causal convolution in the Mamba blocks; 0 for none.
     """
-    layers = (LayerSpec(mixer="mamba2"), LayerSpec(mixer="attention"))
+    layers = (LayerSpec(mixer="mamba2", options={"short_conv": short_conv}), LayerSpec(mixer="attention"))
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="none", position="none")
 
 
@@ -131,7 +153,10 @@ def samba(
     heads: heads of both mixers.
     window: tokens that the attention sees, the current one counted.
     """
-    layers = (LayerSpec(mixer="mamba2"), LayerSpec(mixer="sliding_window", options={"window": window}))
+    layers = (
+        LayerSpec(mixer="mamba2", options={"short_conv": short_conv}),
+        LayerSpec(mixer="sliding_window", options={"window": window}),
+    )
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu")
 
 

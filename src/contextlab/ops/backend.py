@@ -124,17 +124,13 @@ def _choose(op: str, device: str, dtype: torch.dtype, key_size: int) -> Backend:
 def _refusal(op: str, device: str, dtype: torch.dtype, key_size: int) -> str | None:
     """Why the kernels cannot take such inputs, or None."""
     if device != "cuda":
-        return (
-            "no CUDA device" if not torch.cuda.is_available() else f"the inputs are on {device}, not on CUDA"
-        )
+        return "no CUDA device" if not torch.cuda.is_available() else f"the inputs are on {device}, not on CUDA"
     if dtype == torch.float64:
         return "flash-linear-attention's kernels do not take float64"
     if op == "delta_rule" and dtype == torch.float32:
         return "flash-linear-attention's delta_rule does not take float32; use bfloat16"
     if key_size > _FLA_LARGEST_KEY:
-        return (
-            f"flash-linear-attention's kernels take keys of at most {_FLA_LARGEST_KEY} values, not {key_size}"
-        )
+        return f"flash-linear-attention's kernels take keys of at most {_FLA_LARGEST_KEY} values, not {key_size}"
     return None
 
 

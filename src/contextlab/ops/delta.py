@@ -95,11 +95,7 @@ def naive_gated_delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence that defines `gated_delta_rule`, one token after the other. Returns (o, final state)."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    S = (
-        v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1])
-        if initial_state is None
-        else initial_state
-    )
+    S = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1]) if initial_state is None else initial_state
     os = []
     for t in range(v.shape[1]):
         S = S if g is None else g[:, t].exp()[..., None, None] * S
@@ -116,9 +112,7 @@ def delta_rule_flops(length: int, heads: int, key: int, value: int, chunk_size: 
     count, size = split(length, chunk_size)
     # k k^T, q k^T, the inverse, its products with keys and values, and the read of the chunk's own writes
     per_token = 2 * size * (3 * key + 2 * value) + size * size // 3
-    if (
-        count > 1
-    ):  # the chunk's transition, its write, the read of the state twice, and the pass from chunk to chunk
+    if count > 1:  # the chunk's transition, its write, the read of the state twice, and the pass from chunk to chunk
         per_token += 2 * key * (key + 3 * value) + 2 * key * key * value // size
     else:
         per_token -= 2 * size * key
@@ -221,9 +215,7 @@ class _ChunkedDelta(torch.autograd.Function):
             for n in reversed(range(len(read))):
                 leaving.append(dS)
                 dnews.append(torch.baddbmm(dnew[:, n], Kd[n], dS))
-                dS = torch.baddbmm(
-                    torch.addcmul(read[n], whole[n], dS), UW[:, n, :, V:].mT, dnews[-1], alpha=-1
-                )
+                dS = torch.baddbmm(torch.addcmul(read[n], whole[n], dS), UW[:, n, :, V:].mT, dnews[-1], alpha=-1)
             after, dnew, dstate = torch.stack(leaving[::-1], 1), torch.stack(dnews[::-1], 1), dS
         elif dlast is not None:
             after = dlast.unsqueeze(1)
@@ -264,13 +256,7 @@ def _step(
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, chunk_size: int) -> None:
-    if (
-        q.ndim != 4
-        or q.shape != k.shape
-        or v.ndim != 4
-        or v.shape[:3] != k.shape[:3]
-        or beta.shape != v.shape[:3]
-    ):
+    if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:3] != k.shape[:3] or beta.shape != v.shape[:3]:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, v, beta))
         raise InputError(f"expected q, k [B, T, H, K], v [B, T, H, V] and beta [B, T, H], got {shapes}")
     if chunk_size < 1:

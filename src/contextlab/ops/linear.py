@@ -171,9 +171,7 @@ def retention_decay(heads: int, device: torch.device | None = None) -> Tensor:
     return torch.log1p(-(2.0 ** (-5.0 - torch.arange(heads, dtype=torch.float64, device=device)))).float()
 
 
-def lightning_decay(
-    heads: int, device: torch.device | None = None, layer: int = 0, layers: int = 1
-) -> Tensor:
+def lightning_decay(heads: int, device: torch.device | None = None, layer: int = 0, layers: int = 1) -> Tensor:
     """-2^(-8h/H) (1 - layer/layers) for h = 1 .. H: [H] float32 log decays (2307.14995, eq. 8)."""
     slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1, dtype=torch.float64, device=device) / heads)
     return (-slopes * (1 - layer / layers)).float()
@@ -296,9 +294,7 @@ def scan(U: Tensor, d: Tensor, state: Tensor | None, block: int = 32) -> tuple[T
     return torch.cat(before, -3) if len(before) > 1 else before[0], S.contiguous()
 
 
-def _step(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """One token by the recurrence itself. decay: [B or 1, H] or None."""
     repeat = v.shape[2] // k.shape[2]
     q, k = (x[:, 0].repeat_interleave(repeat, 1) if repeat > 1 else x[:, 0] for x in (q, k))
@@ -315,9 +311,7 @@ def _decay_step(g: Tensor | None, g_gamma: Tensor | None, dtype: torch.dtype) ->
     return step if g_gamma is None else step + g_gamma.to(dtype)
 
 
-def _cumulative(
-    g: Tensor | None, g_gamma: Tensor | None, shape: tuple[int, ...], length: int, like: Tensor
-) -> Tensor:
+def _cumulative(g: Tensor | None, g_gamma: Tensor | None, shape: tuple[int, ...], length: int, like: Tensor) -> Tensor:
     """Cumulative log decay in each chunk, broadcastable to shape [B, G, R, N, L]; padding does not decay."""
     _, groups, repeat, count, size = shape
     c = like.new_zeros(1, 1, 1, 1, size)
@@ -362,8 +356,7 @@ def _unchanged(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
 def _check(q: Tensor, k: Tensor, v: Tensor, chunk_size: int) -> None:
     if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:2] != k.shape[:2]:
         raise InputError(
-            "expected q, k [B, T, G, K] and v [B, T, H, V], "
-            f"got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+            f"expected q, k [B, T, G, K] and v [B, T, H, V], got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
         )
     if v.shape[2] % k.shape[2]:
         raise InputError(f"{v.shape[2]} heads of v are not a multiple of {k.shape[2]} heads of q and k")

@@ -18,9 +18,7 @@ def rotary_size(head_dim: int, fraction: float = 1.0) -> int:
     size = int(head_dim * fraction + 1e-4)  # so that 6 x 0.333333 gives 2
     if size < 2 or size % 2 or size > head_dim:
         if head_dim < 2:
-            raise InputError(
-                f"RoPE turns pairs of dimensions, so head_dim must be at least 2, got {head_dim}"
-            )
+            raise InputError(f"RoPE turns pairs of dimensions, so head_dim must be at least 2, got {head_dim}")
         fits = min(range(2, head_dim + 1, 2), key=lambda n: abs(n - head_dim * fraction)) / head_dim
         raise InputError(
             f"RoPE must turn an even number of dimensions, at least 2: head_dim {head_dim} x fraction "

@@ -148,9 +148,7 @@ def _mask(
     return bias.masked_fill(~sees, float("-inf"))
 
 
-def _positions(
-    q: Tensor, k: Tensor, q_position: Tensor | None, k_position: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _positions(q: Tensor, k: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> tuple[Tensor, Tensor]:
     if (q_position is None) != (k_position is None):
         raise InputError("give both q_position and k_position, or neither")
     if q_position is None or k_position is None:
@@ -158,11 +156,7 @@ def _positions(
         k_position = torch.arange(keys, device=k.device)[None]
         return torch.arange(keys - queries, keys, device=k.device)[None], k_position
     for name, position, tensor in (("q", q_position, q), ("k", k_position, k)):
-        if (
-            position.ndim != 2
-            or position.shape[0] not in (1, q.shape[0])
-            or position.shape[1] != tensor.shape[1]
-        ):
+        if position.ndim != 2 or position.shape[0] not in (1, q.shape[0]) or position.shape[1] != tensor.shape[1]:
             expected = f"[{q.shape[0]} or 1, {tensor.shape[1]}]"
             raise InputError(f"{name}_position: expected {expected}, got {list(position.shape)}")
     return q_position, k_position
@@ -179,13 +173,9 @@ def _check(
     if q.shape[2] % k.shape[2]:
         raise InputError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} key heads")
     if causal and q.shape[1] > k.shape[1]:
-        raise InputError(
-            f"causal attention of {q.shape[1]} queries needs as many keys at least, got {k.shape[1]}"
-        )
+        raise InputError(f"causal attention of {q.shape[1]} queries needs as many keys at least, got {k.shape[1]}")
     if window is not None and (window < 1 or not causal):
-        raise InputError(
-            f"a window needs causal=True and at least 1 token, got window={window}, causal={causal}"
-        )
+        raise InputError(f"a window needs causal=True and at least 1 token, got window={window}, causal={causal}")
     if sinks < 0:
         raise InputError(f"sinks must be at least 0, got {sinks}")
     if slopes is not None and slopes.shape != q.shape[2:3]:

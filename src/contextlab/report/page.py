@@ -33,21 +33,25 @@ def build_report(
     results: tidy table. records: one mapping a training. run_records: one a run. specs: the runs' ExperimentSpecs.
     """
     names = [str(each["name"]) for each in run_records]
-    page = _environment().get_template("report.html.j2").render(
-        title=" + ".join(dict.fromkeys(names)),
-        descriptions=[each.get("description", "") for each in run_records],
-        words=summary_words(results, records),
-        tables=summary_table(results, records),
-        sections=[_section(results, records, task) for task in _tasks(results)],
-        rows=_table_rows(results),
-        trainings=[_training(record) for record in records],
-        csv=_embedded(results.to_csv(index=False)),
-        specs=[
-            (name, yaml.safe_dump(_plain(spec), sort_keys=False, width=100))
-            for name, spec in zip(names, specs, strict=True)
-        ],
-        runs=[(name, _flat(record)) for name, record in zip(names, run_records, strict=True)],
-        plotly=Markup(get_plotlyjs()),
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=" + ".join(dict.fromkeys(names)),
+            descriptions=[each.get("description", "") for each in run_records],
+            words=summary_words(results, records),
+            tables=summary_table(results, records),
+            sections=[_section(results, records, task) for task in _tasks(results)],
+            rows=_table_rows(results),
+            trainings=[_training(record) for record in records],
+            csv=_embedded(results.to_csv(index=False)),
+            specs=[
+                (name, yaml.safe_dump(_plain(spec), sort_keys=False, width=100))
+                for name, spec in zip(names, specs, strict=True)
+            ],
+            runs=[(name, _flat(record)) for name, record in zip(names, run_records, strict=True)],
+            plotly=Markup(get_plotlyjs()),
+        )
     )
     write_atomic(Path(path), page)
     return Path(path)
@@ -56,10 +60,14 @@ def build_report(
 def write_cost_figure(results: pd.DataFrame, path: str | Path) -> Path:
     """Write the figures of `contextlab cost` as one HTML file that needs nothing else."""
     shown = ("decode_seconds_per_token", "state_bytes", "prefill_seconds", "peak_bytes", "flops")
-    drawn = [_figure(metric_title(m), figures.cost_by_length(results, m)) for m in shown if (results["metric"] == m).any()]
+    drawn = [
+        _figure(metric_title(m), figures.cost_by_length(results, m)) for m in shown if (results["metric"] == m).any()
+    ]
     names = ", ".join(dict.fromkeys(results["model"]))
-    page = _environment().get_template("cost.html.j2").render(
-        title=f"What context costs {names}", figures=drawn, plotly=Markup(get_plotlyjs())
+    page = (
+        _environment()
+        .get_template("cost.html.j2")
+        .render(title=f"What context costs {names}", figures=drawn, plotly=Markup(get_plotlyjs()))
     )
     write_atomic(Path(path), page)
     return Path(path)
@@ -67,7 +75,10 @@ def write_cost_figure(results: pd.DataFrame, path: str | Path) -> Path:
 
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("contextlab.report", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("contextlab.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
 
 
@@ -100,9 +111,7 @@ def _section(results: pd.DataFrame, records: Sequence[Mapping[str, Any]], task: 
         )
     if rows.loc[rows["split"] != "cost", "split"].nunique() > 1:
         by = excess if shots > 1 else metric
-        note = (
-            "Each line is a change of the prompts that training never showed; 'train' is the training distribution."
-        )
+        note = "Each line is a change of the prompts that training never showed; 'train' is the training distribution."
         drawn.append(_figure("On other prompts than those of training", figures.by_split(results, task, by), note))
     if (rows["metric"] == "state_bytes").any():
         drawn.append(

@@ -23,9 +23,7 @@ STILL_FALLING = 0.1
 """A loss counts as still falling when it fell by this fraction over the last fifth of the training."""
 
 
-def summary_table(
-    results: pd.DataFrame, records: Sequence[Mapping[str, Any]]
-) -> dict[str, list[dict[str, str]]]:
+def summary_table(results: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:
     """Task -> rows, best model first, then the best known learner; every cell is text."""
     tables = {}
     for task, rows in _by_task(results):
@@ -96,9 +94,7 @@ def _error_words(task: str, rows: pd.DataFrame, metric: str) -> list[str]:
     return sentences
 
 
-def _recall_words(
-    task: str, rows: pd.DataFrame, metric: str, records: Sequence[Mapping[str, Any]]
-) -> list[str]:
+def _recall_words(task: str, rows: pd.DataFrame, metric: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """For accuracies: who gets nearly all, and what is known of the rest."""
     overall = _overall(rows, metric)
     models = _ranked(overall[overall["kind"] == "model"], metric)
@@ -136,7 +132,9 @@ def _reasons(name: str, rows: pd.DataFrame, metric: str, records: Sequence[Mappi
     easier = _overall(rows, metric, split=None)
     easier = easier[(easier["label"] == name) & easier["split"].str.startswith("pairs=")]
     if len(easier) > 1:
-        told = ", ".join(f"{row['split'].removeprefix('pairs=')} pairs {row['value']:.1%}" for _, row in easier.iterrows())
+        told = ", ".join(
+            f"{row['split'].removeprefix('pairs=')} pairs {row['value']:.1%}" for _, row in easier.iterrows()
+        )
         reasons.append(f"by load it answers: {told}")
     return reasons
 
@@ -221,5 +219,3 @@ def _interval(row: pd.Series, metric: str) -> str:
 def _seeds(rows: pd.DataFrame) -> str:
     count = int(rows["seeds"].min())
     return " (one seed)" if count == 1 else f" (means of {count} seeds)"
-
-

@@ -61,15 +61,13 @@ class AssociativeRecall(Task):
             self._check_pairs(pairs)
         if self.queries is not None and self.queries > (most := self._most_queries(self.pairs)):
             raise InputError(
-                f"queries {self.queries} do not fit: {self.pairs} pairs in length {self.length} "
-                f"leave room for {most}"
+                f"queries {self.queries} do not fit: {self.pairs} pairs in length {self.length} leave room for {most}"
             )
 
     def _check_pairs(self, pairs: int) -> None:
         if pairs > self.keys:
             raise InputError(
-                f"pairs {pairs} do not fit: vocabulary {self.vocabulary} holds {self.keys} keys; "
-                f"at most {self.keys}"
+                f"pairs {pairs} do not fit: vocabulary {self.vocabulary} holds {self.keys} keys; at most {self.keys}"
             )
         if self._most_queries(pairs) < 1:
             raise InputError(
@@ -131,12 +129,7 @@ class AssociativeRecall(Task):
         inputs.scatter_(1, at, asked_keys)
         targets = torch.zeros(shape, dtype=torch.int64, device=device).scatter_(1, at, answers)
         scored = torch.zeros(shape, dtype=torch.bool, device=device).scatter_(1, at, True)
-        shot = (
-            torch.arange(self.length, device=device)
-            .add(1)
-            .div(2, rounding_mode="floor")
-            .clamp(max=self.pairs)
-        )
+        shot = torch.arange(self.length, device=device).add(1).div(2, rounding_mode="floor").clamp(max=self.pairs)
         return Prompt(inputs, targets, scored, shot.expand(shape))
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
@@ -151,9 +144,7 @@ class AssociativeRecall(Task):
         """accuracy (1 where the largest logit is the target's) and cross_entropy in nats, [B, T]."""
         return {
             "accuracy": (prediction.argmax(-1) == prompt.targets).float(),
-            "cross_entropy": F.cross_entropy(
-                prediction.float().transpose(1, 2), prompt.targets, reduction="none"
-            ),
+            "cross_entropy": F.cross_entropy(prediction.float().transpose(1, 2), prompt.targets, reduction="none"),
         }
 
     def learners(self) -> dict[str, Learner]:

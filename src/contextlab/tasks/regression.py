@@ -84,9 +84,7 @@ class LinearRegression(Task):
         for name in ("sparsity", "active_dimensions"):
             value = getattr(self, name)
             if value is not None and value > self.dimensions:
-                raise InputError(
-                    f"{name} {value} is more than dimensions {self.dimensions}; at most {self.dimensions}"
-                )
+                raise InputError(f"{name} {value} is more than dimensions {self.dimensions}; at most {self.dimensions}")
         if self.query == "orthogonal" and (self.active < 2 or self.examples < 2):
             raise InputError(
                 f"query 'orthogonal' needs at least 2 active dimensions and 2 examples, "
@@ -187,9 +185,7 @@ class LinearRegression(Task):
         batch, examples, size = xs.shape
         shot = torch.arange(examples, device=xs.device)
         if self.layout == "paired":
-            inputs = torch.cat(
-                [xs, torch.nn.functional.pad(torch.cat([xs, ys], -1)[:, :-1], (0, 0, 1, 0))], -1
-            )
+            inputs = torch.cat([xs, torch.nn.functional.pad(torch.cat([xs, ys], -1)[:, :-1], (0, 0, 1, 0))], -1)
             return Prompt(inputs, ys, scored, shot.expand(batch, -1), xs, ys, shot)
         inputs = xs.new_zeros(batch, examples, 2, size + 1)
         inputs[:, :, 0, :size] = xs
@@ -226,9 +222,7 @@ class LinearRegression(Task):
             floor = NOISELESS * self.weight_scale * self.input_scale
             found["pool_posterior"] = PoolPosterior(self.pool_weights(), max(self.noise, floor))
         # The universal strength noise sqrt(2 log d / n) at the prompt's end; without noise a small one.
-        universal = (
-            self.noise * self.input_scale * math.sqrt(2 * math.log(max(self.dimensions, 2)) / self.examples)
-        )
+        universal = self.noise * self.input_scale * math.sqrt(2 * math.log(max(self.dimensions, 2)) / self.examples)
         lasso = Lasso(max(universal, 0.01 * self.weight_scale * self.input_scale**2))
         if self.sparsity is not None:
             found["lasso"] = lasso

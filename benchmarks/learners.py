@@ -1,0 +1,167 @@
+"""All regression learners on every prefix of every prompt at once, against loops over prompts and prefixes.
+
+The loops give each prefix to scikit-learn or torch.linalg, or repeat the learner's own iteration on it. Both sides run
+in turn in one process; shown are medians with the smallest and largest, and how far the answers are apart.
+
+    python benchmarks/learners.py [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import Lasso as SklearnLasso
+from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.neighbors import KNeighborsRegressor
+from torch import Tensor
+
+from contextlab import build_task
+from contextlab.learners import (
+    Averaging,
+    GradientDescent,
+    Lasso,
+    LeastSquares,
+    NearestNeighbours,
+    Newton,
+    PoolPosterior,
+    RegressionLearner,
+    Ridge,
+)
+
+NOISE, LASSO, NEIGHBOURS, STEPS = 0.5, 0.1, 3, 10
+Fit = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(X [i, d], y [i], x [d]) -> the prediction at x."""
+
+
+def averaging(X: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    return (y @ X / len(X)) @ x
+
+
+def knn(X: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    model = KNeighborsRegressor(min(NEIGHBOURS, len(X))).fit(X.numpy(), y.numpy())
+    return torch.as_tensor(model.predict(x.numpy()[None])[0])
+
+
+def ols(X: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    return torch.linalg.lstsq(X, y.unsqueeze(1), driver="gelsd").solution.squeeze(1) @ x
+
+
+def ridge(X: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    model = SklearnRidge(NOISE**2, fit_intercept=False).fit(X.numpy(), y.numpy())
+    return torch.as_tensor(model.predict(x.numpy()[None])[0])
+
+
+def gradient_descent(X: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    S, b, w = X.T @ X / len(X), X.T @ y / len(X), torch.zeros_like(x)
+    size = 1 / S.abs().sum(1).max()
+    for _ in range(STEPS):
+        w = w - size * (S @ w - b)
+    return w @ x
+
+
+def newton(X: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    S = X.T @ X
+    M = S / torch.linalg.matrix_norm(S, 2) ** 2
+    for _ in range(STEPS):
+        M = 2 * M - M @ S @ M
+    return x @ M @ (X.T @ y)
+
+
+def lasso(X: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    model = SklearnLasso(LASSO, fit_intercept=False, tol=1e-8, max_iter=10_000).fit(X.numpy(), y.numpy())
+    return torch.as_tensor(model.predict(x.numpy()[None])[0])
+
+
+def pool_posterior(weights: Tensor) -> Fit:
+    def fit(X: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        posterior = (((y - weights @ X.T) ** 2).sum(1) / (-2 * NOISE**2)).softmax(0)
+        return posterior @ weights @ x
+
+    return fit
+
+
+def loop(fit: Fit, xs: Tensor, ys: Tensor) -> Tensor:
+    """Every prediction but the first of each prompt, one after another."""
+    out = torch.zeros_like(ys)
+    for b in range(xs.shape[0]):
+        for i in range(1, xs.shape[1]):
+            out[b, i, 0] = fit(xs[b, :i], ys[b, :i, 0], xs[b, i])
+    return out
+
+
+def seconds(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    start = time.perf_counter()
+    answer = function()
+    return time.perf_counter() - start, answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--examples", type=int, default=40)
+    parser.add_argument("--dimensions", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3, help="times that both sides run, in turn")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)
+
+    task = build_task(
+        "linear_regression", dimensions=options.dimensions, examples=options.examples, noise=NOISE, pool=64
+    )
+    prompt = task.sample(options.prompts, torch.Generator().manual_seed(0))
+    xs, ys = prompt.xs.double(), prompt.ys.double()
+    pool = task.pool_weights().double()
+    sides: dict[str, tuple[RegressionLearner, Fit]] = {
+        "averaging": (Averaging(), averaging),
+        "knn": (NearestNeighbours(NEIGHBOURS), knn),
+        "ols": (LeastSquares(), ols),
+        "ridge": (Ridge(NOISE**2), ridge),
+        "gradient_descent": (GradientDescent(STEPS), gradient_descent),
+        "newton": (Newton(STEPS), newton),
+        "lasso": (Lasso(LASSO), lasso),
+        "pool_posterior": (PoolPosterior(pool, NOISE), pool_posterior(pool)),
+    }
+    rows = []
+    for name, (learner, fit) in sides.items():
+        learner.predict(xs, ys)  # warm-up
+        fast, slow, apart = [], [], 0.0
+        for _ in range(options.repeats):
+            many = [seconds(lambda learner=learner: learner.predict(xs, ys)) for _ in range(5)]  # type: ignore[misc]
+            taken, expected = seconds(lambda fit=fit: loop(fit, xs, ys))  # type: ignore[misc]
+            fast += [each for each, _ in many]
+            slow.append(taken)
+            apart = max(apart, (many[0][1] - expected)[:, 1:].abs().max().item())
+        rows.append({"learner": name, "batched_s": fast, "loops_s": slow, "largest_difference": apart})
+
+    table = Table(title=f"{options.prompts} prompts, {options.examples} examples, {options.dimensions} dimensions")
+    for column in ("learner", "batched, ms", "loops, ms", "times faster", "largest difference"):
+        table.add_column(column, justify="left" if column == "learner" else "right")
+    total_fast = total_slow = 0.0
+    for row in rows:
+        fast, slow = row["batched_s"], row["loops_s"]
+        total_fast += statistics.median(fast)
+        total_slow += statistics.median(slow)
+        shown = [f"{statistics.median(t) * 1e3:.4g} ({min(t) * 1e3:.4g} to {max(t) * 1e3:.4g})" for t in (fast, slow)]
+        ratio = statistics.median(slow) / statistics.median(fast)
+        table.add_row(row["learner"], *shown, f"{ratio:.0f}", f"{row['largest_difference']:.1e}")
+    table.add_section()
+    faster = total_slow / total_fast
+    table.add_row("all", f"{total_fast * 1e3:.4g}", f"{total_slow * 1e3:.4g}", f"{faster:.0f}", "")
+    Console().print(table)
+    if options.json:
+        figures = {"times_faster": faster, "batched_s": total_fast, "loops_s": total_slow, "learners": rows}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

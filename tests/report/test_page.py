@@ -1,0 +1,118 @@
+"""The report as a person sees it: in a real browser, on a desk and on a phone, with no network."""
+
+from __future__ import annotations
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from contextlab.report import build_report, write_cost_figure
+from tests.evaluation.test_results import rows as cost_rows
+from tests.report.conftest import MODELS, make_records, make_results
+
+BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome", "chrome") if (p := shutil.which(n))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def report(tmp_path, results, records, run_record):
+    return build_report(results, records, [run_record], [{"name": "demo", "seeds": [0]}], tmp_path / "report.html")
+
+
+def opened(browser, path, width):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.problems, page.requests = [], []
+    page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: page.problems.append(str(e)))
+    page.on("request", lambda r: page.requests.append(r.url))
+    page.goto(path.as_uri())
+    page.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 0")
+    return page
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_figures_are_drawn_and_nothing_is_asked_of_the_network(browser, report, width, tmp_path):
+    page = opened(browser, report, width)
+    assert page.locator("figure[data-figure]").count() == 8
+    assert page.evaluate("[...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))")
+    assert page.problems == []
+    assert [url for url in page.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=str(tmp_path / f"report-{width}.png"), full_page=True)
+    page.close()
+
+
+def test_the_table_sorts_and_filters(browser, report):
+    page = opened(browser, report, 1280)
+    value = page.locator("#results thead th").nth(5)
+    for direction, better in (("ascending", min), ("descending", max)):
+        value.locator("button").click()
+        assert value.get_attribute("aria-sort") == direction
+        found = [float(v) for v in page.eval_on_selector_all("#results tbody td[data-value]", "c => c.map(x => x.dataset.value)")]
+        assert found[0] == better(found)
+        assert found == sorted(found, reverse=direction == "descending")
+    page.fill("#filter", "recall mambaformer")
+    shown = page.eval_on_selector_all("#results tbody tr", "r => r.filter(x => !x.hidden).map(x => x.textContent)")
+    assert shown
+    assert all("mambaformer" in text and "recall" in text for text in shown)
+    with page.expect_download() as download:
+        page.click("#csv")
+    assert len(pd.read_csv(download.value.path())) > 100
+    page.close()
+
+
+def test_the_axis_can_be_switched(browser, report):
+    page = opened(browser, report, 1280)
+    page.locator(".switch").first.click()
+    page.wait_for_function("document.querySelector('.plot').layout.yaxis.type === 'log'")
+    assert page.problems == []
+    page.close()
+
+
+def test_names_cannot_break_the_page(browser, tmp_path, run_record):
+    evil = "</script><script>document.title='owned'</script>"
+    models = (evil, *MODELS[1:])
+    path = build_report(
+        make_results(models=models), make_records(models), [run_record], [{"name": evil}], tmp_path / "evil.html"
+    )
+    page = opened(browser, path, 1280)
+    assert "owned" not in page.title()
+    assert page.problems == []
+    page.close()
+
+
+def test_several_runs_keep_their_names(tmp_path, records, run_record):
+    both = pd.concat([make_results(run="one"), make_results(run="two")], ignore_index=True)
+    runs = [{**run_record, "name": name} for name in ("one", "two")]
+    text = build_report(both, records, runs, [{"name": "one"}, {"name": "two"}], tmp_path / "both.html").read_text()
+    assert "one: transformer" in text
+    assert "two: transformer" in text
+
+
+def test_a_run_without_finished_models_still_has_a_report(tmp_path, run_record):
+    learners = make_results()
+    learners = learners[learners["kind"] == "learner"]
+    records = [{**r, "status": "failed", "message": "killed", "history": None} for r in make_records()]
+    text = build_report(learners, records, [run_record], [{"name": "demo"}], tmp_path / "r.html").read_text()
+    assert "killed" in text
+
+
+def test_cost_figures(browser, tmp_path):
+    frames = [
+        cost_rows([1.0], metric=m, split="cost", length=n, seed=0) for m in ("state_bytes", "prefill_seconds") for n in (64, 128)
+    ]
+    page = opened(browser, write_cost_figure(pd.concat(frames), tmp_path / "cost.html"), 390)
+    assert page.locator("figure[data-figure]").count() == 2
+    assert page.problems == []
+    page.close()

@@ -1,0 +1,57 @@
+"""The words and the table say what the numbers say."""
+
+from __future__ import annotations
+
+import pytest
+
+from contextlab.report import summary_table, summary_words
+from tests.report.conftest import make_records, make_results
+
+
+def test_the_winner_is_named_with_its_margin(results, records):
+    words = summary_words(results, records)
+    headline = next(w for w in words if "comes closest" in w)
+    assert headline.startswith("regression: transformer comes closest to ridge")
+    assert "1 to 15 in-context examples" in headline
+    assert "is 0.05" in headline
+    assert "(one seed)" in headline
+    assert any("means of 3 seeds" in w for w in summary_words(make_results(3), records))
+
+
+def test_recall_says_who_passes_and_what_is_known_of_the_rest(results, records):
+    words = summary_words(results, records)
+    assert any(w.startswith("recall: 1 of 4 models reach 98% accuracy") for w in words)
+    short = next(w for w in words if "mambaformer falls short" in w)
+    assert "8 pairs" in short
+    assert "by 17% over the last fifth" in short or "still falling" in short
+    flat = make_records()
+    for record in flat:
+        record["history"]["loss"] = [1.0] * 50
+    assert any("had levelled off" in w for w in summary_words(results, flat))
+    for record in flat:
+        del record["history"]
+    told = next(w for w in summary_words(results, flat) if "mambaformer falls short" in w)
+    assert "levelled" not in told
+    assert "falling" not in told
+
+
+def test_shifts_and_states_are_told(results, records):
+    words = summary_words(results, records)
+    assert any("'orthogonal query' costs the models most" in w and "transformer bears it best" in w for w in words)
+    assert any("transformer holds the least state, 4 KiB; mambaformer holds the most, 32 KiB (8.0 times" in w for w in words)
+
+
+def test_failures_are_told(results, records):
+    records[0] |= {"status": "diverged", "message": "the loss was not finite at step 7"}
+    assert "transformer on regression diverged: the loss was not finite at step 7" in summary_words(results, records)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_table_is_sorted_and_ends_with_the_best_learner(seeds, records):
+    tables = summary_table(make_results(seeds), records)
+    assert list(tables) == ["regression", "recall"]
+    assert [row["model"] for row in tables["regression"]][0] == "transformer"
+    assert tables["regression"][-1]["model"] == "ridge (best learner)"
+    assert tables["recall"][0]["accuracy"] == "100.0%"
+    assert tables["recall"][0]["state"] == "4 KiB"
+    assert len({tuple(row) for row in tables["recall"]}) == 1
