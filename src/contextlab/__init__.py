@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from contextlab.errors import ContextlabError as ContextlabError
     from contextlab.errors import InputError as InputError
     from contextlab.evaluation import EvaluateSpec as EvaluateSpec
-    from contextlab.evaluation import cost as cost
-    from contextlab.evaluation import evaluate as evaluate
+    from contextlab.evaluation import cost as cost  # type: ignore[no-redef]
+    from contextlab.evaluation import evaluate as evaluate  # type: ignore[no-redef]
     from contextlab.experiments import ExperimentSpec as ExperimentSpec
     from contextlab.experiments import open_run as open_run
-    from contextlab.experiments import run as run
+    from contextlab.experiments import run as run  # type: ignore[no-redef]
     from contextlab.learners import build_learner as build_learner
     from contextlab.mixers import Mixer as Mixer
     from contextlab.mixers import build_mixer as build_mixer

@@ -30,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
-ClickException = typer.BadParameter.__mro__[2]  # click's own, or that of the copy inside newer versions of typer
+ClickException: Any = typer.BadParameter.__mro__[2]  # click's own, or that of the copy inside newer versions of typer
 KINDS = ("mixers", "models", "tasks", "learners", "recipes")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -112,7 +112,7 @@ def list_(
     if kind == "recipe":
         from contextlab.experiments import recipes
 
-        rows = [{"name": r.name, "summary": r.description} for r in recipes()]
+        rows: list[dict[str, Any]] = [{"name": r.name, "summary": r.description} for r in recipes()]
     else:
         from contextlab import registry
 
@@ -290,7 +290,7 @@ def schema(
     from contextlab.tasks import TaskSpec
     from contextlab.training import TrainSpec
 
-    specs = {
+    specs: dict[str, Any] = {
         "experiment": ExperimentSpec,
         "model": ModelSpec,
         "task": TaskSpec,
@@ -518,8 +518,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except ClickException as error:
-        error.show()  # type: ignore[attr-defined]
-        sys.exit(error.exit_code)  # type: ignore[attr-defined]
+        error.show()
+        sys.exit(error.exit_code)
     except ContextlabError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)

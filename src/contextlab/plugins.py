@@ -32,7 +32,8 @@ def _load_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"--plugin {path}: no such file")
     spec = importlib.util.spec_from_file_location(name, path.resolve())
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -98,7 +98,7 @@ class Task(ABC):
 
     @abstractmethod
     def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
-        """Draw `batch` prompts. The generator must live on `device`; the same generator state gives the same prompts."""
+        """Draw `batch` prompts. The generator must live on `device`; the same state of it gives the same prompts."""
 
     @abstractmethod
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:

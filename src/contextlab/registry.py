@@ -80,7 +80,7 @@ class Entry:
     @cached_property
     def options_model(self) -> type[BaseModel]:
         """A pydantic model of the options, from the factory's annotations (so that specs can check them early)."""
-        target = self.factory.__init__ if inspect.isclass(self.factory) else self.factory  # type: ignore[misc]
+        target = self.factory.__init__ if inspect.isclass(self.factory) else self.factory
         hints = get_type_hints(target, include_extras=True)
         if inspect.isclass(self.factory):
             hints = {**get_type_hints(self.factory, include_extras=True), **hints}

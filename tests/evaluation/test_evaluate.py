@@ -72,7 +72,8 @@ def test_the_table_is_tidy_and_the_model_is_left_as_it_was():
     assert model.training
     assert all(p.grad is None for p in model.parameters())
     assert set(results["split"]) == set(REGRESSION.splits())
-    assert (results[["run", "model", "kind", "seed", "task"]].drop_duplicates().values == [["r", "m", "model", 7, "t"]]).all()
+    who = results[["run", "model", "kind", "seed", "task"]].drop_duplicates()
+    assert who.to_dict("records") == [{"run": "r", "model": "m", "kind": "model", "seed": 7, "task": "t"}]
     assert not results.duplicated(["split", "metric", "shot"]).any()
 
 
@@ -87,7 +88,9 @@ def test_a_split_that_cannot_be_answered_is_a_missing_value_and_a_warning():
 
 
 def test_nan_predictions_are_told_as_nan():
-    results = evaluate(lambda inputs: torch.full((len(inputs), 6, 1), math.nan), REGRESSION, prompts=4, splits=("train",))
+    results = evaluate(
+        lambda inputs: torch.full((len(inputs), 6, 1), math.nan), REGRESSION, prompts=4, splits=("train",)
+    )
     assert results["value"].isna().all()
     assert (results["n"] == 4).all()
 

@@ -14,7 +14,16 @@ from contextlab.evaluation.results import table
 
 
 def rows(values, **changes):
-    base = {"run": "r", "model": "m", "kind": "model", "task": "t", "split": "train", "metric": "e", "length": 4, "n": 9}
+    base = {
+        "run": "r",
+        "model": "m",
+        "kind": "model",
+        "task": "t",
+        "split": "train",
+        "metric": "e",
+        "length": 4,
+        "n": 9,
+    }
     return table(
         {**base, "seed": i, "value": v, "ci_low": v - 0.5, "ci_high": v + 0.5, **changes} for i, v in enumerate(values)
     )

@@ -53,7 +53,7 @@ def test_sizes() -> None:
         ({"heads": 4, "head_dim": 4}, "head_dim 8 fits"),
         ({"heads": 4, "groups": 3}, "groups 3 does not divide heads 4"),
         ({"state_size": 0}, "state_size"),
-        ({"short_conv": 0}, "short_conv"),
+        ({"short_conv": -1}, "short_conv"),
     ],
 )
 def test_bad_options(options: dict[str, int], message: str) -> None:

@@ -59,7 +59,10 @@ def test_the_table_sorts_and_filters(browser, report):
     for direction, better in (("ascending", min), ("descending", max)):
         value.locator("button").click()
         assert value.get_attribute("aria-sort") == direction
-        found = [float(v) for v in page.eval_on_selector_all("#results tbody td[data-value]", "c => c.map(x => x.dataset.value)")]
+        found = [
+            float(v)
+            for v in page.eval_on_selector_all("#results tbody td[data-value]", "c => c.map(x => x.dataset.value)")
+        ]
         assert found[0] == better(found)
         assert found == sorted(found, reverse=direction == "descending")
     page.fill("#filter", "recall mambaformer")
@@ -110,7 +113,9 @@ def test_a_run_without_finished_models_still_has_a_report(tmp_path, run_record):
 
 def test_cost_figures(browser, tmp_path):
     frames = [
-        cost_rows([1.0], metric=m, split="cost", length=n, seed=0) for m in ("state_bytes", "prefill_seconds") for n in (64, 128)
+        cost_rows([1.0], metric=m, split="cost", length=n, seed=0)
+        for m in ("state_bytes", "prefill_seconds")
+        for n in (64, 128)
     ]
     page = opened(browser, write_cost_figure(pd.concat(frames), tmp_path / "cost.html"), 390)
     assert page.locator("figure[data-figure]").count() == 2

@@ -38,7 +38,9 @@ def test_recall_says_who_passes_and_what_is_known_of_the_rest(results, records):
 def test_shifts_and_states_are_told(results, records):
     words = summary_words(results, records)
     assert any("'orthogonal query' costs the models most" in w and "transformer bears it best" in w for w in words)
-    assert any("transformer holds the least state, 4 KiB; mambaformer holds the most, 32 KiB (8.0 times" in w for w in words)
+    assert any(
+        "transformer holds the least state, 4 KiB; mambaformer holds the most, 32 KiB (8.0 times" in w for w in words
+    )
 
 
 def test_failures_are_told(results, records):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import statistics
@@ -183,10 +184,8 @@ class _PeakMemory:
             self.before = torch.cuda.memory_allocated(device)
             return
         # Linux can forget the process' earlier peak; elsewhere the loading of the model may hide a small one.
-        try:
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass
         self.before = psutil.Process().memory_info().rss
 
     def bytes(self) -> float:

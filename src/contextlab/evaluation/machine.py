@@ -12,17 +12,25 @@ from typing import Any
 import psutil
 import torch
 
-from contextlab import __version__
 from contextlab.ops.backend import backends
 
-PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "plotly", "flash-linear-attention", "triton")
+PACKAGES = (
+    "contextlab",
+    "torch",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "plotly",
+    "flash-linear-attention",
+    "triton",
+)
 
 
 def machine_record() -> dict[str, Any]:
     """Versions, machine and backends as plain values that fit into JSON."""
     return {
         "versions": {
-            "contextlab": __version__,
             "python": sys.version.split()[0],
             **{name: version for name in PACKAGES if (version := _version(name))},
         },

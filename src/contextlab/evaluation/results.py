@@ -116,4 +116,4 @@ def mean_over_shots(results: pd.DataFrame, metric: str, first: int, last: int, s
     """
     rows = results[(results["metric"] == metric) & (results["split"] == split)]
     rows = rows[rows["shot"].between(first, last).fillna(False)]
-    return rows.groupby(["run", "model", "kind", "seed", "task"], as_index=False, observed=True)["value"].mean()
+    return rows.groupby(["run", "model", "kind", "seed", "task"], observed=True)["value"].mean().reset_index()

@@ -113,6 +113,8 @@ def run(
     """
     load_plugins(plugins)
     spec = _spec(experiment)
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs must be at least 1, got {jobs}")
     chosen = resolve(device)
     folder = _folder(spec, out, resume)
     teller = progress or Silent()
@@ -396,8 +398,6 @@ def _open(
         return record
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = len(spec.trainings())
-    if jobs is not None and jobs < 1:
-        raise InputError(f"jobs must be at least 1, got {jobs}")
     at_once = min(jobs or (cores if device.type == "cpu" else 1), count)
     write_atomic(folder / SPEC, yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False))
     return {

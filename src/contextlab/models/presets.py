@@ -154,7 +154,7 @@ def samba(
     window: tokens that the attention sees, the current one counted.
     """
     layers = (
-        LayerSpec(mixer="mamba2", options={"short_conv": short_conv}),
+        LayerSpec(mixer="mamba2"),
         LayerSpec(mixer="sliding_window", options={"window": window}),
     )
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu")

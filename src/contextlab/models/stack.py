@@ -108,7 +108,7 @@ class Model(nn.Module):
                 if name.endswith("out_proj.weight"):
                     parameter.mul_((2 * spec.depth * spec.loops) ** -0.5)
         if spec.tied:
-            self.read_out.weight = self.read_in.weight  # type: ignore[assignment]
+            self.read_out.weight = self.read_in.weight
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Predict at every position of whole sequences, keeping no state.

@@ -170,7 +170,8 @@ def training_curves(results: pd.DataFrame, records: Sequence[Mapping[str, Any]],
 
 def cost_by_length(results: pd.DataFrame, metric: str) -> go.Figure:
     """A cost by context length on logarithmic axes; the whiskers go from the least to the most that was measured."""
-    rows = results[(results["metric"] == metric) & (results["split"] == "cost")].assign(label=label(results))
+    rows = results[(results["metric"] == metric) & (results["split"] == "cost")]
+    rows = rows.assign(label=label(rows, results["run"].nunique() > 1))
     look = styles(results)
     figure = go.Figure()
     for name, line in rows.groupby("label", sort=False):
