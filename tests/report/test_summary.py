@@ -52,7 +52,7 @@ def test_failures_are_told(results, records):
 def test_the_table_is_sorted_and_ends_with_the_best_learner(seeds, records):
     tables = summary_table(make_results(seeds), records)
     assert list(tables) == ["regression", "recall"]
-    assert [row["model"] for row in tables["regression"]][0] == "transformer"
+    assert tables["regression"][0]["model"] == "transformer"
     assert tables["regression"][-1]["model"] == "ridge (best learner)"
     assert tables["recall"][0]["accuracy"] == "100.0%"
     assert tables["recall"][0]["state"] == "4 KiB"

@@ -201,7 +201,7 @@ def _train_and_measure(
                 task_name=training.task_name,
                 device=device,
             )
-            who = {
+            who: dict[str, Any] = {
                 "name": training.model_name,
                 "run": spec.name,
                 "seed": training.seed,

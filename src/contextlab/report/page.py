@@ -98,7 +98,7 @@ def _section(results: pd.DataFrame, records: Sequence[Mapping[str, Any]], task: 
             _figure(
                 f"{metric_title(metric).capitalize()} by the number of in-context examples",
                 figures.curve(results, task, metric),
-                "Bands are 95% confidence intervals. Learners far above the models are hidden; click a name to show it.",
+                "Bands: 95% confidence intervals. Learners far above the models are hidden; click a name to show it.",
                 switch=True,
             )
         )

@@ -174,8 +174,8 @@ def _state_words(task: str, rows: pd.DataFrame) -> list[str]:
         return []
     least, most = min(states, key=states.__getitem__), max(states, key=states.__getitem__)
     return [
-        f"{task}: after one prompt {least} holds the least state, {bytes_in_words(states[least])}; {most} holds the most, "
-        f"{bytes_in_words(states[most])} ({states[most] / states[least]:.1f} times as much)."
+        f"{task}: after one prompt {least} holds the least state, {bytes_in_words(states[least])}; {most} holds the "
+        f"most, {bytes_in_words(states[most])} ({states[most] / states[least]:.1f} times as much)."
     ]
 
 
