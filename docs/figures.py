@@ -34,7 +34,12 @@ def main() -> None:
     figure.update_xaxes(title_text="in-context examples", row=1, col=1)
     figure.update_xaxes(title_text="accuracy", row=1, col=2)
     figure.update_yaxes(categoryorder="array", categoryarray=right.layout.yaxis.categoryarray, row=1, col=2)
-    figure.update_layout(template="plotly_white", legend={"orientation": "h", "y": -0.22}, font={"size": 13})
+    figure.update_layout(
+        template="plotly_white",
+        legend={"orientation": "h", "y": -0.22},
+        font={"size": 13},
+        margin={"t": 40, "l": 60, "r": 20},
+    )
     figure.write_image("docs/demo.svg", width=1080, height=420)
 
 

@@ -426,7 +426,8 @@ def _jobs(folder: Path, spec: ExperimentSpec) -> list[str]:
 
 def _close(folder: Path, spec: ExperimentSpec, record: dict[str, Any]) -> Run:
     """Put the jobs' results together, write the report, and say how the run ended."""
-    paths = [*sorted(folder.glob(f"trainings/*/{RESULTS}")), *sorted(folder.glob("learners/*.parquet"))]
+    trained = [folder / "trainings" / training.key / RESULTS for training in spec.trainings()]  # in the recipe's order
+    paths = [p for p in [*trained, *(folder / "learners" / f"{name}.parquet" for name in spec.tasks)] if p.exists()]
     if not paths:
         _write_record(folder, record, status="failed")
         first = next((r["message"] for r in _training_records(folder, spec) if r.get("message")), "no job gave results")

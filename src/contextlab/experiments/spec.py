@@ -25,7 +25,7 @@ class TaskEntry(Spec):
 
     task: registered name.
     options: the task's options.
-    model: changes to every model for this task, for example `{depth: 2}`.
+    model: changes for this task to every model that has such an option, for example `{depth: 2}`.
     train: changes to the experiment's `train` for this task.
     evaluate: changes to the experiment's `evaluate` for this task.
     """
@@ -56,6 +56,12 @@ class ModelEntry(Spec):
         if (self.preset is None) == (self.spec is None):
             raise InputError("give either preset (a registered model's name) or spec (a ModelSpec), not both")
         return self
+
+    def knows(self, option: str) -> bool:
+        """Whether `option` is a key of ModelSpec or an option of the preset."""
+        if option in ModelSpec.model_fields or self.preset not in registry.names("model"):
+            return option in ModelSpec.model_fields
+        return any(p.name == option for p in registry.lookup("model", self.preset).parameters)
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,12 @@ class ExperimentSpec(Spec):
 
     def model_spec(self, name: str, task_name: str, task: Task) -> ModelSpec:
         """The model called `name`, with the task's changes and sizes. Raises InputError with the key's path."""
-        entry, changes = self.models[name], self.tasks[task_name].model
+        entry = self.models[name]
+        changes = {
+            key: value
+            for key, value in self.tasks[task_name].model.items()
+            if entry.knows(key) or not any(other.knows(key) for other in self.models.values())
+        }
         try:
             if entry.preset is not None:
                 spec = preset(entry.preset, **{**entry.options, **changes})

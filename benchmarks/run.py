@@ -1,0 +1,22 @@
+"""Make every benchmark figure again: `make bench`. Each script can be run alone; `--help` tells its options."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = ("training.py", "ops.py", "learners.py", "decode.py")
+
+
+def main() -> int:
+    """Run the scripts one after another. Returns the first exit code that is not 0."""
+    folder, worst = Path(__file__).parent, 0
+    for script in SCRIPTS:
+        print(f"== {script}", flush=True)
+        worst = worst or subprocess.run([sys.executable, str(folder / script)], check=False).returncode
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())
