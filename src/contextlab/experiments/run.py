@@ -150,7 +150,11 @@ def run_job(folder: Path, spec: ExperimentSpec, key: str, device: torch.device, 
     if key.startswith("learners."):
         return _measure_learners(folder, spec, key.removeprefix("learners."), tell)
     training = next(t for t in spec.trainings() if t.key == key)
-    return _train_and_measure(folder, spec, training, device, tell)
+    own = make_folder(folder / "trainings" / key)
+    with (own / ".lock").open("w") as handle:
+        # The worker of a run that was killed may still be saving: it ends within a step, so wait for it.
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return _train_and_measure(folder, spec, training, device, tell)
 
 
 def _train_and_measure(
