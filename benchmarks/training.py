@@ -2,7 +2,7 @@
 
     python benchmarks/training.py               step against GPT-2 of `transformers`; share of drawing prompts
     python benchmarks/training.py --optimizers  loss after the same steps with AdamW and with Muon
-    python benchmarks/training.py               step against GPT-2 of `transformers`; share of drawing
+    python benchmarks/training.py --compile     what torch.compile costs and saves
     ... --json FILE                             the same figures as data
     ... --threads N                             PyTorch's threads
 
@@ -104,12 +104,16 @@ def regression(layout: str) -> Task:
     return build_task("linear_regression", dimensions=DIMENSIONS, examples=EXAMPLES, noise=0.5, layout=layout)
 
 
-def transformer(task: Task, depth: int = DEPTH, seed: int = 0) -> Model:
-    return build_model(preset("transformer", width=WIDTH, depth=depth, heads=HEADS).for_task(task), seed=seed)
+def transformer(task: Task, depth: int = DEPTH, seed: int = 0, **options: Any) -> Model:
+    spec = preset("transformer", width=WIDTH, depth=depth, heads=HEADS, **options)
+    return build_model(spec.for_task(task), seed=seed)
 
 
 def against_gpt2(console: Console, rounds: int) -> dict[str, Any]:
-    """The whole step at 32 tokens of vectors, and at the 16 paired tokens that say the same."""
+    """The whole step at 32 tokens of vectors, and at the 16 paired tokens that say the same.
+
+    Ours has RMS norm, rotary positions and no biases; the last row has GPT-2's layer norm and learned positions.
+    """
     theirs, parameters = gpt2_step(DIMENSIONS, EXAMPLES)
     steps = {"transformers GPT-2, Adam, 32 tokens": theirs}
     sizes = {"transformers GPT-2, Adam, 32 tokens": parameters}
@@ -118,6 +122,10 @@ def against_gpt2(console: Console, rounds: int) -> dict[str, Any]:
             task, spec = regression(layout), SPEC.model_copy(update={"optimizer": optimizer})
             name, model = f"contextlab transformer, {optimizer}, {tokens} tokens", transformer(task)
             steps[name], sizes[name] = our_step(model, task, spec), model.parameter_count
+    task, spec = regression("interleaved"), SPEC.model_copy(update={"optimizer": "adamw"})
+    model = transformer(task, position="learned", max_length=2 * EXAMPLES, norm="layer")
+    name = "contextlab with GPT-2's norm and positions, adamw, 32 tokens"
+    steps[name], sizes[name] = our_step(model, task, spec), model.parameter_count
     times = interleave(steps, rounds)
     reference = next(iter(times.values()))
     title = f"Training step on CPU: width {WIDTH}, depth {DEPTH}, heads {HEADS}, batch {BATCH}, float32"

@@ -9,7 +9,7 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.mixers import Attention, Mixer, SlidingWindow, build_mixer
-from contextlab.ops.position import alibi_slopes, rope
+from contextlab.ops.position import alibi_slopes, pairs_of_halves, rope
 from contextlab.ops.softmax import naive_softmax_attention
 from contextlab.state import KVState
 
@@ -49,8 +49,9 @@ def test_agrees_with_llama() -> None:
     theirs = llama.LlamaAttention(config, 0).double()
     ours = Attention(16, heads=4, kv_heads=2).double()
     with torch.no_grad():
-        parts = (theirs.q_proj, theirs.k_proj, theirs.v_proj)
-        ours.qkv_proj.weight.copy_(torch.cat([part.weight for part in parts]))
+        turned = (theirs.q_proj.weight, theirs.k_proj.weight)
+        q, k = (pairs_of_halves(w.unflatten(0, (-1, 4)).mT, 4).mT.flatten(0, 1) for w in turned)
+        ours.qkv_proj.weight.copy_(torch.cat([q, k, theirs.v_proj.weight]))
         ours.out_proj.weight.copy_(theirs.o_proj.weight)
     x = x_like(9)
     embeddings = llama.LlamaRotaryEmbedding(config)(x, torch.arange(9)[None])

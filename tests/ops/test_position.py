@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contextlab.errors import InputError
-from contextlab.ops.position import alibi_slopes, rope, rotary_size, sinusoidal
+from contextlab.ops.position import alibi_slopes, pairs_of_halves, rope, rotary_size, sinusoidal
 
 
 def test_rope_matches_transformers() -> None:
@@ -18,8 +18,17 @@ def test_rope_matches_transformers() -> None:
     inverse = 10000.0 ** (-torch.arange(0, 8, 2) / 8)
     angles = positions[..., None] * torch.cat([inverse, inverse])
     expected = llama.apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), angles.cos(), angles.sin())
-    for ours, theirs in zip((rope(q, positions), rope(k, positions)), expected, strict=True):
-        torch.testing.assert_close(ours, theirs.transpose(1, 2), atol=2e-4, rtol=1e-4)
+    for x, theirs in zip((q, k), expected, strict=True):
+        ours, theirs = rope(pairs_of_halves(x, 8), positions), pairs_of_halves(theirs.transpose(1, 2), 8)
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
+
+
+def test_rope_matches_gpt_j() -> None:
+    gptj = pytest.importorskip("transformers.models.gptj.modeling_gptj")
+    x = torch.randn(2, 7, 4, 8)
+    sin, cos = gptj.create_sinusoidal_positions(7, 8).expand(2, -1, -1).chunk(2, -1)
+    theirs = gptj.apply_rotary_pos_emb(x, sin, cos)
+    torch.testing.assert_close(rope(x, torch.arange(7)), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_partial_rope_matches_transformers() -> None:
@@ -29,7 +38,8 @@ def test_partial_rope_matches_transformers() -> None:
     inverse = 500.0 ** (-torch.arange(0, 6, 2, dtype=torch.float64) / 6)
     angles = (positions[:, None] * torch.cat([inverse, inverse]))[None]
     theirs, _ = phi.apply_rotary_pos_emb(q.transpose(1, 2), q.transpose(1, 2), angles.cos(), angles.sin())
-    torch.testing.assert_close(rope(q, positions, base=500.0, fraction=0.5), theirs.transpose(1, 2))
+    ours = rope(pairs_of_halves(q, 6), positions, base=500.0, fraction=0.5)
+    torch.testing.assert_close(ours, pairs_of_halves(theirs.transpose(1, 2), 6))
 
 
 @given(shift=st.integers(0, 10**6), seed=st.integers(0, 2**31), fraction=st.sampled_from([0.25, 0.5, 1.0]))
@@ -48,18 +58,19 @@ def test_rope_is_relative_and_keeps_norms(shift: int, seed: int, fraction: float
 
 def test_rope_is_right_at_a_million() -> None:
     x = torch.zeros(1, 1, 1, 64)
-    x[..., :32] = 1
+    x[..., ::2] = 1
     turned = rope(x, torch.tensor([1_000_003]))[0, 0, 0]
     for i in range(32):
         angle = 1_000_003 * 10000.0 ** (-2 * i / 64)
-        assert turned[i].item() == pytest.approx(math.cos(angle), abs=1e-6)
-        assert turned[i + 32].item() == pytest.approx(math.sin(angle), abs=1e-6)
+        assert turned[2 * i].item() == pytest.approx(math.cos(angle), abs=1e-6)
+        assert turned[2 * i + 1].item() == pytest.approx(math.sin(angle), abs=1e-6)
 
 
 def test_rope_of_half_precision_keeps_its_dtype_and_gradient() -> None:
     x = torch.randn(1, 3, 2, 4, dtype=torch.bfloat16, requires_grad=True)
     y = rope(x, torch.arange(3))
     assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, rope(x.float(), torch.arange(3)).bfloat16())  # the real form and the complex one
     y.sum().backward()
     assert x.grad is not None
     double = torch.randn(1, 3, 2, 4, dtype=torch.float64, requires_grad=True)

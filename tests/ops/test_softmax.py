@@ -152,3 +152,20 @@ def test_refuses_impossible_shapes() -> None:
         softmax_attention(q, k[:, :3], v[:, :3])
     with pytest.raises(InputError, match="expected q"):
         softmax_attention(q, k[:, :3], v)
+
+
+def test_short_sequences_on_many_threads_are_the_same() -> None:
+    q, k, v = (torch.randn(2, 9, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    weight = torch.randn(2, 9, 3, 4, dtype=torch.float64)
+
+    def answers(threads: int) -> list[torch.Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            y = softmax_attention(q, k, v, scale=0.3)
+            return [y, *torch.autograd.grad(y, (q, k, v), weight)]
+        finally:
+            torch.set_num_threads(before)
+
+    torch.testing.assert_close(answers(2), answers(1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(answers(2)[0], naive_softmax_attention(q, k, v, scale=0.3), atol=1e-12, rtol=0)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
+from contextlab.mixers.layers import RMSNorm
 from contextlab.mixers.linear import MatrixMixer, recurrent
 from contextlab.ops.delta import delta_rule_flops, gated_delta_rule
 from contextlab.registry import register
@@ -53,7 +54,7 @@ class DeltaNet(MatrixMixer):
         super().__init__(width, heads, key, value, sum(parts), sum(parts[:3]), short_conv)
         self.parts = parts
         self.strongest = 2.0 if allow_neg_eigval else 1.0
-        self.norm = nn.RMSNorm(value, eps=1e-6)
+        self.norm = RMSNorm(value, eps=1e-6)
         self._project_out(heads * value)
 
     def forward(

@@ -6,12 +6,13 @@ from typing import Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import ShortConv, without_padding
+from contextlab.mixers.layers import Linear, RMSNorm
 from contextlab.ops.linear import (
     lightning_decay,
     retention_decay,
@@ -38,14 +39,12 @@ class MatrixMixer(Mixer):
     ) -> None:
         super().__init__(width)
         self.heads, self.key, self.value = heads, key, value
-        self.in_proj = nn.Linear(width, projected, bias=False)
-        nn.init.normal_(self.in_proj.weight, std=width**-0.5)
+        self.in_proj = Linear(width, projected)
         self.conv_channels, self.conv_size = conv_channels, conv_size
         self.conv = ShortConv(conv_channels, conv_size) if conv_size else None
 
     def _project_out(self, inner: int) -> None:
-        self.out_proj = nn.Linear(inner, self.width, bias=False)
-        nn.init.normal_(self.out_proj.weight, std=inner**-0.5)
+        self.out_proj = Linear(inner, self.width)
 
     def _convolved(
         self, x: Tensor, state: RecurrentState | None, keep: bool, activation: Literal["silu"] | None
@@ -170,7 +169,7 @@ class LightningAttention(MatrixMixer):
         size = head_size(width, heads)
         super().__init__(width, heads, size, size, 4 * width, 3 * width, short_conv)
         self.register_buffer("decay", lightning_decay(heads), persistent=False)
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self._project_out(width)
 
     def forward(
@@ -224,15 +223,13 @@ class Retention(MatrixMixer):
         before = recurrent(state)
         qkv, gate = self.in_proj(without_padding(x, mask)).split((self.conv_channels, self.inner), -1)
         qkv, conv = self._convolved(qkv, before, keep_state, None)
-        q, k, v = qkv.split((self.width, self.width, self.inner), -1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
+        qk, v = qkv.split((2 * self.width, self.inner), -1)
+        qk, v = qk.unflatten(-1, (2 * self.heads, -1)), v.unflatten(-1, (self.heads, -1))
         # The rotation is relative: the place in what was read serves all rows, however much each is padded.
         start = 0 if before is None else before.length
         places = torch.arange(start, start + x.shape[1], device=x.device)
-        cos, sin = rope_table(places, self.key, dtype=x.dtype)
-        o, matrix = simple_gla(
-            rotate(q, cos, sin), rotate(k, cos, sin), v, None, self.decay, None, _matrix(before), keep_state
-        )
+        q, k = rotate(qk, rope_table(places, self.key, dtype=x.dtype)).chunk(2, 2)
+        o, matrix = simple_gla(q, k, v, None, self.decay, None, _matrix(before), keep_state)
         o = F.layer_norm(o, (self.value,), eps=1e-6)
         return (
             self.out_proj(o.flatten(2) * F.silu(gate)),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from contextlab.mixers.base import Mixer
+from contextlab.mixers.layers import Linear
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
 
@@ -24,13 +25,12 @@ class _Recurrent(Mixer):
         super().__init__(width)
         self.hidden = width if hidden is None else hidden
         self.rnn = self.cell(width, self.hidden, batch_first=True)
-        self.out_proj = nn.Linear(self.hidden, width, bias=False)
+        self.out_proj = Linear(self.hidden, width)
         from_x, from_h, bias_x, bias_h = self.rnn.all_weights[0]
         nn.init.normal_(from_x, std=width**-0.5)
         nn.init.orthogonal_(from_h)
         nn.init.zeros_(bias_x)
         nn.init.zeros_(bias_h)
-        nn.init.normal_(self.out_proj.weight, std=self.hidden**-0.5)
 
     def forward(
         self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True

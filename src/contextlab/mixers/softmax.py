@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import ShortConv, without_padding
+from contextlab.mixers.layers import Linear, RMSNorm
 from contextlab.ops.position import alibi_slopes, rope_table, rotary_size, rotate
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
@@ -85,15 +86,11 @@ class Attention(Mixer):
         self.rope_base = rope_base
         self.rotary = rotary_size(self.head_dim, rope_fraction) if position == "rope" else 0
         # Rows: the heads of q, then of k, then of v.
-        self.qkv_proj = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
-        self.out_proj = nn.Linear(heads * self.head_dim, width, bias=bias)
-        for layer in (self.qkv_proj, self.out_proj):
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            if bias:
-                nn.init.zeros_(layer.bias)
+        self.qkv_proj = Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.out_proj = Linear(heads * self.head_dim, width, bias=bias)
         self.conv = ShortConv(self.qkv_proj.out_features, short_conv) if short_conv else None
-        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
-        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
+        self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.slopes: Tensor | None
         slopes = alibi_slopes(heads).to(torch.get_default_dtype()) if position == "alibi" else None
         self.register_buffer("slopes", slopes, persistent=False)
@@ -110,14 +107,15 @@ class Attention(Mixer):
             qkv, last = self.conv(without_padding(qkv, mask), before, keep_state)
             state = state.attended if isinstance(state, ConvolvedState) else None
         qkv = qkv.view(batch, length, -1, self.head_dim)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 2)
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = qk.split((self.heads, self.kv_heads), 2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), 2)
         if self.rotary:
             # RoPE is relative: the place in what was read serves for all rows, however much each is padded.
             places = torch.arange(read, read + length, device=x.device)
-            cos, sin = rope_table(places, self.rotary, self.rope_base, x.dtype)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            qk = rotate(qk, rope_table(places, self.rotary, self.rope_base, x.dtype))
+        q, k = qk.split((self.heads, self.kv_heads), 2)
         y, after = self._attend(q, k, v, state, mask, keep_state)
         if last is not None and after is not None:
             after = ConvolvedState(attended=after, conv=own(last), length=after.length)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer
+from contextlab.mixers.layers import Linear, RMSNorm
 from contextlab.models.spec import LayerSpec, MlpKind, ModelSpec
 from contextlab.ops.position import sinusoidal
 from contextlab.spec import describe
@@ -39,8 +39,8 @@ class Mlp(nn.Module):
         self.kind = kind
         # SwiGLU has three matrices: two thirds of the hidden width keep the parameter count.
         hidden = max(1, round(width * ratio * (2 / 3 if kind == "swiglu" else 1)))
-        self.up = _linear(width, hidden * (2 if kind == "swiglu" else 1))
-        self.out_proj = _linear(hidden, width)
+        self.up = Linear(width, hidden * (2 if kind == "swiglu" else 1))
+        self.out_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)
@@ -94,14 +94,14 @@ class Model(nn.Module):
             self.read_in = nn.Embedding(spec.input_size, spec.width)
             nn.init.normal_(self.read_in.weight, std=spec.width**-0.5 if spec.tied else 1.0)
         else:
-            self.read_in = _linear(spec.input_size, spec.width, bias=True)
+            self.read_in = Linear(spec.input_size, spec.width, bias=True)
         self.positions = None
         if spec.position == "learned":
             self.positions = nn.Embedding(spec.max_length or 0, spec.width)
             nn.init.normal_(self.positions.weight, std=0.02)
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in spec.pattern())
         self.read_out_norm = _norm(spec)
-        self.read_out = _linear(spec.width, spec.output_size, bias=not spec.tied)
+        self.read_out = Linear(spec.width, spec.output_size, bias=not spec.tied)
         with torch.no_grad():
             # Residual branches start small, so that the stack starts near the identity at any depth (GPT-2's rule).
             for name, parameter in self.blocks.named_parameters():
@@ -274,13 +274,5 @@ def _mixer(spec: ModelSpec, layer: LayerSpec) -> Mixer:
 
 
 def _norm(spec: ModelSpec) -> nn.Module:
-    kinds = {"rms": nn.RMSNorm, "layer": nn.LayerNorm, "none": nn.Identity}
+    kinds = {"rms": RMSNorm, "layer": nn.LayerNorm, "none": nn.Identity}
     return kinds[spec.norm](spec.width)
-
-
-def _linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.normal_(layer.weight, std=1 / math.sqrt(inputs))
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer

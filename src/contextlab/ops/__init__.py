@@ -13,7 +13,15 @@ from contextlab.ops.linear import (
     simple_gla,
     ssd,
 )
-from contextlab.ops.position import alibi_slopes, rope, rope_table, rotary_size, rotate, sinusoidal
+from contextlab.ops.position import (
+    alibi_slopes,
+    pairs_of_halves,
+    rope,
+    rope_table,
+    rotary_size,
+    rotate,
+    sinusoidal,
+)
 from contextlab.ops.softmax import naive_softmax_attention, softmax_attention
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "naive_gated_delta_rule",
     "naive_simple_gla",
     "naive_softmax_attention",
+    "pairs_of_halves",
     "retention",
     "rope",
     "rope_table",

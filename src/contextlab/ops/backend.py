@@ -1,7 +1,8 @@
 """Which implementation each op runs on, chosen in one place and reported in plain words.
 
 "torch" is the chunked PyTorch form and runs everywhere. "fla" is flash-linear-attention's Triton kernels,
-taken on CUDA when that package is installed. `contextlab doctor` and the record of a run print `backends()`.
+taken on CUDA when that package is installed. "onednn" serves the linear layers on some CPUs. `contextlab doctor`
+and the record of a run print `backends()`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, ResourceError, unknown
+from contextlab.ops.dense import onednn
 
 FLA_MODULES = {
     "simple_gla": "fla.ops.simple_gla",
@@ -26,10 +28,10 @@ FLA_MODULES = {
     "delta_rule": "fla.ops.delta_rule",
 }
 TORCH_ONLY = {
-    "softmax_attention": "PyTorch's scaled_dot_product_attention picks its own kernel",
+    "softmax_attention": "PyTorch's scaled_dot_product_attention picks its own kernel, except short sequences on CPU",
     "causal_conv": "shifted multiply-adds need no other package",
 }
-OPS = (*TORCH_ONLY, *FLA_MODULES)
+OPS = ("dense", *TORCH_ONLY, *FLA_MODULES)
 CHOICES = ("auto", "torch", "fla")
 _FLA_LARGEST_KEY = 256  # the delta-rule kernels keep a whole state column in registers
 
@@ -40,7 +42,7 @@ _forced = os.environ.get("CONTEXTLAB_BACKEND", "auto")
 class Backend:
     """What an op runs on.
 
-    name: "torch" or "fla". why: one plain sentence. module: the kernels' module when `name` is "fla".
+    name: "torch", "fla" or "onednn". why: one plain sentence. module: the kernels' module when `name` is "fla".
     """
 
     name: str
@@ -103,6 +105,11 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def _choose(op: str, device: str, dtype: torch.dtype, key_size: int) -> Backend:
+    if op == "dense":
+        if device != "cpu" or dtype != torch.float32:
+            return Backend("torch", f"PyTorch's own products serve {str(dtype).removeprefix('torch.')} on {device}")
+        chosen, reason = onednn()
+        return Backend("onednn" if chosen else "torch", reason)
     if op in TORCH_ONLY:
         return Backend("torch", TORCH_ONLY[op])
     if op not in FLA_MODULES:

@@ -27,50 +27,63 @@ def rotary_size(head_dim: int, fraction: float = 1.0) -> int:
     return size
 
 
-def rope_table(
-    positions: Tensor, size: int, base: float = 10000.0, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines of the rotary angles (2104.09864, eq. 15), for `rotate`.
+def rope_table(positions: Tensor, size: int, base: float = 10000.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The rotations of RoPE as complex numbers exp(i m base^(-2j / size)) (2104.09864, eq. 15), for `rotate`.
 
-    positions: [T] or [B, T] int64.
+    positions: m, [T] or [B, T] int64.
     size: number of turned dimensions, even.
     base: of the geometric frequencies.
-    dtype: of the values that will be turned; half precisions get a float32 table.
+    dtype: of the values that will be turned; half precisions get a complex64 table.
 
-    Returns two tensors [..., T, 1, size] that broadcast over heads. The angles are computed in float64: in
-    float32 the angle at position 1e6 is wrong by up to 0.03 radian.
+    Returns [..., T, 1, size / 2], which broadcasts over heads. The angles are computed in float64: in float32
+    the angle at position 1e6 is wrong by up to 0.03 radian.
     """
     inverse = base ** (torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / -size)
     angles = positions[..., None, None].to(torch.float64) * inverse
-    dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    return torch.polar(torch.ones_like(angles), angles).to(
+        torch.complex128 if dtype == torch.float64 else torch.complex64
+    )
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first dimensions of each head by the angles of `rope_table`; the rest pass through.
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn the first dimensions of each head by the rotations of `rope_table`; the rest pass through.
 
-    Dimension i is paired with i + size / 2 (the "half-split" or NeoX convention, as in Llama).
+    Dimensions 2j and 2j + 1 are a pair, as in the paper and in GPT-J; see `pairs_of_halves` for Llama's.
 
-    x: [B, T, H, D]. cos, sin: [..., T, 1, size], size <= D. Returns [B, T, H, D] in the dtype of x.
+    x: [B, T, H, D]. table: [..., T, 1, size / 2], size <= D. Returns [B, T, H, D] in the dtype of x.
     """
-    size = cos.shape[-1]
+    size = 2 * table.shape[-1]
     turned, rest = (x, None) if size == x.shape[-1] else (x[..., :size], x[..., size:])
-    # A roll by half swaps the two halves, so this is two elementwise passes and one copy.
-    turned = torch.addcmul(turned * cos, turned.roll(size // 2, -1), sin).to(x.dtype)
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+        # One pass over memory; a table that repeats for each head makes the inner loop H times as long.
+        table = table.expand(*table.shape[:-2], x.shape[2], -1).contiguous()
+        turned = torch.view_as_real(torch.view_as_complex(turned.unflatten(-1, (-1, 2))) * table).flatten(-2)
+    else:
+        cos, sin = torch.view_as_real(table).unbind(-1)
+        first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2).to(x.dtype)
     return turned if rest is None else torch.cat([turned, rest], -1)
 
 
 def rope(x: Tensor, positions: Tensor, base: float = 10000.0, fraction: float = 1.0) -> Tensor:
-    """Rotary position embedding (RoFormer, 2104.09864, eq. 34), half-split convention.
+    """Rotary position embedding (RoFormer, 2104.09864, eq. 34).
 
     x: [B, T, H, D]. positions: [T] or [B, T] int64. base: of the geometric frequencies.
     fraction: part of the head's dimensions that is turned; int(D * fraction) must be even.
 
     Returns [B, T, H, D].
     """
-    cos, sin = rope_table(positions, rotary_size(x.shape[-1], fraction), base, x.dtype)
-    return rotate(x, cos, sin)
+    return rotate(x, rope_table(positions, rotary_size(x.shape[-1], fraction), base, x.dtype))
+
+
+def pairs_of_halves(x: Tensor, size: int) -> Tensor:
+    """Reorder heads whose dimensions j and j + size / 2 are turned together (Llama) as `rotate` pairs them.
+
+    Done to the rows of the query and key projections, it makes a Llama checkpoint ours.
+
+    x: [..., D]. size: number of turned dimensions, even, at most D. Returns [..., D].
+    """
+    return torch.cat([x[..., :size].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2), x[..., size:]], -1)
 
 
 def alibi_slopes(heads: int) -> Tensor:
