@@ -81,6 +81,15 @@ def test_least_squares_with_repeated_examples_and_unused_dimensions() -> None:
     torch.testing.assert_close(LeastSquares().predict(xs, ys), expected, atol=1e-8, rtol=1e-8)
 
 
+def test_least_squares_of_prompts_with_and_without_dependent_inputs() -> None:
+    xs, ys = draw(3)
+    xs[0, 1] = xs[0, 0]
+    apart = torch.cat([LeastSquares().predict(xs[b : b + 1], ys[b : b + 1]) for b in range(len(xs))])
+    torch.testing.assert_close(LeastSquares().predict(xs, ys), apart, atol=1e-9, rtol=1e-9)
+    expected = by_prefix(lambda X, Y, x: x @ torch.linalg.pinv(X, rtol=1e-10) @ Y, xs, ys)
+    torch.testing.assert_close(LeastSquares().predict(xs, ys), expected, atol=1e-6, rtol=1e-6)
+
+
 @few
 @sizes
 def test_ridge(seed: int, batch: int, examples: int, outputs: int) -> None:

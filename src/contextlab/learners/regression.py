@@ -52,10 +52,27 @@ class NearestNeighbours(RegressionLearner):
 @register("learner", "ols", papers=("2208.01066",))
 @dataclass(frozen=True)
 class LeastSquares(RegressionLearner):
-    """Ordinary least squares; the solution of least norm while there are fewer examples than dimensions."""
+    """Ordinary least squares; the solution of least norm while there are fewer examples than dimensions.
+
+    Up to d examples it is ridge regression at strength 0, with the same factorisation for all prefixes; beyond,
+    X^T X is factorised. Prompts whose inputs are close to linear dependence take the eigenvalues of X^T X.
+    """
 
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
-        return _filtered(xs, ys, lambda s: 1 / s)
+        d, tiny = xs.shape[-1], torch.finfo(xs.dtype).eps ** 0.5
+        head, z = xs[:, :d], ys[:, :d]
+        kernel = head @ head.mT
+        factor, failed = torch.linalg.cholesky_ex(kernel)
+        fine = (failed == 0) & _well_pivoted(factor, tiny)
+        answer = factor.tril(-1) @ torch.linalg.solve_triangular(factor, z, upper=False)
+        if xs.shape[1] > d:
+            factor, failed = torch.linalg.cholesky_ex(gram(xs)[:, d:])
+            fine = fine & ((failed == 0) & _well_pivoted(factor, tiny)).all(1)
+            weights = torch.cholesky_solve(moment(xs, ys)[:, d:], factor)
+            answer = torch.cat((answer, apply(xs[:, d:], weights)), 1)
+        if not fine.all():
+            answer[~fine] = _filtered(xs[~fine], ys[~fine], lambda s: 1 / s)
+        return answer
 
 
 @register("learner", "ridge", papers=("2208.01066", "2211.15661"), cases=({}, {"strength": 0.0}))
@@ -235,6 +252,12 @@ class PoolPosterior(RegressionLearner):
 def _counts(xs: Tensor) -> Tensor:
     """Examples before each i, [n], at least 1 so that the empty prefix can be divided by it."""
     return torch.arange(xs.shape[1], device=xs.device, dtype=xs.dtype).clamp(min=1)
+
+
+def _well_pivoted(factor: Tensor, tiny: float) -> Tensor:
+    """Whether no pivot of a Cholesky factor [..., n, n] is lost beside the largest; [...] bool."""
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    return pivots.amin(-1) > tiny * pivots.amax(-1)
 
 
 def _filtered(xs: Tensor, ys: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
