@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.ops import backend
-from contextlab.ops.linear import chunked, decay_gradient, decay_matrix, unchunked, working_dtype
+from contextlab.ops.linear import decay_matrix, working_dtype
 
 
 def gated_delta_rule(
@@ -60,13 +60,13 @@ def gated_delta_rule(
         return o.to(dtype), last if output_final_state else None
     count, size = split(length, chunk_size)
     batch, heads = v.shape[0], v.shape[2]
-    inputs = [chunked(x, count, size).flatten(0, 1) for x in (q, k, v, beta.unsqueeze(-1))]
+    inputs = [_chunks(x, count, size) for x in (q, k, v, beta.unsqueeze(-1))]
     c = v.new_zeros(1, 1, size)
     if g is not None:
-        c = chunked(g.unsqueeze(-1), count, size).flatten(0, 1).squeeze(-1).cumsum(-1)
+        c = _chunks(g.unsqueeze(-1), count, size).squeeze(-1).cumsum(-1)
     flat = None if state is None else state.flatten(0, 1)
     o, last, *_ = _ChunkedDelta.apply(*inputs, c, flat, output_final_state)
-    o = unchunked(o.unflatten(0, (batch, heads)), length).to(dtype)
+    o = o.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length].to(dtype)
     return o, last.unflatten(0, (batch, heads)) if output_final_state else None
 
 
@@ -145,48 +145,39 @@ def unit_lower_inverse(A: Tensor, base: int = 16) -> Tensor:
 
 
 class _ChunkedDelta(torch.autograd.Function):
-    """All chunks at once.
+    """All chunks, one after the other, so that what a step needs stays in the processor's cache.
 
-    q, k: [X, N, L, K] with X = B H; v: [X, N, L, V]; beta: [X, N, L, 1]; c: cumulative log decay in a chunk,
-    broadcastable to [X, N, L]; state: [X, K, V] or None. Returns (o, final state, saved for backward ...).
+    q, k: [N, X, L, K] with X = B H; v: [N, X, L, V]; beta: [N, X, L, 1]; c: cumulative log decay in a chunk,
+    broadcastable to [N, X, L]; state: [X, K, V] or None. Returns (o, final state, saved for backward ...).
 
     With D_ij = exp(c_i - c_j): A = beta k k^T D (strictly lower), (U, W) = (I + A)^-1 beta (v, exp(c) k); a
     chunk writes the values U - W S, and S becomes exp(c_L) S + Kd^T (U - W S) with Kd = exp(c_L - c) k
-    (2412.06464, section 3.3). The backward is by hand; its decay gradient is that of the linear engine,
-    because S_t exp(-c_t) obeys the rule without decay and with values exp(-c_t) v_t.
+    (2412.06464, section 3.3).
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
         q: Tensor, k: Tensor, v: Tensor, beta: Tensor, c: Tensor, state: Tensor | None, final: bool
     ) -> tuple[Tensor | None, ...]:
-        passes, V = state is not None or v.shape[1] > 1, v.shape[-1]
-        D, grow, to_end = decay_matrix(c), c.exp().unsqueeze(-1), (c[..., -1:] - c).exp().unsqueeze(-1)
+        passes, D = state is not None or len(v) > 1, decay_matrix(c)
+        grow, to_end, whole = _decays(c, len(v))
         inverse = unit_lower_inverse((k * beta) @ k.mT * D)
         P = (q @ k.mT) * D
-        right = torch.cat((v * beta, k * (grow * beta)), -1) if passes else v * beta
-        UW = inverse @ right
-        new, last, states = UW[..., :V], None, None
-        if passes:
-            S = torch.zeros_like(k[:, 0, 0]).unsqueeze(-1) * v[:, 0, :1] if state is None else state
-            entering, written = [], []
-            Kd, whole = (
-                (k * to_end).mT.unbind(1),
-                c[..., -1:].exp().unsqueeze(-1).expand(-1, len(k[0]), -1, -1),
-            )
-            for U, W, K, decay in zip(new.unbind(1), UW[..., V:].unbind(1), Kd, whole.unbind(1), strict=True):
-                entering.append(S)
-                written.append(torch.baddbmm(U, W, S, alpha=-1))
-                S = torch.baddbmm(decay * S, K, written[-1])
-            new, last, states = torch.stack(written, 1), S, torch.stack(entering, 1)
-        elif final:
-            last = ((k * to_end).mT @ new)[:, 0]
-        o = P @ new
-        if states is not None:
-            o = torch.addcmul(o, q @ states, grow)
-        return o, last, P, D, inverse, UW, new, states
+        last = states = W = None
+        new = inverse @ (v * beta)  # U, which becomes U - W S in place
+        if not passes:
+            if final:
+                last = ((k * to_end).mT @ new)[0]
+            return P @ new, last, P, D, inverse, W, new, states
+        W = inverse @ (k * (grow * beta))
+        Kd, o = (k * to_end).mT, torch.empty_like(v)
+        states = v.new_empty(len(v) + 1, v.shape[1], k.shape[-1], v.shape[-1])
+        states[0] = 0 if state is None else state
+        for n, S in enumerate(states[:-1]):
+            new[n].baddbmm_(W[n], S, alpha=-1)
+            torch.baddbmm((q[n] @ S).mul_(grow[n]), P[n], new[n], out=o[n])
+            torch.baddbmm(whole[n] * S, Kd[n], new[n], out=states[n + 1])
+        return o, states[-1].clone(), P, D, inverse, W, new, states
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -198,48 +189,137 @@ class _ChunkedDelta(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: Any) -> Any:
-        q, k, v, beta, c, o, last, P, D, inverse, UW, new, states = ctx.saved_tensors
-        do, V = torch.zeros_like(o) if do is None else do, v.shape[-1]
-        grow, to_end = c.exp().unsqueeze(-1), (c[..., -1:] - c).exp().unsqueeze(-1)
-        dnew = P.mT @ do
-        after = dstate = None
-        if states is not None:
-            de = do * grow
-            read = (q.mT @ de).unbind(1)
-            dS = torch.zeros_like(states[:, 0]) if dlast is None else dlast
-            leaving, dnews = [], []
-            Kd, whole = (
-                (k * to_end).unbind(1),
-                c[..., -1:].exp().unsqueeze(-1).expand(-1, len(k[0]), -1, -1).unbind(1),
-            )
-            for n in reversed(range(len(read))):
-                leaving.append(dS)
-                dnews.append(torch.baddbmm(dnew[:, n], Kd[n], dS))
-                dS = torch.baddbmm(torch.addcmul(read[n], whole[n], dS), UW[:, n, :, V:].mT, dnews[-1], alpha=-1)
-            after, dnew, dstate = torch.stack(leaving[::-1], 1), torch.stack(dnews[::-1], 1), dS
-        elif dlast is not None:
-            after = dlast.unsqueeze(1)
-            dnew = torch.addcmul(dnew, k @ after, to_end)
+        o = ctx.saved_tensors[5]
+        do = torch.zeros_like(o) if do is None else do
+        return *_ChunkedDeltaBackward.apply(*ctx.saved_tensors, do, dlast, *ctx.needs_input_grad[4:6]), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return _folded(_ChunkedDelta, info.batch_size, in_dims, inputs, (1, 1, 1, 1, 1, 0), (1, 0, *[1] * 6))
+
+
+class _ChunkedDeltaBackward(torch.autograd.Function):
+    """The backward, by hand; a function of its own so that it too can be mapped.
+
+    With R the gradient of the right side beta v, that of beta exp(c) k is -R S^T, and that of A is
+    -R (U - W S)^T. The decay's gradient is that of the linear engine (`ops.linear.decay_gradient`), because
+    S_t exp(-c_t) obeys the rule without decay and with values exp(-c_t) v_t.
+    """
+
+    @staticmethod
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        c: Tensor,
+        o: Tensor,
+        last: Tensor | None,
+        P: Tensor,
+        D: Tensor,
+        inverse: Tensor,
+        W: Tensor | None,
+        new: Tensor,
+        states: Tensor | None,
+        do: Tensor,
+        dlast: Tensor | None,
+        decay: bool,
+        initial: bool,
+    ) -> tuple[Tensor | None, ...]:
+        grow, to_end, whole = _decays(c, len(v))
+        buffer = torch.zeros_like if states is None else torch.empty_like
+        dnew, dq, dk, Ek = P.mT @ do, buffer(q), buffer(k), buffer(k)
+        ends, dS = v.new_zeros(v.shape[:2]), dlast  # ends: <dS, S> of the state S after each chunk
+        if states is None:
+            if dlast is not None and last is not None:
+                dnew.addcmul_(k @ dlast, to_end)
+                torch.mul(new @ dlast.mT, to_end, out=dk)
+                ends[0] = (dlast * last).sum((-2, -1))
+            dR = inverse.mT @ dnew
+        else:
+            assert W is not None
+            dR, Kd = torch.empty_like(dnew), k * to_end
+            dS = torch.zeros_like(states[0]) if dlast is None else dlast
+            for n in reversed(range(len(v))):
+                S, de = states[n], do[n] * grow[n]
+                ends[n] = (dS * states[n + 1]).sum((-2, -1))
+                dnew[n].baddbmm_(Kd[n], dS)
+                torch.bmm(inverse[n].mT, dnew[n], out=dR[n])
+                torch.mul(new[n] @ dS.mT, to_end[n], out=dk[n])
+                torch.bmm(de, S.mT, out=dq[n])
+                torch.mul(dR[n] @ S.mT, -grow[n], out=Ek[n])
+                dS = (whole[n] * dS).baddbmm_(q[n].mT, de).baddbmm_(W[n].mT, dnew[n], alpha=-1)
         dG = (do @ new.mT).mul_(D)
-        dq, dk, dUW = dG @ k, dG.mT @ q, dnew
-        if after is not None:
-            dk = torch.addcmul(dk, new @ after.mT, to_end)
-        if states is not None:
-            dq = dq + de @ states.mT
-            dUW = torch.cat((dnew, (dnew @ states.mT).neg_()), -1)
-        dR = inverse.mT @ dUW  # of the right sides beta (v, exp(c) k)
-        dv = dR[..., :V] * beta
-        E = (dR @ UW.mT).mul_(D).tril(-1).neg_()  # of k k^T, before beta
-        Ek = E @ k
-        if states is not None:
-            Ek = torch.addcmul(Ek, dR[..., V:], grow)
-        dbeta = (dR[..., :V] * v).sum(-1, keepdim=True) + (Ek * k).sum(-1, keepdim=True)
-        dk = torch.addcmul(dk, Ek, beta) + E.mT @ (k * beta)
+        E = (dR @ new.mT).mul_(D).tril_(-1).neg_()  # of k k^T, before beta
+        for out, a, b in ((dq, dG, k), (dk, dG.mT, q), (Ek, E, k), (dk, (E * beta).mT, k)):
+            out.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1))
+        dk.addcmul_(Ek, beta)
+        share = _row_products(dR, v)
+        dbeta = (share + _row_products(Ek, k)).unsqueeze(-1)
         dc = None
-        if ctx.needs_input_grad[4]:
-            ends = states if states is not None or after is None else torch.zeros_like(after)
-            dc = decay_gradient(do, o, dv, v, after, ends, last).sum_to_size(c.shape)
-        return dq, dk, dv, dbeta, dc, dstate if ctx.needs_input_grad[5] else None, None
+        if decay:
+            dc = _row_products(do, o) - beta.squeeze(-1) * share
+            dc[..., -1] += ends
+            dc = dc.sum_to_size(c.shape)
+        return dq, dk, dR.mul_(beta), dbeta, dc, dS if initial else None
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing: it is not differentiated again."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        axes = (1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0)
+        return _folded(_ChunkedDeltaBackward, info.batch_size, in_dims, inputs, axes, (1, 1, 1, 1, 1, 0))
+
+
+def _decays(c: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(c) and exp(c_L - c) [N, X or 1, L, 1], and exp(c_L) [N, X or 1, 1, 1], for N = `count` chunks."""
+    c = c.expand(count, -1, -1)
+    return c.exp().unsqueeze(-1), (c[..., -1:] - c).exp().unsqueeze(-1), c[..., -1:, None].exp()
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of a b over the last dimension, one chunk after the other: no large temporary."""
+    return torch.stack([(x * y).sum(-1) for x, y in zip(a, b, strict=True)])
+
+
+def _folded(
+    function: Any, size: int, in_dims: Any, inputs: Any, axes: tuple[int, ...], out_axes: tuple[int, ...]
+) -> tuple[Any, Any]:
+    """One more batch dimension of `size` is so many more sequences; every output gets it.
+
+    axes, out_axes: where the sequences lie in the inputs (what follows them is passed on) and outputs.
+    """
+    given = [
+        x.movedim(dim, axis)
+        if dim is not None
+        else x.unsqueeze(axis).expand(*x.shape[:axis], size, *x.shape[axis:])
+        if isinstance(x, Tensor)
+        else x
+        for x, dim, axis in zip(inputs, in_dims, axes, strict=False)
+    ]
+    rows = given[0].shape[2]  # q is the first: [N, size, X, L, K]
+    # Decays that are the same for all sequences become each one's own.
+    given = [
+        x.expand(*x.shape[: axis + 1], rows, *x.shape[axis + 2 :]).flatten(axis, axis + 1)
+        if isinstance(x, Tensor)
+        else x
+        for x, axis in zip(given, axes, strict=True)
+    ]
+    outputs = function.apply(*given, *inputs[len(axes) :])
+    split_up = [
+        y.unflatten(axis, (size, rows)) if isinstance(y, Tensor) else None
+        for y, axis in zip(outputs, out_axes, strict=True)
+    ]
+    return tuple(split_up), tuple(axis if y is not None else None for y, axis in zip(split_up, out_axes, strict=True))
+
+
+def _chunks(x: Tensor, count: int, size: int) -> Tensor:
+    """[B, T, H, D] -> contiguous [count, B H, size, D], zeros after the end."""
+    pad = count * size - x.shape[1]
+    x = F.pad(x, (0, 0, 0, 0, 0, pad)) if pad else x
+    return x.unflatten(1, (count, size)).permute(1, 0, 3, 2, 4).contiguous().flatten(1, 2)
 
 
 def _step(
