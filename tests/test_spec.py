@@ -114,6 +114,13 @@ def test_schemas_can_be_exported():
         assert schema["additionalProperties"] is False
 
 
+@pytest.mark.parametrize("key", ["[", "a(b", "[\n"])
+def test_an_unknown_key_may_look_like_anything(key):
+    with pytest.raises(InputError, match="unknown key") as caught:
+        TrainSpec.parse({key: None})
+    assert repr(key) in str(caught.value)
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

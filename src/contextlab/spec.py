@@ -44,6 +44,8 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None, path: 
     faults = error.errors(include_url=False)
     first = faults[0]
     location = [str(part) for part in first["loc"] if not _is_tag(part)]
+    if first["type"] == "extra_forbidden" and _is_tag(first["loc"][-1]):
+        location.append(repr(first["loc"][-1]))  # the user's own key, however odd
     where = ".".join(([path] if path else []) + location) or (model.__name__ if model else "input")
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if first["type"] == "extra_forbidden":
