@@ -23,8 +23,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What two processes under torchrun found."""
     folder = tmp_path_factory.mktemp("distributed")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, str(SCRIPT), str(folder)], capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.Popen([*command, str(SCRIPT), str(folder)], stderr=subprocess.PIPE, text=True)
+    try:
+        _, errors = process.communicate(timeout=150)
+    finally:
+        process.terminate()  # torchrun ends its workers on SIGTERM; killed at once it would leave them behind
+        process.wait(timeout=60)
+    assert process.returncode == 0, errors[-3000:]
     assert [path.name for path in (folder / "whole").iterdir()] == ["step_00000040"]
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import ShortConv, without_padding
+from contextlab.mixers.features import SIGNED, FeatureName, build_feature_map
 from contextlab.mixers.layers import Linear, RMSNorm
 from contextlab.ops.linear import (
     lightning_decay,
@@ -85,23 +86,20 @@ def recurrent(state: State | None) -> RecurrentState | None:
     return state
 
 
-FEATURES = {
-    "elu1": lambda x: F.elu(x) + 1,
-    "relu": F.relu,
-    "silu": F.silu,
-    "identity": lambda x: x,
-}
-
-
 @register(
     "mixer",
     "linear_attention",
-    papers=("2006.16236",),
+    papers=("2006.16236", "2402.18668", "2402.10644", "2402.04347", "2009.14794", "2202.08791"),
     cases=(
         {},
         {"feature_map": "identity", "normalise": False, "short_conv": 4},
         {"feature_map": "relu", "heads": 3, "short_conv": 2},
         {"feature_map": "silu", "normalise": False, "heads": 1},
+        {"feature_map": "taylor", "heads": 6},
+        {"feature_map": "rebased", "heads": 6},
+        {"feature_map": "hedgehog"},
+        {"feature_map": "performer", "features": 9, "short_conv": 3},
+        {"feature_map": "cosformer", "period": 200},
     ),
 )
 class LinearAttention(MatrixMixer):
@@ -109,27 +107,33 @@ class LinearAttention(MatrixMixer):
 
     width: size of a token's vector.
     heads: number of heads, a divisor of width.
-    feature_map: of q and k: elu + 1 (the paper's), relu, silu or identity.
-    normalise: divide by the sum of the weights; needs a feature map that is never negative (elu1, relu).
+    feature_map: of q and k: elu + 1 (the first paper's), relu, silu, identity, or one with more features than
+        values: taylor (Based), rebased, hedgehog, performer (FAVOR+), cosformer.
+    normalise: divide by the sum of the weights; not with silu and identity, whose weights can be negative.
     short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
+    features: random directions of the performer's map; the size of a head by default.
+    period: M of the cosformer's map, the longest distance at which its weights are positive.
     """
 
     def __init__(
         self,
         width: PositiveInt,
         heads: PositiveInt = 4,
-        feature_map: Literal["elu1", "relu", "silu", "identity"] = "elu1",
+        feature_map: FeatureName = "elu1",
         normalise: bool = True,
         short_conv: NonNegativeInt = 0,
+        features: PositiveInt | None = None,
+        period: PositiveInt = 1024,
     ) -> None:
-        if normalise and feature_map not in ("elu1", "relu"):
+        if normalise and feature_map in SIGNED:
             raise InputError(
                 f"feature_map {feature_map!r} can be negative, so normalise must be false; "
                 "with normalise true the nearest is 'relu'"
             )
         size = head_size(width, heads)
-        super().__init__(width, heads, size, size + normalise, 3 * width, 3 * width, short_conv)
-        self.features, self.normalise = FEATURES[feature_map], normalise
+        feature = build_feature_map(feature_map, size, heads, features, period)
+        super().__init__(width, heads, feature.features, size + normalise, 3 * width, 3 * width, short_conv)
+        self.feature, self.normalise = feature, normalise
         self._project_out(width)
 
     def forward(
@@ -139,14 +143,19 @@ class LinearAttention(MatrixMixer):
         before = recurrent(state)
         qkv, conv = self._convolved(self.in_proj(without_padding(x, mask)), before, keep_state, None)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k = self.features(q), without_padding(self.features(k), mask)
+        start = 0 if before is None else before.length
+        places = torch.arange(start, start + x.shape[1], device=x.device)
+        q, k = self.feature(q, places, True), without_padding(self.feature(k, places, False), mask)
         if self.normalise:  # the denominator is the read-out of a column of ones
             v = F.pad(v, (0, 1), value=1.0)
         scale = 1.0 if self.normalise else None
         o, matrix = simple_gla(q, k, v, None, None, scale, _matrix(before), keep_state)
         if self.normalise:
-            o = o[..., :-1] / (o[..., -1:] + 1e-6)
+            o = o[..., :-1] / (o[..., -1:] + self.feature.floor)
         return self.out_proj(o.flatten(2)), self._kept(x, before, matrix, conv) if keep_state else None
+
+    def _op_flops(self, length: int) -> int:
+        return super()._op_flops(length) + 2 * length * self.feature.products
 
 
 @register(
