@@ -172,10 +172,14 @@ def _state_words(task: str, rows: pd.DataFrame) -> list[str]:
     states = _cost(rows, "state_bytes")
     if len(states) < 2:
         return []
-    least, most = min(states, key=states.__getitem__), max(states, key=states.__getitem__)
+    least, most = min(states.values()), max(states.values())
+    if least == most:
+        return [f"{task}: after one prompt all models hold as much state, {bytes_in_words(least)}."]
+    small, large = ([name for name, size in states.items() if size == extreme] for extreme in (least, most))
     return [
-        f"{task}: after one prompt {least} holds the least state, {bytes_in_words(states[least])}; {most} holds the "
-        f"most, {bytes_in_words(states[most])} ({states[most] / states[least]:.1f} times as much)."
+        f"{task}: after one prompt {' and '.join(small)} {'holds' if len(small) == 1 else 'hold'} the least state, "
+        f"{bytes_in_words(least)}; {' and '.join(large)} {'holds' if len(large) == 1 else 'hold'} the most, "
+        f"{bytes_in_words(most)} ({most / least:.1f} times as much)."
     ]
 
 
