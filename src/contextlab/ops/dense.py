@@ -24,11 +24,11 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     `torch.nn.functional.linear` up to rounding.
     """
     if (
-        x.dtype == weight.dtype == torch.float32
+        not torch.compiler.is_compiling()
+        and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= _FORWARD_FROM
         and x.device.type == "cpu"
         and onednn()[0]
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     ):
         y: Tensor = _Dense.apply(x, weight, bias)

@@ -28,21 +28,20 @@ def rotary_size(head_dim: int, fraction: float = 1.0) -> int:
 
 
 def rope_table(positions: Tensor, size: int, base: float = 10000.0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The rotations of RoPE as complex numbers exp(i m base^(-2j / size)) (2104.09864, eq. 15), for `rotate`.
+    """The cosines and sines of RoPE's angles m base^(-2j / size) (2104.09864, eq. 15), for `rotate`.
 
     positions: m, [T] or [B, T] int64.
     size: number of turned dimensions, even.
     base: of the geometric frequencies.
-    dtype: of the values that will be turned; half precisions get a complex64 table.
+    dtype: of the values that will be turned; half precisions get a float32 table.
 
-    Returns [..., T, 1, size / 2], which broadcasts over heads. The angles are computed in float64: in float32
+    Returns [..., T, 1, size / 2, 2], which broadcasts over heads. The angles are computed in float64: in float32
     the angle at position 1e6 is wrong by up to 0.03 radian.
     """
     inverse = base ** (torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / -size)
     angles = positions[..., None, None].to(torch.float64) * inverse
-    return torch.polar(torch.ones_like(angles), angles).to(
-        torch.complex128 if dtype == torch.float64 else torch.complex64
-    )
+    table = torch.stack((angles.cos(), angles.sin()), -1)
+    return table.to(torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
@@ -50,16 +49,16 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
     Dimensions 2j and 2j + 1 are a pair, as in the paper and in GPT-J; see `pairs_of_halves` for Llama's.
 
-    x: [B, T, H, D]. table: [..., T, 1, size / 2], size <= D. Returns [B, T, H, D] in the dtype of x.
+    x: [B, T, H, D]. table: [..., T, 1, size / 2, 2], size <= D. Returns [B, T, H, D] in the dtype of x.
     """
-    size = 2 * table.shape[-1]
+    size = 2 * table.shape[-2]
     turned, rest = (x, None) if size == x.shape[-1] else (x[..., :size], x[..., size:])
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
         # One pass over memory; a table that repeats for each head makes the inner loop H times as long.
-        table = table.expand(*table.shape[:-2], x.shape[2], -1).contiguous()
-        turned = torch.view_as_real(torch.view_as_complex(turned.unflatten(-1, (-1, 2))) * table).flatten(-2)
+        rotations = torch.view_as_complex(table.expand(*table.shape[:-3], x.shape[2], -1, -1).contiguous())
+        turned = torch.view_as_real(torch.view_as_complex(turned.unflatten(-1, (-1, 2))) * rotations).flatten(-2)
     else:
-        cos, sin = torch.view_as_real(table).unbind(-1)
+        cos, sin = table.unbind(-1)
         first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2).to(x.dtype)
     return turned if rest is None else torch.cat([turned, rest], -1)
