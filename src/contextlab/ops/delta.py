@@ -50,13 +50,13 @@ def gated_delta_rule(
         return _fla_delta_rule(chosen.module, q, k, v, g, beta, scale, initial_state, output_final_state)
     dtype, work, length = v.dtype, working_dtype(v.dtype), v.shape[1]
     state = None if initial_state is None else initial_state.to(work)
-    q, k, v, beta = (q * scale).to(work), k.to(work), v.to(work), beta.to(work)
+    q, k, v, beta = q.to(work), k.to(work), v.to(work), beta.to(work)
     g = None if g is None else g.to(work)
     if length == 0:
         empty = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1]) if state is None else state
         return v.to(dtype), empty if output_final_state else None
     if length == 1:
-        o, last = _step(q, k, v, g, beta, state)
+        o, last = _step(q * scale, k, v, g, beta, state)
         return o.to(dtype), last if output_final_state else None
     count, size = split(length, chunk_size)
     batch, heads = v.shape[0], v.shape[2]
@@ -65,7 +65,7 @@ def gated_delta_rule(
     if g is not None:
         c = _chunks(g.unsqueeze(-1), count, size).squeeze(-1).cumsum(-1)
     flat = None if state is None else state.flatten(0, 1)
-    o, last, *_ = _ChunkedDelta.apply(*inputs, c, flat, output_final_state)
+    o, last, *_ = _ChunkedDelta.apply(*inputs, c, flat, scale, output_final_state)
     o = o.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length].to(dtype)
     return o, last.unflatten(0, (batch, heads)) if output_final_state else None
 
@@ -157,12 +157,12 @@ class _ChunkedDelta(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        q: Tensor, k: Tensor, v: Tensor, beta: Tensor, c: Tensor, state: Tensor | None, final: bool
+        q: Tensor, k: Tensor, v: Tensor, beta: Tensor, c: Tensor, state: Tensor | None, scale: float, final: bool
     ) -> tuple[Tensor | None, ...]:
         passes, D = state is not None or len(v) > 1, decay_matrix(c)
         grow, to_end, whole = _decays(c, len(v))
         inverse = unit_lower_inverse((k * beta) @ k.mT * D)
-        P = (q @ k.mT) * D
+        P = (q @ k.mT).mul_(D).mul_(scale)
         last = states = W = None
         new = inverse @ (v * beta)  # U, which becomes U - W S in place
         if not passes:
@@ -175,13 +175,13 @@ class _ChunkedDelta(torch.autograd.Function):
         states[0] = 0 if state is None else state
         for n, S in enumerate(states[:-1]):
             new[n].baddbmm_(W[n], S, alpha=-1)
-            torch.baddbmm((q[n] @ S).mul_(grow[n]), P[n], new[n], out=o[n])
+            torch.baddbmm((q[n] @ S).mul_(scale * grow[n]), P[n], new[n], out=o[n])
             torch.baddbmm(whole[n] * S, Kd[n], new[n], out=states[n + 1])
         return o, states[-1].clone(), P, D, inverse, W, new, states
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        q, k, v, beta, c, _, _ = inputs
+        q, k, v, beta, c, _, ctx.scale, _ = inputs
         ctx.mark_non_differentiable(*(x for x in output[2:] if x is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, beta, c, *output)
@@ -191,7 +191,8 @@ class _ChunkedDelta(torch.autograd.Function):
     def backward(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: Any) -> Any:
         o = ctx.saved_tensors[5]
         do = torch.zeros_like(o) if do is None else do
-        return *_ChunkedDeltaBackward.apply(*ctx.saved_tensors, do, dlast, *ctx.needs_input_grad[4:6]), None
+        gradients = _ChunkedDeltaBackward.apply(*ctx.saved_tensors, do, dlast, ctx.scale, *ctx.needs_input_grad[4:6])
+        return *gradients, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -223,6 +224,7 @@ class _ChunkedDeltaBackward(torch.autograd.Function):
         states: Tensor | None,
         do: Tensor,
         dlast: Tensor | None,
+        scale: float,
         decay: bool,
         initial: bool,
     ) -> tuple[Tensor | None, ...]:
@@ -241,7 +243,7 @@ class _ChunkedDeltaBackward(torch.autograd.Function):
             dR, Kd = torch.empty_like(dnew), k * to_end
             dS = torch.zeros_like(states[0]) if dlast is None else dlast
             for n in reversed(range(len(v))):
-                S, de = states[n], do[n] * grow[n]
+                S, de = states[n], do[n] * (scale * grow[n])
                 ends[n] = (dS * states[n + 1]).sum((-2, -1))
                 dnew[n].baddbmm_(Kd[n], dS)
                 torch.bmm(inverse[n].mT, dnew[n], out=dR[n])
@@ -249,7 +251,7 @@ class _ChunkedDeltaBackward(torch.autograd.Function):
                 torch.bmm(de, S.mT, out=dq[n])
                 torch.mul(dR[n] @ S.mT, -grow[n], out=Ek[n])
                 dS = (whole[n] * dS).baddbmm_(q[n].mT, de).baddbmm_(W[n].mT, dnew[n], alpha=-1)
-        dG = (do @ new.mT).mul_(D)
+        dG = (do @ new.mT).mul_(D).mul_(scale)
         E = (dR @ new.mT).mul_(D).tril_(-1).neg_()  # of k k^T, before beta
         for out, a, b in ((dq, dG, k), (dk, dG.mT, q), (Ek, E, k), (dk, (E * beta).mT, k)):
             out.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1))
