@@ -7,13 +7,14 @@ from typing import Any
 from pydantic import PositiveInt
 
 from contextlab import registry
-from contextlab.mixers import delta, linear, mamba, recurrent, softmax  # importing registers them
+from contextlab.mixers import delta, linear, mamba, recurrent, softmax, xlstm  # importing registers them
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.delta import DeltaNet, GatedDeltaNet
 from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
 from contextlab.mixers.mamba import Mamba2
 from contextlab.mixers.recurrent import Gru, Lstm
 from contextlab.mixers.softmax import Attention, SlidingWindow
+from contextlab.mixers.xlstm import Mlstm
 
 __all__ = [
     "Attention",
@@ -25,6 +26,7 @@ __all__ = [
     "Lstm",
     "Mamba2",
     "Mixer",
+    "Mlstm",
     "Retention",
     "SlidingWindow",
     "build_mixer",
@@ -33,6 +35,7 @@ __all__ = [
     "mamba",
     "recurrent",
     "softmax",
+    "xlstm",
 ]
 
 

@@ -13,6 +13,7 @@ from contextlab.ops.linear import (
     simple_gla,
     ssd,
 )
+from contextlab.ops.mlstm import mlstm, naive_mlstm
 from contextlab.ops.position import (
     alibi_slopes,
     pairs_of_halves,
@@ -33,8 +34,10 @@ __all__ = [
     "gated_delta_rule",
     "lightning_attention",
     "linear_attention",
+    "mlstm",
     "naive_causal_conv",
     "naive_gated_delta_rule",
+    "naive_mlstm",
     "naive_simple_gla",
     "naive_softmax_attention",
     "pairs_of_halves",
