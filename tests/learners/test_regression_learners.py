@@ -126,14 +126,20 @@ def test_lasso_as_in_scikit_learn(seed: int, strength: float) -> None:
     xs, ys = draw(seed)
 
     def fit(X: Tensor, Y: Tensor, x: Tensor) -> Tensor:
-        model = sklearn.Lasso(strength, fit_intercept=False, tol=1e-14, max_iter=200_000)
+        model = sklearn.Lasso(strength, fit_intercept=False, tol=1e-14, max_iter=2_000_000)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its duality gap cannot always reach so small a tolerance
             model.fit(X.numpy(), Y[:, 0].numpy())
-        return x[None] @ torch.from_numpy(model.coef_)
+        # Three nearly dependent examples took it 320,000 passes; where it gives up, it is no truth.
+        given_up = torch.nan if model.n_iter_ == model.max_iter else 0.0
+        return x[None] @ torch.from_numpy(model.coef_) + given_up
 
     expected = by_prefix(fit, xs, ys)
-    torch.testing.assert_close(Lasso(strength).predict(xs, ys), expected, atol=1e-5, rtol=1e-5)
+    found = Lasso(strength).predict(xs, ys)
+    assert found.isfinite().all()
+    torch.testing.assert_close(
+        torch.where(expected.isnan(), expected, found), expected, atol=1e-5, rtol=1e-5, equal_nan=True
+    )
 
 
 def test_lasso_answers_each_output_alone() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny_training import Sums, Tiny
 
@@ -48,6 +49,9 @@ def main(folder: Path) -> None:
     _, gradients = loss_and_gradients(wrapped, task, SPEC, dict(model.named_parameters()), half)
     found |= {f"gradient.{name}": tensor for name, tensor in gradients.items()}
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / f"rank{rank}.safetensors")
+    # Leave together: a group that one process ends while the other still uses its store can abort that other.
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
