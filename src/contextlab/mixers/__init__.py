@@ -7,12 +7,13 @@ from typing import Any
 from pydantic import PositiveInt
 
 from contextlab import registry
-from contextlab.mixers import delta, linear, mamba, recurrent, softmax, xlstm  # importing registers them
+from contextlab.mixers import delta, linear, mamba, recurrent, scan, softmax, xlstm  # importing registers them
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.delta import DeltaNet, GatedDeltaNet
 from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
 from contextlab.mixers.mamba import Mamba2
 from contextlab.mixers.recurrent import Gru, Lstm
+from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, RgLru
 from contextlab.mixers.softmax import Attention, SlidingWindow
 from contextlab.mixers.xlstm import Mlstm
 
@@ -21,19 +22,25 @@ __all__ = [
     "DeltaNet",
     "GatedDeltaNet",
     "Gru",
+    "Hgrn",
     "LightningAttention",
     "LinearAttention",
     "Lstm",
+    "Mamba",
     "Mamba2",
+    "MinGru",
+    "MinLstm",
     "Mixer",
     "Mlstm",
     "Retention",
+    "RgLru",
     "SlidingWindow",
     "build_mixer",
     "delta",
     "linear",
     "mamba",
     "recurrent",
+    "scan",
     "softmax",
     "xlstm",
 ]

@@ -23,6 +23,7 @@ from contextlab.ops.position import (
     rotate,
     sinusoidal,
 )
+from contextlab.ops.scan import linear_scan, naive_linear_scan, naive_selective_scan, selective_scan
 from contextlab.ops.softmax import naive_softmax_attention, softmax_attention
 
 __all__ = [
@@ -34,10 +35,13 @@ __all__ = [
     "gated_delta_rule",
     "lightning_attention",
     "linear_attention",
+    "linear_scan",
     "mlstm",
     "naive_causal_conv",
     "naive_gated_delta_rule",
+    "naive_linear_scan",
     "naive_mlstm",
+    "naive_selective_scan",
     "naive_simple_gla",
     "naive_softmax_attention",
     "pairs_of_halves",
@@ -46,6 +50,7 @@ __all__ = [
     "rope_table",
     "rotary_size",
     "rotate",
+    "selective_scan",
     "simple_gla",
     "sinusoidal",
     "softmax_attention",
