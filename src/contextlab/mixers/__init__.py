@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import PositiveInt
 
 from contextlab import registry
-from contextlab.mixers import delta, linear, mamba, recurrent, scan, softmax, xlstm  # importing registers them
+from contextlab.mixers import delta, gla, linear, mamba, recurrent, scan, softmax, xlstm  # importing registers them
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.delta import DeltaNet, GatedDeltaNet
+from contextlab.mixers.gla import GatedLinearAttention, Hgrn2, Rwkv6
 from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
 from contextlab.mixers.mamba import Mamba2
 from contextlab.mixers.recurrent import Gru, Lstm
@@ -21,8 +22,10 @@ __all__ = [
     "Attention",
     "DeltaNet",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "Gru",
     "Hgrn",
+    "Hgrn2",
     "LightningAttention",
     "LinearAttention",
     "Lstm",
@@ -34,9 +37,11 @@ __all__ = [
     "Mlstm",
     "Retention",
     "RgLru",
+    "Rwkv6",
     "SlidingWindow",
     "build_mixer",
     "delta",
+    "gla",
     "linear",
     "mamba",
     "recurrent",

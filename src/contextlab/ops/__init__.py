@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlab.ops.backend import backends, choose, use_backend
 from contextlab.ops.convolution import causal_conv, naive_causal_conv
 from contextlab.ops.delta import delta_rule, gated_delta_rule, naive_gated_delta_rule
+from contextlab.ops.gla import gla, naive_gla, naive_rwkv6, rwkv6
 from contextlab.ops.linear import (
     lightning_attention,
     linear_attention,
@@ -33,14 +34,17 @@ __all__ = [
     "choose",
     "delta_rule",
     "gated_delta_rule",
+    "gla",
     "lightning_attention",
     "linear_attention",
     "linear_scan",
     "mlstm",
     "naive_causal_conv",
     "naive_gated_delta_rule",
+    "naive_gla",
     "naive_linear_scan",
     "naive_mlstm",
+    "naive_rwkv6",
     "naive_selective_scan",
     "naive_simple_gla",
     "naive_softmax_attention",
@@ -50,6 +54,7 @@ __all__ = [
     "rope_table",
     "rotary_size",
     "rotate",
+    "rwkv6",
     "selective_scan",
     "simple_gla",
     "sinusoidal",

@@ -1,0 +1,199 @@
+"""Linear attention with a decay for each channel of the key: GLA and RWKV-6.
+
+The state S [K, V] of a head obeys S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T. Inside a chunk the weight of token j for
+token i is sum over channels of q_i k_j exp(c_i - c_j), c the running sum of g, which no single factorisation into a
+part of i and a part of j keeps in range. So a chunk is halved again and again: between the two halves of a block
+exp(c_i - c_mid) and exp(c_mid - c_j) are both at most 1, whatever the decays, and every pair of tokens is parted by
+exactly one such middle. That is the matrix products of one quadratic form in log2(chunk) levels, without the
+[L, L, K] differences of 2312.06635, section 4.3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contextlab.errors import InputError
+from contextlab.ops.linear import working_dtype
+from contextlab.ops.scan import linear_scan
+
+
+def gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    chunk_size: int = 64,
+) -> tuple[Tensor, Tensor | None]:
+    """Gated linear attention: o_t = scale S_t^T q_t (2312.06635, eq. 3).
+
+    q, k: [B, T, H, K]. v: [B, T, H, V]. g: [B, T, H, K] log decay, <= 0.
+    scale: of the queries; K ** -0.5 by default. initial_state: [B, H, K, V] or None (zeros).
+    output_final_state: also return S after the last token. chunk_size: tokens a chunk, a power of two.
+    Returns (o [B, T, H, V], final state [B, H, K, V] (at least float32) or None).
+    """
+    return _per_channel(q, k, v, g, None, scale, initial_state, output_final_state, chunk_size)
+
+
+def rwkv6(
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Tensor,
+    u: Tensor,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    chunk_size: int = 64,
+) -> tuple[Tensor, Tensor | None]:
+    """RWKV-6's memory: o_t = scale (S_{t-1} + diag(u) k_t v_t^T)^T r_t (2404.05892, eqs. 16 and 17).
+
+    The token reads the state before its own decay, and itself through the bonus u.
+
+    r, k: [B, T, H, K]. v: [B, T, H, V]. w: [B, T, H, K] log decay, <= 0. u: [H, K].
+    scale: of r; 1 by default, as in the paper. Other arguments and result as for `gla`.
+    """
+    return _per_channel(r, k, v, w, u, 1.0 if scale is None else scale, initial_state, output_final_state, chunk_size)
+
+
+def naive_gla(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float | None = None, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence that defines `gla`, one token after the other. Returns (o, final state)."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    S = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1]) if initial_state is None else initial_state
+    os = []
+    for t in range(v.shape[1]):
+        S = g[:, t].exp().unsqueeze(-1) * S + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
+        os.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t] * scale))
+    return torch.stack(os, 1), S
+
+
+def naive_rwkv6(
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Tensor,
+    u: Tensor,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence that defines `rwkv6`, one token after the other. Returns (o, final state)."""
+    scale = 1.0 if scale is None else scale
+    S = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1]) if initial_state is None else initial_state
+    os = []
+    for t in range(v.shape[1]):
+        written = k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
+        os.append(torch.einsum("bhkv,bhk->bhv", S + u.unsqueeze(-1) * written, r[:, t] * scale))
+        S = w[:, t].exp().unsqueeze(-1) * S + written
+    return torch.stack(os, 1), S
+
+
+def gla_flops(length: int, heads: int, key: int, value: int, chunk_size: int = 64) -> int:
+    """Multiply-adds x 2 of the chunked form on one sequence, matrix products counted."""
+    if length <= 1:
+        return 4 * length * heads * key * value
+    count, size = _split(length, chunk_size)
+    within = (size - 1) * (key + value)  # half of the quadratic form, less the diagonal
+    return count * size * heads * (within + 4 * key * value)
+
+
+def _per_channel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    u: Tensor | None,
+    scale: float | None,
+    initial_state: Tensor | None,
+    final: bool,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor | None]:
+    _check(q, k, v, g, chunk_size)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dtype, work = v.dtype, working_dtype(v.dtype)
+    batch, length, heads, value = v.shape
+    q, k, v, g = (q * scale).to(work), k.to(work), v.to(work), g.to(work)
+    bonus = None if u is None else u.to(work)
+    state = v.new_zeros(batch, heads, k.shape[-1], value) if initial_state is None else initial_state.to(work)
+    if length == 0:
+        return v.to(dtype), state if final else None
+    if length == 1:
+        o, state = _step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], bonus, state)
+        return o.unsqueeze(1).to(dtype), state if final else None
+    count, size = _split(length, chunk_size)
+    q, k, v, g = (
+        F.pad(x, (0, 0, 0, 0, 0, count * size - length)).unflatten(1, (count, size)).transpose(2, 3).contiguous()
+        for x in (q, k, v, g)
+    )  # [B, N, H, L, .]; what is padded at the end has no decay and writes nothing
+    weight = (q * k).sum(-1, keepdim=True) if bonus is None else (q * k * bonus.unsqueeze(1)).sum(-1, keepdim=True)
+    o, read, rest, total = _within(q, k, v, g, bonus is not None)
+    o = o + weight * v
+    write = (k * rest.exp()).mT @ v
+    after, state_after = linear_scan(write, total.mT.expand_as(write), state)
+    before = torch.cat((state.unsqueeze(1), after[:, :-1]), 1)
+    o = o + (q * read.exp()) @ before
+    o = o.transpose(2, 3).flatten(1, 2)[:, :length].to(dtype)
+    return o, state_after if final else None
+
+
+def _within(q: Tensor, k: Tensor, v: Tensor, g: Tensor, exclusive: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the tokens of a chunk read from each other, themselves excepted, by halves of blocks of 2, 4, ... tokens.
+
+    q, k, g: [..., L, K], v: [..., L, V]. exclusive: whether a token reads before its own decay.
+    Returns that ([..., L, V]); the log decay from the chunk's start to what each token reads, and from each token to
+    the chunk's end ([..., L, K]); that of the whole chunk ([..., 1, K]). Sums grow with the blocks, and are no
+    differences of longer ones, so that strong decays cost no precision.
+    """
+    o, half = torch.zeros_like(v), 1
+    read, rest, total = torch.zeros_like(g) if exclusive else g, torch.zeros_like(g), g
+    while half < v.shape[-2]:
+        q_right, k_left, v_left = _halves(q, half)[1], _halves(k, half)[0], _halves(v, half)[0]
+        (read_left, read_right), (rest_left, rest_right) = _halves(read, half), _halves(rest, half)
+        total_left, total_right = _halves(total, 1)
+        got = ((q_right * read_right.exp()) @ (k_left * rest_left.exp()).mT) @ v_left
+        o = o + _joined(torch.zeros_like(got), got)
+        read = _joined(read_left, read_right + total_left)
+        rest = _joined(rest_left + total_right, rest_right)
+        total = (total_left + total_right).squeeze(-2)
+        half *= 2
+    return o, read, rest, total
+
+
+def _halves(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
+    """The left and right halves of the blocks of 2 `half` rows: [..., L, D] -> two [..., L / 2 half, half, D]."""
+    left, right = x.unflatten(-2, (-1, 2, half)).unbind(-3)
+    return left, right
+
+
+def _joined(left: Tensor, right: Tensor) -> Tensor:
+    """The inverse of `_halves`."""
+    return torch.stack((left, right), -3).flatten(-4, -2)
+
+
+def _step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, bonus: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token by the recurrence itself; q, k, g [B, H, K], v [B, H, V]."""
+    written = k.unsqueeze(-1) * v.unsqueeze(-2)
+    after = state * g.exp().unsqueeze(-1) + written
+    seen = after if bonus is None else state + bonus.unsqueeze(-1) * written
+    return (q.unsqueeze(-2) @ seen).squeeze(-2), after
+
+
+def _split(length: int, chunk_size: int) -> tuple[int, int]:
+    """(number of chunks, tokens a chunk): the smallest power of two that holds all, at most `chunk_size`."""
+    size = min(chunk_size, 1 << (length - 1).bit_length())
+    return -(-length // size), size
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) -> None:
+    if q.ndim != 4 or q.shape != k.shape or g.shape != k.shape or v.ndim != 4 or v.shape[:3] != k.shape[:3]:
+        shapes = ", ".join(str(list(x.shape)) for x in (q, k, v, g))
+        raise InputError(f"expected q, k and g [B, T, H, K] and v [B, T, H, V], got q, k, v, g {shapes}")
+    if chunk_size < 2 or chunk_size & (chunk_size - 1):
+        raise InputError(
+            f"chunk_size must be a power of two, at least 2, got {chunk_size}; 32 is the nearest common one"
+        )
