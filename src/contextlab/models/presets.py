@@ -144,17 +144,130 @@ def mambaformer(
 def samba(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, window: PositiveInt = 64
 ) -> ModelSpec:
-    """Mamba-2 and sliding-window attention in turn, each followed by a SwiGLU MLP.
-
-    The paper uses the first Mamba; here its successor stands in its place.
+    """Mamba and sliding-window attention in turn, each followed by a SwiGLU MLP.
 
     width: size of a token's vector.
     depth: number of blocks.
-    heads: heads of both mixers.
+    heads: heads of the attention.
     window: tokens that the attention sees, the current one counted.
     """
     layers = (
-        LayerSpec(mixer="mamba2"),
+        LayerSpec(mixer="mamba"),
+        LayerSpec(mixer="sliding_window", options={"window": window}),
+    )
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu")
+
+
+@register("model", "mamba", papers=("2312.00752",))
+def mamba(
+    width: PositiveInt = 64, depth: PositiveInt = 4, state_size: PositiveInt = 16, short_conv: NonNegativeInt = 4
+) -> ModelSpec:
+    """A stack of Mamba blocks without MLPs.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    state_size: values of the state in each channel.
+    short_conv: width of the causal convolution before the scan; 0 for none.
+    """
+    layers = (LayerSpec(mixer="mamba", options={"state_size": state_size, "short_conv": short_conv}),)
+    return ModelSpec(width=width, depth=depth, heads=1, layers=layers, mlp="none", position="none")
+
+
+@register("model", "griffin", papers=("2402.19427",))
+def griffin(
+    width: PositiveInt = 64, depth: PositiveInt = 6, heads: PositiveInt = 4, window: PositiveInt = 64
+) -> ModelSpec:
+    """Two RG-LRU blocks, then one of multi-query sliding-window attention, again and again, each with a gated MLP.
+
+    The paper's MLP is GELU-gated with three times the width; here it is SwiGLU.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the attention, and blocks of the recurrence's gates.
+    window: tokens that the attention sees, the current one counted.
+    """
+    local = LayerSpec(mixer="sliding_window", options={"window": window, "kv_heads": 1})
+    layers = (LayerSpec(mixer="rg_lru"), LayerSpec(mixer="rg_lru"), local)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu", mlp_ratio=3.0)
+
+
+@register("model", "gla", papers=("2312.06635",))
+def gla(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0
+) -> ModelSpec:
+    """Gated linear attention with a SwiGLU MLP in every block.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the linear attention.
+    short_conv: width of the causal convolution before the state; 0 for none, as in the paper.
+    """
+    layers = (LayerSpec(mixer="gla", options={"short_conv": short_conv}),)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu", position="none")
+
+
+@register("model", "hgrn2", papers=("2404.07904",))
+def hgrn2(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0
+) -> ModelSpec:
+    """HGRN2 with a SwiGLU MLP in every block; the forget gates' lower bound grows with depth from 0 towards 1.
+
+    The paper learns the bounds; here block l of L has l / L.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the recurrence.
+    short_conv: width of the causal convolution before the state; 0 for none, as in the paper.
+    """
+    layers = tuple(
+        LayerSpec(mixer="hgrn2", options={"lower_bound": block / depth, "short_conv": short_conv})
+        for block in range(depth)
+    )
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu", position="none")
+
+
+@register("model", "rwkv6", papers=("2404.05892",))
+def rwkv6(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
+    """RWKV-6's time mixing with a squared-ReLU MLP in every block; its channel mixing's token shift is left out.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the time mixing.
+    """
+    layers = (LayerSpec(mixer="rwkv6"),)
+    return ModelSpec(
+        width=width, depth=depth, heads=heads, layers=layers, mlp="relu2", mlp_ratio=3.5, norm="layer", position="none"
+    )
+
+
+@register("model", "xlstm", papers=("2503.13427",))
+def xlstm(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0
+) -> ModelSpec:
+    """xLSTM 7B's block: mLSTM with a SwiGLU MLP.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the mLSTM.
+    short_conv: width of the causal convolution before q and k; 0 for none, as in the paper.
+    """
+    layers = (LayerSpec(mixer="mlstm", options={"short_conv": short_conv}),)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu", position="none")
+
+
+@register("model", "based", papers=("2402.18668",))
+def based(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, window: PositiveInt = 64
+) -> ModelSpec:
+    """Taylor linear attention and sliding-window attention in turn, each with a SwiGLU MLP.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of both mixers; the state of the linear attention grows with the cube of a head's size.
+    window: tokens that the attention sees, the current one counted.
+    """
+    layers = (
+        LayerSpec(mixer="linear_attention", options={"feature_map": "taylor"}),
         LayerSpec(mixer="sliding_window", options={"window": window}),
     )
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu")
