@@ -56,23 +56,27 @@ def selective_scan(
     D: Tensor | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
-    block: int = 64,
+    block: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Mamba's scan: h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, y_t = h_t C_t + D x_t (2312.00752, alg. 2).
 
     x, dt: [B, T, E], dt >= 0. A: [E, N], < 0. B, C: [B, T, N]. D: [E] or None. initial_state: [B, E, N] or None.
     output_final_state: also return h after the last token.
-    block: tokens whose states [B, block, E, N] are held at once; the backward computes them again.
+    block: tokens whose states [B, block, E, N] are held at once; the backward computes them again. By default as
+        many, 8 to 256, as stay within 4 MB or so: larger temporaries cost more to get than to fill.
     Returns (y [B, T, E], final state [B, E, N] (at least float32) or None). Half precision is computed in float32.
     """
     if dt.shape != x.shape or B.shape != C.shape or B.shape[:2] != x.shape[:2] or A.shape != (x.shape[-1], B.shape[-1]):
         shapes = ", ".join(str(list(t.shape)) for t in (x, dt, A, B, C))
         raise InputError(f"expected x, dt [B, T, E], A [E, N] and B, C [B, T, N], got {shapes}")
+    if block is None:
+        block = max(8, min(256, 2**20 // max(1, x.shape[0] * A.numel())))
     if block < 1:
         raise InputError(f"block must be at least 1, got {block}")
     dtype, work = x.dtype, working_dtype(x.dtype)
     x, dt, A, B, C = (t.to(work) for t in (x, dt, A, B, C))
-    h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state.to(work)
+    A = A.t()
+    h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state.to(work).mT
     ys = []
     for xs, dts, Bs, Cs in zip(*(t.split(block, 1) for t in (x, dt, B, C)), strict=True):
         if torch.is_grad_enabled() and x.shape[1] > block:
@@ -82,7 +86,7 @@ def selective_scan(
         ys.append(y)
     y = torch.cat(ys, 1) if ys else x
     y = y if D is None else torch.addcmul(y, x, D.to(work))
-    return y.to(dtype), h if output_final_state else None
+    return y.to(dtype), h.mT if output_final_state else None
 
 
 def naive_selective_scan(
@@ -104,8 +108,9 @@ def naive_selective_scan(
 
 
 def _selective_block(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    hs, h = linear_scan((dt * x).unsqueeze(-1) * B.unsqueeze(2), dt.unsqueeze(-1) * A, h)
-    return (hs @ C.unsqueeze(-1)).squeeze(-1), h
+    """Some tokens; A [N, E] and h [B, N, E], so that sums over N run along contiguous channels."""
+    hs, h = linear_scan((dt * x).unsqueeze(2) * B.unsqueeze(3), dt.unsqueeze(2) * A, h)
+    return (hs * C.unsqueeze(3)).sum(2), h
 
 
 class _LinearScan(torch.autograd.Function):
@@ -116,6 +121,12 @@ class _LinearScan(torch.autograd.Function):
         batch, length, channels = x.shape
         if length == 1:
             return torch.addcmul(x, g.exp(), h0.unsqueeze(1))
+        if length <= 16:  # one chunk: the recurrence itself
+            decay, h = g.exp(), x.clone(memory_format=torch.contiguous_format)
+            h[:, 0].addcmul_(decay[:, 0], h0)
+            for t in range(1, length):
+                h[:, t].addcmul_(decay[:, t], h[:, t - 1])
+            return h
         size = min(64, math.ceil(math.sqrt(length)))
         pad = -length % size
         # Positions in a chunk first: a step then reads and writes contiguous memory.
