@@ -80,6 +80,17 @@ def test_cost_measures_and_writes(call, tmp_path):
     assert (tmp_path / "costs/gated_delta_net/cost.html").exists()
 
 
+def test_mixers_are_listed_with_what_their_state_costs(call):
+    rows = {row["name"]: row for row in json.loads(call("list", "mixers", "--json")[1])}
+    assert rows["attention"]["state_growth"] == "linear"
+    assert rows["attention"]["family"] == "softmax"
+    assert rows["sliding_window"]["state_growth"] == rows["mamba"]["state_growth"] == "constant"
+    assert rows["hgrn"]["state_bytes"] == 64 * 4
+    code, out, _ = call("list", "mixers")
+    assert code == 0
+    assert "constant" in out
+
+
 def test_doctor_names_a_backend_and_a_reason_for_every_op(call):
     code, out, _ = call("doctor", "--json")
     assert code == 0

@@ -117,19 +117,49 @@ def list_(
         from contextlab import registry
 
         rows = [{"name": e.name, "summary": e.summary, "papers": list(e.papers)} for e in registry.entries(kind)]
+        if kind == "mixer":
+            for row in rows:
+                row.update(_state_facts(row["name"]))
     if as_json:
         print(json.dumps(rows, indent=2))
         return
+    from contextlab.report.naming import bytes_in_words
+
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("name", style="bold cyan", no_wrap=True)
     table.add_column("what it is")
+    if kind == "mixer":
+        table.add_column("family")
+        table.add_column("state")
     if kind != "recipe":
         table.add_column("papers (arXiv)", style="dim")
     for row in rows:
         cells = [row["name"], row["summary"]]
+        if kind == "mixer":
+            size = row["state_bytes"]
+            cells += [row["family"], f"{row['state_growth']}, {bytes_in_words(size)}" if size is not None else "?"]
         table.add_row(*map(escape, cells + ([", ".join(row["papers"])] if kind != "recipe" else [])))
     console.print(table)
+    if kind == "mixer":
+        console.print(
+            "[dim]state: how it grows with the tokens read, and its size after 4096 of them at width 64.[/dim]"
+        )
     console.print(f"[dim]contextlab show {kind} NAME tells more.[/dim]")
+
+
+def _state_facts(name: str) -> dict[str, Any]:
+    """A mixer's family (its file) and what its state costs, at width 64 with default options."""
+    from contextlab import registry
+    from contextlab.mixers import build_mixer
+    from contextlab.mixers.base import state_growth
+
+    family = registry.lookup("mixer", name).factory.__module__.rpartition(".")[2]
+    try:
+        mixer = build_mixer(name, width=64)
+    except InputError:  # it has options that must be given
+        return {"family": family, "state_growth": None, "state_bytes": None}
+    bytes_held = mixer.state_nbytes(4096) if mixer.causal else 0
+    return {"family": family, "state_growth": state_growth(mixer), "state_bytes": bytes_held}
 
 
 @app.command()

@@ -7,10 +7,21 @@ from typing import Any
 from pydantic import PositiveInt
 
 from contextlab import registry
-from contextlab.mixers import delta, gla, linear, mamba, recurrent, scan, softmax, xlstm  # importing registers them
+from contextlab.mixers import (
+    delta,
+    gla,
+    latent,
+    linear,
+    mamba,
+    recurrent,
+    scan,
+    softmax,
+    xlstm,
+)  # importing registers them
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.delta import DeltaNet, GatedDeltaNet
 from contextlab.mixers.gla import GatedLinearAttention, Hgrn2, Rwkv6
+from contextlab.mixers.latent import LatentAttention
 from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
 from contextlab.mixers.mamba import Mamba2
 from contextlab.mixers.recurrent import Gru, Lstm
@@ -26,6 +37,7 @@ __all__ = [
     "Gru",
     "Hgrn",
     "Hgrn2",
+    "LatentAttention",
     "LightningAttention",
     "LinearAttention",
     "Lstm",
@@ -42,6 +54,7 @@ __all__ = [
     "build_mixer",
     "delta",
     "gla",
+    "latent",
     "linear",
     "mamba",
     "recurrent",
