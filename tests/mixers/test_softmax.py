@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from contextlab.errors import InputError
-from contextlab.mixers import Attention, Mixer, SlidingWindow, build_mixer
+from contextlab.mixers import Attention, ForgettingAttention, Mixer, SlidingWindow, build_mixer
 from contextlab.ops.position import alibi_slopes, pairs_of_halves, rope
 from contextlab.ops.softmax import naive_softmax_attention
 from contextlab.state import KVState
@@ -167,3 +167,19 @@ def test_decoding_after_a_long_context_does_not_copy_it() -> None:
             _, state = mixer(token, state)
             in_place.append(time.perf_counter() - started)
     assert statistics.median(in_place) < statistics.median(copied)
+
+
+@pytest.mark.parametrize("output_gate", [False, True])
+def test_forgetting_attention_by_its_definition(output_gate: bool) -> None:
+    mixer = ForgettingAttention(16, heads=2, output_gate=output_gate).double()
+    x = x_like(11)
+    q, k, v = mixer.qkv_proj(x).unflatten(-1, (3, 2, 8)).unbind(2)
+    log_f = torch.nn.functional.logsigmoid(mixer.forget_proj(x))
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / 8**0.5
+    for i in range(11):
+        for j in range(11):
+            scores[:, :, i, j] += log_f[:, j + 1 : i + 1].sum(1) if j <= i else -torch.inf
+    y = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).flatten(2)
+    if mixer.gate_proj is not None:
+        y = y * mixer.gate_proj(x).sigmoid()
+    torch.testing.assert_close(mixer(x)[0], mixer.out_proj(y), rtol=1e-9, atol=1e-10)

@@ -26,12 +26,13 @@ from contextlab.mixers.linear import LightningAttention, LinearAttention, Retent
 from contextlab.mixers.mamba import Mamba2
 from contextlab.mixers.recurrent import Gru, Lstm
 from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, RgLru
-from contextlab.mixers.softmax import Attention, SlidingWindow
+from contextlab.mixers.softmax import Attention, ForgettingAttention, SlidingWindow
 from contextlab.mixers.xlstm import Mlstm
 
 __all__ = [
     "Attention",
     "DeltaNet",
+    "ForgettingAttention",
     "GatedDeltaNet",
     "GatedLinearAttention",
     "Gru",

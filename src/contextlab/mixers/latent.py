@@ -89,9 +89,9 @@ class LatentAttention(Mixer):
         turn = rope_table(torch.arange(read, read + length, device=x.device), self.rope_dim, self.rope_base, x.dtype)
         q = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         q, q_rope = self.q_up(q).view(batch, length, self.heads, -1).split((self.head_dim, self.rope_dim), -1)
-        q_rope = rotate(_fresh(q_rope), turn)
+        q_rope = _rotated(q_rope, turn)
         latent, k_rope = self.kv_down(x).split((self.rank, self.rope_dim), -1)
-        k_rope = rotate(_fresh(k_rope)[:, :, None], turn)
+        k_rope = _rotated(k_rope[:, :, None], turn)
         latent = self.kv_norm(latent).to(k_rope.dtype)[:, :, None]
 
         entry = torch.cat((latent, k_rope), -1)  # all that is kept of the token
@@ -141,6 +141,9 @@ class LatentAttention(Mixer):
         return 2 * length * matrices + 2 * pairs
 
 
-def _fresh(part: Tensor) -> Tensor:
-    """A copy of a slice, for `rotate` views pairs as complex numbers, which must not start at an odd place."""
-    return part.clone(memory_format=torch.contiguous_format)
+def _rotated(part: Tensor, turn: Tensor) -> Tensor:
+    """`rotate` for a slice that may start at an odd place, where pairs cannot be viewed as complex numbers.
+
+    The products by one make copies, of the slice and, in the backward, of the gradient's slice.
+    """
+    return rotate(part * 1, turn) * 1

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
+from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
@@ -82,6 +83,7 @@ class Attention(Mixer):
             fits = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - self.kv_heads))
             raise InputError(f"kv_heads {self.kv_heads} does not divide heads {heads}; the nearest that does is {fits}")
         self.head_dim = head_size(width, heads) if head_dim is None else head_dim
+        self.key_dim = self.head_dim  # of a key as the state holds it
         self.position = position
         self.rope_base = rope_base
         self.rotary = rotary_size(self.head_dim, rope_fraction) if position == "rope" else 0
@@ -116,10 +118,21 @@ class Attention(Mixer):
             places = torch.arange(read, read + length, device=x.device)
             qk = rotate(qk, rope_table(places, self.rotary, self.rope_base, x.dtype))
         q, k = qk.split((self.heads, self.kv_heads), 2)
+        q, k = self._biased(x, q, k, state, mask)
         y, after = self._attend(q, k, v, state, mask, keep_state)
         if last is not None and after is not None:
             after = ConvolvedState(attended=after, conv=own(last), length=after.length)
-        return self.out_proj(y.reshape(batch, length, -1)), after
+        return self._project_out(x, y.reshape(batch, length, -1)), after
+
+    def _project_out(self, x: Tensor, y: Tensor) -> Tensor:
+        """From the heads' outputs y [B, T, heads * head_dim] to the mixer's."""
+        return self.out_proj(y)
+
+    def _biased(
+        self, x: Tensor, q: Tensor, k: Tensor, state: State | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """q and k with what a subclass adds to the scores as further dimensions of both."""
+        return q, k
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
@@ -142,6 +155,7 @@ class Attention(Mixer):
             q,
             k,
             v,
+            scale=self.head_dim**-0.5,
             window=self.window,
             sinks=self.sinks,
             slopes=self.slopes,
@@ -151,7 +165,7 @@ class Attention(Mixer):
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`: the buffers' capacity, which grows by a quarter at a time."""
-        kept = KVState.bytes_at(length, batch, self.kv_heads, self.head_dim, self.head_dim, dtype)
+        kept = KVState.bytes_at(length, batch, self.kv_heads, self.key_dim, self.head_dim, dtype)
         return kept + self._conv_nbytes(batch, dtype)
 
     def _conv_nbytes(self, batch: int, dtype: torch.dtype) -> int:
@@ -251,6 +265,62 @@ class SlidingWindow(Attention):
     def _pairs(self, length: int) -> int:
         seen = min(length, self.window + self.sinks)  # from here on each query sees as many
         return seen * (seen + 1) // 2 + (length - seen) * (self.window + self.sinks)
+
+
+@register(
+    "mixer",
+    "forgetting_attention",
+    papers=("2503.02130",),
+    cases=({}, {"heads": 3, "head_dim": 4, "qk_norm": True}, {"short_conv": 3, "output_gate": True}),
+)
+class ForgettingAttention(Attention):
+    """Forgetting attention (FoX): softmax attention whose scores fall by the forget gates between key and query.
+
+    The score of key j for query i gains sum over l = j + 1 .. i of log f_l, with a gate f_l = sigmoid(w . x_l + b) for
+    each head (eq. 7). With c the running sum of log f that is c_i - c_j: c_i is the same for all keys of a query and
+    leaves with the softmax, and -c_j is one more dimension of the key, so every attention kernel serves. In float32
+    the sum is exact to 1e-3 while it is above -10,000.
+
+    width: size of a token's vector.
+    heads: number of heads.
+    head_dim: size of a head; default width / heads.
+    qk_norm: RMS-normalise queries and keys in each head.
+    output_gate: multiply the heads' outputs by a sigmoid gate of the token (of the paper's "Pro" block).
+    bias: whether the projections have biases.
+    short_conv: width of a causal depthwise convolution over q, k and v; 0 for none.
+    """
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        heads: PositiveInt = 4,
+        head_dim: PositiveInt | None = None,
+        qk_norm: bool = False,
+        output_gate: bool = False,
+        bias: bool = False,
+        short_conv: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__(width, heads, None, head_dim, "none", qk_norm=qk_norm, bias=bias, short_conv=short_conv)
+        self.key_dim = self.head_dim + 1
+        self.forget_proj = Linear(width, heads, bias=True)
+        self.gate_proj = Linear(width, heads * self.head_dim) if output_gate else None
+
+    def _biased(
+        self, x: Tensor, q: Tensor, k: Tensor, state: State | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        log_f = without_padding(F.logsigmoid(self.forget_proj(x)), mask)
+        total = log_f.cumsum(1).unsqueeze(-1)  # [B, T, H, 1]
+        if isinstance(state, KVState) and state.length:
+            total = total - state.held()[0][:, -1:, :, -1:] * self.head_dim**-0.5
+        return F.pad(q, (0, 1), value=1.0), torch.cat((k, total * -(self.head_dim**0.5)), -1)
+
+    def _project_out(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.out_proj(y if self.gate_proj is None else y * self.gate_proj(x).sigmoid())
+
+    def flops(self, length: int) -> int:
+        """See `Mixer.flops`."""
+        gates = self.forget_proj.weight.numel() + (0 if self.gate_proj is None else self.gate_proj.weight.numel())
+        return super().flops(length) + 2 * length * gates + 2 * self.heads * self._pairs(length)
 
 
 def _places(mask: Tensor | None) -> Tensor | None:
