@@ -14,8 +14,10 @@ from contextlab.mixers import (
     linear,
     mamba,
     recurrent,
+    s4d,
     scan,
     softmax,
+    windows,
     xlstm,
 )  # importing registers them
 from contextlab.mixers.base import Mixer
@@ -25,11 +27,14 @@ from contextlab.mixers.latent import LatentAttention
 from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
 from contextlab.mixers.mamba import Mamba2
 from contextlab.mixers.recurrent import Gru, Lstm
+from contextlab.mixers.s4d import S4D
 from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, RgLru
 from contextlab.mixers.softmax import Attention, ForgettingAttention, SlidingWindow
+from contextlab.mixers.windows import MultiScaleWindow, SigmoidWindow
 from contextlab.mixers.xlstm import Mlstm
 
 __all__ = [
+    "S4D",
     "Attention",
     "DeltaNet",
     "ForgettingAttention",
@@ -48,9 +53,11 @@ __all__ = [
     "MinLstm",
     "Mixer",
     "Mlstm",
+    "MultiScaleWindow",
     "Retention",
     "RgLru",
     "Rwkv6",
+    "SigmoidWindow",
     "SlidingWindow",
     "build_mixer",
     "delta",
@@ -59,8 +66,10 @@ __all__ = [
     "linear",
     "mamba",
     "recurrent",
+    "s4d",
     "scan",
     "softmax",
+    "windows",
     "xlstm",
 ]
 
