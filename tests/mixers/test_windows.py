@@ -1,0 +1,129 @@
+"""Multi-scale and sigmoid windows against their definitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from contextlab.errors import InputError
+from contextlab.mixers import build_mixer
+from contextlab.mixers.windows import MultiScaleWindow, SigmoidWindow, sigmoid_attention
+from contextlab.ops.position import alibi_slopes, rope
+from contextlab.ops.softmax import naive_softmax_attention
+
+
+def x_like(length: int, batch: int = 2, width: int = 16) -> torch.Tensor:
+    return torch.randn(batch, length, width, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "none"])
+def test_each_quarter_of_the_heads_has_its_window(position: Any) -> None:
+    mixer = MultiScaleWindow(16, window=4, heads=8, kv_heads=4, position=position).double()
+    x = x_like(13)
+    q, k, v = mixer.qkv_proj(x).unflatten(-1, (-1, 2)).split((8, 4, 4), 2)
+    if position == "rope":
+        q, k = rope(q, torch.arange(13)), rope(k, torch.arange(13))
+    slopes = alibi_slopes(8) if position == "alibi" else None
+    y = []
+    for head in range(8):
+        quarter = head // 2
+        slope = None if slopes is None else slopes[head : head + 1]
+        own_k, own_v = k[:, :, quarter : quarter + 1], v[:, :, quarter : quarter + 1]
+        window = (1, 2, 4, 8)[quarter]
+        y.append(naive_softmax_attention(q[:, :, head : head + 1], own_k, own_v, window=window, slopes=slope))
+    torch.testing.assert_close(mixer(x)[0], mixer.out_proj(torch.cat(y, 2).flatten(2)), rtol=1e-9, atol=1e-10)
+
+
+def naive_sigmoid(q: Any, k: Any, v: Any, window: int, slopes: list[float]) -> torch.Tensor:
+    """Equation 5 of SWAT, weight by weight."""
+    y = torch.zeros(*q.shape[:3], v.shape[-1], dtype=q.dtype)
+    for m in range(q.shape[1]):
+        for n in range(max(0, m - window + 1), m + 1):
+            for head, slope in enumerate(slopes):
+                shared = head * k.shape[2] // len(slopes)
+                score = (q[:, m, head] * k[:, n, shared]).sum(-1) / q.shape[-1] ** 0.5 + slope * (m - n)
+                y[:, m, head] += v[:, n, shared] / (1 + torch.exp(-score[:, None]))
+    return y
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_sigmoid_window_by_its_definition(kv_heads: int) -> None:
+    mixer = SigmoidWindow(16, window=5, kv_heads=kv_heads).double()
+    x = x_like(12)
+    q, k, v = mixer.qkv_proj(x).unflatten(-1, (-1, 4)).split((4, kv_heads, kv_heads), 2)
+    q, k = rope(q, torch.arange(12)), rope(k, torch.arange(12))
+    y = naive_sigmoid(q, k, v, 5, [-0.5, -0.25, 0.5, 0.25])
+    torch.testing.assert_close(mixer(x)[0], mixer.out_proj(y.flatten(2)), rtol=1e-9, atol=1e-10)
+
+
+def test_chunks_of_queries_are_as_the_whole() -> None:
+    q, k = torch.randn(1, 300, 2, 4, dtype=torch.float64), torch.randn(1, 310, 1, 4, dtype=torch.float64)
+    v, tilt = torch.randn(1, 310, 1, 3, dtype=torch.float64), torch.tensor([-0.5, 0.5])
+    padded_q = torch.cat([torch.zeros(1, 10, 2, 4, dtype=torch.float64), q], 1)
+    expected = naive_sigmoid(padded_q, k, v, 7, tilt.tolist())[:, 10:]
+    torch.testing.assert_close(sigmoid_attention(q, k, v, 7, tilt), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_sigmoid_attention_gradients() -> None:
+    q, k, v = (torch.randn(2, n, h, 3, dtype=torch.float64, requires_grad=True) for n, h in ((5, 4), (7, 2), (7, 2)))
+    tilt, real = torch.tensor([-0.5, -0.25, 0.5, 0.25]), torch.arange(7) >= torch.tensor([0, 3])[:, None]
+    assert torch.autograd.gradcheck(lambda q, k, v: sigmoid_attention(q, k, v, 3, tilt, real), (q, k, v))
+
+
+@pytest.mark.parametrize(("name", "reach"), [("multi_scale_window", 16), ("sigmoid_window", 8)])
+def test_what_left_the_window_is_forgotten(name: str, reach: int) -> None:
+    mixer = build_mixer(name, width=16, window=8).double()
+    x = x_like(30)
+    changed = x.clone()
+    changed[:, 0] += 1
+    before, after = mixer(x)[0], mixer(changed)[0]
+    torch.testing.assert_close(before[:, reach:], after[:, reach:], rtol=0, atol=1e-12)
+    assert not torch.allclose(before[:, reach - 1], after[:, reach - 1])
+
+
+def test_bytes_of_the_state() -> None:
+    scales, sigmoid = MultiScaleWindow(16, window=8), SigmoidWindow(16, window=8)
+    slots = 1 + 3 + 7 + 15
+    assert scales.state_nbytes(5) == scales.state_nbytes(10**6) == slots * (2 * 4 * 4 + 8) + 4 * 8
+    assert sigmoid.state_nbytes(5) == sigmoid.state_nbytes(10**6) == 7 * (2 * 16 * 4 + 8) + 8
+
+
+def test_flops_count_what_the_masks_let_through() -> None:
+    matrices = 4 * 16 * 16
+    seen = {1: 10, 2: 1 + 2 * 9, 4: 1 + 2 + 3 + 4 * 7, 8: sum(range(1, 8)) + 8 * 3}
+    assert MultiScaleWindow(16, window=4).flops(10) == 2 * 10 * matrices + 4 * 4 * sum(seen.values())
+    assert SigmoidWindow(16, window=4).flops(10) == 2 * 10 * matrices + 4 * 16 * seen[4]
+
+
+@pytest.mark.parametrize("name", ["multi_scale_window", "sigmoid_window"])
+def test_half_precision_and_autocast_run(name: str) -> None:
+    mixer = build_mixer(name, width=16, window=8)
+    x = torch.randn(2, 12, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = mixer(x)
+        mixer(x, state)
+    torch.testing.assert_close(y.float(), mixer(x)[0], atol=0.1, rtol=0.1)
+    _, state = mixer.bfloat16()(x.bfloat16())
+    assert state is not None
+    assert state.nbytes == mixer.state_nbytes(12, 2, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("multi_scale_window", {"window": 6}, "window must be a multiple of 4.*nearest is 8"),
+        ("multi_scale_window", {"heads": 2}, "heads must be a multiple of 4.*nearest is 4"),
+        ("multi_scale_window", {"heads": 8, "kv_heads": 1}, "kv_heads must be a multiple of 4"),
+        ("multi_scale_window", {"sinks": 1}, "unknown option"),
+        ("sigmoid_window", {"heads": 3}, "heads must be even.*nearest is 4"),
+        ("sigmoid_window", {"position": "alibi"}, "unknown option"),
+        ("sigmoid_window", {"window": 0}, "window"),
+    ],
+    ids=str,
+)
+def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build_mixer(name, width=16, **options)
+    assert "\n" not in str(caught.value)
