@@ -127,7 +127,7 @@ def _reasons(name: str, rows: pd.DataFrame, metric: str, records: Sequence[Mappi
     elif falls:
         reasons.append(
             f"its loss had levelled off (it changed by {-sum(falls) / len(falls):+.0%} over the last fifth of the "
-            "steps), so more steps of this kind alone would not help"
+            "steps): it is at its limit, or on a plateau that a longer curriculum of small prompts may lead over"
         )
     easier = _overall(rows, metric, split=None)
     easier = easier[(easier["label"] == name) & easier["split"].str.startswith("pairs=")]
