@@ -122,8 +122,11 @@ def _sdpa(
             mask = mask.reshape(mask.shape[0], -1, shared, mask.shape[-1])
         y = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
         return y.reshape(batch, 1, heads, v.shape[-1])
+    value = v.shape[-1]
+    if value < dim:  # the kernels whose memory is linear want keys and values of one size
+        v, scale = F.pad(v, (0, dim - value)), dim**-0.5 if scale is None else scale
     y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale, enable_gqa=shared > 1)
-    return y.transpose(1, 2)
+    return y[..., :value].transpose(1, 2)
 
 
 def _many_threads(q: Tensor) -> bool:
