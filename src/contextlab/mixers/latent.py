@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
+from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
@@ -23,7 +24,7 @@ from contextlab.state import KVState, State
     papers=("2405.04434", "2412.19437"),
     cases=(
         {},
-        {"heads": 3, "head_dim": 5, "rope_dim": 4, "value_dim": 7, "rank": 9},
+        {"heads": 3, "head_dim": 5, "rope_dim": 4, "value_dim": 11, "rank": 9},
         {"heads": 2, "rank": 3, "query_rank": 8, "rope_base": 500.0, "rope_dim": 2},
     ),
 )
@@ -115,7 +116,11 @@ class LatentAttention(Mixer):
         kv = self.kv_up(latent[:, :, 0]).unflatten(-1, (self.heads, -1))
         k, v = kv.split((self.head_dim, self.value_dim), -1)
         q, k = torch.cat((q, q_rope), -1), torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1)
-        return softmax_attention(q, k, v, q_position=q_places, k_position=places)
+        # The kernels of linear memory want keys and values of one size: zeros fill the smaller.
+        scale, gap = q.shape[-1] ** -0.5, q.shape[-1] - self.value_dim
+        q, k, v = (F.pad(part, (0, more)) for part, more in ((q, max(0, -gap)), (k, max(0, -gap)), (v, max(0, gap))))
+        y = softmax_attention(q, k, v, scale=scale, q_position=q_places, k_position=places)
+        return y[..., : self.value_dim]
 
     def _absorbed(
         self, q: Tensor, q_rope: Tensor, held: Tensor, q_places: Tensor | None, places: Tensor | None
