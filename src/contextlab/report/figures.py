@@ -28,7 +28,7 @@ def styles(results: pd.DataFrame) -> dict[str, dict[str, Any]]:
         found[name] = {
             "colour": COLOURS[i % len(COLOURS)],
             "dash": DASHES[(i // len(COLOURS)) % len(DASHES)],
-            "marker": MARKERS[i % len(MARKERS)],
+            "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
         }
     for i, name in enumerate(_labels(results[results["kind"] == "learner"])):
         found.setdefault(
