@@ -7,7 +7,6 @@ from typing import Annotated
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
-from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
@@ -116,11 +115,7 @@ class LatentAttention(Mixer):
         kv = self.kv_up(latent[:, :, 0]).unflatten(-1, (self.heads, -1))
         k, v = kv.split((self.head_dim, self.value_dim), -1)
         q, k = torch.cat((q, q_rope), -1), torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1)
-        # The kernels of linear memory want keys and values of one size: zeros fill the smaller.
-        scale, gap = q.shape[-1] ** -0.5, q.shape[-1] - self.value_dim
-        q, k, v = (F.pad(part, (0, more)) for part, more in ((q, max(0, -gap)), (k, max(0, -gap)), (v, max(0, gap))))
-        y = softmax_attention(q, k, v, scale=scale, q_position=q_places, k_position=places)
-        return y[..., : self.value_dim]
+        return softmax_attention(q, k, v, q_position=q_places, k_position=places)
 
     def _absorbed(
         self, q: Tensor, q_rope: Tensor, held: Tensor, q_places: Tensor | None, places: Tensor | None
