@@ -183,3 +183,18 @@ def test_forgetting_attention_by_its_definition(output_gate: bool) -> None:
     if mixer.gate_proj is not None:
         y = y * mixer.gate_proj(x).sigmoid()
     torch.testing.assert_close(mixer(x)[0], mixer.out_proj(y), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_forgetting_attention_keeps_its_sum_in_half_precision(autocast: bool) -> None:
+    mixer = ForgettingAttention(16)
+    x = torch.randn(2, 600, 16)
+    expected = mixer(x)[0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        half, given = (mixer, x) if autocast else (mixer.bfloat16(), x.bfloat16())
+        y, state = half(given)
+        assert state is not None
+        half(given[:, :1], state)
+    torch.testing.assert_close(y.float(), expected, atol=0.03, rtol=0.03)
+    if not autocast:
+        assert state.nbytes == mixer.state_nbytes(600, 2, torch.bfloat16)

@@ -112,3 +112,13 @@ def test_sinusoidal_by_its_definition(width: int) -> None:
             angle = position / 10000 ** ((i - i % 2) / width)
             expected = math.cos(angle) if i % 2 else math.sin(angle)
             assert table[b, t, i].item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_heads_of_odd_size_turned_in_part() -> None:
+    x = torch.randn(2, 5, 3, 7, dtype=torch.float64, requires_grad=True)
+    y = rope(x, torch.arange(5), fraction=0.6)
+    torch.testing.assert_close(y[..., :4], rope(x[..., :4].contiguous(), torch.arange(5)))
+    assert torch.equal(y[..., 4:], x[..., 4:])
+    y.sum().backward()
+    odd_step = torch.randn(2, 5, 3, 9, dtype=torch.float64)[..., 1:]
+    torch.testing.assert_close(rope(odd_step, torch.arange(5)), rope(odd_step.contiguous(), torch.arange(5)))

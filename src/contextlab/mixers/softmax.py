@@ -17,7 +17,7 @@ from contextlab.mixers.layers import Linear, RMSNorm
 from contextlab.ops.position import alibi_slopes, rope_table, rotary_size, rotate
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
-from contextlab.state import KVState, State, WindowState, own
+from contextlab.state import KVState, State, WindowState, own, tensor_bytes
 
 
 @dataclass
@@ -308,11 +308,22 @@ class ForgettingAttention(Attention):
     def _biased(
         self, x: Tensor, q: Tensor, k: Tensor, state: State | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        log_f = without_padding(F.logsigmoid(self.forget_proj(x)), mask)
+        exact = torch.promote_types(x.dtype, torch.float32)  # the sum outgrows the digits of a half precision
+        log_f = without_padding(F.logsigmoid(self.forget_proj(x).to(exact)), mask)
         total = log_f.cumsum(1).unsqueeze(-1)  # [B, T, H, 1]
         if isinstance(state, KVState) and state.length:
             total = total - state.held()[0][:, -1:, :, -1:] * self.head_dim**-0.5
-        return F.pad(q, (0, 1), value=1.0), torch.cat((k, total * -(self.head_dim**0.5)), -1)
+        return F.pad(q.to(exact), (0, 1), value=1.0), torch.cat((k.to(exact), total * -(self.head_dim**0.5)), -1)
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        with torch.autocast(q.device.type, enabled=False):
+            return super()._softmax(q, k, v.to(q.dtype), q_position, k_position).to(v.dtype)
+
+    def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """See `Mixer.state_nbytes`; keys are held in float32 at least, for their last dimension is the sum."""
+        keys = KVState.bytes_at(length, batch, self.heads, self.key_dim, 0, torch.promote_types(dtype, torch.float32))
+        values = tensor_bytes(batch, self.heads, KVState.capacity(length), self.head_dim, dtype=dtype)
+        return keys + values + self._conv_nbytes(batch, dtype)
 
     def _project_out(self, x: Tensor, y: Tensor) -> Tensor:
         return self.out_proj(y if self.gate_proj is None else y * self.gate_proj(x).sigmoid())

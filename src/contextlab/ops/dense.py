@@ -57,7 +57,8 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
     if same and x.device.type == "cpu" and not torch.compiler.is_compiling():
         y: Tensor = _RmsNorm.apply(x, weight, torch.finfo(x.dtype).eps if eps is None else eps)[0]
         return y
-    return F.rms_norm(x, x.shape[-1:], weight, eps)
+    # Under autocast x can be of half precision; PyTorch's fused kernels want a weight of x's dtype.
+    return F.rms_norm(x, x.shape[-1:], None if weight is None else weight.to(x.dtype), eps)
 
 
 class _Dense(torch.autograd.Function):

@@ -53,7 +53,12 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """
     size = 2 * table.shape[-2]
     turned, rest = (x, None) if size == x.shape[-1] else (x[..., :size], x[..., size:])
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+    if (
+        plain
+        and all(step % 2 == 0 for step in (*turned.stride()[:-1], turned.storage_offset()))
+        and x.shape[-1] % 2 == 0
+    ):
         # One pass over memory; a table that repeats for each head makes the inner loop H times as long.
         rotations = torch.view_as_complex(table.expand(*table.shape[:-3], x.shape[2], -1, -1).contiguous())
         turned = torch.view_as_real(torch.view_as_complex(turned.unflatten(-1, (-1, 2))) * rotations).flatten(-2)
