@@ -36,7 +36,7 @@ class WindowsState(State):
 class MultiScaleWindow(Attention):
     """Causal softmax attention whose heads see windows of four sizes, w/4, w/2, w and 2w.
 
-    Each quarter of the heads has one of the sizes (MSWA, 2501.01039, section 3.1), and a state of that size: all
+    Each quarter of the heads has one of the sizes (MSWA, 2501.01039), and a state of that size: all
     of it is a sixteenth less than what `sliding_window` of size w holds. (The paper also lets w grow with depth:
     give the layers of a model other windows.)
 
