@@ -31,7 +31,7 @@ def call(capsys, monkeypatch, tmp_path):
     return invoke
 
 
-@pytest.mark.parametrize("kind", ["mixers", "models", "tasks", "learners", "recipes"])
+@pytest.mark.parametrize("kind", ["mixers", "mlps", "models", "tasks", "learners", "recipes"])
 def test_everything_listed_can_be_shown(call, kind):
     code, out, _ = call("list", kind, "--json")
     rows = json.loads(out)

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "build_mixer": "mixers",
+    "build_mlp": "models",
     "build_model": "models",
     "build_task": "tasks",
     "build_learner": "learners",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from contextlab.mixers import build_mixer as build_mixer
     from contextlab.models import Model as Model
     from contextlab.models import ModelSpec as ModelSpec
+    from contextlab.models import build_mlp as build_mlp
     from contextlab.models import build_model as build_model
     from contextlab.models import load_model as load_model
     from contextlab.models import save_model as save_model

@@ -31,7 +31,7 @@ app = typer.Typer(
 )
 console = Console()
 ClickException: Any = typer.BadParameter.__mro__[2]  # click's own, or that of the copy inside newer versions of typer
-KINDS = ("mixers", "models", "tasks", "learners", "recipes")
+KINDS = ("mixers", "mlps", "models", "tasks", "learners", "recipes")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 PluginOption = Annotated[
@@ -106,7 +106,7 @@ def list_(
     as_json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """List what is known by name: mixers, models, tasks, learners or recipes."""
+    """List what is known by name: mixers, MLPs, models, tasks, learners or recipes."""
     kind = _kind(kind)
     _load_components(plugin)
     if kind == "recipe":
@@ -468,8 +468,8 @@ def _show_recipe(name: str, as_json: bool) -> None:
 
 def _example(entry: Any) -> str:
     options = "".join(f", {key}={value!r}" for key, value in next((c for c in entry.cases if c), {}).items())
-    if entry.kind == "mixer":
-        return f'contextlab.build_mixer("{entry.name}", width=64{options})'
+    if entry.kind in ("mixer", "mlp"):
+        return f'contextlab.build_{entry.kind}("{entry.name}", width=64{options})'
     if entry.kind == "model":
         return (
             f'contextlab.build_model("{entry.name}", input_size=128, output_size=128, read_in="token")\n'

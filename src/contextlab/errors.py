@@ -31,5 +31,5 @@ def unknown(what: str, name: object, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     near = nearest(str(name), choices)
     shown = ", ".join(choices[:30]) + (", ..." if len(choices) > 30 else "")
-    hint = f"; did you mean {near!r}?" if near else ";"
+    hint = f"; did you mean {near!r}?" if near else ""
     return f"unknown {what} {str(name)[:80]!r}{hint} (known: {shown or 'none'})"

@@ -12,11 +12,27 @@ from contextlab.errors import InputError
 from contextlab.models import ModelSpec, build_model, preset
 
 SMALL = {"width": 16, "input_size": 11, "output_size": 7, "read_in": "token"}
-SPECS = {name: preset(name, **SMALL) for name in registry.names("model")} | {
+TINY = {"llama3": {"width": 64}, "qwen3": {"width": 64}}  # their heads are of a given size
+SPECS = {name: preset(name, **{**SMALL, **TINY.get(name, {})}) for name in registry.names("model")} | {
     "learned": ModelSpec(**SMALL, depth=2, position="learned", max_length=64),
     "sinusoidal": ModelSpec(**SMALL, depth=2, position="sinusoidal"),
     "alibi": ModelSpec(**SMALL, depth=2, position="alibi", mlp="relu2", norm="layer"),
     "loops": ModelSpec(**SMALL, depth=2, loops=3, layers=["mamba2", "attention"]),
+    "laurel": ModelSpec(**SMALL, depth=2, residual="laurel", block="parallel"),
+    "atoms": ModelSpec(**SMALL, depth=3, atoms=2),
+    "moe": ModelSpec(**SMALL, depth=2, mlp={"kind": "moe", "options": {"experts": 3, "top_k": 2}}, loops=2),
+    "shared keys and layers": ModelSpec(
+        **SMALL,
+        depth=5,
+        loops=2,
+        layers=[
+            {"mixer": "attention", "options": {"kv_heads": 2}},
+            {"mixer": "gla", "share": "a"},
+            {"mixer": "attention", "kv": "shared"},
+            {"mixer": "gla", "share": "a"},
+            {"mixer": "mamba2", "with_input": True},
+        ],
+    ),
     "tied": ModelSpec(**{**SMALL, "output_size": 11}, depth=1, tied=True),
 }
 

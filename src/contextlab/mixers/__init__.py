@@ -13,6 +13,7 @@ from contextlab.mixers import (
     latent,
     linear,
     mamba,
+    parallel,
     recurrent,
     s4d,
     scan,
@@ -26,6 +27,7 @@ from contextlab.mixers.gla import GatedLinearAttention, Hgrn2, Rwkv6
 from contextlab.mixers.latent import LatentAttention
 from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
 from contextlab.mixers.mamba import Mamba2
+from contextlab.mixers.parallel import Parallel
 from contextlab.mixers.recurrent import Gru, Lstm
 from contextlab.mixers.s4d import S4D
 from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, RgLru
@@ -54,6 +56,7 @@ __all__ = [
     "Mixer",
     "Mlstm",
     "MultiScaleWindow",
+    "Parallel",
     "Retention",
     "RgLru",
     "Rwkv6",
@@ -65,6 +68,7 @@ __all__ = [
     "latent",
     "linear",
     "mamba",
+    "parallel",
     "recurrent",
     "s4d",
     "scan",

@@ -2,7 +2,20 @@
 
 from contextlab.models import presets as presets
 from contextlab.models.io import load_model, save_model
-from contextlab.models.spec import LayerSpec, ModelSpec
+from contextlab.models.mlp import Mlp, build_mlp
+from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
 from contextlab.models.stack import Model, ModelState, build_model, preset
 
-__all__ = ["LayerSpec", "Model", "ModelSpec", "ModelState", "build_model", "load_model", "preset", "save_model"]
+__all__ = [
+    "LayerSpec",
+    "Mlp",
+    "MlpSpec",
+    "Model",
+    "ModelSpec",
+    "ModelState",
+    "build_mlp",
+    "build_model",
+    "load_model",
+    "preset",
+    "save_model",
+]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import NonNegativeInt, PositiveInt
 
-from contextlab.models.spec import LayerSpec, ModelSpec
+from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
 from contextlab.registry import register
 
 
@@ -46,7 +48,7 @@ def lightning(
     short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
     """
     layer = LayerSpec(mixer="lightning_attention", options={"short_conv": short_conv})
-    return ModelSpec(width=width, depth=depth, heads=heads, layers=(layer,), mlp="swiglu")
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=(layer,), mlp=MlpSpec(kind="swiglu"))
 
 
 @register("model", "retnet", papers=("2307.08621",))
@@ -76,7 +78,7 @@ def mamba2(
         depth=depth,
         heads=heads,
         layers=(LayerSpec(mixer="mamba2", options={"short_conv": short_conv}),),
-        mlp="none",
+        mlp=MlpSpec(kind="none"),
         position="none",
     )
 
@@ -97,7 +99,7 @@ def delta_net(
         depth=depth,
         heads=heads,
         layers=(LayerSpec(mixer="delta_net", options={"short_conv": short_conv}),),
-        mlp="swiglu",
+        mlp=MlpSpec(kind="swiglu"),
         position="none",
     )
 
@@ -118,7 +120,7 @@ def gated_delta_net(
         depth=depth,
         heads=heads,
         layers=(LayerSpec(mixer="gated_delta_net", options={"short_conv": short_conv}),),
-        mlp="swiglu",
+        mlp=MlpSpec(kind="swiglu"),
         position="none",
     )
 
@@ -137,7 +139,7 @@ def mambaformer(
     short_conv: width of the causal convolution in the Mamba blocks; 0 for none.
     """
     layers = (LayerSpec(mixer="mamba2", options={"short_conv": short_conv}), LayerSpec(mixer="attention"))
-    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="none", position="none")
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="none"), position="none")
 
 
 @register("model", "samba", papers=("2406.07522",))
@@ -155,7 +157,7 @@ def samba(
         LayerSpec(mixer="mamba"),
         LayerSpec(mixer="sliding_window", options={"window": window}),
     )
-    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu")
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
 
 
 @register("model", "mamba", papers=("2312.00752",))
@@ -170,7 +172,7 @@ def mamba(
     short_conv: width of the causal convolution before the scan; 0 for none.
     """
     layers = (LayerSpec(mixer="mamba", options={"state_size": state_size, "short_conv": short_conv}),)
-    return ModelSpec(width=width, depth=depth, heads=1, layers=layers, mlp="none", position="none")
+    return ModelSpec(width=width, depth=depth, heads=1, layers=layers, mlp=MlpSpec(kind="none"), position="none")
 
 
 @register("model", "griffin", papers=("2402.19427",))
@@ -188,7 +190,7 @@ def griffin(
     """
     local = LayerSpec(mixer="sliding_window", options={"window": window, "kv_heads": 1})
     layers = (LayerSpec(mixer="rg_lru"), LayerSpec(mixer="rg_lru"), local)
-    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu", mlp_ratio=3.0)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), mlp_ratio=3.0)
 
 
 @register("model", "gla", papers=("2312.06635",))
@@ -203,7 +205,7 @@ def gla(
     short_conv: width of the causal convolution before the state; 0 for none, as in the paper.
     """
     layers = (LayerSpec(mixer="gla", options={"short_conv": short_conv}),)
-    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu", position="none")
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
 @register("model", "hgrn2", papers=("2404.07904",))
@@ -223,7 +225,7 @@ def hgrn2(
         LayerSpec(mixer="hgrn2", options={"lower_bound": block / depth, "short_conv": short_conv})
         for block in range(depth)
     )
-    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu", position="none")
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
 @register("model", "rwkv6", papers=("2404.05892",))
@@ -236,7 +238,14 @@ def rwkv6(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 
     """
     layers = (LayerSpec(mixer="rwkv6"),)
     return ModelSpec(
-        width=width, depth=depth, heads=heads, layers=layers, mlp="relu2", mlp_ratio=3.5, norm="layer", position="none"
+        width=width,
+        depth=depth,
+        heads=heads,
+        layers=layers,
+        mlp=MlpSpec(kind="relu2"),
+        mlp_ratio=3.5,
+        norm="layer",
+        position="none",
     )
 
 
@@ -252,7 +261,7 @@ def xlstm(
     short_conv: width of the causal convolution before q and k; 0 for none, as in the paper.
     """
     layers = (LayerSpec(mixer="mlstm", options={"short_conv": short_conv}),)
-    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu", position="none")
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
 @register("model", "based", papers=("2402.18668",))
@@ -270,7 +279,7 @@ def based(
         LayerSpec(mixer="linear_attention", options={"feature_map": "taylor"}),
         LayerSpec(mixer="sliding_window", options={"window": window}),
     )
-    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp="swiglu")
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
 
 
 @register("model", "looped_transformer", papers=("2311.12424",))
@@ -294,4 +303,265 @@ def lstm(width: PositiveInt = 64, depth: PositiveInt = 2) -> ModelSpec:
     width: size of a token's vector.
     depth: number of layers.
     """
-    return ModelSpec(width=width, depth=depth, heads=1, layers=(LayerSpec(mixer="lstm"),), mlp="none", position="none")
+    return ModelSpec(
+        width=width, depth=depth, heads=1, layers=(LayerSpec(mixer="lstm"),), mlp=MlpSpec(kind="none"), position="none"
+    )
+
+
+@register("model", "cross_layer_attention", papers=("2405.12981",))
+def cross_layer_attention(
+    width: PositiveInt = 64,
+    depth: PositiveInt = 4,
+    heads: PositiveInt = 4,
+    sharing: PositiveInt = 2,
+    kv_heads: PositiveInt | None = None,
+) -> ModelSpec:
+    """A transformer in which groups of neighbouring layers read one set of keys and values (CLA).
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: attention heads.
+    sharing: layers in a group; 2 is the paper's CLA2, which halves the state.
+    kv_heads: key and value heads, a divisor of heads; default heads.
+    """
+    own = LayerSpec(mixer="attention", options={} if kv_heads is None else {"kv_heads": kv_heads})
+    layers = (own, *(LayerSpec(mixer="attention", kv="shared") for _ in range(sharing - 1)))
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers)
+
+
+@register("model", "yoco", papers=("2405.05254",))
+def yoco(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, window: PositiveInt = 64
+) -> ModelSpec:
+    """You only cache once: the lower half reads through a window, the upper half shares one set of keys and values.
+
+    The keys are made from the input of the upper half's first layer, whose norm takes the place of the paper's own.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the attention.
+    window: tokens that the lower half sees, the current one counted.
+    """
+    lower = depth // 2
+    local = LayerSpec(mixer="sliding_window", options={"window": window})
+    upper = (LayerSpec(mixer="attention"), *(LayerSpec(mixer="attention", kv="shared") for _ in range(depth)))
+    layers = ((local,) * lower + upper)[:depth]
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
+
+
+@register("model", "masa", papers=("2508.04581",))
+def masa(width: PositiveInt = 64, depth: PositiveInt = 6, heads: PositiveInt = 4, atoms: PositiveInt = 2) -> ModelSpec:
+    """A transformer whose attention projections are sums of a few matrices that all layers share (MASA).
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: attention heads.
+    atoms: shared matrices for each of Q, K, V and O; a third of the depth is the paper's 66.7% fewer parameters.
+    """
+    return ModelSpec(width=width, depth=depth, heads=heads, atoms=atoms)
+
+
+@register("model", "zebra", papers=("2312.08618",))
+def zebra(
+    width: PositiveInt = 64,
+    depth: PositiveInt = 4,
+    heads: PositiveInt = 4,
+    window: PositiveInt = 64,
+    group: PositiveInt = 4,
+) -> ModelSpec:
+    """Grouped local-global attention: in each group of layers the first sees everything, the others a window.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the attention.
+    window: tokens that the local layers see, the current one counted.
+    group: layers in a group.
+    """
+    local = LayerSpec(mixer="sliding_window", options={"window": window})
+    layers = (LayerSpec(mixer="attention"), *(local for _ in range(group - 1)))
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
+
+
+@register("model", "mamba2_hybrid", papers=("2406.07887",))
+def mamba2_hybrid(
+    width: PositiveInt = 64, depth: PositiveInt = 7, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
+) -> ModelSpec:
+    """Mamba-2-Hybrid: of the sublayers 43% are Mamba-2, 7% attention without positions and 50% MLPs.
+
+    width: size of a token's vector.
+    depth: number of blocks of a mixer and an MLP; seven make the proportions exact.
+    heads: heads of both mixers.
+    short_conv: width of the causal convolution in the Mamba blocks; 0 for none.
+    """
+    ssm = LayerSpec(mixer="mamba2", options={"short_conv": short_conv})
+    layers = (ssm, ssm, ssm, LayerSpec(mixer="attention"), ssm, ssm, ssm)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, position="none")
+
+
+@register("model", "moe_mamba", papers=("2401.04081",))
+def moe_mamba(width: PositiveInt = 64, depth: PositiveInt = 4, experts: PositiveInt = 8) -> ModelSpec:
+    """MoE-Mamba: Mamba and a mixture of experts in turn, each token through one expert.
+
+    width: size of a token's vector.
+    depth: number of blocks of both.
+    experts: experts of each mixture.
+    """
+    mlp = MlpSpec(kind="moe", options={"experts": experts})
+    return ModelSpec(width=width, depth=depth, heads=1, layers=(LayerSpec(mixer="mamba"),), mlp=mlp, position="none")
+
+
+@register("model", "jamba", papers=("2403.19887",))
+def jamba(
+    width: PositiveInt = 64, depth: PositiveInt = 8, heads: PositiveInt = 4, experts: PositiveInt = 16
+) -> ModelSpec:
+    """Jamba: one attention layer to seven of Mamba, without positions, and a mixture of experts in every other block.
+
+    width: size of a token's vector.
+    depth: number of blocks; eight make one Jamba block.
+    heads: heads of the attention.
+    experts: experts of each mixture; each token goes through two.
+    """
+    dense, mixture = (MlpSpec(kind="swiglu"), MlpSpec(kind="moe", options={"experts": experts, "top_k": 2}))
+    layers = tuple(
+        LayerSpec(mixer="attention" if i == 4 else "mamba", mlp=mixture if i % 2 else dense) for i in range(8)
+    )
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, position="none")
+
+
+@register("model", "zamba", papers=("2405.16712",))
+def zamba(width: PositiveInt = 64, depth: PositiveInt = 7, heads: PositiveInt = 4, every: PositiveInt = 6) -> ModelSpec:
+    """Zamba: Mamba layers, and after every few of them one and the same block of attention and MLP.
+
+    The shared block reads the embedded input beside the hidden vector. In the paper its answer is added to what the
+    next Mamba layer reads; here it joins the residual stream.
+
+    width: size of a token's vector.
+    depth: number of layers, the uses of the shared block counted.
+    heads: heads of the attention, which works at twice the width.
+    every: Mamba layers before each use of the shared block.
+    """
+    ssm = LayerSpec(mixer="mamba", mlp=MlpSpec(kind="none"))
+    layers = (*(ssm for _ in range(every)), LayerSpec(mixer="attention", share="global", with_input=True))
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="geglu"), position="none")
+
+
+@register("model", "hymba", papers=("2411.13676",))
+def hymba(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, window: PositiveInt = 64
+) -> ModelSpec:
+    """Hymba: attention and Mamba side by side in every layer; the first, middle and last layers attend to everything.
+
+    The paper's meta tokens and its sharing of keys between neighbours are left out.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the attention.
+    window: tokens that the other layers' attention sees, the current one counted.
+    """
+
+    def layer(index: int) -> LayerSpec:
+        seen: dict[str, object] = {"mixer": "sliding_window", "options": {"window": window}}
+        attention = "attention" if index in (0, depth // 2, depth - 1) else seen
+        return LayerSpec(mixer="parallel", options={"mixers": [attention, "mamba"]})
+
+    layers = tuple(layer(i) for i in range(depth))
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
+
+
+@register("model", "recurformer", papers=("2410.12850",))
+def recurformer(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, attention_heads: PositiveInt = 1
+) -> ModelSpec:
+    """RecurFormer: in every layer some attention heads are replaced by linear recurrent ones (Mamba).
+
+    The paper replaces heads of a trained model; here the model is trained so from the start.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads, as which the size of one is counted.
+    attention_heads: heads that stay attention.
+    """
+    kept = {"mixer": "attention", "options": {"heads": attention_heads, "head_dim": max(1, width // heads)}}
+    layers = (LayerSpec(mixer="parallel", options={"mixers": [kept, "mamba"], "combine": "sum"}),)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
+
+
+@register("model", "moeut", papers=("2405.16039",))
+def moeut(
+    width: PositiveInt = 64,
+    group: PositiveInt = 2,
+    heads: PositiveInt = 4,
+    loops: PositiveInt = 2,
+    experts: PositiveInt = 8,
+    top_k: PositiveInt = 2,
+) -> ModelSpec:
+    """MoEUT: a universal transformer, the same few layers again and again, with sigma-MoE feed-forward layers.
+
+    The paper's attention has experts too; here it is plain. Its norms stand where `norm` puts them.
+
+    width: size of a token's vector.
+    group: layers in the group that is repeated.
+    heads: attention heads.
+    loops: times that the group is applied.
+    experts: experts of each mixture.
+    top_k: experts that each token goes through.
+    """
+    options = {"experts": experts, "top_k": top_k, "router": "sigmoid", "activation": "relu", "balance": "entropy"}
+    return ModelSpec(
+        width=width,
+        depth=group,
+        heads=heads,
+        layers=(LayerSpec(mixer="attention"),),
+        mlp=MlpSpec(kind="moe", options={**options, "ratio": 1.0}),
+        loops=loops,
+        input_injection=False,
+    )
+
+
+@register("model", "llama3", papers=("2407.21783",))
+def llama3(size: Literal["tiny", "1b", "8b"] = "tiny") -> ModelSpec:
+    """The shape of Llama 3: grouped-query attention, RoPE with a large base, SwiGLU, RMS norm.
+
+    size: "1b" and "8b" are those of Llama 3.2 1B and Llama 3 8B; "tiny" has their proportions at width 64.
+    """
+    width, depth, heads, kv_heads, hidden, tied = {
+        "tiny": (64, 4, 4, 1, 224, False),
+        "1b": (2048, 16, 32, 8, 8192, True),
+        "8b": (4096, 32, 32, 8, 14336, False),
+    }[size]
+    layer = LayerSpec(mixer="attention", options={"kv_heads": kv_heads, "rope_base": 500000.0})
+    return ModelSpec(
+        width=width,
+        depth=depth,
+        heads=heads,
+        layers=(layer,),
+        mlp=MlpSpec(kind="swiglu"),
+        mlp_ratio=hidden * 1.5 / width,
+        read_in="token" if tied else "vector",
+        tied=tied,
+    )
+
+
+@register("model", "qwen3", papers=("2505.09388",))
+def qwen3(size: Literal["tiny", "0.6b", "4b", "8b"] = "tiny") -> ModelSpec:
+    """The shape of Qwen3: grouped-query attention with normalised queries and keys, RoPE, SwiGLU, RMS norm.
+
+    size: of the dense models; "tiny" has their proportions at width 64.
+    """
+    width, depth, heads, kv_heads, head_dim, hidden, tied = {
+        "tiny": (64, 4, 4, 2, 16, 192, False),
+        "0.6b": (1024, 28, 16, 8, 128, 3072, True),
+        "4b": (2560, 36, 32, 8, 128, 9728, True),
+        "8b": (4096, 36, 32, 8, 128, 12288, False),
+    }[size]
+    options = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "qk_norm": True, "rope_base": 1000000.0}
+    return ModelSpec(
+        width=width,
+        depth=depth,
+        heads=heads,
+        layers=(LayerSpec(mixer="attention", options=options),),
+        mlp=MlpSpec(kind="swiglu"),
+        mlp_ratio=hidden * 1.5 / width,
+        read_in="token" if tied else "vector",
+        tied=tied,
+    )

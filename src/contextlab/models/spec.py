@@ -7,11 +7,31 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from contextlab import registry
-from contextlab.errors import InputError
+from contextlab.errors import InputError, unknown
 from contextlab.mixers.base import head_size
 from contextlab.spec import Spec
 
-MlpKind = Literal["gelu", "swiglu", "relu2", "none"]
+
+class MlpSpec(Spec):
+    """An MLP after a mixer. A plain name stands for `{kind: name}`.
+
+    kind: the registered name of the MLP, or "none".
+    options: the MLP's options; `ratio` is the model's `mlp_ratio` unless given.
+    """
+
+    kind: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> MlpSpec:
+        if self.kind == "none":
+            if self.options:
+                raise InputError("options: an MLP of kind 'none' has none; leave them out or name a kind")
+        elif self.kind not in registry.names("mlp"):
+            raise InputError(unknown("mlp", self.kind, ["none", *registry.names("mlp")]))
+        else:
+            registry.lookup("mlp", self.kind).check(self.options, path="options", given=("width",))
+        return self
 
 
 class LayerSpec(Spec):
@@ -20,15 +40,32 @@ class LayerSpec(Spec):
     mixer: the registered name of the token mixer.
     options: the mixer's options.
     mlp: this layer's MLP; None takes the model's.
+    kv: "shared" makes an attention layer read the keys and values of the nearest attention layer below that makes its
+        own (cross-layer attention, 2405.12981; YOCO, 2405.05254); it keeps no state.
+    share: layers with the same name here are one and the same layer, used several times, with a state for each use.
+    with_input: the layer reads the model's embedded input beside the hidden vector, as Zamba's global layers do
+        (2405.16712): x + L MLP(norm(mixer(norm([x, input])))), with an L for each use; the mixer is twice as wide.
     """
 
     mixer: str
     options: dict[str, Any] = Field(default_factory=dict)
-    mlp: MlpKind | None = None
+    mlp: MlpSpec | None = None
+    kv: Literal["own", "shared"] = "own"
+    share: str | None = None
+    with_input: bool = False
+
+    @field_validator("mlp", mode="before")
+    @classmethod
+    def _name_is_kind(cls, mlp: Any) -> Any:
+        return {"kind": mlp} if isinstance(mlp, str) else mlp
 
     @model_validator(mode="after")
     def _known(self) -> LayerSpec:
         registry.lookup("mixer", self.mixer).check(self.options, path="options", given=("width",))
+        if self.kv == "shared" and (self.mixer != "attention" or self.with_input or self.options.get("short_conv")):
+            raise InputError(
+                "kv: only a layer of mixer 'attention', without short_conv and with_input, can read another's keys"
+            )
         return self
 
 
@@ -39,8 +76,14 @@ class ModelSpec(Spec):
     depth: number of blocks; the pattern `layers` is repeated until there are so many.
     heads: heads of every mixer that has heads, unless its options say otherwise.
     layers: the repeating pattern of mixers.
-    mlp: kind of the MLP after each mixer.
+    mlp: the MLP after each mixer, by name (`contextlab list mlps`), "none", or {kind, options}.
     mlp_ratio: hidden width of the MLP over `width`.
+    block: "sequential" is mixer, then MLP; "parallel" adds both to the same input at once (GPT-J, PaLM).
+    residual: "plain" is f(x) + x; with the learned weights and low-rank maps of LAuReL (2411.07501): "laurel_rw" is
+        a f(x) + b x, "laurel_lr" f(x) + x + B A x, "laurel" a f(x) + b (x + B A x).
+    residual_rank: rank of B A.
+    atoms: make the attention projections of all "attention" layers from so many matrices that they share (MASA,
+        2508.04581); None for matrices of their own.
     norm: normalisation before each mixer and MLP and before the read-out.
     position: "rope" and "alibi" are given to the mixers that know them; "learned" and "sinusoidal" are added
         to the embedded tokens; "none" leaves order to the causal mask and the recurrences.
@@ -56,9 +99,13 @@ class ModelSpec(Spec):
     width: PositiveInt = 64
     depth: PositiveInt = 4
     heads: PositiveInt = 4
-    layers: tuple[LayerSpec, ...] = Field(default=(LayerSpec.model_construct(mixer="attention", options={}, mlp=None),))
-    mlp: MlpKind = "gelu"
+    layers: tuple[LayerSpec, ...] = Field(default=(LayerSpec.model_construct(mixer="attention", options={}),))
+    mlp: MlpSpec = MlpSpec.model_construct(kind="gelu", options={})
     mlp_ratio: PositiveFloat = 4.0
+    block: Literal["sequential", "parallel"] = "sequential"
+    residual: Literal["plain", "laurel_rw", "laurel_lr", "laurel"] = "plain"
+    residual_rank: PositiveInt = 8
+    atoms: PositiveInt | None = None
     norm: Literal["rms", "layer", "none"] = "rms"
     position: Literal["rope", "alibi", "learned", "sinusoidal", "none"] = "rope"
     max_length: PositiveInt | None = None
@@ -68,6 +115,11 @@ class ModelSpec(Spec):
     input_size: PositiveInt | None = None
     output_size: PositiveInt | None = None
     tied: bool = False
+
+    @field_validator("mlp", mode="before")
+    @classmethod
+    def _name_is_kind(cls, mlp: Any) -> Any:
+        return {"kind": mlp} if isinstance(mlp, str) else mlp
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -85,7 +137,10 @@ class ModelSpec(Spec):
         for layer in self.layers:
             knows_heads = any(p.name == "heads" for p in registry.lookup("mixer", layer.mixer).parameters)
             if knows_heads and "heads" not in layer.options and "head_dim" not in layer.options:
-                head_size(self.width, self.heads)
+                head_size(self.width * (1 + layer.with_input), self.heads)
+        for i, layer in enumerate(self.pattern()):
+            if layer.kv == "shared":
+                self.source(i)
         if self.position == "learned" and self.max_length is None:
             raise InputError("max_length: learned positions need it; give the longest sequence, for example 512")
         if self.tied and self.read_in != "token":
@@ -99,6 +154,29 @@ class ModelSpec(Spec):
     def pattern(self) -> list[LayerSpec]:
         """The layers in order, the pattern repeated to `depth`."""
         return [self.layers[i % len(self.layers)] for i in range(self.depth)]
+
+    def source(self, index: int) -> int:
+        """The layer whose keys and values layer `index` reads: its own, or those of the nearest that makes them.
+
+        Raises InputError when there is none, or when the two layers' options do not fit together.
+        """
+        pattern = self.pattern()
+        layer = pattern[index]
+        if layer.kv == "own":
+            return index
+        for below in range(index - 1, -1, -1):
+            other = pattern[below]
+            if other.mixer == "attention" and other.kv == "own" and not other.with_input:
+                for name in ("heads", "kv_heads", "head_dim", "position", "rope_base", "rope_fraction", "rope_scaling"):
+                    if layer.options.get(name, other.options.get(name)) != other.options.get(name):
+                        raise InputError(
+                            f"layers: layer {index} reads the keys of layer {below}, so its {name} cannot be "
+                            f"{layer.options[name]!r} (that of layer {below}: {other.options.get(name)!r})"
+                        )
+                if other.options.get("short_conv"):
+                    raise InputError(f"layers: layer {index} cannot read the keys of layer {below}, made by short_conv")
+                return below
+        raise InputError(f"layers: layer {index} reads shared keys, but no attention layer below it makes its own")
 
     def for_task(self, task: Any) -> ModelSpec:
         """This spec with read-in and sizes set to the task's. Raises InputError when it says otherwise already."""

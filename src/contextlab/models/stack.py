@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from contextlab import registry
 from contextlab.errors import InputError
-from contextlab.mixers.base import Mixer
-from contextlab.mixers.layers import Linear, RMSNorm
-from contextlab.models.spec import LayerSpec, MlpKind, ModelSpec
+from contextlab.mixers.layers import Linear
+from contextlab.models.blocks import make_blocks, make_norm, share_atoms
+from contextlab.models.spec import ModelSpec
 from contextlab.ops.position import sinusoidal
 from contextlab.spec import describe
-from contextlab.state import State
+from contextlab.state import RecurrentState, State
 
 
 @dataclass
@@ -29,53 +29,6 @@ class ModelState(State):
 
     layers: list[State] = field(default_factory=list)
     start: Tensor | None = None
-
-
-class Mlp(nn.Module):
-    """Position-wise MLP: GELU, SwiGLU (2002.05202) or squared ReLU (2109.08668)."""
-
-    def __init__(self, width: int, kind: MlpKind, ratio: float) -> None:
-        super().__init__()
-        self.kind = kind
-        # SwiGLU has three matrices: two thirds of the hidden width keep the parameter count.
-        hidden = max(1, round(width * ratio * (2 / 3 if kind == "swiglu" else 1)))
-        self.up = Linear(width, hidden * (2 if kind == "swiglu" else 1))
-        self.out_proj = Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.up(x)
-        if self.kind == "gelu":
-            h = F.gelu(h)  # the tanh form is several times slower on CPU
-        elif self.kind == "relu2":
-            h = F.relu(h).square()
-        else:
-            gate, value = h.chunk(2, dim=-1)
-            h = F.silu(gate) * value
-        return self.out_proj(h)
-
-    def flops(self, length: int) -> int:
-        return 2 * length * (self.up.weight.numel() + self.out_proj.weight.numel())
-
-
-class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, spec: ModelSpec, layer: LayerSpec) -> None:
-        super().__init__()
-        self.mixer_norm = _norm(spec)
-        self.mixer = _mixer(spec, layer)
-        kind = layer.mlp or spec.mlp
-        self.mlp_norm = _norm(spec) if kind != "none" else None
-        self.mlp = Mlp(spec.width, kind, spec.mlp_ratio) if kind != "none" else None
-
-    def forward(
-        self, x: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, State | None]:
-        y, state = self.mixer(self.mixer_norm(x), state, mask, keep_state)
-        x = x + y
-        if self.mlp is not None and self.mlp_norm is not None:
-            x = x + self.mlp(self.mlp_norm(x))
-        return x, state
 
 
 class Model(nn.Module):
@@ -99,14 +52,20 @@ class Model(nn.Module):
         if spec.position == "learned":
             self.positions = nn.Embedding(spec.max_length or 0, spec.width)
             nn.init.normal_(self.positions.weight, std=0.02)
-        self.blocks = nn.ModuleList(Block(spec, layer) for layer in spec.pattern())
-        self.read_out_norm = _norm(spec)
+        self.blocks = make_blocks(spec)
+        self.atoms = share_atoms(spec, self.blocks)
+        self._sources = [spec.source(i) for i in range(spec.depth)]
+        self._read_above = {source for i, source in enumerate(self._sources) if source != i}
+        self.read_out_norm = make_norm(spec, spec.width)
         self.read_out = Linear(spec.width, spec.output_size, bias=not spec.tied)
         with torch.no_grad():
             # Residual branches start small, so that the stack starts near the identity at any depth (GPT-2's rule).
+            small = (2 * spec.depth * spec.loops) ** -0.5
             for name, parameter in self.blocks.named_parameters():
                 if name.endswith("out_proj.weight"):
-                    parameter.mul_((2 * spec.depth * spec.loops) ** -0.5)
+                    parameter.mul_(small)
+            if self.atoms is not None:
+                self.atoms.out.mul_(small)
         if spec.tied:
             self.read_out.weight = self.read_in.weight
 
@@ -172,10 +131,17 @@ class Model(nn.Module):
         for loop in range(self.spec.loops):
             if loop and self.spec.input_injection:
                 x = x + embedded
+            made: dict[int, State] = {}  # the states that later layers read the keys and values of
             for i, block in enumerate(self.blocks):
                 before = state.layers[loop * len(self.blocks) + i] if state is not None else None
-                x, after = block(x, before, mask, keep_state)
-                if after is not None:
+                if block.reads_shared:
+                    x, _ = block(x, made[self._sources[i]], mask, False, embedded)
+                    after = RecurrentState(length=read + inputs.shape[1])  # it keeps nothing of its own
+                else:
+                    x, after = block(x, before, mask, keep_state or i in self._read_above, embedded)
+                    if i in self._read_above:
+                        made[i] = after
+                if keep_state:
                     states.append(after)
         prediction = self.read_out(self.read_out_norm(x))
         if not keep_state:
@@ -217,11 +183,7 @@ class Model(nn.Module):
 
     def flops(self, length: int) -> int:
         """Multiply-adds x 2 of one forward over one sequence of `length` tokens (matrix products counted)."""
-        total = 0
-        for block in self.blocks:
-            total += block.mixer.flops(length)  # type: ignore[union-attr, operator]
-            if block.mlp is not None:
-                total += block.mlp.flops(length)  # type: ignore[union-attr, operator]
+        total = sum(block.flops(length) for block in self.blocks)  # type: ignore[operator]
         ends = 2 * length * self.read_out.weight.numel()
         if self.spec.read_in == "vector":
             ends += 2 * length * (self.spec.input_size or 0) * self.spec.width
@@ -259,20 +221,3 @@ def preset(name: str, **options: Any) -> ModelSpec:
     spec = entry.build(**{key: value for key, value in options.items() if key in own})
     changes = {key: value for key, value in options.items() if key not in own}
     return ModelSpec.parse({**spec.model_dump(), **changes}) if changes else spec
-
-
-def _mixer(spec: ModelSpec, layer: LayerSpec) -> Mixer:
-    """The layer's mixer; the model's heads and relative position are its defaults."""
-    entry = registry.lookup("mixer", layer.mixer)
-    known = {p.name for p in entry.parameters}
-    defaults: dict[str, Any] = {}
-    if "heads" in known and "head_dim" not in layer.options:
-        defaults["heads"] = spec.heads
-    if "position" in known:
-        defaults["position"] = spec.position if spec.position in ("rope", "alibi") else "none"
-    return entry.build(width=spec.width, **{**defaults, **layer.options})
-
-
-def _norm(spec: ModelSpec) -> nn.Module:
-    kinds = {"rms": RMSNorm, "layer": nn.LayerNorm, "none": nn.Identity}
-    return kinds[spec.norm](spec.width)

@@ -1,0 +1,235 @@
+"""Blocks: a mixer and an MLP with their norms and residual connections, and what blocks share with one another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contextlab import registry
+from contextlab.errors import InputError
+from contextlab.mixers.base import Mixer
+from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.shared import SharedKeys
+from contextlab.mixers.softmax import Attention
+from contextlab.models.mlp import Mlp, build_mlp
+from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
+from contextlab.state import State
+
+
+class Residual(nn.Module):
+    """x and f(x) in one: plain, or with LAuReL's learned weights and low-rank map (2411.07501, section 2).
+
+    The weights are 2 softmax(w) and B starts at zero, so that every kind starts as the plain residual.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        weighted = spec.residual in ("laurel_rw", "laurel")
+        self.weights = nn.Parameter(torch.zeros(2)) if weighted else None
+        low_rank = spec.residual in ("laurel_lr", "laurel")
+        self.down = Linear(spec.width, spec.residual_rank) if low_rank else None
+        self.up = Linear(spec.residual_rank, spec.width) if low_rank else None
+        if self.up is not None:
+            nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+        if self.down is not None and self.up is not None:
+            x = x + self.up(self.down(x))
+        if self.weights is None:
+            return x + fx
+        a, b = 2 * self.weights.softmax(0)
+        return b * x + a * fx
+
+    def flops(self, length: int) -> int:
+        return 0 if self.down is None else 4 * length * self.down.weight.numel()
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)); or both added to the same x when the spec's block is parallel."""
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, source: LayerSpec) -> None:
+        super().__init__()
+        self.reads_shared = layer.kv == "shared"
+        self.parallel = spec.block == "parallel"
+        self.mixer_norm = make_norm(spec, spec.width)
+        self.mixer = make_mixer(spec, layer, spec.width, source)
+        self.mixer_residual = Residual(spec)
+        self.mlp = make_mlp(spec, layer)
+        self.mlp_norm = make_norm(spec, spec.width) if self.mlp is not None and not self.parallel else None
+        self.mlp_residual = Residual(spec) if self.mlp is not None and not self.parallel else None
+
+    def forward(
+        self, x: Tensor, state: State | None, mask: Tensor | None, keep_state: bool, embedded: Tensor
+    ) -> tuple[Tensor, State | None]:
+        normed = self.mixer_norm(x)
+        y, state = self.mixer(normed, state, mask, keep_state)
+        if self.mlp is None:
+            return self.mixer_residual(x, y), state
+        if self.mlp_norm is None or self.mlp_residual is None:
+            return self.mixer_residual(x, y + self.mlp(normed)), state
+        x = self.mixer_residual(x, y)
+        return self.mlp_residual(x, self.mlp(self.mlp_norm(x))), state
+
+    def flops(self, length: int) -> int:
+        """Multiply-adds x 2 of one forward over `length` tokens."""
+        parts = [self.mixer, self.mixer_residual, self.mlp, self.mlp_residual]
+        return sum(part.flops(length) for part in parts if part is not None)
+
+
+class InputBody(nn.Module):
+    """mlp(norm(mixer(norm([x, input])))): the part of a `with_input` block that its uses can share."""
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec) -> None:
+        super().__init__()
+        wide = 2 * spec.width
+        self.mixer_norm = make_norm(spec, wide)
+        self.mixer = make_mixer(spec, layer, wide, layer)
+        self.narrow = Linear(wide, spec.width)
+        self.mlp = make_mlp(spec, layer)
+        self.mlp_norm = make_norm(spec, spec.width) if self.mlp is not None else None
+
+
+class InputBlock(nn.Module):
+    """x + L body([x, input]), as Zamba's global layers (2405.16712); the body may be shared, L is each use's own.
+
+    In Zamba L's output goes into the next Mamba layer only; here it joins the residual stream.
+    """
+
+    reads_shared = False
+
+    def __init__(self, spec: ModelSpec, body: InputBody) -> None:
+        super().__init__()
+        self.body = body
+        self.out_proj = Linear(spec.width, spec.width)
+
+    @property
+    def mixer(self) -> Mixer:
+        return self.body.mixer
+
+    def forward(
+        self, x: Tensor, state: State | None, mask: Tensor | None, keep_state: bool, embedded: Tensor
+    ) -> tuple[Tensor, State | None]:
+        body = self.body
+        y, state = body.mixer(body.mixer_norm(torch.cat((x, embedded), -1)), state, mask, keep_state)
+        y = body.narrow(y)
+        if body.mlp is not None and body.mlp_norm is not None:
+            y = body.mlp(body.mlp_norm(y))
+        return x + self.out_proj(y), state
+
+    def flops(self, length: int) -> int:
+        """Multiply-adds x 2 of one forward over `length` tokens."""
+        body = self.body
+        mlp = 0 if body.mlp is None else body.mlp.flops(length)
+        matrices = body.narrow.weight.numel() + self.out_proj.weight.numel()
+        return body.mixer.flops(length) + mlp + 2 * length * matrices
+
+
+def make_blocks(spec: ModelSpec) -> nn.ModuleList:
+    """The blocks of a spec in order; layers with the same `share` are one block, or one body of several."""
+    pattern = spec.pattern()
+    blocks: list[nn.Module] = []
+    shared: dict[str, tuple[LayerSpec, nn.Module]] = {}
+    for index, layer in enumerate(pattern):
+        part: nn.Module
+        if layer.share is not None and layer.share in shared:
+            first, part = shared[layer.share]
+            if first != layer:
+                raise InputError(f"layers: the layers that share {layer.share!r} must be described alike")
+        else:
+            source = pattern[spec.source(index)]
+            part = InputBody(spec, layer) if layer.with_input else Block(spec, layer, source)
+            if layer.share is not None:
+                shared[layer.share] = layer, part
+        blocks.append(InputBlock(spec, part) if isinstance(part, InputBody) else part)
+    return nn.ModuleList(blocks)
+
+
+def make_mixer(spec: ModelSpec, layer: LayerSpec, width: int, source: LayerSpec) -> Mixer:
+    """The layer's mixer; the model's heads and relative position are its defaults.
+
+    source: the layer that makes the keys and values, `layer` itself but for shared ones.
+    """
+    entry = registry.lookup("mixer", layer.mixer)
+    known = {p.name for p in entry.parameters}
+    options = {**source.options, **layer.options}
+    defaults: dict[str, Any] = {}
+    if "heads" in known and "head_dim" not in options:
+        defaults["heads"] = spec.heads
+    if "position" in known:
+        defaults["position"] = spec.position if spec.position in ("rope", "alibi") else "none"
+    options = entry.check({"width": width, **defaults, **options})
+    return SharedKeys(**options) if layer.kv == "shared" else entry.factory(**options)
+
+
+def make_mlp(spec: ModelSpec, layer: LayerSpec) -> Mlp | None:
+    """The layer's MLP, or None."""
+    chosen: MlpSpec = layer.mlp or spec.mlp
+    if chosen.kind == "none":
+        return None
+    return build_mlp(chosen.kind, width=spec.width, **{"ratio": spec.mlp_ratio, **chosen.options})
+
+
+def make_norm(spec: ModelSpec, size: int) -> nn.Module:
+    """The spec's normalisation of vectors of `size`."""
+    kinds = {"rms": RMSNorm, "layer": nn.LayerNorm, "none": nn.Identity}
+    return kinds[spec.norm](size)
+
+
+class MatrixAtoms(nn.Module):
+    """The matrices that the attention projections of all layers are made of (MASA, 2508.04581).
+
+    q, k, v, out: [atoms, outputs, inputs].
+    """
+
+    def __init__(self, count: int, mixer: Attention) -> None:
+        super().__init__()
+
+        def draw(outputs: int, inputs: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(count, outputs, inputs).uniform_(-1, 1) * inputs**-0.5)
+
+        inner, keys = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+        self.q, self.k, self.v = draw(inner, mixer.width), draw(keys, mixer.width), draw(keys, mixer.width)
+        self.out = draw(mixer.width, inner)
+
+
+class AtomLinear(nn.Module):
+    """A linear layer whose matrix stacks, part by part, the sums of coefficient x atom.
+
+    atoms: where the atoms are. parts: names of the atoms, for example ("q", "k", "v").
+    """
+
+    def __init__(self, atoms: MatrixAtoms, *parts: str) -> None:
+        super().__init__()
+        count = atoms.q.shape[0]
+        self.coefficients = nn.Parameter(torch.randn(len(parts), count) * count**-0.5)
+        self.parts = parts
+        self._atoms = (atoms,)  # in a tuple, so that the atoms are no part of each layer
+
+    @property
+    def weight(self) -> Tensor:
+        """[outputs, inputs]."""
+        atoms = (getattr(self._atoms[0], part) for part in self.parts)
+        return torch.cat([torch.einsum("s,soi->oi", c, a) for c, a in zip(self.coefficients, atoms, strict=True)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+def share_atoms(spec: ModelSpec, blocks: nn.ModuleList) -> MatrixAtoms | None:
+    """Make the projections of the "attention" layers from shared atoms, when the spec says so."""
+    if spec.atoms is None:
+        return None
+    found: list[Attention] = [block.mixer for block in blocks if type(block.mixer) is Attention]
+    if not found:
+        raise InputError("atoms: no layer of mixer 'attention' makes keys and values; leave atoms out or add one")
+    shapes = {(mixer.width, mixer.heads, mixer.kv_heads, mixer.head_dim) for mixer in found}
+    if len(shapes) > 1 or any(mixer.qkv_proj.bias is not None for mixer in found):
+        raise InputError("atoms: the attention layers must agree in width, heads, kv_heads and head_dim, without bias")
+    atoms = MatrixAtoms(spec.atoms, found[0])
+    for mixer in found:
+        mixer.qkv_proj = AtomLinear(atoms, "q", "k", "v")  # type: ignore[assignment]
+        mixer.out_proj = AtomLinear(atoms, "out")  # type: ignore[assignment]
+    return atoms

@@ -1,0 +1,339 @@
+"""Position-wise MLPs: GELU, SwiGLU, GEGLU and squared ReLU, with dense or structured matrices, and mixtures of experts.
+
+Every MLP maps [B, T, width] to the same, token by token. Its last matrix is called `out_proj`, so that the stack can
+make residual branches start small.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contextlab import registry
+from contextlab.errors import InputError
+from contextlab.mixers.layers import Linear
+from contextlab.registry import register
+
+Structure = Literal["dense", "low_rank", "block_dense", "block_shuffle"]
+
+
+class Mlp(nn.Module, ABC):
+    """Base of the MLPs.
+
+    width: size of a token's vector. ratio: hidden width over `width`.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    @abstractmethod
+    def flops(self, length: int) -> int:
+        """Multiply-adds x 2 of one forward over `length` tokens, matrix products counted."""
+
+
+class StructuredLinear(nn.Module):
+    """A linear layer as the product of two smaller matrices (2406.16450, section 3).
+
+    low_rank: U V, with `rank` values between them. block_dense: V is block-diagonal, U dense, `rank` between them.
+    block_shuffle: both are block-diagonal, with a transposition between them, so that each output hears each input.
+
+    inputs, outputs: sizes. structure: as above. rank: values in the middle; for block_shuffle the smaller of inputs
+        and outputs. blocks: of the block-diagonal matrices.
+    """
+
+    def __init__(self, inputs: int, outputs: int, structure: Structure, rank: int, blocks: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.structure = inputs, outputs, structure
+        if structure != "low_rank":
+            _divides(blocks, inputs, "the inputs")
+        if structure == "block_shuffle":
+            rank = min(inputs, outputs)
+            _divides(blocks, outputs, "the outputs")
+        if structure != "low_rank":
+            _divides(blocks, rank, "the rank")
+        first_blocks = 1 if structure == "low_rank" else blocks
+        last_blocks = blocks if structure == "block_shuffle" else 1
+        # [blocks, values out, values in] of each block
+        self.first = nn.Parameter(torch.empty(first_blocks, rank // first_blocks, inputs // first_blocks))
+        self.weight = nn.Parameter(torch.empty(last_blocks, outputs // last_blocks, rank // last_blocks))
+        with torch.no_grad():
+            # Variance: as the product of the two, the layer starts like a dense one of the same fan-in.
+            self.first.normal_(std=self.first.shape[-1] ** -0.5)
+            self.weight.uniform_(-1, 1).mul_(self.weight.shape[-1] ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., inputs] -> [..., outputs]."""
+        hidden = _block_diagonal(x, self.first)
+        if self.structure == "block_shuffle":
+            blocks = self.first.shape[0]
+            hidden = hidden.unflatten(-1, (blocks, -1)).transpose(-1, -2).flatten(-2)
+        return _block_diagonal(hidden, self.weight)
+
+    @property
+    def multiplications(self) -> int:
+        """Multiply-adds for one token."""
+        return self.first.numel() + self.weight.numel()
+
+
+def _block_diagonal(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., blocks * in] by weight [blocks, out, in] -> [..., blocks * out]."""
+    if weight.shape[0] == 1:
+        return F.linear(x, weight[0])
+    return torch.einsum("...bi,boi->...bo", x.unflatten(-1, (weight.shape[0], -1)), weight).flatten(-2)
+
+
+def _divides(blocks: int, size: int, what: str) -> None:
+    if size % blocks:
+        fits = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - blocks))
+        raise InputError(f"blocks: {blocks} does not divide {what} {size}; the nearest that does is {fits}")
+
+
+class _FeedForward(Mlp):
+    """Two matrices with a nonlinearity between them."""
+
+    gated = False
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        ratio: PositiveFloat = 4.0,
+        structure: Structure = "dense",
+        rank: PositiveInt | None = None,
+        blocks: PositiveInt = 4,
+    ) -> None:
+        super().__init__(width)
+        hidden = hidden_width(width, ratio, self.gated)
+        rank = max(1, width // 2) if rank is None else rank
+
+        def matrix(inputs: int, outputs: int) -> nn.Module:
+            if structure == "dense":
+                return Linear(inputs, outputs)
+            return StructuredLinear(inputs, outputs, structure, rank, blocks)
+
+        self.up = matrix(width, hidden * (2 if self.gated else 1))
+        self.out_proj = matrix(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, width] -> [B, T, width]."""
+        return self.out_proj(self.activation(self.up(x)))
+
+    @staticmethod
+    def activation(h: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def flops(self, length: int) -> int:
+        """See `Mlp.flops`."""
+        return 2 * length * (_multiplications(self.up) + _multiplications(self.out_proj))
+
+
+def hidden_width(width: int, ratio: float, gated: bool) -> int:
+    """Values in the middle; gated MLPs have three matrices: two thirds of the width keep the parameter count."""
+    return max(1, round(width * ratio * (2 / 3 if gated else 1)))
+
+
+def _multiplications(layer: nn.Module) -> int:
+    if isinstance(layer, StructuredLinear):
+        return layer.multiplications
+    assert isinstance(layer, nn.Linear)
+    return layer.weight.numel()
+
+
+@register("mlp", "gelu", papers=("1606.08415", "2406.16450"), cases=({}, {"structure": "low_rank", "rank": 3}))
+class Gelu(_FeedForward):
+    """out(GELU(up x)), the transformer's usual MLP.
+
+    width: size of a token's vector.
+    ratio: hidden width over `width`.
+    structure: of both matrices: dense, or products of two smaller ones (see `StructuredLinear`).
+    rank: values between the two smaller matrices; default width / 2.
+    blocks: of the block-diagonal matrices.
+    """
+
+    @staticmethod
+    def activation(h: Tensor) -> Tensor:
+        return F.gelu(h)  # the tanh form is several times slower on CPU
+
+
+@register("mlp", "relu2", papers=("2109.08668", "2406.16450"), cases=({}, {"structure": "block_dense", "blocks": 2}))
+class SquaredRelu(_FeedForward):
+    """out(ReLU(up x)^2), Primer's MLP.
+
+    width: size of a token's vector.
+    ratio: hidden width over `width`.
+    structure: of both matrices: dense, or products of two smaller ones (see `StructuredLinear`).
+    rank: values between the two smaller matrices; default width / 2.
+    blocks: of the block-diagonal matrices.
+    """
+
+    @staticmethod
+    def activation(h: Tensor) -> Tensor:
+        return F.relu(h).square()
+
+
+@register("mlp", "swiglu", papers=("2002.05202", "2406.16450"), cases=({}, {"structure": "block_shuffle"}))
+class SwiGlu(_FeedForward):
+    """out(SiLU(gate x) * up x); the hidden width is two thirds, so that the parameter count stays.
+
+    width: size of a token's vector.
+    ratio: hidden width over `width`, before the two thirds.
+    structure: of both matrices: dense, or products of two smaller ones (see `StructuredLinear`).
+    rank: values between the two smaller matrices; default width / 2.
+    blocks: of the block-diagonal matrices.
+    """
+
+    gated = True
+
+    @staticmethod
+    def activation(h: Tensor) -> Tensor:
+        gate, value = h.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+@register("mlp", "geglu", papers=("2002.05202", "2402.19427"))
+class GeGlu(_FeedForward):
+    """out(GELU(gate x) * up x), as in Griffin and Gemma; the hidden width is two thirds.
+
+    width: size of a token's vector.
+    ratio: hidden width over `width`, before the two thirds.
+    structure: of both matrices: dense, or products of two smaller ones (see `StructuredLinear`).
+    rank: values between the two smaller matrices; default width / 2.
+    blocks: of the block-diagonal matrices.
+    """
+
+    gated = True
+
+    @staticmethod
+    def activation(h: Tensor) -> Tensor:
+        gate, value = h.chunk(2, dim=-1)
+        return F.gelu(gate) * value
+
+
+class Experts(nn.Module):
+    """One matrix an expert: weight [experts, outputs, inputs]."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, outputs, inputs).uniform_(-1, 1) * inputs**-0.5)
+
+
+@register(
+    "mlp",
+    "moe",
+    papers=("2101.03961", "2401.04081", "2401.06066", "2405.16039"),
+    cases=(
+        {"experts": 4},
+        {"experts": 3, "top_k": 2, "shared": 1, "activation": "relu"},
+        {"experts": 4, "top_k": 3, "router": "sigmoid", "balance": "entropy", "activation": "gelu"},
+    ),
+)
+class MixtureOfExperts(Mlp):
+    """Each token goes through the few expert MLPs that a router chooses for it; no token is dropped.
+
+    With scores s = softmax(R x) or sigmoid(R x), y is the sum over the top_k experts of s_e MLP_e(x), scores as they
+    are: Switch (2101.03961) is softmax with top_k 1, sigma-MoE (2405.16039) sigmoid with ReLU experts. In training a
+    balancing term is added to the gradient of the loss (its value does not show in the loss that is reported):
+    "switch" is E sum_e f_e P_e, with f_e the share of choices that fall on e and P_e the mean softmax score
+    (2101.03961, eq. 4-6); "entropy" is sum_e P_e log P_e (2405.16039: minus the entropy of the mean). Unlike Switch there is no
+    expert capacity: with it, what a token gets would depend on the other tokens of the batch.
+
+    width: size of a token's vector.
+    ratio: hidden width of one expert over `width`.
+    experts: number of experts.
+    top_k: experts that each token goes through.
+    shared: further experts that every token goes through (DeepSeekMoE, 2401.06066).
+    router: how scores are made of the router's logits.
+    activation: of the experts; swiglu has three matrices and two thirds of the hidden width.
+    balance: the balancing term.
+    balance_weight: its factor.
+    """
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        ratio: PositiveFloat = 4.0,
+        experts: PositiveInt = 8,
+        top_k: PositiveInt = 1,
+        shared: Annotated[int, Field(ge=0)] = 0,
+        router: Literal["softmax", "sigmoid"] = "softmax",
+        activation: Literal["swiglu", "gelu", "relu"] = "swiglu",
+        balance: Literal["switch", "entropy"] = "switch",
+        balance_weight: Annotated[float, Field(ge=0)] = 0.01,
+    ) -> None:
+        super().__init__(width)
+        if top_k > experts:
+            raise InputError(f"top_k {top_k} is more than the {experts} experts; the nearest that fits is {experts}")
+        self.experts, self.top_k, self.shared = experts, top_k, shared
+        self.scoring, self.activation, self.balance, self.balance_weight = router, activation, balance, balance_weight
+        gated = activation == "swiglu"
+        hidden = hidden_width(width, ratio, gated)
+        self.router = Linear(width, experts)
+        self.up = Experts(experts + shared, width, hidden * (2 if gated else 1))
+        self.out_proj = Experts(experts + shared, hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, width] -> [B, T, width]."""
+        tokens = x.reshape(-1, self.width)
+        logits = self.router(tokens).to(torch.promote_types(x.dtype, torch.float32))
+        scores = logits.softmax(-1) if self.scoring == "softmax" else logits.sigmoid()
+        weight, chosen = scores.topk(self.top_k, -1)  # [N, top_k]
+        # All (token, expert) pairs in order of expert: each expert then reads one contiguous slice.
+        order = chosen.flatten().argsort(stable=True)
+        source = order // self.top_k
+        counts = torch.bincount(chosen.flatten(), minlength=self.experts)
+        pieces = tokens[source].split(counts.tolist())
+        mixed = torch.cat([self._expert(e, piece) for e, piece in enumerate(pieces)])
+        mixed = mixed * weight.flatten()[order].to(mixed.dtype).unsqueeze(-1)
+        y = torch.zeros_like(tokens, dtype=mixed.dtype).index_add(0, source, mixed)
+        for expert in range(self.experts, self.experts + self.shared):
+            y = y + self._expert(expert, tokens)
+        if self.training and self.balance_weight and torch.is_grad_enabled():
+            y = _WithLoss.apply(y, self.balance_weight * self._imbalance(logits, counts))
+        return y.view_as(x)
+
+    def _expert(self, expert: int, x: Tensor) -> Tensor:
+        h = F.linear(x, self.up.weight[expert])
+        if self.activation == "swiglu":
+            h = SwiGlu.activation(h)
+        else:
+            h = F.gelu(h) if self.activation == "gelu" else F.relu(h)
+        return F.linear(h, self.out_proj.weight[expert])
+
+    def _imbalance(self, logits: Tensor, counts: Tensor) -> Tensor:
+        mean = logits.softmax(-1).mean(0)
+        if self.balance == "entropy":
+            return (mean * mean.log()).sum()
+        return self.experts * (counts.to(mean.dtype) * mean).sum() / counts.sum()
+
+    def flops(self, length: int) -> int:
+        """See `Mlp.flops`: of the experts that a token goes through."""
+        expert = self.up.weight[0].numel() + self.out_proj.weight[0].numel()
+        return 2 * length * (self.router.weight.numel() + (self.top_k + self.shared) * expert)
+
+
+class _WithLoss(torch.autograd.Function):
+    """y itself; on the way back a further loss joins the graph with gradient 1."""
+
+    @staticmethod
+    def forward(ctx: object, y: Tensor, loss: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient.new_ones(())
+
+
+def build_mlp(name: str, *, width: PositiveInt, **options: Any) -> Mlp:
+    """Build a registered MLP.
+
+    name: as `contextlab list mlps` prints it. width: size of a token's vector. options: the MLP's own.
+    Raises InputError on unknown, ill-typed or impossible names and options, with the nearest valid choice.
+    """
+    mlp = registry.lookup("mlp", name).build(width=width, **options)
+    assert isinstance(mlp, Mlp)
+    return mlp
