@@ -200,7 +200,7 @@ def show(
         print(json.dumps(shown, indent=2))
         return
     console.print(f"[bold cyan]{escape(entry.name)}[/] [dim]({kind})[/]\n")
-    console.print(escape(_without_parameters(entry.doc, {p.name for p in entry.parameters})) + "\n")
+    console.print(escape(_flowing(_without_parameters(entry.doc, {p.name for p in entry.parameters}))) + "\n")
     if entry.papers:
         console.print("Papers: " + ", ".join(f"arXiv:{paper}" for paper in entry.papers) + "\n")
     if entry.parameters:
@@ -489,6 +489,18 @@ def _without_parameters(doc: str, parameters: set[str]) -> str:
             skipping = False
             kept.append(line)
     return "\n".join(kept).strip()
+
+
+def _flowing(doc: str) -> str:
+    """The text with the breaks inside its paragraphs taken out, for the terminal to break; indented lines stay."""
+    lines: list[str] = []
+    for line in doc.splitlines():
+        follows = bool(lines and lines[-1] and not lines[-1][0].isspace() and line and not line[0].isspace())
+        if follows:
+            lines[-1] += " " + line
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def _model_spec(model: str, changes: list[str]) -> ModelSpec:

@@ -235,12 +235,12 @@ class Experts(nn.Module):
 class MixtureOfExperts(Mlp):
     """Each token goes through the few expert MLPs that a router chooses for it; no token is dropped.
 
-    With scores s = softmax(R x) or sigmoid(R x), y is the sum over the top_k experts of s_e MLP_e(x), scores as they
-    are: Switch (2101.03961) is softmax with top_k 1, sigma-MoE (2405.16039) sigmoid with ReLU experts. In training a
-    balancing term is added to the gradient of the loss (its value does not show in the loss that is reported):
-    "switch" is E sum_e f_e P_e, with f_e the share of choices that fall on e and P_e the mean softmax score
-    (2101.03961, eq. 4-6); "entropy" is sum_e P_e log P_e (2405.16039: minus the entropy of the mean). Unlike Switch there is no
-    expert capacity: with it, what a token gets would depend on the other tokens of the batch.
+    With scores s = softmax(R x) or sigmoid(R x), y is the sum over the top_k experts of s_e MLP_e(x), scores as
+    they are: Switch (2101.03961) is softmax with top_k 1, sigma-MoE (2405.16039) sigmoid with ReLU experts. In
+    training a balancing term is added to the gradient of the loss (its value does not show in the loss that is
+    reported): "switch" is E sum_e f_e P_e, with f_e the share of choices that fall on e and P_e the mean softmax
+    score (2101.03961, eq. 4-6); "entropy" is sum_e P_e log P_e (2405.16039: minus the entropy of the mean). Unlike
+    Switch there is no expert capacity: with it, what a token gets would depend on the other tokens of the batch.
 
     width: size of a token's vector.
     ratio: hidden width of one expert over `width`.
