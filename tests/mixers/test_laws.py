@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 import contextlab.mixers  # noqa: F401  (registers every mixer)
 from contextlab import registry
+from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer
 from contextlab.state import RecurrentState, State, own
 
@@ -292,6 +293,33 @@ def test_every_parameter_matters(build: Build) -> None:
 def test_flops_grow(build: Build) -> None:
     mixer = build()
     assert 0 < mixer.flops(16) < mixer.flops(32)
+
+
+@every_causal
+def test_states_of_another_batch_or_mixer_are_refused(build: Build) -> None:
+    mixer, x = build(), torch.randn(2, 3, WIDTH)
+    _, state = mixer(x)
+    assert state is not None
+    with pytest.raises(InputError, match="the state is of a batch of 2, x of 3"):
+        mixer(torch.randn(3, 1, WIDTH), state)
+    copied = state.select(torch.tensor([1, 0]))  # comes from nowhere, so it is checked, and fits
+    mixer(x, copied)
+    other = RecurrentState({"another's": torch.zeros(2, 5)}, length=3)
+    with pytest.raises(InputError, match="the state of another mixer"):
+        mixer(x, other)
+    wider = [p for p in pytree.tree_leaves(copied) if isinstance(p, Tensor)]
+    if any(p.ndim > 1 for p in wider):
+        with pytest.raises(InputError, match="the state of a mixer with other options"):
+            mixer(x, copied.map(lambda tensor: torch.cat([tensor] * 2, -1) if tensor.ndim > 1 else tensor))
+
+
+@every
+def test_inputs_of_another_width_are_refused(build: Build) -> None:
+    mixer = build()
+    with pytest.raises(InputError, match=r"expected x \[B, T, 24\], got \[2, 3, 25\]"):
+        mixer(torch.randn(2, 3, WIDTH + 1))
+    with pytest.raises(InputError, match=r"expected mask bool \[2, 3\], got bool \[3, 3\]"):
+        mixer(torch.randn(2, 3, WIDTH), None, torch.ones(3, 3, dtype=torch.bool))
 
 
 # What the harness is for: mixers that break one law each, and must be caught.

@@ -61,11 +61,3 @@ def test_impossible_members_are_refused(options, message):
     with pytest.raises(InputError) as caught:
         build_mixer("parallel", width=16, **options)
     assert message in str(caught.value)
-
-
-def test_the_state_of_another_mixer_is_refused():
-    mixer = build_mixer("parallel", width=16, mixers=MEMBERS)
-    x = torch.randn(1, 3, 16)
-    _, other = build_mixer("attention", width=16)(x)
-    with pytest.raises(InputError, match="expected the state of 2 mixers side by side"):
-        mixer(x, other)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError
-from contextlab.state import State
+from contextlab.state import RecurrentState, State
 
 
 class Mixer(nn.Module, ABC):
@@ -25,6 +26,37 @@ class Mixer(nn.Module, ABC):
         if width < 1:
             raise InputError(f"width must be at least 1, got {width}")
         self.width = width
+        self._expected: Signature | None = None
+
+    def __call__(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """Check what is given, then `forward`. Raises InputError on a state of another mixer or batch."""
+        self._check(x, state, mask)
+        y, after = super().__call__(x, state, mask, keep_state)
+        if after is not None:
+            after.__dict__["_left_by"] = id(self)  # spares the check of a state that comes straight back
+        return y, after
+
+    def _check(self, x: Tensor, state: State | None, mask: Tensor | None) -> None:
+        name = type(self).__name__
+        if x.ndim != 3 or x.shape[-1] != self.width:
+            raise InputError(f"{name}: expected x [B, T, {self.width}], got {list(x.shape)}")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+            raise InputError(
+                f"{name}: expected mask bool {list(x.shape[:2])}, got {str(mask.dtype)[6:]} {list(mask.shape)}"
+            )
+        if state is None:
+            return
+        if not self.causal:
+            raise InputError(f"{name} reads both ways and takes no state; give it the whole sequence at once")
+        if state.__dict__.get("_left_by") != id(self):
+            if self._expected is None:
+                self._expected = _signature(self, x)
+            self._expected.check(state, name)
+        held = next(state.tensors(), x)
+        if len(held) != len(x):
+            raise InputError(f"{name}: the state is of a batch of {len(held)}, x of {len(x)}")
 
     @abstractmethod
     def forward(
@@ -49,6 +81,64 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def flops(self, length: int) -> int:
         """Multiply-adds x 2 of one forward over `length` tokens of one sequence, matrix products counted."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What every state of one mixer has in common.
+
+    kind: its class. names: of a RecurrentState's tensors. shapes: of each tensor but for the batch; None where a size
+    depends on the tokens read.
+    """
+
+    kind: type[State]
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int | None, ...], ...]
+
+    @classmethod
+    def of(cls, state: State) -> Signature:
+        """That of one state."""
+        names = tuple(state.memory) if isinstance(state, RecurrentState) else ()
+        return cls(type(state), names, tuple(tuple(tensor.shape[1:]) for tensor in state.tensors()))
+
+    def check(self, state: State, name: str) -> None:
+        """Raises InputError when `state` cannot be one of the mixer called `name`."""
+        found = Signature.of(state)
+        if not isinstance(state, self.kind) or set(found.names) != set(self.names):
+            raise InputError(f"{name}: the state of another mixer: expected {self._words()}, got {found._words()}")
+        if found.kind is not self.kind:
+            return  # a subclass (a cache policy's, say) may hold less, or hold it otherwise
+        fits = len(found.shapes) == len(self.shapes) and all(
+            len(has) == len(due) and all(b in (a, None) for a, b in zip(has, due, strict=True))
+            for has, due in zip(found.shapes, self.shapes, strict=True)
+        )
+        if not fits:
+            raise InputError(
+                f"{name}: the state of a mixer with other options: expected tensors of shape "
+                f"{_shapes(self.shapes)} after the batch, got {_shapes(found.shapes)}"
+            )
+
+    def _words(self) -> str:
+        return self.kind.__name__ + (f" of {', '.join(self.names)}" if self.names else "")
+
+
+def _shapes(shapes: tuple[tuple[int | None, ...], ...]) -> str:
+    return ", ".join("[" + ", ".join("n" if size is None else str(size) for size in shape) + "]" for shape in shapes)
+
+
+@torch.no_grad()
+def _signature(mixer: Mixer, like: Tensor) -> Signature:
+    """Found by letting the mixer read 1 and 70 tokens: what differs depends on the length."""
+    training = mixer.training
+    mixer.eval()
+    left = [mixer(like.new_zeros(1, length, mixer.width))[1] for length in (1, 70)]
+    mixer.train(training)
+    few, many = (Signature.of(state) for state in left if state is not None)
+    shapes = tuple(
+        tuple(a if a == b else None for a, b in zip(one, other, strict=True))
+        for one, other in zip(few.shapes, many.shapes, strict=True)
+    )
+    return Signature(few.kind, few.names, shapes)
 
 
 def state_growth(mixer: Mixer) -> str:

@@ -82,9 +82,7 @@ class Parallel(Mixer):
         self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
     ) -> tuple[Tensor, State | None]:
         """See `Mixer.forward`."""
-        if state is not None and not (isinstance(state, StackState) and len(state.layers) == len(self.members)):
-            raise InputError(f"parallel: expected the state of {len(self.members)} mixers side by side")
-        befores = [None] * len(self.members) if state is None else state.layers
+        befores = state.layers if isinstance(state, StackState) else [None] * len(self.members)
         read = [member(x, before, mask, keep_state) for member, before in zip(self.members, befores, strict=True)]
         outputs = [y for y, _ in read]
         if self.norms is not None:

@@ -26,12 +26,15 @@ class SharedKeys(Attention):
         self.k_norm = None
         self.qkv_proj = Linear(width, heads * self.head_dim, bias=self.qkv_proj.bias is not None)
 
+    def _check(self, x: Tensor, state: State | None, mask: Tensor | None) -> None:
+        if not isinstance(state, KVState):
+            raise InputError("shared keys: expected the state of the attention layer that makes the keys")
+
     def forward(
         self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
     ) -> tuple[Tensor, State | None]:
         """x: [B, T, width]. state: of the layer that made the keys, the T tokens of x read. Returns (y, None)."""
-        if not isinstance(state, KVState):
-            raise InputError("shared keys: expected the state of the attention layer that makes the keys")
+        assert isinstance(state, KVState)
         batch, length, _ = x.shape
         q = self.qkv_proj(x).view(batch, length, self.heads, self.head_dim)
         if self.q_norm is not None:
