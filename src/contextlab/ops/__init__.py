@@ -14,6 +14,7 @@ from contextlab.ops.linear import (
     simple_gla,
     ssd,
 )
+from contextlab.ops.long_convolution import long_convolution, naive_long_convolution
 from contextlab.ops.mlstm import mlstm, naive_mlstm
 from contextlab.ops.position import (
     alibi_slopes,
@@ -38,11 +39,13 @@ __all__ = [
     "lightning_attention",
     "linear_attention",
     "linear_scan",
+    "long_convolution",
     "mlstm",
     "naive_causal_conv",
     "naive_gated_delta_rule",
     "naive_gla",
     "naive_linear_scan",
+    "naive_long_convolution",
     "naive_mlstm",
     "naive_rwkv6",
     "naive_selective_scan",
