@@ -254,6 +254,10 @@ class SlidingWindow(Attention):
         k, v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
         if q.shape[1] == 1 and not padded and self.slopes is None:
             return softmax_attention(q, k, v), after  # all that the state holds is in sight
+        if not padded and (self.slopes is None or not self.sinks):
+            # The keys follow one another, but for a gap after the sinks, and sinks are in sight wherever they are:
+            # places in the row say nothing new, and without them the op leaves out what is beyond the window.
+            return self._softmax(q, k, v, None, None), after
         k_places = torch.cat([old_places, places.expand(len(old_places), -1)], 1)
         return self._softmax(q, k, v, places, k_places), after
 
