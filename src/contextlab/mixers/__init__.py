@@ -18,6 +18,7 @@ from contextlab.mixers import (
     s4d,
     scan,
     softmax,
+    static,
     windows,
     xlstm,
 )  # importing registers them
@@ -32,6 +33,7 @@ from contextlab.mixers.recurrent import Gru, Lstm
 from contextlab.mixers.s4d import S4D
 from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, RgLru
 from contextlab.mixers.softmax import Attention, ForgettingAttention, SlidingWindow
+from contextlab.mixers.static import Hyena, TokenShift
 from contextlab.mixers.windows import MultiScaleWindow, SigmoidWindow
 from contextlab.mixers.xlstm import Mlstm
 
@@ -45,6 +47,7 @@ __all__ = [
     "Gru",
     "Hgrn",
     "Hgrn2",
+    "Hyena",
     "LatentAttention",
     "LightningAttention",
     "LinearAttention",
@@ -62,6 +65,7 @@ __all__ = [
     "Rwkv6",
     "SigmoidWindow",
     "SlidingWindow",
+    "TokenShift",
     "build_mixer",
     "delta",
     "gla",
@@ -73,6 +77,7 @@ __all__ = [
     "s4d",
     "scan",
     "softmax",
+    "static",
     "windows",
     "xlstm",
 ]
