@@ -86,6 +86,12 @@ def test_mixers_are_listed_with_what_their_state_costs(call):
     assert rows["attention"]["family"] == "softmax"
     assert rows["sliding_window"]["state_growth"] == rows["mamba"]["state_growth"] == "constant"
     assert rows["hgrn"]["state_bytes"] == 64 * 4
+    assert rows["mamba"]["family"] == "state space"
+    costs = {name: (row["sequence_cost"], row["parallel_form"], row["token_cost"]) for name, row in rows.items()}
+    assert costs["attention"] == ("T^2", "attention", "T")
+    assert costs["sliding_window"] == ("T", "attention", "1")
+    assert costs["gated_delta_net"] == ("T", "chunks", "1")
+    assert costs["lstm"] == ("T", "loop", "1")
     code, out, _ = call("list", "mixers")
     assert code == 0
     assert "constant" in out

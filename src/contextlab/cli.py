@@ -119,47 +119,61 @@ def list_(
         rows = [{"name": e.name, "summary": e.summary, "papers": list(e.papers)} for e in registry.entries(kind)]
         if kind == "mixer":
             for row in rows:
-                row.update(_state_facts(row["name"]))
+                row.update(_mixer_facts(row["name"]))
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     from contextlab.report.naming import bytes_in_words
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    facts = ("family", "state", "sequence", "token") if kind == "mixer" else ()
+    wide = not facts or console.width >= 150  # a narrow terminal shows the facts of mixers first
+    papers_too = kind != "recipe" and (not facts or console.width >= 100)
+    table = Table(box=None, padding=(0, 2 if papers_too else 1, 0, 0))
     table.add_column("name", style="bold cyan", no_wrap=True)
-    table.add_column("what it is")
-    if kind == "mixer":
-        table.add_column("family")
-        table.add_column("state")
-    if kind != "recipe":
+    if wide:
+        table.add_column("what it is")
+    for fact in facts:
+        table.add_column(fact, no_wrap=True)
+    if papers_too:
         table.add_column("papers (arXiv)", style="dim")
     for row in rows:
-        cells = [row["name"], row["summary"]]
-        if kind == "mixer":
+        cells = [row["name"], row["summary"]] if wide else [row["name"]]
+        if facts:
             size = row["state_bytes"]
-            cells += [row["family"], f"{row['state_growth']}, {bytes_in_words(size)}" if size is not None else "?"]
-        table.add_row(*map(escape, cells + ([", ".join(row["papers"])] if kind != "recipe" else [])))
+            held = "?" if size is None else "none" if size == 0 else f"{row['state_growth']}, {bytes_in_words(size)}"
+            cells += [row["family"], held, f"{row['sequence_cost']} ({row['parallel_form']})", row["token_cost"]]
+        if papers_too:
+            papers = row["papers"]
+            cells.append(", ".join(papers if wide else papers[:1]) + (", ..." if len(papers) > 1 and not wide else ""))
+        table.add_row(*map(escape, cells))
     console.print(table)
-    if kind == "mixer":
+    if facts:
         console.print(
-            "[dim]state: how it grows with the tokens read, and its size after 4096 of them at width 64.[/dim]"
+            "[dim]state: how it grows with the T tokens read, and its size after 4096 of them at width 64. sequence: "
+            "operations for T tokens at once, and how they are done. token: time of one more after T.[/dim]"
         )
     console.print(f"[dim]contextlab show {kind} NAME tells more.[/dim]")
 
 
-def _state_facts(name: str) -> dict[str, Any]:
-    """A mixer's family (its file) and what its state costs, at width 64 with default options."""
+def _mixer_facts(name: str) -> dict[str, Any]:
+    """A mixer's family, its parallel form and what it costs, with default options at width 64."""
     from contextlab import registry
-    from contextlab.mixers import build_mixer
-    from contextlab.mixers.base import state_growth
+    from contextlab.mixers import base, build_mixer
 
-    family = registry.lookup("mixer", name).factory.__module__.rpartition(".")[2]
+    factory: Any = registry.lookup("mixer", name).factory
+    facts: dict[str, Any] = {"family": base.family_of(factory), "parallel_form": factory.parallel_form}
+    costs = dict.fromkeys(("state_growth", "state_bytes", "sequence_cost", "token_cost"))
     try:
         mixer = build_mixer(name, width=64)
     except InputError:  # it has options that must be given
-        return {"family": family, "state_growth": None, "state_bytes": None}
-    bytes_held = mixer.state_nbytes(4096) if mixer.causal else 0
-    return {"family": family, "state_growth": state_growth(mixer), "state_bytes": bytes_held}
+        return {**facts, **costs, "sequence_cost": "?", "token_cost": "?"}
+    return {
+        **facts,
+        "state_growth": base.state_growth(mixer),
+        "state_bytes": mixer.state_nbytes(4096) if mixer.causal else 0,
+        "sequence_cost": base.sequence_cost(mixer),
+        "token_cost": base.token_cost(mixer),
+    }
 
 
 @app.command()

@@ -20,6 +20,10 @@ class Mixer(nn.Module, ABC):
     """
 
     causal: ClassVar[bool] = True
+    # How a whole sequence is computed at once: "attention", "chunks" of matrix products, "scan", "convolution", "loop"
+    # over tokens or segments.
+    parallel_form: ClassVar[str] = "?"
+    family: ClassVar[str] = ""  # where it is not that of the mixer's file
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -141,6 +145,29 @@ def _signature(mixer: Mixer, like: Tensor) -> Signature:
     return Signature(few.kind, few.names, shapes)
 
 
+FAMILIES = {
+    "softmax": ("softmax", "latent", "windows", "contextual", "neighbourhood"),
+    "sparse": ("sparse",),
+    "linear": ("linear", "gla", "gated_linear", "log_linear", "expansion"),
+    "delta": ("delta", "kda", "rwkv7"),
+    "state space": ("s4d", "mamba"),
+    "recurrent": ("scan", "recurrent", "xlstm", "slstm", "matmul_free"),
+    "test-time": ("test_time",),
+    "segment": ("segment", "memory_bank"),
+    "static": ("static",),
+    "encoder": ("encoders",),
+    "hybrid": ("parallel",),
+}
+
+
+def family_of(mixer: type[Mixer]) -> str:
+    """The family of a mixer, by its file; the file's own name for mixers from elsewhere."""
+    if mixer.family:
+        return mixer.family
+    file = mixer.__module__.rpartition(".")[2]
+    return next((name for name, files in FAMILIES.items() if file in files), file)
+
+
 def state_growth(mixer: Mixer) -> str:
     """How the bytes of the state grow with the tokens read: "none", "constant", "logarithmic" or "linear".
 
@@ -152,6 +179,20 @@ def state_growth(mixer: Mixer) -> str:
     if few == many:
         return "constant"
     return "linear" if many > 4 * some else "logarithmic"
+
+
+def sequence_cost(mixer: Mixer) -> str:
+    """How the operations of one forward grow with its T tokens: "T", "T log T" or "T^2".
+
+    Found from `flops` at 2^16 and 2^20 tokens, not declared.
+    """
+    growth = mixer.flops(2**20) / (16 * mixer.flops(2**16))
+    return "T" if growth < 1.02 else "T log T" if growth < 2 else "T^2"
+
+
+def token_cost(mixer: Mixer) -> str:
+    """How the time of one more token grows with the T tokens read: "1", "log T" or "T", as the state that it reads."""
+    return {"none": "none", "constant": "1", "logarithmic": "log T", "linear": "T"}[state_growth(mixer)]
 
 
 def head_size(width: int, heads: int, what: str = "heads") -> int:

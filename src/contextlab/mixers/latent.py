@@ -45,6 +45,8 @@ class LatentAttention(Mixer):
     rope_base: base of the rotary frequencies.
     """
 
+    parallel_form = "attention"
+
     def __init__(
         self,
         width: PositiveInt,

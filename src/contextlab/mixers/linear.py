@@ -35,6 +35,8 @@ class MatrixMixer(Mixer):
     conv_channels, conv_size: of the short convolution; size 0 for none.
     """
 
+    parallel_form = "chunks"
+
     def __init__(
         self, width: int, heads: int, key: int, value: int, projected: int, conv_channels: int, conv_size: int
     ) -> None:

@@ -51,6 +51,8 @@ class Parallel(Mixer):
     position: for every member that knows relative positions.
     """
 
+    parallel_form = "its members'"
+
     def __init__(
         self,
         width: PositiveInt,

@@ -18,6 +18,8 @@ from contextlab.state import RecurrentState, State, own, tensor_bytes
 class _Recurrent(Mixer):
     """What the two cells share: state, padding, projection out."""
 
+    parallel_form = "loop"
+
     cell: ClassVar[type[nn.LSTM] | type[nn.GRU]]
     parts: ClassVar[tuple[str, ...]]
 

@@ -35,6 +35,8 @@ class S4D(Mixer):
     expand: channels over width.
     """
 
+    parallel_form = "chunks"
+
     def __init__(self, width: PositiveInt, state_size: PositiveInt = 64, expand: PositiveInt = 1) -> None:
         super().__init__(width)
         if state_size % 2:

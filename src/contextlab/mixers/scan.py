@@ -29,6 +29,8 @@ class ElementwiseMixer(Mixer):
     short_conv: width of the causal convolution over the first C of them; 0 for none. conv_bias: whether it has one.
     """
 
+    parallel_form = "scan"
+
     activation: ClassVar[Literal["silu"] | None] = None  # of the convolution
 
     def __init__(self, width: int, inner: int, projected: int, short_conv: int = 0, conv_bias: bool = False) -> None:
@@ -236,6 +238,7 @@ class Mamba(ElementwiseMixer):
     short_conv: width of the causal convolution before the scan; 0 for none.
     """
 
+    family = "state space"
     activation = "silu"
 
     def __init__(

@@ -60,6 +60,8 @@ class Attention(Mixer):
     short_conv: width of a causal depthwise convolution over q, k and v (Primer, 2109.08668); 0 for none.
     """
 
+    parallel_form = "attention"
+
     window: int | None = None
     sinks: int = 0
 
