@@ -52,6 +52,7 @@ def cases(causal: bool | None = True) -> list[Any]:
 
 
 every_causal = pytest.mark.parametrize("build", cases())
+every_encoder = pytest.mark.parametrize("build", cases(causal=False))
 every = pytest.mark.parametrize("build", cases(causal=None))
 
 
@@ -160,6 +161,24 @@ def batch_law(mixer: Mixer, reading: Reading) -> None:
             continue
         alone, _ = mixer(reading.x[row : row + 1, reading.real[row]], None)
         close(together[row, reading.real[row]], alone[0])
+
+
+def encoder_law(mixer: Mixer, reading: Reading) -> None:
+    x = reading.x.clone().requires_grad_()
+    y, state = mixer(x, None, reading.mask)
+    assert state is None
+    assert mixer.state_nbytes(reading.x.shape[1], reading.x.shape[0], reading.x.dtype) == 0
+    assert y.isfinite().all()
+    gradient = torch.autograd.grad(y[reading.real].square().sum(), x)[0]
+    assert gradient.isfinite().all()
+    assert not gradient[~reading.real].any()
+
+
+def both_ways_law(mixer: Mixer) -> None:
+    x = torch.randn(1, 9, WIDTH, dtype=torch.float64, requires_grad=True)
+    first, last = (torch.autograd.grad(mixer(x)[0][0, at].square().sum(), x)[0][0] for at in (0, 8))
+    assert first[8].any()
+    assert last[0].any()
 
 
 def handed_gradient_law(mixer: Mixer, reading: Reading) -> None:
@@ -284,7 +303,8 @@ def test_gradcheck(build: Build, padding: int) -> None:
 @every
 def test_every_parameter_matters(build: Build) -> None:
     mixer = build().double()
-    mixer(torch.randn(3, 80, WIDTH, dtype=torch.float64), keep_state=False)[0].square().sum().backward()
+    x = torch.randn(3, 80, WIDTH, dtype=torch.float64, requires_grad=True)  # for mixers without parameters
+    mixer(x, keep_state=False)[0].square().sum().backward()
     unused = [n for n, p in mixer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not unused
 
@@ -311,6 +331,20 @@ def test_states_of_another_batch_or_mixer_are_refused(build: Build) -> None:
     if any(p.ndim > 1 for p in wider):
         with pytest.raises(InputError, match="the state of a mixer with other options"):
             mixer(x, copied.map(lambda tensor: torch.cat([tensor] * 2, -1) if tensor.ndim > 1 else tensor))
+
+
+@every_encoder
+@given(reading=readings())
+def test_encoders_leave_no_state_and_ignore_padding(build: Build, reading: Reading) -> None:
+    encoder_law(build().double(), reading)
+
+
+@every_encoder
+def test_encoders_read_both_ways_and_take_no_state(build: Build) -> None:
+    mixer = build().double()
+    both_ways_law(mixer)
+    with pytest.raises(InputError, match="reads both ways and takes no state"):
+        mixer(torch.randn(1, 2, WIDTH, dtype=torch.float64), RecurrentState())
 
 
 @every
@@ -492,3 +526,11 @@ def test_harness_catches_a_broken_mixer(broken: Callable[[], Mixer], law: str) -
     mixer = broken().double()
     with pytest.raises((AssertionError, TypeError)):
         LAWS[law](mixer)
+
+
+@pytest.mark.parametrize(
+    "law", [lambda mixer: encoder_law(mixer, example()), both_ways_law], ids=["state", "both ways"]
+)
+def test_harness_catches_a_causal_mixer_among_encoders(law: Callable[[Mixer], None]) -> None:
+    with pytest.raises(AssertionError):
+        law(Sum().double())

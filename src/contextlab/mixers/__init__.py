@@ -9,6 +9,7 @@ from pydantic import PositiveInt
 from contextlab import registry
 from contextlab.mixers import (
     delta,
+    encoders,
     gla,
     latent,
     linear,
@@ -24,6 +25,7 @@ from contextlab.mixers import (
 )  # importing registers them
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.delta import DeltaNet, GatedDeltaNet
+from contextlab.mixers.encoders import EncoderAttention, FNet, Linformer, MergedAttention, Performer, PoNet
 from contextlab.mixers.gla import GatedLinearAttention, Hgrn2, Rwkv6
 from contextlab.mixers.latent import LatentAttention
 from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
@@ -41,6 +43,8 @@ __all__ = [
     "S4D",
     "Attention",
     "DeltaNet",
+    "EncoderAttention",
+    "FNet",
     "ForgettingAttention",
     "GatedDeltaNet",
     "GatedLinearAttention",
@@ -51,15 +55,19 @@ __all__ = [
     "LatentAttention",
     "LightningAttention",
     "LinearAttention",
+    "Linformer",
     "Lstm",
     "Mamba",
     "Mamba2",
+    "MergedAttention",
     "MinGru",
     "MinLstm",
     "Mixer",
     "Mlstm",
     "MultiScaleWindow",
     "Parallel",
+    "Performer",
+    "PoNet",
     "Retention",
     "RgLru",
     "Rwkv6",
@@ -68,6 +76,7 @@ __all__ = [
     "TokenShift",
     "build_mixer",
     "delta",
+    "encoders",
     "gla",
     "latent",
     "linear",

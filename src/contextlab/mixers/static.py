@@ -32,6 +32,8 @@ class TokenShift(Mixer):
     size: tokens that are mixed, the token itself counted; at least 2.
     """
 
+    parallel_form = "convolution"
+
     def __init__(self, width: PositiveInt, size: Annotated[int, Field(ge=2)] = 2) -> None:
         super().__init__(width)
         # The shares of the tokens before, the oldest first: at the start the last one's runs from 1 to 0 over channels.
@@ -101,6 +103,7 @@ class Hyena(Mixer):
     short_conv: width of the causal convolution over all projections; 0 for none.
     """
 
+    parallel_form = "convolution"
     FAST, SLOW, FLOOR = 0.3, 1.5, 0.05  # share of the filter at which the windows have fallen to 0.01; b
     rates: Tensor
 
