@@ -215,7 +215,7 @@ class FNet(Encoder):
         return int(2.5 * values * math.log2(values)) + values
 
 
-@register("mixer", "performer", papers=("2009.14794",), cases=({}, {"features": 9, "heads": 3}))
+@register("mixer", "performer", papers=("2009.14794",), cases=({}, {"features": 9, "heads": 2}, {"heads": 3}))
 class Performer(Encoder):
     """Performer (FAVOR+): softmax attention of every token to every token, estimated by random features in O(T).
 
@@ -256,7 +256,7 @@ class Performer(Encoder):
     "mixer",
     "ponet",
     papers=("2110.02442",),
-    cases=({}, {"heads": 3, "segment": 7, "local": 5}, {"heads": 1, "segment": 200, "local": 1}),
+    cases=({}, {"heads": 2, "segment": 7, "local": 5}, {"heads": 3, "segment": 200, "local": 1}),
 )
 class PoNet(Encoder):
     """PoNet: pooling at three ranges in place of attention, O(T): y = W ((g + s) o + l), section 3 of the paper.
@@ -326,7 +326,7 @@ class PoNet(Encoder):
     "mixer",
     "merged_attention",
     papers=("2210.09461",),
-    cases=({}, {"ratio": 0.5, "heads": 3}, {"ratio": 0.2, "heads": 1}),
+    cases=({}, {"ratio": 0.5, "heads": 2}, {"ratio": 0.2, "heads": 3}),
 )
 class MergedAttention(Encoder):
     """Attention to merged tokens: before it, the most alike pairs of keys and values become their means (ToMe).
