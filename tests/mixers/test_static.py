@@ -82,3 +82,13 @@ def test_impossible_options_are_refused() -> None:
     for name, options in (("hyena", {"order": 1}), ("token_shift", {"size": 1})):
         with pytest.raises(InputError, match="greater than or equal to 2"):
             registry.lookup("mixer", name).build(width=8, **options)
+
+
+@torch.no_grad()
+def test_hyena_makes_its_filters_in_float32_at_least() -> None:
+    mixer, x = Hyena(16, filter_length=64), torch.randn(2, 40, 16)
+    expected = mixer(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        filters, y = mixer.filters(64), mixer(x)[0]
+    torch.testing.assert_close(filters, mixer.filters(64))
+    torch.testing.assert_close(y.float(), expected, atol=0.02 * expected.abs().max().item(), rtol=0)

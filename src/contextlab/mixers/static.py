@@ -16,6 +16,8 @@ from contextlab.mixers.convolution import ShortConv, without_padding
 from contextlab.mixers.layers import Linear
 from contextlab.mixers.linear import recurrent
 from contextlab.ops.convolution import causal_conv
+from contextlab.ops.dense import dense
+from contextlab.ops.linear import working_dtype
 from contextlab.ops.long_convolution import fast_size, long_convolution
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
@@ -89,10 +91,10 @@ class HyenaState(State):
 class Hyena(Mixer):
     """Hyena: products of the token with long convolutions, whose filters a small network makes from the lag.
 
-    z <- x_n * (h_n conv z) + ..., from z = x_1 * v on, for n = 2 .. order; y = W z (section 3.1; the first of the
-    paper's filters is the short convolution alone, as in the authors' code, so that order 2 is q * (h conv (k * v))).
+    z_1 = x_1 v, z_n = x_n (h_n conv z_{n-1} + d_n z_{n-1}) for n = 2 .. order, y = W z_order (section 3.1; the first of
+    the paper's filters is the short convolution alone, as in the authors' code, so that order 2 is q (h conv (k v))).
     A filter is h(j) = window(j) FFN(features of j), window exp(-a j) + b with another a for each channel (section 3.3).
-    FFT convolutions take O(T log T) for a sequence; one token alone costs O(filter_length), as its state does.
+    FFT convolutions take O(T log T) for a sequence. One token alone costs O(filter_length), and makes the filters anew.
 
     width: size of a token's vector.
     order: gates, so that there are order - 1 long convolutions; at least 2.
@@ -156,18 +158,20 @@ class Hyena(Mixer):
 
     def filters(self, lags: int) -> Tensor:
         """The filters at lags 0 .. lags - 1: [order - 1, width, lags]."""
-        at = torch.arange(lags, device=self.rates.device)
-        position = at.to(self.rates.dtype).unsqueeze(1) / self.filter_length
+        at, work = torch.arange(lags, device=self.rates.device), working_dtype(self.rates.dtype)
+        position = at.to(work).unsqueeze(1) / self.filter_length
         angles = 2 * math.pi * position * torch.arange(1, self.bands + 1, device=at.device)
         h = torch.cat((position, angles.cos(), angles.sin()), 1)
-        for layer in (self.filter_in, *self.filter_inner):
-            h = torch.sin(self.frequency * layer(h))
-        h = self.filter_out(h).unflatten(1, (self.order - 1, -1)) * self._window(at).unsqueeze(1)
-        return h.permute(1, 2, 0)
+        with torch.autocast(at.device.type, enabled=False):  # a sine of high frequency needs the digits
+            for layer in (self.filter_in, *self.filter_inner):
+                h = torch.sin(self.frequency.to(work) * dense(h, layer.weight.to(work), layer.bias.to(work)))
+            h = dense(h, self.filter_out.weight.to(work))
+        return (h.unflatten(1, (self.order - 1, -1)) * self._window(at).unsqueeze(1)).permute(1, 2, 0)
 
     def _window(self, lags: Tensor) -> Tensor:
         """[lags, width], from 1 + b down."""
-        return torch.exp(lags.to(self.rates.dtype).unsqueeze(1) * (-self.rates / self.filter_length)) + self.FLOOR
+        rates = self.rates.to(working_dtype(self.rates.dtype))
+        return torch.exp(-rates * lags.to(rates.dtype).unsqueeze(1) / self.filter_length) + self.FLOOR
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`: grows with the tokens read until the filters are full."""
