@@ -31,7 +31,7 @@ def test_token_shift_keeps_the_mean_of_equal_tokens() -> None:
 
 
 def hyena_by_its_definition(mixer: Hyena, x: torch.Tensor) -> torch.Tensor:
-    """Section 3.1, with sums for convolutions and the filters built lag by lag."""
+    """The recurrence, with sums for convolutions and the filters built lag by lag."""
     z = x @ mixer.in_proj.weight.T
     if mixer.conv is not None:
         z = naive_causal_conv(z, mixer.conv.weight)[0]

@@ -134,7 +134,7 @@ class EncoderAttention(Attention):
 class Linformer(Encoder):
     """Linformer: softmax attention to a few learned sums of the keys and values, O(T) for sequences up to a length.
 
-    head = softmax(Q (E K)^T / sqrt(d)) (F V) (eq. 7), with E and F [projected, max_length] learned. E and F have a
+    head = softmax(Q (E K)^T / sqrt(d)) (F V), with E and F [projected, max_length] learned. E and F have a
     column for each position, counted from a row's first real token, so they hold the order of the tokens as well.
 
     width: size of a token's vector.
@@ -184,7 +184,7 @@ class Linformer(Encoder):
 
 @register("mixer", "fnet", papers=("2105.03824",), cases=({}, {"normalise": False}))
 class FNet(Encoder):
-    """FNet: the real part of the Fourier transform over tokens and channels, with nothing to learn (eq. 3).
+    """FNet: the real part of the Fourier transform over tokens and channels, with nothing to learn.
 
     A padded row is transformed over its real tokens alone, by a chirp: O(T log T) too, and rows may differ in length.
 
@@ -259,7 +259,7 @@ class Performer(Encoder):
     cases=({}, {"heads": 2, "segment": 7, "local": 5}, {"heads": 3, "segment": 200, "local": 1}),
 )
 class PoNet(Encoder):
-    """PoNet: pooling at three ranges in place of attention, O(T): y = W ((g + s) o + l), section 3 of the paper.
+    """PoNet: pooling at three ranges in place of attention, O(T): y = W ((g + s) o + l).
 
     g: the attention of the mean query to all keys, which are the values too. s: the maximum over the token's segment.
     l: the maximum over the token's neighbours. o: a projection of the token itself. Segments are of equal length here,
@@ -333,7 +333,7 @@ class MergedAttention(Encoder):
 
     Tokens at even places are matched with the most alike (by the cosine of the keys, averaged over heads) at odd
     places, the best matches are merged, and the scores gain the log of the number of tokens that a key stands for
-    (sections 3.1 and 3.2). As a mixer it gives every token an output, so queries are not merged, and nothing stays
+    (proportional attention). As a mixer it gives every token an output, so queries are not merged, and nothing stays
     merged for the next block, as it does in ToMe and MAELRE: of the attention's cost 1 - ratio is left, and the
     matching costs a quarter of one head's scores. Order is the model's to tell (position "learned" or "sinusoidal").
 
@@ -381,7 +381,7 @@ class MergedAttention(Encoder):
 def merge_alike(
     k: Tensor, v: Tensor, ratio: float, tokens: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Merge keys and values by bipartite soft matching (ToMe, 2210.09461, section 3.1).
+    """Merge keys and values by bipartite soft matching (ToMe, 2210.09461).
 
     k: [B, T, H, K]. v: [B, T, H, V]. ratio: merged tokens over a row's tokens, at most 0.5, rounded down.
     tokens: [B] int64, each row's tokens, its first; None for all T.

@@ -91,9 +91,9 @@ class HyenaState(State):
 class Hyena(Mixer):
     """Hyena: products of the token with long convolutions, whose filters a small network makes from the lag.
 
-    z_1 = x_1 v, z_n = x_n (h_n conv z_{n-1} + d_n z_{n-1}) for n = 2 .. order, y = W z_order (section 3.1; the first of
+    z_1 = x_1 v, z_n = x_n (h_n conv z_{n-1} + d_n z_{n-1}) for n = 2 .. order, y = W z_order (the first of
     the paper's filters is the short convolution alone, as in the authors' code, so that order 2 is q (h conv (k v))).
-    A filter is h(j) = window(j) FFN(features of j), window exp(-a j) + b with another a for each channel (section 3.3).
+    A filter is h(j) = window(j) FFN(features of j), window exp(-a j) + b with another a for each channel.
     FFT convolutions take O(T log T) for a sequence. One token alone costs O(filter_length), and makes the filters anew.
 
     width: size of a token's vector.

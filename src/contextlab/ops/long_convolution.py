@@ -15,7 +15,7 @@ def long_convolution(
 ) -> tuple[Tensor, Tensor | None]:
     """Each channel's sum over its last L tokens, y_t = sum_{j < L} filters[:, j] x_{t-j}, in O(T log T).
 
-    By the FFT (Hyena, 2302.10866, section 2), in float32 at least; one token alone by its sum. Memory is linear in T.
+    By the FFT (Hyena, 2302.10866), in float32 at least; one token alone by its sum. Memory is linear in T.
 
     x: [B, T, C].
     filters: [C, L], by lag: column 0 weighs the token itself.
