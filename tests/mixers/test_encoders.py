@@ -190,7 +190,7 @@ def test_an_even_neighbourhood_is_refused() -> None:
 
 
 def merged_by_loops(k: Tensor, v: Tensor, ratio: float) -> list[tuple[Tensor, Tensor, int]]:
-    """One row, by the steps of bipartite soft matching. k, v: [T, H, d]. Returns (key, value, tokens) of each that is left."""
+    """One row by the steps of bipartite soft matching. k, v: [T, H, d]. Returns (key, value, tokens) of all left."""
     metric = k.mean(1)
     even, odd = range(0, len(k), 2), range(1, len(k), 2)
     edges = [max((F.cosine_similarity(metric[i], metric[j], 0).item(), i, j) for j in odd) for i in even if odd]
