@@ -18,7 +18,7 @@ from contextlab import __version__
 from contextlab.errors import ContextlabError, InputError, unknown
 
 if TYPE_CHECKING:
-    from contextlab.models import ModelSpec
+    from contextlab.models import HuggingFaceSpec, ModelSpec
 
 app = typer.Typer(
     name="contextlab",
@@ -517,8 +517,11 @@ def _flowing(doc: str) -> str:
     return "\n".join(lines)
 
 
-def _model_spec(model: str, changes: list[str]) -> ModelSpec:
-    """The ModelSpec of a preset's name, a YAML file or a saved model, with token sizes where none are given."""
+def _model_spec(model: str, changes: list[str]) -> ModelSpec | HuggingFaceSpec:
+    """The spec of a preset's name, a YAML file, a saved model or a Hugging Face checkpoint.
+
+    Token sizes are filled in where none are given.
+    """
     from contextlab.experiments.recipes import read_yaml, set_key
     from contextlab.files import read_json
     from contextlab.models import ModelSpec, preset
@@ -526,8 +529,14 @@ def _model_spec(model: str, changes: list[str]) -> ModelSpec:
     data: dict[str, Any] = {}
     path = Path(model)
     if path.is_dir():
+        if not (path / "model.json").exists() and (path / "config.json").exists():
+            if changes:
+                raise InputError("--set changes a spec of ours; a Hugging Face checkpoint is taken as it is")
+            from contextlab.models.hub import describe_checkpoint
+
+            return describe_checkpoint(path)
         if not (path / "model.json").exists():
-            raise InputError(f"{path}: no saved model there (expected model.json)")
+            raise InputError(f"{path}: no saved model there (expected model.json, or a checkpoint's config.json)")
         data = read_json(path / "model.json")
     elif path.exists() or path.suffix in (".yaml", ".yml"):
         data = read_yaml(path)

@@ -19,14 +19,21 @@ import torch
 
 from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation.results import table
-from contextlab.models import Model, ModelSpec, build_model
+from contextlab.models import HuggingFaceModel, HuggingFaceSpec, Model, ModelSpec, build_model
+from contextlab.models.hub import build_checkpoint
 
 DECODED = 16
 """Tokens decoded in a row for each timing."""
 
 
 def static_cost(
-    model: Model, length: int, *, name: str = "model", run: str = "", seed: int = 0, task_name: str = ""
+    model: Model | HuggingFaceModel,
+    length: int,
+    *,
+    name: str = "model",
+    run: str = "",
+    seed: int = 0,
+    task_name: str = "",
 ) -> pd.DataFrame:
     """Parameters, FLOPs of one forward and bytes of state, for one sequence of `length` tokens; nothing is timed.
 
@@ -44,7 +51,7 @@ def static_cost(
 
 
 def cost(
-    model: Model | ModelSpec | dict[str, Any],
+    model: Model | HuggingFaceModel | ModelSpec | HuggingFaceSpec | dict[str, Any],
     lengths: Sequence[int],
     *,
     batch: int = 1,
@@ -66,13 +73,16 @@ def cost(
     peak_bytes (the most memory that prefill took beyond what the loaded model already held: resident memory on CPU,
     allocated memory on CUDA). `value` is the median, ci_low and ci_high are the least and the most, n the repeats.
     """
-    spec = model.spec if isinstance(model, Model) else ModelSpec.parse(model)
+    spec = model.spec if isinstance(model, Model | HuggingFaceModel) else model
+    if not isinstance(spec, HuggingFaceSpec):
+        spec = ModelSpec.parse(spec)
     rows: list[dict[str, Any]] = []
     for length in lengths:
         if progress is not None:
             progress(length)
         job = {
             "spec": spec.model_dump(mode="json"),
+            "huggingface": isinstance(spec, HuggingFaceSpec),
             "length": length,
             "batch": batch,
             "repeats": repeats,
@@ -123,7 +133,12 @@ def measure(job: dict[str, Any]) -> dict[str, list[float]]:
     """Measure one length in this process, which should be a fresh one. Returns metric -> the values found."""
     device = torch.device(job["device"])
     torch.set_num_threads(job["threads"])
-    model = build_model(ModelSpec.parse(job["spec"])).to(device).eval()
+    model: Any
+    if job["huggingface"]:
+        model = build_checkpoint(HuggingFaceSpec.parse(job["spec"]))
+    else:
+        model = build_model(ModelSpec.parse(job["spec"]))
+    model = model.to(device).eval()
     length, batch = job["length"], job["batch"]
     inputs = _inputs(model, batch, length, device)
     step = inputs[:, :1]
@@ -156,7 +171,7 @@ def measure(job: dict[str, Any]) -> dict[str, list[float]]:
     }
 
 
-def _inputs(model: Model, batch: int, length: int, device: torch.device) -> torch.Tensor:
+def _inputs(model: Model | HuggingFaceModel, batch: int, length: int, device: torch.device) -> torch.Tensor:
     generator = torch.Generator(device).manual_seed(0)
     size = model.spec.input_size or 1
     if model.spec.read_in == "token":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,6 +56,7 @@ class Attention(Mixer):
     rope_base: base of the rotary frequencies.
     rope_fraction: part of each head's dimensions that is rotated.
     qk_norm: RMS-normalise queries and keys in each head, before the rotation.
+    norm_eps: of that normalisation; None takes PyTorch's default.
     bias: whether the projections have biases.
     short_conv: width of a causal depthwise convolution over q, k and v (Primer, 2109.08668); 0 for none.
     """
@@ -77,6 +78,7 @@ class Attention(Mixer):
         qk_norm: bool = False,
         bias: bool = False,
         short_conv: NonNegativeInt = 0,
+        norm_eps: PositiveFloat | None = None,
     ) -> None:
         super().__init__(width)
         self.heads = heads
@@ -93,8 +95,8 @@ class Attention(Mixer):
         self.qkv_proj = Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
         self.out_proj = Linear(heads * self.head_dim, width, bias=bias)
         self.conv = ShortConv(self.qkv_proj.out_features, short_conv) if short_conv else None
-        self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.q_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
         self.slopes: Tensor | None
         slopes = alibi_slopes(heads).to(torch.get_default_dtype()) if position == "alibi" else None
         self.register_buffer("slopes", slopes, persistent=False)
@@ -210,6 +212,7 @@ class SlidingWindow(Attention):
     rope_base: base of the rotary frequencies.
     rope_fraction: part of each head's dimensions that is rotated.
     qk_norm: RMS-normalise queries and keys in each head, before the rotation.
+    norm_eps: of that normalisation; None takes PyTorch's default.
     bias: whether the projections have biases.
     short_conv: width of a causal depthwise convolution over q, k and v (Primer, 2109.08668); 0 for none.
     """
@@ -228,9 +231,10 @@ class SlidingWindow(Attention):
         qk_norm: bool = False,
         bias: bool = False,
         short_conv: NonNegativeInt = 0,
+        norm_eps: PositiveFloat | None = None,
     ) -> None:
         super().__init__(
-            width, heads, kv_heads, head_dim, position, rope_base, rope_fraction, qk_norm, bias, short_conv
+            width, heads, kv_heads, head_dim, position, rope_base, rope_fraction, qk_norm, bias, short_conv, norm_eps
         )
         self.window: int = window
         self.sinks = sinks

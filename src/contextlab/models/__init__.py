@@ -1,12 +1,18 @@
 """Models: a stack of blocks built from a ModelSpec, presets, save and load."""
 
 from contextlab.models import presets as presets
+from contextlab.models.hub import HuggingFaceModel, HuggingFaceSpec, HuggingFaceState, load
 from contextlab.models.io import load_model, save_model
 from contextlab.models.mlp import Mlp, build_mlp
 from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
 from contextlab.models.stack import Model, ModelState, build_model, preset
+from contextlab.models.tokenizer import ByteTokenizer, load_tokenizer
 
 __all__ = [
+    "ByteTokenizer",
+    "HuggingFaceModel",
+    "HuggingFaceSpec",
+    "HuggingFaceState",
     "LayerSpec",
     "Mlp",
     "MlpSpec",
@@ -15,7 +21,9 @@ __all__ = [
     "ModelState",
     "build_mlp",
     "build_model",
+    "load",
     "load_model",
+    "load_tokenizer",
     "preset",
     "save_model",
 ]

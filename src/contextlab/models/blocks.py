@@ -174,8 +174,11 @@ def make_mlp(spec: ModelSpec, layer: LayerSpec) -> Mlp | None:
 
 def make_norm(spec: ModelSpec, size: int) -> nn.Module:
     """The spec's normalisation of vectors of `size`."""
-    kinds = {"rms": RMSNorm, "layer": nn.LayerNorm, "none": nn.Identity}
-    return kinds[spec.norm](size)
+    if spec.norm == "none":
+        return nn.Identity()
+    if spec.norm == "rms":
+        return RMSNorm(size, eps=spec.norm_eps)
+    return nn.LayerNorm(size, eps=1e-5 if spec.norm_eps is None else spec.norm_eps)
 
 
 class MatrixAtoms(nn.Module):

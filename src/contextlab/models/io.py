@@ -35,26 +35,36 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     if not (folder / SPEC).exists():
         raise InputError(f"{folder}: no model there (expected {SPEC} and {WEIGHTS})")
     spec = ModelSpec.parse(read_json(folder / SPEC), str(folder / SPEC))
+    weights = read_tensors(folder / WEIGHTS)
     model = build_model(spec)
-    load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    if weights:
+        model = model.to(next(iter(weights.values())).dtype)  # as they were saved
+    load_weights(model, weights, str(folder / WEIGHTS))
     return model.to(device)
 
 
 def load_weights(model: Model, weights: dict[str, Tensor], source: str) -> None:
     """Copy weights into a model. Raises InputError that says how they differ when they are of another model."""
     own = model.state_dict()
-    for name, tensor in own.items():
-        if name not in weights:
-            raise InputError(f"{source}: a checkpoint of another model: it lacks {name!r}")
-        if weights[name].shape != tensor.shape:
-            raise InputError(
-                f"{source}: a checkpoint of another model: {name!r} is {list(weights[name].shape)}, "
-                f"expected {list(tensor.shape)}"
-            )
-    for name in weights:
-        if name not in own:
-            raise InputError(
-                f"{source}: a checkpoint of another model: it holds {name!r}, which this model lacks "
-                f"(nearest: {nearest(name, own)!r})"
-            )
+    faults = compare_tensors({name: list(tensor.shape) for name, tensor in own.items()}, weights)
+    if faults:
+        raise InputError(f"{source}: a checkpoint of another model: {faults}")
     model.load_state_dict(weights)
+
+
+def compare_tensors(wanted: dict[str, list[int]], found: dict[str, Tensor]) -> str:
+    """How tensors differ from the shapes that are wanted by name, in one line; "" when they do not."""
+    missing = [repr(name) for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    unknown = [f"{name!r} (nearest: {near!r})" if (near := nearest(name, wanted)) else repr(name) for name in extra]
+    misshapen = [
+        f"{name!r} is {list(found[name].shape)}, expected {shape}"
+        for name, shape in wanted.items()
+        if name in found and list(found[name].shape) != shape
+    ]
+    parts = {"it lacks": missing, "it holds, and the model does not:": unknown, "of another shape:": misshapen}
+    return "; ".join(
+        f"{what} {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        for what, names in parts.items()
+        if names
+    )

@@ -85,6 +85,7 @@ class ModelSpec(Spec):
     atoms: make the attention projections of all "attention" layers from so many matrices that they share (MASA,
         2508.04581); None for matrices of their own.
     norm: normalisation before each mixer and MLP and before the read-out.
+    norm_eps: added to the mean square before the root; None takes PyTorch's default.
     position: "rope" and "alibi" are given to the mixers that know them; "learned" and "sinusoidal" are added
         to the embedded tokens; "none" leaves order to the causal mask and the recurrences.
     max_length: longest sequence with learned positions.
@@ -94,6 +95,7 @@ class ModelSpec(Spec):
     input_size: width of an input vector, or number of token ids; the task fills it in when None.
     output_size: width of a prediction; the task fills it in when None.
     tied: use the token embedding as the read-out.
+    read_out_bias: whether the read-out has a bias; a tied one never has.
     """
 
     width: PositiveInt = 64
@@ -107,6 +109,7 @@ class ModelSpec(Spec):
     residual_rank: PositiveInt = 8
     atoms: PositiveInt | None = None
     norm: Literal["rms", "layer", "none"] = "rms"
+    norm_eps: PositiveFloat | None = None
     position: Literal["rope", "alibi", "learned", "sinusoidal", "none"] = "rope"
     max_length: PositiveInt | None = None
     loops: PositiveInt = 1
@@ -115,6 +118,7 @@ class ModelSpec(Spec):
     input_size: PositiveInt | None = None
     output_size: PositiveInt | None = None
     tied: bool = False
+    read_out_bias: bool = True
 
     @field_validator("mlp", mode="before")
     @classmethod

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
+from contextlab.models.generation import generate
 from contextlab.models.spec import ModelSpec
 from contextlab.ops.position import sinusoidal
 from contextlab.spec import describe
@@ -57,7 +57,7 @@ class Model(nn.Module):
         self._sources = [spec.source(i) for i in range(spec.depth)]
         self._read_above = {source for i, source in enumerate(self._sources) if source != i}
         self.read_out_norm = make_norm(spec, spec.width)
-        self.read_out = Linear(spec.width, spec.output_size, bias=not spec.tied)
+        self.read_out = Linear(spec.width, spec.output_size, bias=spec.read_out_bias and not spec.tied)
         with torch.no_grad():
             # Residual branches start small, so that the stack starts near the identity at any depth (GPT-2's rule).
             small = (2 * spec.depth * spec.loops) ** -0.5
@@ -85,7 +85,6 @@ class Model(nn.Module):
         assert state is not None
         return prediction, state
 
-    @torch.no_grad()
     def generate(
         self,
         prompt: Tensor,
@@ -102,20 +101,7 @@ class Model(nn.Module):
         """
         if self.spec.read_in != "token":
             raise InputError("generate: this model reads vectors; only a model that reads tokens can generate")
-        if temperature > 0 and generator is None:
-            raise InputError("generate: temperature > 0 needs a torch.Generator, so that the draw can be repeated")
-        logits, state = self.read(prompt, None, mask)
-        last, written = logits[:, -1], []
-        for _ in range(tokens):
-            if temperature > 0:
-                chosen = torch.multinomial(F.softmax(last / temperature, -1), 1, generator=generator)
-            else:
-                chosen = last.argmax(-1, keepdim=True)
-            written.append(chosen)
-            if len(written) < tokens:
-                logits, state = self.read(chosen, state)
-                last = logits[:, -1]
-        return torch.cat(written, 1) if written else prompt[:, :0]
+        return generate(self, prompt, tokens, temperature=temperature, generator=generator, mask=mask)
 
     def _run(
         self, inputs: Tensor, state: ModelState | None, mask: Tensor | None, keep_state: bool

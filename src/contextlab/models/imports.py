@@ -1,0 +1,216 @@
+"""Hugging Face checkpoints as models of our own stack: the same function, so the same logits.
+
+An architecture is imported when every option of its configuration has its like here; else it is refused, with what
+stands in the way, and the adapter (`contextlab.models.load` without `native`) still runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contextlab.errors import InputError, nearest
+from contextlab.models.spec import ModelSpec
+from contextlab.models.stack import Model, build_model
+from contextlab.ops.position import pairs_of_halves
+
+Tensors = dict[str, Tensor]
+
+
+def native_model(config: Any, tensors: Tensors, source: str) -> Model:
+    """Our model with the weights of a checkpoint.
+
+    config: the checkpoint's transformers configuration. tensors: by their names in the checkpoint, names and shapes
+    already checked. source: for messages.
+
+    Raises InputError when the architecture, or an option of it, has no like here.
+    """
+    kind = config.model_type
+    if kind not in ARCHITECTURES:
+        near = nearest(kind, ARCHITECTURES)
+        hint = f"the nearest is {near!r}; " if near else ""
+        raise InputError(
+            f"{source}: {kind!r} cannot be imported natively (known: {', '.join(sorted(ARCHITECTURES))}); {hint}"
+            "leave out native=True to run it through transformers"
+        )
+    spec, convert = ARCHITECTURES[kind](config, source)
+    model = build_model(ModelSpec.parse(spec, source)).to(next(iter(tensors.values())).dtype)
+    weights = convert(tensors)
+    if not config.tie_word_embeddings:
+        weights["read_out.weight"] = tensors["lm_head.weight"]
+    elif spec["tied"]:
+        weights["read_out.weight"] = weights["read_in.weight"]
+    model.load_state_dict(weights)
+    return model
+
+
+def _refuse_unless(source: str, **facts: tuple[Any, Any]) -> None:
+    """facts: option -> (what the checkpoint has, what alone can be imported)."""
+    for option, (has, can) in facts.items():
+        if has != can:
+            raise InputError(
+                f"{source}: {option} = {has!r} has no like here (only {can!r}); leave out native=True to run the model "
+                "through transformers"
+            )
+
+
+def _common(config: Any, eps: float) -> dict[str, Any]:
+    return {
+        "width": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "norm": "rms",
+        "norm_eps": eps,
+        "read_in": "token",
+        "input_size": config.vocab_size,
+        "output_size": config.vocab_size,
+        "tied": bool(config.tie_word_embeddings),
+        "read_out_bias": False,
+    }
+
+
+def _llama(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors], Tensors]]:
+    """Llama (2302.13971), Mistral (2310.06825) and Qwen3 (2505.09388): attention and SwiGLU, both after RMS norms."""
+    rope = config.rope_parameters
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    bias = bool(getattr(config, "attention_bias", False))
+    normed = config.model_type == "qwen3"
+    window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+    _refuse_unless(
+        source,
+        rope_type=(rope.get("rope_type", "default"), "default"),
+        partial_rotary_factor=(rope.get("partial_rotary_factor", 1.0), 1.0),
+        hidden_act=(config.hidden_act, "silu"),
+        mlp_bias=(bool(getattr(config, "mlp_bias", False)), False),
+        use_sliding_window=(bool(getattr(config, "use_sliding_window", False)), False),
+    )
+    options: dict[str, Any] = {
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "rope_base": float(rope["rope_theta"]),
+        "bias": bias,
+    }
+    if normed:
+        options |= {"qk_norm": True, "norm_eps": config.rms_norm_eps}
+    mixer = "attention" if window is None else "sliding_window"
+    if window is not None:
+        options["window"] = window
+    spec = {
+        **_common(config, config.rms_norm_eps),
+        "heads": 1,  # the layers' options say it
+        "position": "rope",
+        "layers": [{"mixer": mixer, "options": options}],
+        "mlp": "swiglu",
+        "mlp_ratio": config.intermediate_size * 1.5 / config.hidden_size,
+    }
+
+    def pairs(rows: Tensor) -> Tensor:
+        """Rows [heads * head_dim, ...] of a query or key projection, reordered for rotation in pairs."""
+        by_head = rows.unflatten(0, (-1, head_dim)).movedim(1, -1)
+        return pairs_of_halves(by_head, head_dim).movedim(-1, 1).flatten(0, 1)
+
+    def convert(tensors: Tensors) -> Tensors:
+        found = {
+            "read_in.weight": tensors["model.embed_tokens.weight"],
+            "read_out_norm.weight": tensors["model.norm.weight"],
+        }
+        for i in range(config.num_hidden_layers):
+            theirs, ours = f"model.layers.{i}.", f"blocks.{i}."
+            for part in ("weight", "bias") if bias else ("weight",):
+                q, k, v, o = (tensors[f"{theirs}self_attn.{name}_proj.{part}"] for name in "qkvo")
+                found[f"{ours}mixer.qkv_proj.{part}"] = torch.cat((pairs(q), pairs(k), v))
+                found[f"{ours}mixer.out_proj.{part}"] = o
+            for name in ("q_norm", "k_norm") if normed else ():
+                found[f"{ours}mixer.{name}.weight"] = pairs(tensors[f"{theirs}self_attn.{name}.weight"])
+            found[f"{ours}mixer_norm.weight"] = tensors[f"{theirs}input_layernorm.weight"]
+            found[f"{ours}mlp_norm.weight"] = tensors[f"{theirs}post_attention_layernorm.weight"]
+            gate, up = tensors[f"{theirs}mlp.gate_proj.weight"], tensors[f"{theirs}mlp.up_proj.weight"]
+            found[f"{ours}mlp.up.weight"] = torch.cat((gate, up))
+            found[f"{ours}mlp.out_proj.weight"] = tensors[f"{theirs}mlp.down_proj.weight"]
+        return found
+
+    return spec, convert
+
+
+def _mamba(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors], Tensors]]:
+    """Mamba (2312.00752)."""
+    _refuse_unless(
+        source,
+        use_bias=(config.use_bias, False),
+        use_conv_bias=(config.use_conv_bias, True),
+        hidden_act=(config.hidden_act, "silu"),
+        intermediate_size=(config.intermediate_size % config.hidden_size, 0),
+    )
+    options = {
+        "state_size": config.state_size,
+        "expand": config.intermediate_size // config.hidden_size,
+        "dt_rank": int(config.time_step_rank),
+        "short_conv": config.conv_kernel,
+    }
+    names = ("in_proj.weight", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log", "D", "out_proj.weight")
+    return _ssm(config, "mamba", options, {name: name for name in names})
+
+
+def _mamba2(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors], Tensors]]:
+    """Mamba-2 (2405.21060)."""
+    inner = config.num_heads * config.head_dim
+    _refuse_unless(
+        source,
+        use_bias=(config.use_bias, False),
+        use_conv_bias=(config.use_conv_bias, True),
+        hidden_act=(config.hidden_act, "silu"),
+        layer_norm_epsilon=(config.layer_norm_epsilon, 1e-5),
+        time_step_limit=(tuple(config.time_step_limit), (0.0, float("inf"))),
+        num_heads_times_head_dim=(inner % config.hidden_size, 0),
+    )
+    options = {
+        "heads": config.num_heads,
+        "state_size": config.state_size,
+        "expand": inner // config.hidden_size,
+        "groups": config.n_groups,
+        "short_conv": config.conv_kernel,
+    }
+    names = {name: name for name in ("in_proj.weight", "A_log", "D", "dt_bias", "out_proj.weight")}
+    return _ssm(config, "mamba2", options, {**names, "norm_weight": "norm.weight"})
+
+
+def _ssm(
+    config: Any, mixer: str, options: dict[str, Any], names: dict[str, str]
+) -> tuple[dict[str, Any], Callable[[Tensors], Tensors]]:
+    """What Mamba and Mamba-2 have in common. names: our tensor of the mixer -> theirs."""
+    spec = {
+        **_common(config, config.layer_norm_epsilon),
+        "heads": 1,
+        "position": "none",
+        "layers": [{"mixer": mixer, "options": options}],
+        "mlp": "none",
+    }
+
+    def convert(tensors: Tensors) -> Tensors:
+        found = {
+            "read_in.weight": tensors["backbone.embeddings.weight"],
+            "read_out_norm.weight": tensors["backbone.norm_f.weight"],
+        }
+        for i in range(config.num_hidden_layers):
+            theirs, ours = f"backbone.layers.{i}.", f"blocks.{i}."
+            found[f"{ours}mixer_norm.weight"] = tensors[f"{theirs}norm.weight"]
+            for own, other in names.items():
+                found[f"{ours}mixer.{own}"] = tensors[f"{theirs}mixer.{other}"]
+            found[f"{ours}mixer.conv.weight"] = tensors[f"{theirs}mixer.conv1d.weight"].squeeze(1)
+            found[f"{ours}mixer.conv.bias"] = tensors[f"{theirs}mixer.conv1d.bias"]
+        return found
+
+    return spec, convert
+
+
+ARCHITECTURES: dict[str, Callable[[Any, str], tuple[dict[str, Any], Callable[[Tensors], Tensors]]]] = {
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen3": _llama,
+    "mamba": _mamba,
+    "mamba2": _mamba2,
+}

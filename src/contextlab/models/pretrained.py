@@ -1,0 +1,171 @@
+"""Our models as `transformers` models: `AutoModelForCausalLM`, `model.generate`, `save_pretrained`, `from_pretrained`.
+
+Importing this module registers the model type "contextlab"; it needs the package `transformers`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from contextlab.errors import InputError
+from contextlab.models.io import load_model, save_model
+from contextlab.models.spec import ModelSpec
+from contextlab.models.stack import Model, ModelState, build_model
+
+
+class ContextlabConfig(PretrainedConfig):
+    """A ModelSpec as a configuration of transformers. spec: the keys of a ModelSpec."""
+
+    model_type = "contextlab"
+
+    def __init__(self, spec: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.spec = dict(spec or {})
+        super().__init__(**{"tie_word_embeddings": False, **kwargs})
+        self.vocab_size = self.spec.get("output_size")
+        self.hidden_size = self.spec.get("width")
+        self.num_hidden_layers = self.spec.get("depth")
+
+
+class StateCache:
+    """A `ModelState` where transformers expects a cache."""
+
+    is_compileable = False
+
+    def __init__(self, state: ModelState | None = None) -> None:
+        self.state = state
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens read so far."""
+        return 0 if self.state is None else self.state.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows, for beam search."""
+        if self.state is not None:
+            self.state = self.state.select(beam_idx)
+
+
+class ContextlabForCausalLM(PreTrainedModel, GenerationMixin):
+    """One of our models that reads tokens, as a causal language model of transformers.
+
+    config: from `ContextlabConfig(spec)`; `ContextlabForCausalLM.of(model)` wraps a model that is there.
+    """
+
+    config_class = ContextlabConfig
+    main_input_name = "input_ids"
+    base_model_prefix = "model"
+    _is_stateful = True
+
+    def __init__(self, config: ContextlabConfig, model: Model | None = None) -> None:
+        super().__init__(config)
+        self.model = build_model(ModelSpec.parse(config.spec, "config.json: spec")) if model is None else model
+        if self.model.spec.read_in != "token":
+            raise InputError("a language model reads tokens, and this one reads vectors (read_in: vector)")
+
+    @classmethod
+    def of(cls, model: Model) -> ContextlabForCausalLM:
+        """The model itself, wrapped (not copied)."""
+        wrapped = cls(ContextlabConfig(model.spec.model_dump(mode="json")), model)
+        wrapped.train(model.training)
+        return wrapped
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: StateCache | None = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """input_ids: [B, T] int64. attention_mask: [B, T or all that was read], 0 at left padding.
+
+        past_key_values: what `use_cache=True` returned for the tokens before. labels: [B, T], -100 where none counts;
+        the loss is the cross-entropy of the next token.
+        """
+        mask = None if attention_mask is None else _left_padding(attention_mask[:, -input_ids.shape[1] :].bool())
+        state = past_key_values.state if isinstance(past_key_values, StateCache) else None
+        if use_cache or state is not None:
+            logits, after = self.model.read(input_ids, state, mask)
+            cache = StateCache(after)
+        else:
+            logits, cache = self.model(input_ids, mask), None
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)  # type: ignore[arg-type]
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        past_key_values: StateCache | None = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Only the tokens that the state has not read."""
+        read = past_key_values.get_seq_length() if past_key_values is not None else 0
+        return {
+            "input_ids": input_ids[:, read:],
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def _reorder_cache(self, past_key_values: StateCache, beam_idx: Tensor) -> StateCache:
+        past_key_values.reorder_cache(beam_idx)
+        return past_key_values
+
+    def get_input_embeddings(self) -> Any:
+        """The token embedding."""
+        return self.model.read_in
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # type: ignore[override]
+        """Write config.json, generation_config.json and the files of `contextlab.save_model` into the folder."""
+        folder = save_model(self.model, save_directory)
+        self.config.architectures = [type(self).__name__]
+        self.config.dtype = next(self.model.parameters()).dtype
+        self.config.save_pretrained(folder)
+        if self.generation_config is not None:
+            self.generation_config.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, *_: Any, dtype: torch.dtype | str | None = None, **kwargs: Any
+    ) -> ContextlabForCausalLM:
+        """Read what `save_pretrained` wrote. dtype: of the weights; None or "auto" keeps the file's."""
+        folder = Path(pretrained_model_name_or_path)
+        model = load_model(folder)
+        if isinstance(dtype, torch.dtype):
+            model = model.to(dtype)
+        wrapped = cls.of(model.eval())
+        if (folder / "generation_config.json").exists():
+            wrapped.generation_config = GenerationConfig.from_pretrained(folder)
+        return wrapped
+
+
+def _left_padding(mask: Tensor) -> Tensor | None:
+    """The mask where it marks left padding; None where nothing or only the right is padded, which nothing real sees."""
+    if bool(mask.all()):
+        return None
+    steps = mask[:, 1:].int() - mask[:, :-1].int()
+    if bool((steps >= 0).all()):
+        return mask
+    if bool((steps <= 0).all()):
+        return None
+    raise InputError("attention_mask: expected padding at the left or at the right of each row, not within it")
+
+
+AutoConfig.register("contextlab", ContextlabConfig, exist_ok=True)
+AutoModelForCausalLM.register(ContextlabConfig, ContextlabForCausalLM, exist_ok=True)

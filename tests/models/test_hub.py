@@ -1,0 +1,167 @@
+"""Hugging Face checkpoints with our surface: transformers' logits, the laws of states, and plain refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from contextlab.errors import InputError
+from contextlab.evaluation import cost
+from contextlab.models import Model, build_model, load, load_tokenizer, save_model
+from contextlab.models.hub import HuggingFaceModel, build_checkpoint, describe_checkpoint
+
+from .checkpoints import CONFIGS, V, checkpoint, reference
+
+transformers = pytest.importorskip("transformers", minversion="5")
+
+# Where transformers computes in float32 inside a float64 model, it is that exact.
+TOLERANCE = {"gpt2": 1e-12, "llama": 1e-12, "mistral": 1e-12, "qwen2": 1e-12, "qwen3": 1e-12}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_logits_and_states_are_right(kind, tmp_path):
+    theirs = checkpoint(kind, tmp_path)
+    ours = load(tmp_path, dtype=torch.float64)
+    assert isinstance(ours, HuggingFaceModel)
+    tokens = torch.randint(3, V, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(tokens, use_cache=False).logits
+        torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=1e-5)
+        state, read, early = None, [], None
+        for piece in tokens.split([9, 1, 1, 6, 3], dim=1):
+            logits, state = ours.read(piece, state)
+            read.append(logits)
+            early = state if early is None else early
+        atol = TOLERANCE.get(kind, 2e-6)
+        torch.testing.assert_close(torch.cat(read, 1), expected, rtol=0, atol=atol)
+        again, _ = ours.read(tokens[:, 9:10], early)  # the state handed in before is still good
+        torch.testing.assert_close(again, expected[:, 9:10], rtol=0, atol=atol)
+        picked, _ = ours.read(tokens[[1]][:, 9:10], early.select(torch.tensor([1])))
+        torch.testing.assert_close(picked, expected[[1]][:, 9:10], rtol=0, atol=atol)
+    assert state.length == 20
+    assert state.nbytes == ours.state_nbytes(20, batch=2)
+    assert 0 < ours.flops(16) < ours.flops(32)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind not in ("rwkv", "xlstm")])
+def test_left_padding_changes_nothing(kind):
+    # Where softmax of a fully masked row is made in float32 from float64 masks, transformers gives NaN: float32 then.
+    dtype = torch.float32 if kind == "gemma2" else torch.float64
+    model = HuggingFaceModel(reference(kind, dtype))
+    tokens = torch.randint(3, V, (2, 12), generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([torch.zeros(1, 5, dtype=torch.int64), tokens[:1, :7]], 1)
+    mask = torch.arange(12)[None] >= torch.tensor([[5], [0]])
+    with torch.no_grad():
+        together, state = model.read(torch.cat([padded, tokens[1:]]), mask=mask)
+        alone, alone_state = model.read(tokens[:1, :7])
+        torch.testing.assert_close(together[:1, 5:], alone, rtol=0, atol=2e-6)
+        after, _ = model.read(tokens[:, 7:8], state)
+        expected, _ = model.read(tokens[:1, 7:8], alone_state)
+    torch.testing.assert_close(after[:1], expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba2", "rwkv"])
+def test_generation_is_that_of_transformers(kind):
+    theirs = reference(kind)
+    tokens = torch.randint(3, V, (1, 6), generator=torch.Generator().manual_seed(1))
+    expected = theirs.generate(tokens, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(HuggingFaceModel(theirs).generate(tokens, 6), expected[:, 6:])
+
+
+def test_our_own_folders_are_loaded_too(tmp_path):
+    model = build_model("samba", width=16, read_in="token", input_size=9, output_size=9).double()
+    save_model(model, tmp_path / "ours")
+    again = load(tmp_path / "ours")
+    assert isinstance(again, Model)
+    assert next(again.parameters()).dtype == torch.float64
+    tokens = torch.randint(9, (1, 5))
+    assert torch.equal(again(tokens), model(tokens))
+    assert load_tokenizer(tmp_path / "ours").decode(load_tokenizer(tmp_path / "ours").encode("né")) == "né"
+
+
+def test_costs_of_a_checkpoint_are_measured(tmp_path):
+    checkpoint("llama", tmp_path, torch.float32)
+    spec = describe_checkpoint(tmp_path)
+    assert build_checkpoint(spec).parameter_count == load(tmp_path).parameter_count
+    table = cost(spec, [16, 32], repeats=1).set_index(["metric", "length"])["value"]
+    per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, key heads, head size, bytes
+    assert table["state_bytes", 32] - table["state_bytes", 16] == 16 * per_token
+    assert table["decode_seconds_per_token", 32] > 0
+
+
+def test_a_state_of_another_batch_or_model_is_refused():
+    model = HuggingFaceModel(reference("llama"))
+    _, state = model.read(torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(InputError, match="the state is of a batch of 2, the tokens of 3"):
+        model.read(torch.zeros(3, 1, dtype=torch.int64), state)
+    _, other = build_model("lstm", read_in="token", input_size=9, output_size=9).read(torch.zeros(2, 3).long())
+    with pytest.raises(InputError, match="expected the state of a Hugging Face model, got ModelState"):
+        model.read(torch.zeros(2, 1, dtype=torch.int64), other)
+    with pytest.raises(InputError, match="takes no padding; give rows of equal length"):
+        HuggingFaceModel(reference("rwkv"))(torch.zeros(1, 3).long(), torch.tensor([[False, True, True]]))
+
+
+def rewritten(folder, change):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_missing_extra_and_misshapen_tensors_are_listed(tmp_path):
+    checkpoint("llama", tmp_path, torch.float32)
+
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        tensors["model.nrom.weight"] = torch.zeros(32)
+        tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(7, 32)
+
+    rewritten(tmp_path, change)
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    message = str(caught.value)
+    assert "missing: model.norm.weight" in message
+    assert "extra: model.nrom.weight" in message
+    assert "of another shape: model.layers.1.mlp.up_proj.weight is [7, 32], expected [48, 32]" in message
+    assert "\n" not in message
+
+
+def test_pickles_unknown_types_and_empty_folders_are_refused(tmp_path):
+    checkpoint("llama", tmp_path / "pickled", torch.float32)
+    (tmp_path / "pickled/model.safetensors").rename(tmp_path / "pickled/pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle.*save_pretrained"):
+        load(tmp_path / "pickled")
+    (tmp_path / "pickled/pytorch_model.bin").unlink()
+    with pytest.raises(InputError, match=r"no weights there \(expected \*\.safetensors\)"):
+        load(tmp_path / "pickled")
+    checkpoint("llama", tmp_path / "unknown", torch.float32)
+    config = json.loads((tmp_path / "unknown/config.json").read_text())
+    (tmp_path / "unknown/config.json").write_text(json.dumps({**config, "model_type": "lama"}))
+    with pytest.raises(InputError, match="of type 'lama'; the nearest that is known is 'llama'"):
+        load(tmp_path / "unknown")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no model there \(expected config\.json"):
+        load(tmp_path / "empty")
+    with pytest.raises(InputError, match="neither a folder nor a hub name"):
+        load("no/such/folder")
+
+
+def test_a_hub_name_that_cannot_be_had_is_one_line(monkeypatch):
+    import huggingface_hub
+
+    def offline(*_, **__):
+        raise OSError("We couldn't connect\nto the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(InputError, match="no such folder, and the hub gave no checkpoint") as caught:
+        load("someone/some-model")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,66 @@
+"""Checkpoints in our own stack: the logits of transformers within 1e-8, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from contextlab.errors import InputError
+from contextlab.models import Model, load
+
+from .checkpoints import V, checkpoint
+
+transformers = pytest.importorskip("transformers", minversion="5")
+
+CASES = [
+    ("llama", {}),
+    ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 4, "attention_bias": True}),
+    ("llama", {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
+    ("mistral", {}),
+    ("qwen3", {}),
+    ("qwen3", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    ("mamba", {}),
+    ("mamba", {"tie_word_embeddings": False, "expand": 1, "time_step_rank": 5}),
+    ("mamba2", {}),
+    ("mamba2", {"n_groups": 1, "tie_word_embeddings": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes"), CASES)
+def test_logits_are_those_of_transformers(kind, changes, tmp_path, monkeypatch):
+    theirs = checkpoint(kind, tmp_path, **changes)
+    ours = load(tmp_path, native=True)
+    assert isinstance(ours, Model)
+    assert ours.parameter_count == sum(p.numel() for p in theirs.parameters())
+    tokens = torch.randint(3, V, (2, 21), generator=torch.Generator().manual_seed(0))
+    # transformers' norms, rotations and scans cast to float32 on the way; let it compute in float64.
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    to = torch.Tensor.to
+
+    def keep(self, *args, **kwargs):
+        lower = torch.float32 in (*args, *kwargs.values()) and self.dtype == torch.float64
+        return self if lower else to(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", keep)
+    with torch.no_grad():
+        expected = theirs(tokens, use_cache=False).logits
+        torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=1e-8)
+        first, state = ours.read(tokens[:, :13])
+        second, _ = ours.read(tokens[:, 13:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("gpt2", {}, r"'gpt2' cannot be imported natively \(known: llama, mamba, mamba2, mistral, qwen3\)"),
+        ("llama", {"mlp_bias": True}, r"mlp_bias = True has no like here \(only False\); leave out native=True"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu' has no like here"),
+        ("mamba", {"use_bias": True}, "use_bias = True has no like here"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused(kind, changes, message, tmp_path):
+    checkpoint(kind, tmp_path, torch.float32, **changes)
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, native=True)
+    load(tmp_path)  # through transformers it runs
