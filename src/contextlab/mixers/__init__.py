@@ -11,11 +11,13 @@ from contextlab.mixers import (
     delta,
     encoders,
     gla,
+    kda,
     latent,
     linear,
     mamba,
     parallel,
     recurrent,
+    rwkv7,
     s4d,
     scan,
     softmax,
@@ -27,11 +29,13 @@ from contextlab.mixers.base import Mixer
 from contextlab.mixers.delta import DeltaNet, GatedDeltaNet
 from contextlab.mixers.encoders import EncoderAttention, FNet, Linformer, MergedAttention, Performer, PoNet
 from contextlab.mixers.gla import GatedLinearAttention, Hgrn2, Rwkv6
+from contextlab.mixers.kda import KimiDeltaAttention
 from contextlab.mixers.latent import LatentAttention
 from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
 from contextlab.mixers.mamba import Mamba2
 from contextlab.mixers.parallel import Parallel
 from contextlab.mixers.recurrent import Gru, Lstm
+from contextlab.mixers.rwkv7 import Rwkv7
 from contextlab.mixers.s4d import S4D
 from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, RgLru
 from contextlab.mixers.softmax import Attention, ForgettingAttention, SlidingWindow
@@ -52,6 +56,7 @@ __all__ = [
     "Hgrn",
     "Hgrn2",
     "Hyena",
+    "KimiDeltaAttention",
     "LatentAttention",
     "LightningAttention",
     "LinearAttention",
@@ -71,6 +76,7 @@ __all__ = [
     "Retention",
     "RgLru",
     "Rwkv6",
+    "Rwkv7",
     "SigmoidWindow",
     "SlidingWindow",
     "TokenShift",
@@ -78,11 +84,13 @@ __all__ = [
     "delta",
     "encoders",
     "gla",
+    "kda",
     "latent",
     "linear",
     "mamba",
     "parallel",
     "recurrent",
+    "rwkv7",
     "s4d",
     "scan",
     "softmax",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError
@@ -25,6 +25,7 @@ from contextlab.state import KVState, State
         {},
         {"heads": 3, "head_dim": 5, "rope_dim": 4, "value_dim": 11, "rank": 9},
         {"heads": 2, "rank": 3, "query_rank": 8, "rope_base": 500.0, "rope_dim": 2},
+        {"heads": 2, "rope_dim": 0},
     ),
 )
 class LatentAttention(Mixer):
@@ -38,7 +39,7 @@ class LatentAttention(Mixer):
     width: size of a token's vector.
     heads: query heads.
     head_dim: size of the part of a head's key without position; default width / heads.
-    rope_dim: size of the rotary part of queries and of the shared key, even; default about head_dim / 2.
+    rope_dim: size of the rotary part of queries and of the shared key, even, 0 for none; default about head_dim / 2.
     value_dim: size of a head's value; default head_dim.
     rank: size of the latent; default 4 head_dim, the paper's.
     query_rank: size of the latent that the queries are made from, or None for queries straight from the token.
@@ -52,7 +53,7 @@ class LatentAttention(Mixer):
         width: PositiveInt,
         heads: PositiveInt = 4,
         head_dim: PositiveInt | None = None,
-        rope_dim: PositiveInt | None = None,
+        rope_dim: NonNegativeInt | None = None,
         value_dim: PositiveInt | None = None,
         rank: PositiveInt | None = None,
         query_rank: PositiveInt | None = None,

@@ -565,3 +565,40 @@ def qwen3(size: Literal["tiny", "0.6b", "4b", "8b"] = "tiny") -> ModelSpec:
         read_in="token" if tied else "vector",
         tied=tied,
     )
+
+
+@register("model", "rwkv7", papers=("2503.14456",))
+def rwkv7(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
+    """RWKV-7's time mixing with a squared-ReLU MLP in every block.
+
+    The token shift of the MLP and the mixing of the first layer's values into the others are left out.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the time mixing.
+    """
+    layers = (LayerSpec(mixer="rwkv7"),)
+    return ModelSpec(
+        width=width,
+        depth=depth,
+        heads=heads,
+        layers=layers,
+        mlp=MlpSpec(kind="relu2"),
+        norm="layer",
+        position="none",
+    )
+
+
+@register("model", "kimi_linear", papers=("2510.26692",))
+def kimi_linear(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
+    """Kimi Linear: three layers of Kimi delta attention to one of latent attention without positions.
+
+    The paper's mixtures of experts are left out: every MLP is SwiGLU.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of both mixers.
+    """
+    delta = LayerSpec(mixer="kda")
+    layers = (delta, delta, delta, LayerSpec(mixer="mla", options={"rope_dim": 0}))
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlab.ops.backend import backends, choose, use_backend
 from contextlab.ops.convolution import causal_conv, naive_causal_conv
 from contextlab.ops.delta import delta_rule, gated_delta_rule, naive_gated_delta_rule
+from contextlab.ops.dplr import dplr_delta_rule, kda, naive_dplr_delta_rule, naive_kda
 from contextlab.ops.gla import gla, naive_gla, naive_rwkv6, rwkv6
 from contextlab.ops.linear import (
     lightning_attention,
@@ -34,16 +35,20 @@ __all__ = [
     "causal_conv",
     "choose",
     "delta_rule",
+    "dplr_delta_rule",
     "gated_delta_rule",
     "gla",
+    "kda",
     "lightning_attention",
     "linear_attention",
     "linear_scan",
     "long_convolution",
     "mlstm",
     "naive_causal_conv",
+    "naive_dplr_delta_rule",
     "naive_gated_delta_rule",
     "naive_gla",
+    "naive_kda",
     "naive_linear_scan",
     "naive_long_convolution",
     "naive_mlstm",

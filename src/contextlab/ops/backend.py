@@ -26,6 +26,8 @@ FLA_MODULES = {
     "simple_gla": "fla.ops.simple_gla",
     "gated_delta_rule": "fla.ops.gated_delta_rule",
     "delta_rule": "fla.ops.delta_rule",
+    "kda": "fla.ops.kda",
+    "dplr_delta_rule": "fla.ops.generalized_delta_rule",
 }
 TORCH_ONLY = {
     "softmax_attention": "PyTorch's scaled_dot_product_attention picks its own kernel, except short sequences on CPU",

@@ -152,25 +152,25 @@ def _within(q: Tensor, k: Tensor, v: Tensor, g: Tensor, exclusive: bool) -> tupl
     o, half = torch.zeros_like(v), 1
     read, rest, total = torch.zeros_like(g) if exclusive else g, torch.zeros_like(g), g
     while half < v.shape[-2]:
-        q_right, k_left, v_left = _halves(q, half)[1], _halves(k, half)[0], _halves(v, half)[0]
-        (read_left, read_right), (rest_left, rest_right) = _halves(read, half), _halves(rest, half)
-        total_left, total_right = _halves(total, 1)
+        q_right, k_left, v_left = halves(q, half)[1], halves(k, half)[0], halves(v, half)[0]
+        (read_left, read_right), (rest_left, rest_right) = halves(read, half), halves(rest, half)
+        total_left, total_right = halves(total, 1)
         got = ((q_right * read_right.exp()) @ (k_left * rest_left.exp()).mT) @ v_left
-        o = o + _joined(torch.zeros_like(got), got)
-        read = _joined(read_left, read_right + total_left)
-        rest = _joined(rest_left + total_right, rest_right)
+        o = o + joined(torch.zeros_like(got), got)
+        read = joined(read_left, read_right + total_left)
+        rest = joined(rest_left + total_right, rest_right)
         total = (total_left + total_right).squeeze(-2)
         half *= 2
     return o, read, rest, total
 
 
-def _halves(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
+def halves(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
     """The left and right halves of the blocks of 2 `half` rows: [..., L, D] -> two [..., L / 2 half, half, D]."""
     left, right = x.unflatten(-2, (-1, 2, half)).unbind(-3)
     return left, right
 
 
-def _joined(left: Tensor, right: Tensor) -> Tensor:
+def joined(left: Tensor, right: Tensor) -> Tensor:
     """The inverse of `_halves`."""
     return torch.stack((left, right), -3).flatten(-4, -2)
 
