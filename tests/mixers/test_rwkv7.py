@@ -1,4 +1,4 @@
-"""RWKV-7's time mixing, token by token as the paper writes it (2503.14456, section 4)."""
+"""RWKV-7's time mixing, token by token as the paper writes it (2503.14456)."""
 
 from __future__ import annotations
 

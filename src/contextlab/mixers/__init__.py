@@ -21,6 +21,7 @@ from contextlab.mixers import (
     s4d,
     scan,
     softmax,
+    sparse,
     static,
     windows,
     xlstm,
@@ -39,6 +40,13 @@ from contextlab.mixers.rwkv7 import Rwkv7
 from contextlab.mixers.s4d import S4D
 from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, RgLru
 from contextlab.mixers.softmax import Attention, ForgettingAttention, SlidingWindow
+from contextlab.mixers.sparse import (
+    LandmarkAttention,
+    MixtureOfBlocks,
+    NativeSparseAttention,
+    RoutingAttention,
+    TopkAttention,
+)
 from contextlab.mixers.static import Hyena, TokenShift
 from contextlab.mixers.windows import MultiScaleWindow, SigmoidWindow
 from contextlab.mixers.xlstm import Mlstm
@@ -57,6 +65,7 @@ __all__ = [
     "Hgrn2",
     "Hyena",
     "KimiDeltaAttention",
+    "LandmarkAttention",
     "LatentAttention",
     "LightningAttention",
     "LinearAttention",
@@ -68,18 +77,22 @@ __all__ = [
     "MinGru",
     "MinLstm",
     "Mixer",
+    "MixtureOfBlocks",
     "Mlstm",
     "MultiScaleWindow",
+    "NativeSparseAttention",
     "Parallel",
     "Performer",
     "PoNet",
     "Retention",
     "RgLru",
+    "RoutingAttention",
     "Rwkv6",
     "Rwkv7",
     "SigmoidWindow",
     "SlidingWindow",
     "TokenShift",
+    "TopkAttention",
     "build_mixer",
     "delta",
     "encoders",
@@ -94,6 +107,7 @@ __all__ = [
     "s4d",
     "scan",
     "softmax",
+    "sparse",
     "static",
     "windows",
     "xlstm",

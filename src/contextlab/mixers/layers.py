@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from contextlab.ops.dense import dense, rms_norm
@@ -30,3 +33,23 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+
+def with_loss(y: Tensor, loss: Tensor) -> Tensor:
+    """y itself; on the way back the gradient of `loss` is added to that of whatever y goes into.
+
+    For terms that a layer wants in the training loss (balance of experts, nearness of centroids) and that no caller
+    has to collect: the loss that is reported does not hold them.
+    """
+    joined: Tensor = _WithLoss.apply(y, loss)
+    return joined
+
+
+class _WithLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, loss: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient.new_ones(())

@@ -24,7 +24,7 @@ class Rwkv7(MatrixMixer):
 
     S_t = diag(w_t) S_{t-1} - (a_t * k^_t) (k^_t^T S_{t-1}) + k~_t v_t^T, with the removal key k^ = normalised k * xi,
     the replacement key k~ = k (1 + (a - 1) alpha), decays w = exp(-e^(-1/2) sigmoid(.)) and rates a = sigmoid(.)
-    (2503.14456, section 4). The paper also mixes the first layer's values into those of the others, which needs more
+    (2503.14456). The paper also mixes the first layer's values into those of the others, which needs more
     than one layer and is left out.
 
     width: size of a token's vector.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from contextlab import registry
 from contextlab.errors import InputError
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, with_loss
 from contextlab.registry import register
 
 Structure = Literal["dense", "low_rank", "block_dense", "block_shuffle"]
@@ -293,7 +293,7 @@ class MixtureOfExperts(Mlp):
         for expert in range(self.experts, self.experts + self.shared):
             y = y + self._expert(expert, tokens)
         if self.training and self.balance_weight and torch.is_grad_enabled():
-            y = _WithLoss.apply(y, self.balance_weight * self._imbalance(logits, counts))
+            y = with_loss(y, self.balance_weight * self._imbalance(logits, counts))
         return y.view_as(x)
 
     def _expert(self, expert: int, x: Tensor) -> Tensor:
@@ -314,18 +314,6 @@ class MixtureOfExperts(Mlp):
         """See `Mlp.flops`: of the experts that a token goes through."""
         expert = self.up.weight[0].numel() + self.out_proj.weight[0].numel()
         return 2 * length * (self.router.weight.numel() + (self.top_k + self.shared) * expert)
-
-
-class _WithLoss(torch.autograd.Function):
-    """y itself; on the way back a further loss joins the graph with gradient 1."""
-
-    @staticmethod
-    def forward(ctx: object, y: Tensor, loss: Tensor) -> Tensor:
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, gradient.new_ones(())
 
 
 def build_mlp(name: str, *, width: PositiveInt, **options: Any) -> Mlp:

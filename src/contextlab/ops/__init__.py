@@ -28,10 +28,19 @@ from contextlab.ops.position import (
 )
 from contextlab.ops.scan import linear_scan, naive_linear_scan, naive_selective_scan, selective_scan
 from contextlab.ops.softmax import naive_softmax_attention, softmax_attention
+from contextlab.ops.sparse import (
+    block_topk,
+    landmark_attention,
+    naive_sparse_attention,
+    native_sparse_attention,
+    routing_attention,
+    topk_attention,
+)
 
 __all__ = [
     "alibi_slopes",
     "backends",
+    "block_topk",
     "causal_conv",
     "choose",
     "delta_rule",
@@ -39,6 +48,7 @@ __all__ = [
     "gated_delta_rule",
     "gla",
     "kda",
+    "landmark_attention",
     "lightning_attention",
     "linear_attention",
     "linear_scan",
@@ -56,17 +66,21 @@ __all__ = [
     "naive_selective_scan",
     "naive_simple_gla",
     "naive_softmax_attention",
+    "naive_sparse_attention",
+    "native_sparse_attention",
     "pairs_of_halves",
     "retention",
     "rope",
     "rope_table",
     "rotary_size",
     "rotate",
+    "routing_attention",
     "rwkv6",
     "selective_scan",
     "simple_gla",
     "sinusoidal",
     "softmax_attention",
     "ssd",
+    "topk_attention",
     "use_backend",
 ]

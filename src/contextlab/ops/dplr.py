@@ -1,8 +1,8 @@
 """States that decay channel by channel and are corrected too: RWKV-7's diagonal plus low rank, and Kimi's delta rule.
 
 The state S [K, V] of a head obeys
-    S_t = diag(exp(g_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T,    o_t = scale S_t^T q_t        (2503.14456, eq. 18)
-or, for KDA, S_t = (I - beta_t k_t k_t^T) diag(exp(g_t)) S_{t-1} + beta_t k_t v_t^T (2510.26692, eq. 1), which is the
+    S_t = diag(exp(g_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T,    o_t = scale S_t^T q_t        (2503.14456)
+or, for KDA, S_t = (I - beta_t k_t k_t^T) diag(exp(g_t)) S_{t-1} + beta_t k_t v_t^T (2510.26692), which is the
 former with a = k exp(g), b = -beta k and keys beta k. Inside a chunk what is written, u_t = a_t^T S_{t-1}, solves one
 unit lower-triangular system as in the delta rule (`ops.delta`); the pairwise products, weighted by the decays between
 two tokens, come from halving the chunk again and again as in `ops.gla`, so that no exponent is positive and strong
@@ -88,7 +88,7 @@ def kda(
     output_final_state: bool = False,
     chunk_size: int = 32,
 ) -> tuple[Tensor, Tensor | None]:
-    """Kimi delta attention: the delta rule on a state that decays channel by channel (2510.26692, eq. 1).
+    """Kimi delta attention: the delta rule on a state that decays channel by channel (2510.26692).
 
     q, k: [B, T, H, K]; keys of length <= 1 keep the state bounded. v: [B, T, H, V]. g: [B, T, H, K] log decay, <= 0.
     beta: [B, T, H] writing strength in [0, 1], or up to 2 for negative eigenvalues (2411.12537).

@@ -23,7 +23,7 @@ def naive_softmax_attention(
     k_position: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention by its definition (1706.03762, eq. 1), query by query; see `softmax_attention`."""
-    q_at, k_at = _positions(q, k, q_position, k_position)
+    q_at, k_at = resolve_positions(q, k, q_position, k_position)
     batch, _, heads, dim = q.shape
     shared = heads // k.shape[2]  # query heads on one key head
     rows = []
@@ -75,14 +75,14 @@ def softmax_attention(
     length, held = q.shape[1], k.shape[1]
     if q_position is None and k_position is None and slopes is None and (window is None or window >= held):
         if not causal or length == 1:
-            return _sdpa(q, k, v, scale)
+            return attend(q, k, v, scale)
         if length == held:
-            return _sdpa(q, k, v, scale, is_causal=True)
-    q_at, k_at = _positions(q, k, q_position, k_position)
+            return attend(q, k, v, scale, is_causal=True)
+    q_at, k_at = resolve_positions(q, k, q_position, k_position)
 
     def part(queries: slice, keys: Tensor | slice) -> Tensor:
         mask = _mask(q_at[:, queries], k_at[:, keys], causal, window, sinks, slopes, q.dtype)
-        return _sdpa(q[:, queries], k[:, keys], v[:, keys], scale, mask)
+        return attend(q[:, queries], k[:, keys], v[:, keys], scale, mask)
 
     # Queries are taken in chunks, so that no mask is larger than [chunk, Tk], and a window costs O(T window).
     chunk = min(max(window or 1024, 128), 1024)
@@ -102,10 +102,10 @@ def softmax_attention(
     return torch.cat(outputs, 1)
 
 
-def _sdpa(
+def attend(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """SDPA on the layout [B, T, H, D].
+    """PyTorch's SDPA on the layout [B, T, H, D], with grouped heads; mask: bool or bias [B or 1, H or 1, Tq, Tk].
 
     On a CPU with several threads SDPA takes as long as with one where sequences are short: there plain matrix
     products are 1.2 to 1.9 times as fast (two threads, forward and backward, 16 to 128 tokens).
@@ -167,7 +167,10 @@ def _mask(
     return bias.masked_fill(~sees, float("-inf"))
 
 
-def _positions(q: Tensor, k: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> tuple[Tensor, Tensor]:
+def resolve_positions(
+    q: Tensor, k: Tensor, q_position: Tensor | None, k_position: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The positions [B or 1, Tq] and [B or 1, Tk]; by default keys count from 0 and the queries are the last."""
     if (q_position is None) != (k_position is None):
         raise InputError("give both q_position and k_position, or neither")
     if q_position is None or k_position is None:
@@ -184,13 +187,7 @@ def _positions(q: Tensor, k: Tensor, q_position: Tensor | None, k_position: Tens
 def _check(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, sinks: int, slopes: Tensor | None
 ) -> None:
-    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or q.shape[-1] != k.shape[-1] or k.shape[:3] != v.shape[:3]:
-        raise InputError(
-            "expected q [B, Tq, H, D], k [B, Tk, Hkv, D], v [B, Tk, Hkv, V], "
-            f"got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
-        )
-    if q.shape[2] % k.shape[2]:
-        raise InputError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} key heads")
+    check_shapes(q, k, v)
     if causal and q.shape[1] > k.shape[1]:
         raise InputError(f"causal attention of {q.shape[1]} queries needs as many keys at least, got {k.shape[1]}")
     if window is not None and (window < 1 or not causal):
@@ -199,3 +196,14 @@ def _check(
         raise InputError(f"sinks must be at least 0, got {sinks}")
     if slopes is not None and slopes.shape != q.shape[2:3]:
         raise InputError(f"slopes: expected [{q.shape[2]}], got {list(slopes.shape)}")
+
+
+def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises InputError unless q, k and v fit together."""
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or q.shape[-1] != k.shape[-1] or k.shape[:3] != v.shape[:3]:
+        raise InputError(
+            "expected q [B, Tq, H, D], k [B, Tk, Hkv, D], v [B, Tk, Hkv, V], "
+            f"got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+        )
+    if q.shape[2] % k.shape[2]:
+        raise InputError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} key heads")
