@@ -20,9 +20,11 @@ from contextlab.mixers import (
     rwkv7,
     s4d,
     scan,
+    segment,
     softmax,
     sparse,
     static,
+    test_time,
     windows,
     xlstm,
 )  # importing registers them
@@ -39,6 +41,7 @@ from contextlab.mixers.recurrent import Gru, Lstm
 from contextlab.mixers.rwkv7 import Rwkv7
 from contextlab.mixers.s4d import S4D
 from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, RgLru
+from contextlab.mixers.segment import InfiniAttention, RecurrentMemory, TransformerXL
 from contextlab.mixers.softmax import Attention, ForgettingAttention, SlidingWindow
 from contextlab.mixers.sparse import (
     LandmarkAttention,
@@ -48,6 +51,7 @@ from contextlab.mixers.sparse import (
     TopkAttention,
 )
 from contextlab.mixers.static import Hyena, TokenShift
+from contextlab.mixers.test_time import TttLinear, TttMlp
 from contextlab.mixers.windows import MultiScaleWindow, SigmoidWindow
 from contextlab.mixers.xlstm import Mlstm
 
@@ -64,6 +68,7 @@ __all__ = [
     "Hgrn",
     "Hgrn2",
     "Hyena",
+    "InfiniAttention",
     "KimiDeltaAttention",
     "LandmarkAttention",
     "LatentAttention",
@@ -84,6 +89,7 @@ __all__ = [
     "Parallel",
     "Performer",
     "PoNet",
+    "RecurrentMemory",
     "Retention",
     "RgLru",
     "RoutingAttention",
@@ -93,6 +99,9 @@ __all__ = [
     "SlidingWindow",
     "TokenShift",
     "TopkAttention",
+    "TransformerXL",
+    "TttLinear",
+    "TttMlp",
     "build_mixer",
     "delta",
     "encoders",
@@ -106,9 +115,11 @@ __all__ = [
     "rwkv7",
     "s4d",
     "scan",
+    "segment",
     "softmax",
     "sparse",
     "static",
+    "test_time",
     "windows",
     "xlstm",
 ]
