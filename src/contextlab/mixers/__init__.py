@@ -51,7 +51,7 @@ from contextlab.mixers.sparse import (
     TopkAttention,
 )
 from contextlab.mixers.static import Hyena, TokenShift
-from contextlab.mixers.test_time import TttLinear, TttMlp
+from contextlab.mixers.test_time import MesaNet, Titans, TttLinear, TttMlp
 from contextlab.mixers.windows import MultiScaleWindow, SigmoidWindow
 from contextlab.mixers.xlstm import Mlstm
 
@@ -79,6 +79,7 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "MergedAttention",
+    "MesaNet",
     "MinGru",
     "MinLstm",
     "Mixer",
@@ -97,6 +98,7 @@ __all__ = [
     "Rwkv7",
     "SigmoidWindow",
     "SlidingWindow",
+    "Titans",
     "TokenShift",
     "TopkAttention",
     "TransformerXL",

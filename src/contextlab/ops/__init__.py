@@ -16,6 +16,7 @@ from contextlab.ops.linear import (
     ssd,
 )
 from contextlab.ops.long_convolution import long_convolution, naive_long_convolution
+from contextlab.ops.mesa import mesa, naive_mesa
 from contextlab.ops.mlstm import mlstm, naive_mlstm
 from contextlab.ops.position import (
     alibi_slopes,
@@ -36,6 +37,8 @@ from contextlab.ops.sparse import (
     routing_attention,
     topk_attention,
 )
+from contextlab.ops.titans import naive_titans, titans
+from contextlab.ops.ttt import naive_ttt, ttt_linear, ttt_mlp
 
 __all__ = [
     "alibi_slopes",
@@ -53,6 +56,7 @@ __all__ = [
     "linear_attention",
     "linear_scan",
     "long_convolution",
+    "mesa",
     "mlstm",
     "naive_causal_conv",
     "naive_dplr_delta_rule",
@@ -61,12 +65,15 @@ __all__ = [
     "naive_kda",
     "naive_linear_scan",
     "naive_long_convolution",
+    "naive_mesa",
     "naive_mlstm",
     "naive_rwkv6",
     "naive_selective_scan",
     "naive_simple_gla",
     "naive_softmax_attention",
     "naive_sparse_attention",
+    "naive_titans",
+    "naive_ttt",
     "native_sparse_attention",
     "pairs_of_halves",
     "retention",
@@ -81,6 +88,9 @@ __all__ = [
     "sinusoidal",
     "softmax_attention",
     "ssd",
+    "titans",
     "topk_attention",
+    "ttt_linear",
+    "ttt_mlp",
     "use_backend",
 ]
