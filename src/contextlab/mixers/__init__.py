@@ -14,9 +14,11 @@ from contextlab.mixers import (
     kda,
     latent,
     linear,
+    log_linear,
     mamba,
     parallel,
     recurrent,
+    rodimus,
     rwkv7,
     s4d,
     scan,
@@ -35,12 +37,14 @@ from contextlab.mixers.gla import GatedLinearAttention, Hgrn2, Rwkv6
 from contextlab.mixers.kda import KimiDeltaAttention
 from contextlab.mixers.latent import LatentAttention
 from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
+from contextlab.mixers.log_linear import LogLinearAttention
 from contextlab.mixers.mamba import Mamba2
 from contextlab.mixers.parallel import Parallel
 from contextlab.mixers.recurrent import Gru, Lstm
+from contextlab.mixers.rodimus import Rodimus
 from contextlab.mixers.rwkv7 import Rwkv7
 from contextlab.mixers.s4d import S4D
-from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, RgLru
+from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, MlGru, RgLru
 from contextlab.mixers.segment import InfiniAttention, RecurrentMemory, TransformerXL
 from contextlab.mixers.softmax import Attention, ForgettingAttention, SlidingWindow
 from contextlab.mixers.sparse import (
@@ -53,7 +57,7 @@ from contextlab.mixers.sparse import (
 from contextlab.mixers.static import Hyena, TokenShift
 from contextlab.mixers.test_time import MesaNet, Titans, TttLinear, TttMlp
 from contextlab.mixers.windows import MultiScaleWindow, SigmoidWindow
-from contextlab.mixers.xlstm import Mlstm
+from contextlab.mixers.xlstm import Mlstm, Slstm
 
 __all__ = [
     "S4D",
@@ -75,6 +79,7 @@ __all__ = [
     "LightningAttention",
     "LinearAttention",
     "Linformer",
+    "LogLinearAttention",
     "Lstm",
     "Mamba",
     "Mamba2",
@@ -84,6 +89,7 @@ __all__ = [
     "MinLstm",
     "Mixer",
     "MixtureOfBlocks",
+    "MlGru",
     "Mlstm",
     "MultiScaleWindow",
     "NativeSparseAttention",
@@ -93,11 +99,13 @@ __all__ = [
     "RecurrentMemory",
     "Retention",
     "RgLru",
+    "Rodimus",
     "RoutingAttention",
     "Rwkv6",
     "Rwkv7",
     "SigmoidWindow",
     "SlidingWindow",
+    "Slstm",
     "Titans",
     "TokenShift",
     "TopkAttention",
@@ -111,9 +119,11 @@ __all__ = [
     "kda",
     "latent",
     "linear",
+    "log_linear",
     "mamba",
     "parallel",
     "recurrent",
+    "rodimus",
     "rwkv7",
     "s4d",
     "scan",

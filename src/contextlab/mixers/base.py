@@ -146,14 +146,14 @@ def _signature(mixer: Mixer, like: Tensor) -> Signature:
 
 
 FAMILIES = {
-    "softmax": ("softmax", "latent", "windows", "contextual", "neighbourhood"),
+    "softmax": ("softmax", "latent", "windows"),
     "sparse": ("sparse",),
-    "linear": ("linear", "gla", "gated_linear", "log_linear", "expansion"),
+    "linear": ("linear", "gla", "rodimus", "log_linear"),
     "delta": ("delta", "kda", "rwkv7"),
     "state space": ("s4d", "mamba"),
-    "recurrent": ("scan", "recurrent", "xlstm", "slstm", "matmul_free"),
+    "recurrent": ("scan", "recurrent", "xlstm"),
     "test-time": ("test_time",),
-    "segment": ("segment", "memory_bank"),
+    "segment": ("segment",),
     "static": ("static",),
     "encoder": ("encoders",),
     "hybrid": ("parallel",),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from contextlab.ops.dense import dense, rms_norm
 
@@ -26,6 +27,26 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return dense(x, self.weight, self.bias)
+
+
+class TernaryLinear(Linear):
+    """A linear layer with weights of -1, 0, 1 times one scale, and inputs of 8 bits (BitLinear, 2402.17764).
+
+    The scale is the mean of the weights' sizes; inputs are RMS-normalised and rounded to 127 steps of their largest
+    size. Gradients pass straight through the rounding; the weights that are trained keep their precision.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight.abs().mean().clamp_min(1e-5)
+        weight = _straight_through((self.weight / scale).round().clamp(-1, 1) * scale, self.weight)
+        x = F.rms_norm(x, x.shape[-1:], eps=1e-6)
+        step = x.detach().abs().amax(-1, keepdim=True).clamp_min(1e-5) / 127
+        return F.linear(_straight_through((x / step).round() * step, x), weight, self.bias)
+
+
+def _straight_through(value: Tensor, like: Tensor) -> Tensor:
+    """`value`, with the gradient going to `like` as if they were one."""
+    return like + (value - like).detach()
 
 
 class RMSNorm(nn.RMSNorm):

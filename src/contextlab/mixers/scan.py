@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import ShortConv, without_padding
 from contextlab.mixers.delta import initial_dt_bias
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, TernaryLinear
 from contextlab.mixers.linear import recurrent
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.scan import linear_scan, selective_scan
@@ -138,6 +138,38 @@ class MinLstm(ElementwiseMixer):
         candidate, forget, enter = projected.chunk(3, -1)
         share = F.logsigmoid(enter) - F.logsigmoid(forget)  # log(i / f)
         return self._scan(share.sigmoid() * _positive(candidate), -F.softplus(share), h, mask)
+
+
+@register("mixer", "mlgru", papers=("2406.02528",), cases=({}, {"expand": 2, "short_conv": 4}))
+class MlGru(ElementwiseMixer):
+    """MLGRU of the MatMul-free language model: a GRU without recurrent matrices, with a gated output.
+
+    h_t = f_t h_{t-1} + (1 - f_t) c_t with f = sigmoid(W_f x), c = SiLU(W_c x), and h times sigmoid(W_g x) is projected
+    out. With `ternary` every matrix has weights of -1, 0 and 1 times one scale, and its inputs, RMS-normalised, have
+    8 bits; gradients pass straight through the rounding.
+
+    width: size of a token's vector.
+    expand: channels of the state over width.
+    short_conv: width of the causal convolution before the candidate; 0 for none, as in the paper.
+    ternary: round weights and inputs of the projections as above.
+    """
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        expand: PositiveInt = 1,
+        short_conv: NonNegativeInt = 0,
+        ternary: bool = False,
+    ) -> None:
+        super().__init__(width, expand * width, 3 * expand * width, short_conv)
+        if ternary:
+            self.in_proj = TernaryLinear(width, 3 * expand * width)
+            self.out_proj = TernaryLinear(expand * width, width)
+
+    def _recur(self, projected: Tensor, h: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        candidate, forget, gate = projected.chunk(3, -1)
+        h_all, h = self._scan((-forget).sigmoid() * F.silu(candidate), F.logsigmoid(forget), h, mask)
+        return h_all * gate.sigmoid(), h
 
 
 @register(

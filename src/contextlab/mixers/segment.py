@@ -77,6 +77,7 @@ class SegmentMixer(Mixer):
             memory = {name: before[name] for name in memory}
             old, waiting = before["tokens"], before["waiting"]
         read = 0 if before is None else before.length
+        memory = self._grown(memory, read + length)
         padded = mask is not None or (before is not None and before.padded)
         size, count = self.segment, read % self.segment  # without padding as many tokens wait in every row
         if padded:
@@ -125,16 +126,20 @@ class SegmentMixer(Mixer):
         new = held + (length - count) + line - waiting
         return torch.where(line < waiting, line, torch.where(line < waiting + count, new, -1))
 
-    def _memory_nbytes(self, batch: int, dtype: torch.dtype) -> int:
-        """Bytes of what `_start` gives."""
+    def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
+        """Bytes of the memory after `length` tokens."""
         raise NotImplementedError
+
+    def _grown(self, memory: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+        """The memory with room for what `length` tokens in all can write."""
+        return memory
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`: the same at every length."""
         waiting = tensor_bytes(batch, self.segment - 1, self.values, dtype=dtype) + tensor_bytes(
             batch, dtype=torch.int64
         )
-        return waiting + self._memory_nbytes(batch, dtype)
+        return waiting + self._memory_nbytes(length, batch, dtype)
 
 
 def _taken(x: Tensor, index: Tensor) -> Tensor:
@@ -248,7 +253,7 @@ class InfiniAttention(SegmentAttention):
         total = torch.einsum("bshk,bhk->bsh", read, memory["norm"]).unsqueeze(-1)
         return torch.einsum("bshk,bhkv->bshv", read, memory["matrix"]) / total.masked_fill(total == 0, 1.0)
 
-    def _memory_nbytes(self, batch: int, dtype: torch.dtype) -> int:
+    def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         return tensor_bytes(batch, self.heads, self.head_dim, self.head_dim + 1, dtype=dtype)
 
     def _extra_flops(self, segments: int, length: int) -> int:
@@ -304,7 +309,7 @@ class TransformerXL(SegmentAttention):
         y = attend(self._turned(q, self.segment), self._turned(k), v, None, mask)
         return self.out_proj(y.flatten(2)), {"previous": kv, "has": torch.ones_like(memory["has"])}
 
-    def _memory_nbytes(self, batch: int, dtype: torch.dtype) -> int:
+    def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         return tensor_bytes(batch, 2 * self.segment * self.heads * self.head_dim + 1, dtype=dtype)
 
     def _extra_flops(self, segments: int, length: int) -> int:
@@ -360,7 +365,7 @@ class RecurrentMemory(SegmentAttention):
         written = self.memory_out(attend(q[:, : self.slots], k, v, None).flatten(2))
         return self.out_proj(y.flatten(2)), {"slots": self.norm(memory["slots"] + written)}
 
-    def _memory_nbytes(self, batch: int, dtype: torch.dtype) -> int:
+    def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         return tensor_bytes(batch, self.slots, self.width, dtype=dtype)
 
     def _extra_flops(self, segments: int, length: int) -> int:

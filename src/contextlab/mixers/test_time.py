@@ -121,7 +121,7 @@ class TttLinear(TttMixer):
         o, W, b = ttt_linear(*self._split(tokens), memory["W"], memory["b"], self._norm())
         return self._answer(o), {"W": W, "b": b}
 
-    def _memory_nbytes(self, batch: int, dtype: torch.dtype) -> int:
+    def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         return tensor_bytes(batch, self.heads, self.head_dim + 1, self.head_dim, dtype=dtype)
 
     def _inner_products(self) -> int:
@@ -174,7 +174,7 @@ class TttMlp(TttMixer):
         o, (W1, W2), (b1, b2) = ttt_mlp(*self._split(tokens), weights, biases, self._norm())
         return self._answer(o), {"W1": W1, "b1": b1, "W2": W2, "b2": b2}
 
-    def _memory_nbytes(self, batch: int, dtype: torch.dtype) -> int:
+    def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         size, hidden = self.head_dim, self.hidden
         return tensor_bytes(batch, self.heads, 2 * size * hidden + size + hidden, dtype=dtype)
 

@@ -15,6 +15,7 @@ from contextlab.ops.linear import (
     simple_gla,
     ssd,
 )
+from contextlab.ops.log_linear import fenwick_levels, log_linear_chunk, naive_log_linear_attention
 from contextlab.ops.long_convolution import long_convolution, naive_long_convolution
 from contextlab.ops.mesa import mesa, naive_mesa
 from contextlab.ops.mlstm import mlstm, naive_mlstm
@@ -28,6 +29,7 @@ from contextlab.ops.position import (
     sinusoidal,
 )
 from contextlab.ops.scan import linear_scan, naive_linear_scan, naive_selective_scan, selective_scan
+from contextlab.ops.slstm import slstm
 from contextlab.ops.softmax import naive_softmax_attention, softmax_attention
 from contextlab.ops.sparse import (
     block_topk,
@@ -48,6 +50,7 @@ __all__ = [
     "choose",
     "delta_rule",
     "dplr_delta_rule",
+    "fenwick_levels",
     "gated_delta_rule",
     "gla",
     "kda",
@@ -55,6 +58,7 @@ __all__ = [
     "lightning_attention",
     "linear_attention",
     "linear_scan",
+    "log_linear_chunk",
     "long_convolution",
     "mesa",
     "mlstm",
@@ -64,6 +68,7 @@ __all__ = [
     "naive_gla",
     "naive_kda",
     "naive_linear_scan",
+    "naive_log_linear_attention",
     "naive_long_convolution",
     "naive_mesa",
     "naive_mlstm",
@@ -86,6 +91,7 @@ __all__ = [
     "selective_scan",
     "simple_gla",
     "sinusoidal",
+    "slstm",
     "softmax_attention",
     "ssd",
     "titans",
