@@ -7,6 +7,7 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.models import Model, load
+from contextlab.ops import rope_frequencies
 
 from .checkpoints import V, checkpoint
 
@@ -16,6 +17,31 @@ CASES = [
     ("llama", {}),
     ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 4, "attention_bias": True}),
     ("llama", {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5e5,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    (
+        "qwen3",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
     ("mistral", {}),
     ("qwen3", {}),
     ("qwen3", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
@@ -42,6 +68,11 @@ def test_logits_are_those_of_transformers(kind, changes, tmp_path, monkeypatch):
         return self if lower else to(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "to", keep)
+    if "rope_parameters" in changes:  # they keep the frequencies in float32, which shows beyond 1e-8 (test_position)
+        mixer = ours.blocks[0].mixer
+        exact, _ = rope_frequencies(mixer.rotary, mixer.rope_base, mixer.rope_scaling)
+        torch.testing.assert_close(theirs.model.rotary_emb.inv_freq.double(), exact, rtol=1e-6, atol=0)
+        theirs.model.rotary_emb.inv_freq = exact
     with torch.no_grad():
         expected = theirs(tokens, use_cache=False).logits
         torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=1e-8)
@@ -55,6 +86,11 @@ def test_logits_are_those_of_transformers(kind, changes, tmp_path, monkeypatch):
     [
         ("gpt2", {}, r"'gpt2' cannot be imported natively \(known: llama, mamba, mamba2, mistral, qwen3\)"),
         ("llama", {"mlp_bias": True}, r"mlp_bias = True has no like here \(only False\); leave out native=True"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "rotary positions of type 'dynamic'",
+        ),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu' has no like here"),
         ("mamba", {"use_bias": True}, "use_bias = True has no like here"),
     ],

@@ -12,7 +12,14 @@ from contextlab.errors import InputError
 from contextlab.models import ModelSpec, build_model, preset
 
 SMALL = {"width": 16, "input_size": 11, "output_size": 7, "read_in": "token"}
-TINY = {"llama3": {"width": 64}, "qwen3": {"width": 64}}  # their heads are of a given size
+# Heads of a given size; and so small that 20 tokens fill more than one segment.
+TINY = {
+    "llama3": {"width": 64},
+    "qwen3": {"width": 64},
+    "infini_transformer": {"segment": 6},
+    "log_linear": {"chunk": 4},
+    "moba": {"block": 4, "top_k": 2},
+}
 SPECS = {name: preset(name, **{**SMALL, **TINY.get(name, {})}) for name in registry.names("model")} | {
     "learned": ModelSpec(**SMALL, depth=2, position="learned", max_length=64),
     "sinusoidal": ModelSpec(**SMALL, depth=2, position="sinusoidal"),

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contextlab.errors import InputError
-from contextlab.ops.position import alibi_slopes, pairs_of_halves, rope, rotary_size, sinusoidal
+from contextlab.ops.position import (
+    RopeScaling,
+    alibi_slopes,
+    pairs_of_halves,
+    rope,
+    rope_frequencies,
+    rotary_size,
+    sinusoidal,
+)
 
 
 def test_rope_matches_transformers() -> None:
@@ -122,3 +130,71 @@ def test_heads_of_odd_size_turned_in_part() -> None:
     y.sum().backward()
     odd_step = torch.randn(2, 5, 3, 9, dtype=torch.float64)[..., 1:]
     torch.testing.assert_close(rope(odd_step, torch.arange(5)), rope(odd_step.contiguous(), torch.arange(5)))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "theirs"),
+    [
+        ({"kind": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {"kind": "yarn", "factor": 8.0, "original_length": 2048},
+            {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 2048},
+        ),
+        (
+            {"kind": "yarn", "factor": 2.0, "original_length": 64, "slow": 2, "fast": 16, "sharpen": 1.5},
+            {
+                "rope_type": "yarn",
+                "factor": 2.0,
+                "original_max_position_embeddings": 64,
+                "beta_slow": 2,
+                "beta_fast": 16,
+                "attention_factor": 1.5,
+            },
+        ),
+        (
+            {"kind": "llama3", "factor": 8.0, "original_length": 8192},
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+        ),
+        ({"kind": "p_rope", "keep": 0.25}, {"rope_type": "proportional", "partial_rotary_factor": 0.25}),
+    ],
+)
+def test_scaled_frequencies_are_those_of_transformers(scaling, theirs):
+    rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(hidden_size=256, num_attention_heads=4, rope_parameters={**theirs, "rope_theta": 500000.0})
+    expected, sharpen = rope_utils.ROPE_INIT_FUNCTIONS[theirs["rope_type"]](config, "cpu")
+    found, factor = rope_frequencies(64, 500000.0, RopeScaling(**scaling))
+    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=1e-12)
+    assert factor == pytest.approx(sharpen)
+
+
+def test_ntk_divides_the_lowest_frequency_by_the_factor_and_leaves_the_highest():
+    plain, _ = rope_frequencies(32)
+    scaled, _ = rope_frequencies(32, scaling=RopeScaling(kind="ntk", factor=4.0))
+    torch.testing.assert_close(scaled[[0, -1]], plain[[0, -1]] / torch.tensor([1.0, 4.0]))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"kind": "yarn", "factor": 2.0}, "yarn needs the tokens of the training"),
+        ({"kind": "p_rope", "factor": 2.0}, "p_rope does not stretch positions"),
+        ({"kind": "linear", "keep": 0.5}, "only p_rope turns a part of the pairs"),
+        ({"kind": "linaer"}, "did you mean 'linear'?"),
+    ],
+)
+def test_scalings_that_contradict_themselves_are_refused(scaling, message):
+    with pytest.raises(InputError) as caught:
+        RopeScaling.parse(scaling)
+    assert message in str(caught.value)
+    from contextlab.mixers import build_mixer
+
+    with pytest.raises(InputError, match="rope_scaling changes rotary positions, but position is 'none'"):
+        build_mixer("attention", width=16, position="none", rope_scaling={"kind": "linear", "factor": 2.0})

@@ -41,7 +41,7 @@ class SharedKeys(Attention):
             q = self.q_norm(q)
         if self.rotary:
             places = torch.arange(state.length - length, state.length, device=x.device)
-            q = rotate(q, rope_table(places, self.rotary, self.rope_base, x.dtype))
+            q = rotate(q, rope_table(places, self.rotary, self.rope_base, x.dtype, self.rope_scaling))
         k, v = state.held()
         at = state.positions()
         y = self._softmax(q, k, v, None if at is None else at[:, state.length - length :], at)

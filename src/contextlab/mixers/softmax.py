@@ -14,7 +14,7 @@ from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import ShortConv, without_padding
 from contextlab.mixers.layers import Linear, RMSNorm
-from contextlab.ops.position import alibi_slopes, rope_table, rotary_size, rotate
+from contextlab.ops.position import RopeScaling, alibi_slopes, rope_table, rotary_size, rotate
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
 from contextlab.state import KVState, State, WindowState, own, tensor_bytes
@@ -43,6 +43,8 @@ class ConvolvedState(State):
         {"position": "none", "qk_norm": True},
         {"heads": 2, "rope_base": 500.0, "qk_norm": True, "kv_heads": 1},
         {"short_conv": 4, "kv_heads": 2},
+        {"output_gate": True, "rope_scaling": {"kind": "yarn", "factor": 4.0, "original_length": 32}},
+        {"heads": 2, "head_dim": 8, "rope_scaling": {"kind": "p_rope", "keep": 0.5}},
     ),
 )
 class Attention(Mixer):
@@ -55,8 +57,10 @@ class Attention(Mixer):
     position: rotary (rope), a linear bias by distance (alibi), or none (absolute positions are the model's).
     rope_base: base of the rotary frequencies.
     rope_fraction: part of each head's dimensions that is rotated.
+    rope_scaling: a change of the rotary frequencies, for longer contexts or p-RoPE; see `ops.RopeScaling`.
     qk_norm: RMS-normalise queries and keys in each head, before the rotation.
     norm_eps: of that normalisation; None takes PyTorch's default.
+    output_gate: multiply the heads' outputs by a sigmoid gate of the token (Qwen3-Next; 2505.06708).
     bias: whether the projections have biases.
     short_conv: width of a causal depthwise convolution over q, k and v (Primer, 2109.08668); 0 for none.
     """
@@ -79,8 +83,12 @@ class Attention(Mixer):
         bias: bool = False,
         short_conv: NonNegativeInt = 0,
         norm_eps: PositiveFloat | None = None,
+        output_gate: bool = False,
+        rope_scaling: RopeScaling | None = None,
     ) -> None:
         super().__init__(width)
+        if rope_scaling is not None and position != "rope":
+            raise InputError(f"rope_scaling changes rotary positions, but position is {position!r}; leave it out")
         self.heads = heads
         self.kv_heads = heads if kv_heads is None else kv_heads
         if heads % self.kv_heads:
@@ -89,11 +97,12 @@ class Attention(Mixer):
         self.head_dim = head_size(width, heads) if head_dim is None else head_dim
         self.key_dim = self.head_dim  # of a key as the state holds it
         self.position = position
-        self.rope_base = rope_base
+        self.rope_base, self.rope_scaling = rope_base, rope_scaling
         self.rotary = rotary_size(self.head_dim, rope_fraction) if position == "rope" else 0
         # Rows: the heads of q, then of k, then of v.
         self.qkv_proj = Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
         self.out_proj = Linear(heads * self.head_dim, width, bias=bias)
+        self.gate_proj = Linear(width, heads * self.head_dim) if output_gate else None
         self.conv = ShortConv(self.qkv_proj.out_features, short_conv) if short_conv else None
         self.q_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
@@ -120,7 +129,7 @@ class Attention(Mixer):
         if self.rotary:
             # RoPE is relative: the place in what was read serves for all rows, however much each is padded.
             places = torch.arange(read, read + length, device=x.device)
-            qk = rotate(qk, rope_table(places, self.rotary, self.rope_base, x.dtype))
+            qk = rotate(qk, rope_table(places, self.rotary, self.rope_base, x.dtype, self.rope_scaling))
         q, k = qk.split((self.heads, self.kv_heads), 2)
         q, k = self._biased(x, q, k, state, mask)
         y, after = self._attend(q, k, v, state, mask, keep_state)
@@ -130,7 +139,7 @@ class Attention(Mixer):
 
     def _project_out(self, x: Tensor, y: Tensor) -> Tensor:
         """From the heads' outputs y [B, T, heads * head_dim] to the mixer's."""
-        return self.out_proj(y)
+        return self.out_proj(y if self.gate_proj is None else y * self.gate_proj(x).sigmoid())
 
     def _biased(
         self, x: Tensor, q: Tensor, k: Tensor, state: State | None, mask: Tensor | None
@@ -179,6 +188,7 @@ class Attention(Mixer):
         """See `Mixer.flops`; only the pairs of query and key that the mask lets through are counted."""
         projections = self.qkv_proj.weight.numel() + self.out_proj.weight.numel()
         projections += 0 if self.conv is None else self.conv.weight.numel()
+        projections += 0 if self.gate_proj is None else self.gate_proj.weight.numel()
         return 2 * length * projections + 4 * self.heads * self.head_dim * self._pairs(length)
 
     def _pairs(self, length: int) -> int:
@@ -197,6 +207,7 @@ class Attention(Mixer):
         {"window": 1, "sinks": 1, "position": "none"},
         {"window": 64, "heads": 2, "rope_fraction": 0.5, "qk_norm": True},
         {"window": 6, "sinks": 1, "short_conv": 3},
+        {"window": 7, "output_gate": True, "rope_scaling": {"kind": "ntk", "factor": 2.0}},
     ),
 )
 class SlidingWindow(Attention):
@@ -211,8 +222,10 @@ class SlidingWindow(Attention):
     position: rotary (rope), a linear bias by distance (alibi), or none (absolute positions are the model's).
     rope_base: base of the rotary frequencies.
     rope_fraction: part of each head's dimensions that is rotated.
+    rope_scaling: a change of the rotary frequencies, for longer contexts or p-RoPE; see `ops.RopeScaling`.
     qk_norm: RMS-normalise queries and keys in each head, before the rotation.
     norm_eps: of that normalisation; None takes PyTorch's default.
+    output_gate: multiply the heads' outputs by a sigmoid gate of the token (Qwen3-Next; 2505.06708).
     bias: whether the projections have biases.
     short_conv: width of a causal depthwise convolution over q, k and v (Primer, 2109.08668); 0 for none.
     """
@@ -232,9 +245,23 @@ class SlidingWindow(Attention):
         bias: bool = False,
         short_conv: NonNegativeInt = 0,
         norm_eps: PositiveFloat | None = None,
+        output_gate: bool = False,
+        rope_scaling: RopeScaling | None = None,
     ) -> None:
         super().__init__(
-            width, heads, kv_heads, head_dim, position, rope_base, rope_fraction, qk_norm, bias, short_conv, norm_eps
+            width,
+            heads,
+            kv_heads,
+            head_dim,
+            position,
+            rope_base,
+            rope_fraction,
+            qk_norm,
+            bias,
+            short_conv,
+            norm_eps,
+            output_gate,
+            rope_scaling,
         )
         self.window: int = window
         self.sinks = sinks
@@ -310,10 +337,19 @@ class ForgettingAttention(Attention):
         bias: bool = False,
         short_conv: NonNegativeInt = 0,
     ) -> None:
-        super().__init__(width, heads, None, head_dim, "none", qk_norm=qk_norm, bias=bias, short_conv=short_conv)
+        super().__init__(
+            width,
+            heads,
+            None,
+            head_dim,
+            "none",
+            qk_norm=qk_norm,
+            bias=bias,
+            short_conv=short_conv,
+            output_gate=output_gate,
+        )
         self.key_dim = self.head_dim + 1
         self.forget_proj = Linear(width, heads, bias=True)
-        self.gate_proj = Linear(width, heads * self.head_dim) if output_gate else None
 
     def _biased(
         self, x: Tensor, q: Tensor, k: Tensor, state: State | None, mask: Tensor | None
@@ -335,13 +371,11 @@ class ForgettingAttention(Attention):
         values = tensor_bytes(batch, self.heads, KVState.capacity(length), self.head_dim, dtype=dtype)
         return keys + values + self._conv_nbytes(batch, dtype)
 
-    def _project_out(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.out_proj(y if self.gate_proj is None else y * self.gate_proj(x).sigmoid())
-
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        gates = self.forget_proj.weight.numel() + (0 if self.gate_proj is None else self.gate_proj.weight.numel())
-        return super().flops(length) + 2 * length * gates + 2 * self.heads * self._pairs(length)
+        return (
+            super().flops(length) + 2 * length * self.forget_proj.weight.numel() + 2 * self.heads * self._pairs(length)
+        )
 
 
 def _places(mask: Tensor | None) -> Tensor | None:

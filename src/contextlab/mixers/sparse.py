@@ -186,13 +186,13 @@ class NativeSparseAttention(SparseAttention):
     ) -> None:
         super().__init__(width, heads, kv_heads, head_dim, position, rope_base, block)
         self.top_k, self.near = top_k, window
-        self.gate_proj = Linear(width, 3 * heads)
+        self.branch_proj = Linear(width, 3 * heads)
 
     def _biased(
         self, x: Tensor, q: Tensor, k: Tensor, state: State | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         # The gates travel with the queries, for `_softmax` sees no x.
-        return torch.cat((q, self.gate_proj(x).sigmoid().unflatten(-1, (self.heads, 3))), -1), k
+        return torch.cat((q, self.branch_proj(x).sigmoid().unflatten(-1, (self.heads, 3))), -1), k
 
     def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
         q, gates = q.split((self.head_dim, 3), -1)
@@ -205,7 +205,7 @@ class NativeSparseAttention(SparseAttention):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        return super().flops(length) + 2 * length * self.gate_proj.weight.numel()
+        return super().flops(length) + 2 * length * self.branch_proj.weight.numel()
 
 
 @register(

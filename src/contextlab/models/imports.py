@@ -81,7 +81,6 @@ def _llama(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors]
     window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
     _refuse_unless(
         source,
-        rope_type=(rope.get("rope_type", "default"), "default"),
         partial_rotary_factor=(rope.get("partial_rotary_factor", 1.0), 1.0),
         hidden_act=(config.hidden_act, "silu"),
         mlp_bias=(bool(getattr(config, "mlp_bias", False)), False),
@@ -94,6 +93,9 @@ def _llama(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors]
         "rope_base": float(rope["rope_theta"]),
         "bias": bias,
     }
+    scaling = _scaling(rope, source)
+    if scaling:
+        options["rope_scaling"] = scaling
     if normed:
         options |= {"qk_norm": True, "norm_eps": config.rms_norm_eps}
     mixer = "attention" if window is None else "sliding_window"
@@ -134,6 +136,35 @@ def _llama(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors]
         return found
 
     return spec, convert
+
+
+def _scaling(rope: dict[str, Any], source: str) -> dict[str, Any]:
+    """Our `RopeScaling` of a checkpoint's `rope_parameters`; empty for none."""
+    kind = rope.get("rope_type", "default")
+    names = {
+        "default": {},
+        "linear": {"factor": "factor"},
+        "llama3": {
+            "factor": "factor",
+            "slow": "low_freq_factor",
+            "fast": "high_freq_factor",
+            "original_length": "original_max_position_embeddings",
+        },
+        "yarn": {
+            "factor": "factor",
+            "slow": "beta_slow",
+            "fast": "beta_fast",
+            "sharpen": "attention_factor",
+            "original_length": "original_max_position_embeddings",
+        },
+    }
+    if kind not in names or rope.get("mscale") or not rope.get("truncate", True):
+        raise InputError(
+            f"{source}: rotary positions of type {kind!r} with these options have no like here (known: "
+            f"{', '.join(names)}); leave out native=True to run the model through transformers"
+        )
+    found = {ours: rope[theirs] for ours, theirs in names[kind].items() if rope.get(theirs) is not None}
+    return {"kind": kind, **found} if found else {}
 
 
 def _mamba(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors], Tensors]]:

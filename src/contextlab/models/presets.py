@@ -602,3 +602,154 @@ def kimi_linear(width: PositiveInt = 64, depth: PositiveInt = 4, heads: Positive
     delta = LayerSpec(mixer="kda")
     layers = (delta, delta, delta, LayerSpec(mixer="mla", options={"rope_dim": 0}))
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
+
+
+@register("model", "qwen3_next", papers=("2505.09388", "2412.06464"))
+def qwen3_next(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, experts: PositiveInt = 16
+) -> ModelSpec:
+    """The shape of Qwen3-Next: three gated delta nets to one gated attention, and mixtures of many small experts.
+
+    The attention has normalised queries and keys, turns a quarter of each head and gates its output; every token goes
+    through two experts and a shared one. Qwen3-Next's delta nets have twice as many value heads as key heads; here the
+    values are twice as large.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of both mixers.
+    experts: experts of each mixture.
+    """
+    delta = LayerSpec(mixer="gated_delta_net", options={"expand_v": 2})
+    size = max(2, width // heads)
+    options = {"kv_heads": 1, "qk_norm": True, "output_gate": True, "rope_base": 1e7}
+    options["rope_fraction"] = max(2, size // 8 * 2) / size
+    attention = LayerSpec(mixer="attention", options=options)
+    mixture = MlpSpec(kind="moe", options={"experts": experts, "top_k": 2, "shared": 1, "ratio": 1.0})
+    layers = (delta, delta, delta, attention)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=mixture)
+
+
+@register("model", "xlstm_7_1", papers=("2405.04517",))
+def xlstm_7_1(width: PositiveInt = 64, depth: PositiveInt = 8, heads: PositiveInt = 4) -> ModelSpec:
+    """xLSTM[7:1]: seven mLSTM blocks to one of sLSTM, which alone has an MLP after it.
+
+    The paper's mLSTM works inside an up-projection; here it is xLSTM 7B's, at the model's width.
+
+    width: size of a token's vector.
+    depth: number of blocks; eight make one group.
+    heads: heads of both mixers.
+    """
+    matrix = LayerSpec(mixer="mlstm", mlp=MlpSpec(kind="none"), options={"short_conv": 4})
+    scalar = LayerSpec(mixer="slstm", mlp=MlpSpec(kind="geglu"))
+    layers = (matrix, scalar, *(matrix for _ in range(6)))
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="none"), position="none")
+
+
+@register("model", "titans", papers=("2501.00663",))
+def titans(
+    width: PositiveInt = 64,
+    depth: PositiveInt = 4,
+    heads: PositiveInt = 4,
+    window: PositiveInt = 64,
+    memory: Literal["gate", "layer"] = "gate",
+) -> ModelSpec:
+    """Titans: a neural memory beside (MAG) or before (MAL) sliding-window attention.
+
+    Memory as context, the paper's third form, and its persistent tokens are left out.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of both mixers.
+    window: tokens that the attention sees, the current one counted.
+    memory: as a gate of the attention in the same layer, or as a layer before each attention layer.
+    """
+    local = LayerSpec(mixer="sliding_window", options={"window": window})
+    if memory == "gate":
+        near = {"mixer": "sliding_window", "options": {"window": window}}
+        layers: tuple[LayerSpec, ...] = (
+            LayerSpec(mixer="parallel", options={"mixers": [near, "titans"], "combine": "gate"}),
+        )
+    else:
+        layers = (LayerSpec(mixer="titans"), local)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
+
+
+@register("model", "infini_transformer", papers=("2404.07143",))
+def infini_transformer(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, segment: PositiveInt = 64
+) -> ModelSpec:
+    """A transformer with Infini-attention: attention within segments, and a memory of those before, in every block.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: attention heads.
+    segment: tokens of a segment.
+    """
+    layers = (LayerSpec(mixer="infini_attention", options={"segment": segment}),)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers)
+
+
+@register("model", "log_linear", papers=("2506.04761",))
+def log_linear(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, chunk: PositiveInt = 64
+) -> ModelSpec:
+    """Log-linear attention with a SwiGLU MLP in every block: a state that grows with the logarithm of the length.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the attention.
+    chunk: tokens that are read by one quadratic form, a power of two.
+    """
+    layers = (LayerSpec(mixer="log_linear_attention", options={"chunk": chunk}),)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
+
+
+@register("model", "mesa_net", papers=("2506.05233",))
+def mesa_net(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, steps: PositiveInt = 30
+) -> ModelSpec:
+    """MesaNet with a SwiGLU MLP in every block: each layer answers by ridge regression on what it has read.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the mesa layer.
+    steps: of conjugate gradients.
+    """
+    layers = (LayerSpec(mixer="mesa_net", options={"steps": steps}),)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
+
+
+@register("model", "ttt", papers=("2407.04620",))
+def ttt(
+    width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, inner: Literal["linear", "mlp"] = "linear"
+) -> ModelSpec:
+    """Test-time training with a SwiGLU MLP in every block: each layer's state is a model that learns while it reads.
+
+    width: size of a token's vector.
+    depth: number of blocks.
+    heads: heads of the mixer.
+    inner: the inner model.
+    """
+    layers = (LayerSpec(mixer=f"ttt_{inner}"),)
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
+
+
+@register("model", "moba", papers=("2502.13189",))
+def moba(
+    width: PositiveInt = 64,
+    depth: PositiveInt = 4,
+    heads: PositiveInt = 4,
+    block: PositiveInt = 64,
+    top_k: PositiveInt = 3,
+) -> ModelSpec:
+    """A transformer whose queries read only the best blocks of what was read (MoBA), but for the last layer's.
+
+    width: size of a token's vector.
+    depth: number of blocks; the last one attends to everything, as in the paper's hybrid.
+    heads: attention heads.
+    block: tokens of a block.
+    top_k: blocks that a query reads.
+    """
+    sparse = LayerSpec(mixer="moba", options={"block": block, "top_k": top_k})
+    layers = (*(sparse for _ in range(depth - 1)), LayerSpec(mixer="attention"))
+    return ModelSpec(width=width, depth=depth, heads=heads, layers=layers)

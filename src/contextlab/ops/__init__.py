@@ -20,9 +20,11 @@ from contextlab.ops.long_convolution import long_convolution, naive_long_convolu
 from contextlab.ops.mesa import mesa, naive_mesa
 from contextlab.ops.mlstm import mlstm, naive_mlstm
 from contextlab.ops.position import (
+    RopeScaling,
     alibi_slopes,
     pairs_of_halves,
     rope,
+    rope_frequencies,
     rope_table,
     rotary_size,
     rotate,
@@ -43,6 +45,7 @@ from contextlab.ops.titans import naive_titans, titans
 from contextlab.ops.ttt import naive_ttt, ttt_linear, ttt_mlp
 
 __all__ = [
+    "RopeScaling",
     "alibi_slopes",
     "backends",
     "block_topk",
@@ -83,6 +86,7 @@ __all__ = [
     "pairs_of_halves",
     "retention",
     "rope",
+    "rope_frequencies",
     "rope_table",
     "rotary_size",
     "rotate",

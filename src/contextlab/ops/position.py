@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from contextlab.errors import InputError
+from contextlab.spec import Spec
 
 
 def rotary_size(head_dim: int, fraction: float = 1.0) -> int:
@@ -27,20 +30,95 @@ def rotary_size(head_dim: int, fraction: float = 1.0) -> int:
     return size
 
 
-def rope_table(positions: Tensor, size: int, base: float = 10000.0, dtype: torch.dtype = torch.float32) -> Tensor:
+class RopeScaling(Spec):
+    """A change of RoPE's frequencies, for contexts longer than those of the training.
+
+    kind: "linear" divides all by the factor (position interpolation, 2306.15595); "ntk" raises the base so that the
+        lowest frequency is divided by it (NTK-aware); "yarn" divides those that turn less than `slow` times in the
+        original length, leaves those that turn more than `fast` times, with a ramp between, and sharpens attention
+        (2309.00071); "llama3" does so with turns `slow` and `fast` of 1 and 4 and a ramp in the frequency (Llama 3.1);
+        "p_rope" turns only the part `keep` of the pairs that turn fastest, and the rest not at all (2410.06205).
+    factor: length wanted over the original one.
+    original_length: tokens of the training; for yarn and llama3.
+    slow, fast: turns; default 1 and 32 for yarn, 1 and 4 for llama3.
+    sharpen: factor of the rotated queries and keys; None is 0.1 log(factor) + 1 for yarn, else 1.
+    keep: part of the pairs that p_rope turns.
+    """
+
+    kind: Literal["linear", "ntk", "yarn", "llama3", "p_rope"]
+    factor: Annotated[float, Field(ge=1)] = 1.0
+    original_length: PositiveInt | None = None
+    slow: PositiveFloat | None = None
+    fast: PositiveFloat | None = None
+    sharpen: PositiveFloat | None = None
+    keep: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> RopeScaling:
+        if self.kind in ("yarn", "llama3") and self.original_length is None:
+            raise InputError(f"original_length: {self.kind} needs the tokens of the training, for example 8192")
+        if self.kind == "p_rope" and self.factor != 1:
+            raise InputError("factor: p_rope does not stretch positions; leave it out, or take another kind")
+        if self.kind != "p_rope" and self.keep != 1:
+            raise InputError(f"keep: only p_rope turns a part of the pairs, not {self.kind!r}")
+        return self
+
+
+def rope_frequencies(size: int, base: float = 10000.0, scaling: RopeScaling | None = None) -> tuple[Tensor, float]:
+    """RoPE's angles for one step, [size / 2] float64, and the factor of what is turned. size: turned dimensions."""
+    index = torch.arange(0, size, 2, dtype=torch.float64)
+    plain = base ** (index / -size)
+    if scaling is None:
+        return plain, 1.0
+    if scaling.kind == "linear":
+        return plain / scaling.factor, scaling.sharpen or 1.0
+    if scaling.kind == "ntk":
+        return (base * scaling.factor ** (size / max(size - 2, 1))) ** (index / -size), scaling.sharpen or 1.0
+    if scaling.kind == "p_rope":
+        kept = math.floor(scaling.keep * (size // 2) + 1e-6)
+        return torch.where(torch.arange(size // 2) < kept, plain, 0.0), scaling.sharpen or 1.0
+    length = scaling.original_length
+    assert length is not None
+    slow = scaling.slow or 1.0
+    if scaling.kind == "llama3":
+        fast = scaling.fast or 4.0
+        turns = length * plain / (2 * math.pi)
+        ramp = ((turns - slow) / (fast - slow)).clamp(0, 1)  # 0: divided, 1: as it was
+        return (1 - ramp) * plain / scaling.factor + ramp * plain, scaling.sharpen or 1.0
+    fast = scaling.fast or 32.0
+
+    def pair(turns: float) -> float:
+        """The pair of dimensions that turns so often in the original length."""
+        return size * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = max(math.floor(pair(fast)), 0), min(math.ceil(pair(slow)), size - 1)
+    ramp = ((torch.arange(size // 2, dtype=torch.float64) - low) / max(high - low, 0.001)).clamp(0, 1)
+    sharpen = scaling.sharpen or 0.1 * math.log(scaling.factor) + 1.0
+    return plain / scaling.factor * ramp + plain * (1 - ramp), sharpen
+
+
+def rope_table(
+    positions: Tensor,
+    size: int,
+    base: float = 10000.0,
+    dtype: torch.dtype = torch.float32,
+    scaling: RopeScaling | None = None,
+) -> Tensor:
     """The cosines and sines of RoPE's angles m base^(-2j / size) (2104.09864, eq. 15), for `rotate`.
 
     positions: m, [T] or [B, T] int64.
     size: number of turned dimensions, even.
     base: of the geometric frequencies.
     dtype: of the values that will be turned; half precisions get a float32 table.
+    scaling: a change of the frequencies, or None.
 
     Returns [..., T, 1, size / 2, 2], which broadcasts over heads. The angles are computed in float64: in float32
     the angle at position 1e6 is wrong by up to 0.03 radian.
     """
-    inverse = base ** (torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / -size)
-    angles = positions[..., None, None].to(torch.float64) * inverse
+    inverse, sharpen = rope_frequencies(size, base, scaling)
+    angles = positions[..., None, None].to(torch.float64) * inverse.to(positions.device)
     table = torch.stack((angles.cos(), angles.sin()), -1)
+    table = table if sharpen == 1 else table * sharpen
     return table.to(torch.float64 if dtype == torch.float64 else torch.float32)
 
 
