@@ -171,3 +171,16 @@ def test_wrong_input_is_one_line_and_exit_code_2(call, arguments, message, tmp_p
     assert message in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_quick_forms_are_found_or_refused(call, monkeypatch):
+    import contextlab.experiments
+
+    asked = []
+    monkeypatch.setattr(contextlab.experiments, "load_recipe", lambda name, changes: asked.append(name) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call("run", "mixers-on-recall", "--quick")
+    assert asked == ["mixers-on-recall-quick"]
+    code, _, err = call("run", "demo", "--quick")
+    assert code == 2
+    assert "demo has no quick form; those that have one: mixers-on-recall" in err

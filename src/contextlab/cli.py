@@ -66,6 +66,7 @@ def run(
     changes: SetOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run the recipe's form for a laptop.")] = False,
     jobs: Annotated[
         int | None, typer.Option(help="Trainings at once.", show_default="one a core on CPU, one on CUDA")
     ] = None,
@@ -79,12 +80,16 @@ def run(
 
       contextlab run demo --set train.steps=200 --set 'seeds=[0,1,2]' --out runs/short
 
+      contextlab run mixers-on-recall --quick
+
       contextlab run runs/demo --resume
     """
-    from contextlab.experiments import load_plugins, load_recipe
+    from contextlab.experiments import load_plugins, load_recipe, quick_form
     from contextlab.experiments import run as run_experiment
 
     load_plugins(plugin or [])
+    if quick:
+        recipe = quick_form(recipe)
     path = Path(recipe)
     if path.is_dir() and (path / "experiment.yaml").exists():
         if out is not None and out != path:

@@ -158,3 +158,57 @@ def test_wrong_inputs_are_refused():
         build_model("transformer")
     with pytest.raises(InputError, match="did you mean 'width'"):
         build_model("transformer", widht=16)
+
+
+def test_states_of_another_model_are_refused():
+    model, other = build_model(SPECS["loops"]), build_model(SPECS["learned"])
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    _, state = other.read(tokens)
+    with pytest.raises(InputError, match="expected a ModelState of 6 layers, got one of 2"):
+        model.read(tokens, state)
+    _, state = model.read(tokens)
+    with pytest.raises(InputError, match="the state is of a batch of 2, x of 3"):
+        model.read(torch.zeros(3, 1, dtype=torch.int64), state)
+    with pytest.raises(InputError, match="expected a ModelState of 6 layers, got RecurrentState"):
+        model.read(tokens, state.layers[0])
+
+
+def test_nan_in_inference_is_named_with_its_layer():
+    model = build_model({"width": 16, "depth": 3, "layers": ["mamba2", "attention"], "input_size": 3, "output_size": 1})
+    x = torch.randn(2, 5, 3)
+    bad = x.clone()
+    bad[1, 2, 0] = torch.nan
+    with torch.no_grad():
+        model.read(x)
+        with pytest.raises(InputError, match="the input holds NaN or infinity, first in row 1 at token 2"):
+            model.read(bad)
+        weight = model.blocks[1].mixer.qkv_proj.weight
+        kept = weight.clone()
+        weight[0, 0] = torch.inf
+        with pytest.raises(InputError, match=r"parameter 'blocks\.1\.mixer\.qkv_proj\.weight' holds NaN"):
+            model.read(x)
+        weight.copy_(kept)
+        model.blocks[2].mlp.up.weight.fill_(3e38)
+        with pytest.raises(InputError, match=r"block 2 \(Mamba2\) gives NaN or infinity, first in row 0 at token 0"):
+            model.read(x)
+
+
+def test_encoders_are_pooled_and_keep_no_state():
+    spec = {
+        "width": 16,
+        "depth": 2,
+        "layers": ["encoder_attention"],
+        **{k: SMALL[k] for k in ("input_size", "read_in")},
+    }
+    model = build_model({**spec, "output_size": 4, "pool": "mean"}).double()
+    tokens = torch.randint(11, (3, 9), generator=torch.Generator().manual_seed(0))
+    assert model(tokens).shape == (3, 4)
+    mask = torch.arange(9)[None] >= torch.tensor([[4], [0], [0]])
+    torch.testing.assert_close(model(tokens, mask)[:1], model(tokens[:1, 4:]), rtol=0, atol=1e-9)
+    assert 0 < model.flops(8) < model.flops(16)
+    with pytest.raises(InputError, match="a pooled read-out answers whole sequences"):
+        model.read(tokens)
+    with pytest.raises(InputError, match=r"block 0 \(EncoderAttention\) reads both ways"):
+        build_model({**spec, "output_size": 4}).read(tokens)
+    with pytest.raises(InputError, match="'fnet' reads both ways and would see the answers"):
+        ModelSpec.parse({"layers": ["attention", "fnet"]}).for_task(None)

@@ -1,6 +1,6 @@
 """Experiments: specs, recipes, runs."""
 
-from contextlab.experiments.recipes import find_recipe, load_recipe, recipes
+from contextlab.experiments.recipes import find_recipe, load_recipe, quick_form, recipes
 from contextlab.experiments.run import Run, open_run, run
 from contextlab.experiments.spec import ExperimentSpec, ModelEntry, TaskEntry
 from contextlab.plugins import load_plugins
@@ -14,6 +14,7 @@ __all__ = [
     "load_plugins",
     "load_recipe",
     "open_run",
+    "quick_form",
     "recipes",
     "run",
 ]

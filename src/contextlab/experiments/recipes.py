@@ -53,6 +53,15 @@ def find_recipe(name_or_path: str | Path) -> Path:
     raise InputError(unknown("recipe", str(name_or_path), known))
 
 
+def quick_form(name: str) -> str:
+    """The name of a recipe's quick form. Raises InputError when it has none."""
+    known = {recipe.name for recipe in recipes()}
+    if f"{name}-quick" in known:
+        return f"{name}-quick"
+    having = sorted(each.removesuffix("-quick") for each in known if each.endswith("-quick"))
+    raise InputError(f"--quick: {name} has no quick form; those that have one: {', '.join(having)}")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises InputError when it is empty, not YAML, huge or deeply nested."""
     try:

@@ -96,6 +96,8 @@ class ModelSpec(Spec):
     output_size: width of a prediction; the task fills it in when None.
     tied: use the token embedding as the read-out.
     read_out_bias: whether the read-out has a bias; a tied one never has.
+    pool: one prediction for the whole sequence, from the mean, the first or the last of its tokens; None for one
+        prediction a token.
     """
 
     width: PositiveInt = 64
@@ -119,6 +121,7 @@ class ModelSpec(Spec):
     output_size: PositiveInt | None = None
     tied: bool = False
     read_out_bias: bool = True
+    pool: Literal["mean", "first", "last"] | None = None
 
     @field_validator("mlp", mode="before")
     @classmethod
@@ -147,6 +150,8 @@ class ModelSpec(Spec):
                 self.source(i)
         if self.position == "learned" and self.max_length is None:
             raise InputError("max_length: learned positions need it; give the longest sequence, for example 512")
+        if self.tied and self.pool is not None:
+            raise InputError("tied: a pooled read-out has a matrix of its own; leave out tied or pool")
         if self.tied and self.read_in != "token":
             raise InputError("tied: only a model that reads tokens has an embedding to tie; set read_in to 'token'")
         if self.tied and self.input_size is not None and self.output_size not in (None, self.input_size):
@@ -184,6 +189,12 @@ class ModelSpec(Spec):
 
     def for_task(self, task: Any) -> ModelSpec:
         """This spec with read-in and sizes set to the task's. Raises InputError when it says otherwise already."""
+        for layer in self.pattern():
+            if not registry.lookup("mixer", layer.mixer).factory.causal:  # type: ignore[attr-defined]
+                raise InputError(
+                    f"layers: {layer.mixer!r} reads both ways and would see the answers; this task needs causal "
+                    "mixers, for example 'attention'"
+                )
         wanted = {"read_in": task.read_in, "input_size": task.input_size, "output_size": task.output_size}
         for name in ("input_size", "output_size"):
             given = getattr(self, name)

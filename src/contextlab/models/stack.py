@@ -13,6 +13,7 @@ from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
 from contextlab.models.generation import generate
+from contextlab.models.head import PooledHead
 from contextlab.models.spec import ModelSpec
 from contextlab.ops.position import sinusoidal
 from contextlab.spec import describe
@@ -57,7 +58,11 @@ class Model(nn.Module):
         self._sources = [spec.source(i) for i in range(spec.depth)]
         self._read_above = {source for i, source in enumerate(self._sources) if source != i}
         self.read_out_norm = make_norm(spec, spec.width)
-        self.read_out = Linear(spec.width, spec.output_size, bias=spec.read_out_bias and not spec.tied)
+        self.read_out: nn.Module
+        if spec.pool is not None:
+            self.read_out = PooledHead(spec.width, spec.output_size, spec.pool)
+        else:
+            self.read_out = Linear(spec.width, spec.output_size, bias=spec.read_out_bias and not spec.tied)
         with torch.no_grad():
             # Residual branches start small, so that the stack starts near the identity at any depth (GPT-2's rule).
             small = (2 * spec.depth * spec.loops) ** -0.5
@@ -73,7 +78,7 @@ class Model(nn.Module):
         """Predict at every position of whole sequences, keeping no state.
 
         inputs: [B, T, input_size] float, or [B, T] int64. mask: [B, T] bool, False at left padding.
-        Returns [B, T, output_size].
+        Returns [B, T, output_size], or [B, output_size] from a pooled read-out.
         """
         return self._run(inputs, None, mask, keep_state=False)[0]
 
@@ -81,9 +86,12 @@ class Model(nn.Module):
         self, inputs: Tensor, state: ModelState | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
         """Read on from `state` (None at the start). Returns the predictions and the state after the last token."""
-        prediction, state = self._run(inputs, state, mask, keep_state=True)
-        assert state is not None
-        return prediction, state
+        self._check_state(state)
+        prediction, after = self._run(inputs, state, mask, keep_state=True)
+        assert after is not None
+        if not torch.is_grad_enabled() and not bool(prediction.isfinite().all()):
+            raise InputError(self._first_fault(inputs, state, mask))
+        return prediction, after
 
     def generate(
         self,
@@ -129,7 +137,8 @@ class Model(nn.Module):
                         made[i] = after
                 if keep_state:
                     states.append(after)
-        prediction = self.read_out(self.read_out_norm(x))
+        x = self.read_out_norm(x)
+        prediction = self.read_out(x, mask) if isinstance(self.read_out, PooledHead) else self.read_out(x)
         if not keep_state:
             return prediction, None
         return prediction, ModelState(layers=states, start=start, length=read + inputs.shape[1])
@@ -148,6 +157,53 @@ class Model(nn.Module):
         if read + x.shape[1] > longest:
             raise InputError(f"a sequence of {read + x.shape[1]} tokens does not fit max_length {longest}")
         return x + self.positions(positions), start
+
+    def _check_state(self, state: Any) -> None:
+        if self.spec.pool is not None:
+            raise InputError("read: a model with a pooled read-out answers whole sequences; call it on them")
+        for i, block in enumerate(self.blocks):
+            if not block.mixer.causal:  # type: ignore[union-attr]
+                raise InputError(
+                    f"read: block {i} ({_name(block)}) reads both ways, so the model has no state to hand on; "
+                    "call the model on whole sequences"
+                )
+        if state is None:
+            return
+        wanted = len(self.blocks) * self.spec.loops
+        if not isinstance(state, ModelState) or len(state.layers) != wanted:
+            what = f"one of {len(state.layers)}" if isinstance(state, ModelState) else type(state).__name__
+            raise InputError(
+                f"read: the state of another model: expected a ModelState of {wanted} layers, got {what}"
+            )
+
+    @torch.no_grad()
+    def _first_fault(self, inputs: Tensor, state: ModelState | None, mask: Tensor | None) -> str:
+        """Where NaN or infinity first appears, in words."""
+        if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+            row, token, _ = (~inputs.isfinite()).nonzero()[0].tolist()
+            return f"the input holds NaN or infinity, first in row {row} at token {token}"
+        for name, parameter in self.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                return f"the model's parameter {name!r} holds NaN or infinity"
+        found: list[str] = []
+
+        def look(index: int, block: torch.nn.Module) -> Any:
+            def hook(module: torch.nn.Module, given: Any, result: Any) -> None:
+                if not found and not bool(result[0].isfinite().all()):
+                    row, token, _ = (~result[0].isfinite()).nonzero()[0].tolist()
+                    found.append(
+                        f"block {index} ({_name(block)}) gives NaN or infinity, first in row {row} at token {token}"
+                    )
+
+            return block.register_forward_hook(hook)
+
+        hooks = [look(i, block) for i, block in enumerate(self.blocks)]
+        try:
+            self._run(inputs, state, mask, keep_state=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found[0] if found else "the read-out gives NaN or infinity"
 
     def _check(self, inputs: Tensor) -> None:
         if self.spec.read_in == "token":
@@ -170,10 +226,17 @@ class Model(nn.Module):
     def flops(self, length: int) -> int:
         """Multiply-adds x 2 of one forward over one sequence of `length` tokens (matrix products counted)."""
         total = sum(block.flops(length) for block in self.blocks)  # type: ignore[operator]
-        ends = 2 * length * self.read_out.weight.numel()
+        if isinstance(self.read_out, PooledHead):
+            ends = 2 * self.read_out.read_out.weight.numel()
+        else:
+            ends = 2 * length * self.read_out.weight.numel()  # type: ignore[operator]
         if self.spec.read_in == "vector":
             ends += 2 * length * (self.spec.input_size or 0) * self.spec.width
         return total * self.spec.loops + ends
+
+
+def _name(block: Any) -> str:
+    return type(block.mixer).__name__
 
 
 def build_model(spec: ModelSpec | dict[str, Any] | str, *, seed: int = 0, **options: Any) -> Model:
