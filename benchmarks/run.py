@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("training.py", "ops.py", "learners.py", "decode.py")
+SCRIPTS = ("training.py", "ops.py", "scan.py", "naive.py", "learners.py", "decode.py")
 
 
 def main() -> int:

@@ -4,7 +4,8 @@ Timed is one forward and backward (gradients of all inputs), float32, batch 2, 2
 process, medians and quartiles:
 
 - linear scan: `linear_scan` and `naive_linear_scan`, the loop over tokens that defines it, the same x and g.
-- selective scan: `selective_scan` and Mamba's `mamba_selective_scan` of transformers (the scan part of its torch path,
+- selective scan (512 tokens: the backward of transformers' path is quadratic in the length, two minutes at 2048):
+  `selective_scan` and Mamba's `mamba_selective_scan` of transformers (the scan part of its torch path,
   without projections and convolution), the same x, dt, A, B, C, D, state size 16.
 - growth: the time at T over that at T / 2.
 - memory: bytes that the selective scan keeps for its backward, over those of the states of all tokens.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.ops.scan import linear_scan, naive_linear_scan, selective_scan
+from ops import interleaved, step
 
 BATCH, CHANNELS, STATE = 2, 256, 16
 
@@ -45,28 +46,6 @@ def mamba_inputs(length: int, generator: torch.Generator) -> list[Tensor]:
     return [t.requires_grad_() for t in inputs]
 
 
-def step(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], None]:
-    """One forward and backward, to be timed."""
-    weight = torch.randn_like(function(*inputs).detach())
-
-    def run() -> None:
-        torch.autograd.grad(function(*inputs), inputs, weight)
-
-    return run
-
-
-def interleaved(steps: dict[str, Callable[[], None]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each step, taken in turns so that a busy machine slows all alike; one warm-up is dropped."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(runs + 1):
-        for name, run in steps.items():
-            start = time.perf_counter()
-            run()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def kept_bytes(function: Callable[..., Tensor], inputs: list[Tensor]) -> int:
     """Bytes that one forward keeps for its backward, the inputs' own included; each storage counts once."""
     storages: dict[int, int] = {}
@@ -81,7 +60,7 @@ def kept_bytes(function: Callable[..., Tensor], inputs: list[Tensor]) -> int:
     return sum(storages.values())
 
 
-def measure(length: int = 2048, runs: int = 7) -> dict[str, Any]:
+def measure(length: int = 512, runs: int = 7) -> dict[str, Any]:
     """All timings. Needs transformers."""
     from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
@@ -141,7 +120,7 @@ def measure(length: int = 2048, runs: int = 7) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--runs", type=int, default=7)
     options = parser.parse_args()
     result = measure(options.length, options.runs)

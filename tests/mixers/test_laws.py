@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 import contextlab.mixers  # noqa: F401  (registers every mixer)
 from contextlab import registry
 from contextlab.errors import InputError
-from contextlab.mixers.base import Mixer
+from contextlab.mixers.base import FAMILIES, Mixer, family_of, sequence_cost, token_cost
 from contextlab.state import RecurrentState, State, own
 
 WIDTH = 24  # many numbers of heads divide it
@@ -358,6 +358,15 @@ def test_inputs_of_another_width_are_refused(build: Build) -> None:
         mixer(torch.randn(2, 3, WIDTH + 1))
     with pytest.raises(InputError, match=r"expected mask bool \[2, 3\], got bool \[3, 3\]"):
         mixer(torch.randn(2, 3, WIDTH), None, torch.ones(3, 3, dtype=torch.bool))
+
+
+@every
+def test_a_mixer_says_how_it_works_and_where_it_belongs(build: Build) -> None:
+    mixer = build()
+    assert mixer.parallel_form != "?"
+    assert family_of(type(mixer)) in FAMILIES
+    assert sequence_cost(mixer) in ("T", "T log T", "T^2")
+    assert token_cost(mixer) in ("none", "1", "log T", "T")
 
 
 # What the harness is for: mixers that break one law each, and must be caught.

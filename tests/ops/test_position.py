@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def test_heads_of_odd_size_turned_in_part() -> None:
         ({"kind": "p_rope", "keep": 0.25}, {"rope_type": "proportional", "partial_rotary_factor": 0.25}),
     ],
 )
-def test_scaled_frequencies_are_those_of_transformers(scaling, theirs):
+def test_scaled_frequencies_are_those_of_transformers(scaling: dict[str, Any], theirs: dict[str, Any]) -> None:
     rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
     from transformers import LlamaConfig
 
@@ -175,7 +176,7 @@ def test_scaled_frequencies_are_those_of_transformers(scaling, theirs):
     assert factor == pytest.approx(sharpen)
 
 
-def test_ntk_divides_the_lowest_frequency_by_the_factor_and_leaves_the_highest():
+def test_ntk_divides_the_lowest_frequency_by_the_factor_and_leaves_the_highest() -> None:
     plain, _ = rope_frequencies(32)
     scaled, _ = rope_frequencies(32, scaling=RopeScaling(kind="ntk", factor=4.0))
     torch.testing.assert_close(scaled[[0, -1]], plain[[0, -1]] / torch.tensor([1.0, 4.0]))
@@ -185,16 +186,23 @@ def test_ntk_divides_the_lowest_frequency_by_the_factor_and_leaves_the_highest()
     ("scaling", "message"),
     [
         ({"kind": "yarn", "factor": 2.0}, "yarn needs the tokens of the training"),
-        ({"kind": "p_rope", "factor": 2.0}, "p_rope does not stretch positions"),
-        ({"kind": "linear", "keep": 0.5}, "only p_rope turns a part of the pairs"),
+        ({"kind": "p_rope", "factor": 2.0}, "factor: p_rope has no use for it; it takes keep"),
+        ({"kind": "linear", "keep": 0.5}, "keep: linear has no use for it"),
+        ({"kind": "linear", "factor": 2.0, "original_length": 5}, "original_length: linear has no use for it"),
+        (
+            {"kind": "llama3", "factor": 4.0, "original_length": 32, "slow": 8},
+            "slow: 8 turns are not fewer than fast = 4",
+        ),
         ({"kind": "linaer"}, "did you mean 'linear'?"),
     ],
 )
-def test_scalings_that_contradict_themselves_are_refused(scaling, message):
+def test_scalings_that_contradict_themselves_are_refused(scaling: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         RopeScaling.parse(scaling)
     assert message in str(caught.value)
     from contextlab.mixers import build_mixer
 
+    with pytest.raises(InputError, match=r"keep: 0\.1 of 2 pairs is less than one; the least that fits is 0\.5"):
+        build_mixer("attention", width=16, rope_scaling={"kind": "p_rope", "keep": 0.1})
     with pytest.raises(InputError, match="rope_scaling changes rotary positions, but position is 'none'"):
         build_mixer("attention", width=16, position="none", rope_scaling={"kind": "linear", "factor": 2.0})

@@ -20,8 +20,8 @@ class Mixer(nn.Module, ABC):
     """
 
     causal: ClassVar[bool] = True
-    # How a whole sequence is computed at once: "attention", "chunks" of matrix products, "scan", "convolution", "loop"
-    # over tokens or segments.
+    # How a whole sequence is computed at once: "attention", "chunks" of matrix products, "scan", "convolution",
+    # "Fourier transform", "pooling", a "loop" over tokens, chunks or segments.
     parallel_form: ClassVar[str] = "?"
     family: ClassVar[str] = ""  # where it is not that of the mixer's file
 

@@ -14,7 +14,7 @@ from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import ShortConv, without_padding
 from contextlab.mixers.layers import Linear, RMSNorm
-from contextlab.ops.position import RopeScaling, alibi_slopes, rope_table, rotary_size, rotate
+from contextlab.ops.position import RopeScaling, alibi_slopes, rope_frequencies, rope_table, rotary_size, rotate
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
 from contextlab.state import KVState, State, WindowState, own, tensor_bytes
@@ -99,6 +99,8 @@ class Attention(Mixer):
         self.position = position
         self.rope_base, self.rope_scaling = rope_base, rope_scaling
         self.rotary = rotary_size(self.head_dim, rope_fraction) if position == "rope" else 0
+        if self.rotary:
+            rope_frequencies(self.rotary, rope_base, rope_scaling)  # refuses what does not fit the head
         # Rows: the heads of q, then of k, then of v.
         self.qkv_proj = Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
         self.out_proj = Linear(heads * self.head_dim, width, bias=bias)

@@ -172,9 +172,7 @@ class Model(nn.Module):
         wanted = len(self.blocks) * self.spec.loops
         if not isinstance(state, ModelState) or len(state.layers) != wanted:
             what = f"one of {len(state.layers)}" if isinstance(state, ModelState) else type(state).__name__
-            raise InputError(
-                f"read: the state of another model: expected a ModelState of {wanted} layers, got {what}"
-            )
+            raise InputError(f"read: the state of another model: expected a ModelState of {wanted} layers, got {what}")
 
     @torch.no_grad()
     def _first_fault(self, inputs: Tensor, state: ModelState | None, mask: Tensor | None) -> str:

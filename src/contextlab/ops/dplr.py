@@ -12,6 +12,7 @@ float32. `cu_seqlens` is not supported here.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from contextlab.errors import InputError
 from contextlab.ops import backend
 from contextlab.ops.delta import unit_lower_inverse
 from contextlab.ops.gla import halves, joined
-from contextlab.ops.linear import working_dtype
+from contextlab.ops.linear import by_blocks, working_dtype
 
 
 def dplr_delta_rule(
@@ -61,6 +62,14 @@ def dplr_delta_rule(
             state = g[:, 0].exp().unsqueeze(-1) * state + _outer(b[:, 0], read) + _outer(k[:, 0], v[:, 0])
             v = (q[:, 0].unsqueeze(-2) @ state).squeeze(-2).unsqueeze(1)
         return v.to(dtype), state if output_final_state else None
+    o, last = by_blocks(partial(_dplr, chunk_size), (q, k, v, a, b, g), state)
+    return o.to(dtype), last if output_final_state else None
+
+
+def _dplr(
+    chunk_size: int, state: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The chunked form, from a state."""
     length, heads = v.shape[1:3]
     q, k, v, a, b, g = _chunks(chunk_size, q, k, v, a, b, g)
     gram, reads, rest, total = _weighted([(a, True), (q, False)], [b, k], g)
@@ -74,7 +83,7 @@ def dplr_delta_rule(
     states, last = _pass_on(total, kept @ W, kept @ own + (k * ends).mT @ v, state)
     u = own + W @ states
     o = qb @ u + qk @ v + (q * q_read.exp()) @ states
-    return _whole(o, length, heads).to(dtype), last if output_final_state else None
+    return _whole(o, length, heads), last
 
 
 def kda(
@@ -113,6 +122,14 @@ def kda(
             state = state + _outer(k[:, 0] * beta[:, 0], error)
             v = (q[:, 0].unsqueeze(-2) @ state).squeeze(-2).unsqueeze(1)
         return v.to(dtype), state if output_final_state else None
+    o, last = by_blocks(partial(_kda, chunk_size), (q, k, v, g, beta), state)
+    return o.to(dtype), last if output_final_state else None
+
+
+def _kda(
+    chunk_size: int, state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The chunked form, from a state."""
     length, heads = v.shape[1:3]
     q, k, v, g, beta = _chunks(chunk_size, q, k, v, g, beta)
     ((kk,), (qk,)), (read, _), rest, total = _weighted([(k, False), (q, False)], [k], g)
@@ -123,7 +140,7 @@ def kda(
     kept = (k * rest.exp()).mT
     states, last = _pass_on(total, kept @ W, kept @ own, state)
     o = qk @ (own + W @ states) + (q * grow) @ states
-    return _whole(o, length, heads).to(dtype), last if output_final_state else None
+    return _whole(o, length, heads), last
 
 
 def naive_dplr_delta_rule(

@@ -10,12 +10,14 @@ exactly one such middle. That is the matrix products of one quadratic form in lo
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.ops.linear import working_dtype
+from contextlab.ops.linear import by_blocks, working_dtype
 from contextlab.ops.scan import linear_scan
 
 
@@ -125,6 +127,16 @@ def _per_channel(
     if length == 1:
         o, state = _step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], bonus, state)
         return o.unsqueeze(1).to(dtype), state if final else None
+    block = partial(_block, chunk_size, bonus)
+    o, state = by_blocks(block, (q, k, v, g), state, max(512 // chunk_size, 1) * chunk_size)
+    return o.to(dtype), state if final else None
+
+
+def _block(
+    chunk_size: int, bonus: Tensor | None, state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The chunked form, from a state."""
+    length = v.shape[1]
     count, size = _split(length, chunk_size)
     q, k, v, g = (
         F.pad(x, (0, 0, 0, 0, 0, count * size - length)).unflatten(1, (count, size)).transpose(2, 3).contiguous()
@@ -137,8 +149,7 @@ def _per_channel(
     after, state_after = linear_scan(write, total.mT.expand_as(write), state)
     before = torch.cat((state.unsqueeze(1), after[:, :-1]), 1)
     o = o + (q * read.exp()) @ before
-    o = o.transpose(2, 3).flatten(1, 2)[:, :length].to(dtype)
-    return o, state_after if final else None
+    return o.transpose(2, 3).flatten(1, 2)[:, :length], state_after
 
 
 def _within(q: Tensor, k: Tensor, v: Tensor, g: Tensor, exclusive: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ not supported here.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -323,6 +324,21 @@ def _cumulative(g: Tensor | None, g_gamma: Tensor | None, shape: tuple[int, ...]
     if g is not None:
         c = c + chunked(g.to(like.dtype).unsqueeze(-1), count, size).squeeze(-1).view(shape).cumsum(-1)
     return c
+
+
+def by_blocks(
+    function: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor], state: Tensor, size: int = 512
+) -> tuple[Tensor, Tensor]:
+    """`function(state, *inputs)` on blocks of tokens, the state handed on, so that temporaries stay in the caches.
+
+    inputs: [B, T, ...] each, T >= 1. function: returns what the tokens answer [B, block, ...] and the state after them.
+    Returns the answers of all and the last state.
+    """
+    outputs = []
+    for block in zip(*(x.split(size, 1) for x in inputs), strict=True):
+        o, state = function(state, *block)
+        outputs.append(o)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), state
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -33,6 +33,9 @@ def rotary_size(head_dim: int, fraction: float = 1.0) -> int:
 class RopeScaling(Spec):
     """A change of RoPE's frequencies, for contexts longer than those of the training.
 
+    Rules that change with the length read so far (dynamic NTK) are left out: keys that are held already were turned at
+    other frequencies, so what a model answers would depend on how its input was cut.
+
     kind: "linear" divides all by the factor (position interpolation, 2306.15595); "ntk" raises the base so that the
         lowest frequency is divided by it (NTK-aware); "yarn" divides those that turn less than `slow` times in the
         original length, leaves those that turn more than `fast` times, with a ramp between, and sharpens attention
@@ -55,13 +58,26 @@ class RopeScaling(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> RopeScaling:
-        if self.kind in ("yarn", "llama3") and self.original_length is None:
+        used = {
+            "linear": {"factor", "sharpen"},
+            "ntk": {"factor", "sharpen"},
+            "yarn": {"factor", "original_length", "slow", "fast", "sharpen"},
+            "llama3": {"factor", "original_length", "slow", "fast"},
+            "p_rope": {"keep"},
+        }[self.kind]
+        stray = [name for name in sorted(self.model_fields_set - used - {"kind"}) if getattr(self, name) is not None]
+        if stray:
+            raise InputError(f"{stray[0]}: {self.kind} has no use for it; it takes {', '.join(sorted(used))}")
+        if "original_length" in used and self.original_length is None:
             raise InputError(f"original_length: {self.kind} needs the tokens of the training, for example 8192")
-        if self.kind == "p_rope" and self.factor != 1:
-            raise InputError("factor: p_rope does not stretch positions; leave it out, or take another kind")
-        if self.kind != "p_rope" and self.keep != 1:
-            raise InputError(f"keep: only p_rope turns a part of the pairs, not {self.kind!r}")
+        slow, fast = self.turns()
+        if slow >= fast:
+            raise InputError(f"slow: {slow:g} turns are not fewer than fast = {fast:g}; the usual are 1 and {fast:g}")
         return self
+
+    def turns(self) -> tuple[float, float]:
+        """slow and fast, with their defaults."""
+        return self.slow or 1.0, self.fast or (4.0 if self.kind == "llama3" else 32.0)
 
 
 def rope_frequencies(size: int, base: float = 10000.0, scaling: RopeScaling | None = None) -> tuple[Tensor, float]:
@@ -76,16 +92,16 @@ def rope_frequencies(size: int, base: float = 10000.0, scaling: RopeScaling | No
         return (base * scaling.factor ** (size / max(size - 2, 1))) ** (index / -size), scaling.sharpen or 1.0
     if scaling.kind == "p_rope":
         kept = math.floor(scaling.keep * (size // 2) + 1e-6)
-        return torch.where(torch.arange(size // 2) < kept, plain, 0.0), scaling.sharpen or 1.0
-    length = scaling.original_length
-    assert length is not None
-    slow = scaling.slow or 1.0
+        if kept < 1:
+            raise InputError(
+                f"keep: {scaling.keep:g} of {size // 2} pairs is less than one; the least that fits is {2 / size:g}"
+            )
+        return torch.where(torch.arange(size // 2) < kept, plain, 0.0), 1.0
+    length, (slow, fast) = scaling.original_length or 1, scaling.turns()
     if scaling.kind == "llama3":
-        fast = scaling.fast or 4.0
         turns = length * plain / (2 * math.pi)
         ramp = ((turns - slow) / (fast - slow)).clamp(0, 1)  # 0: divided, 1: as it was
-        return (1 - ramp) * plain / scaling.factor + ramp * plain, scaling.sharpen or 1.0
-    fast = scaling.fast or 32.0
+        return (1 - ramp) * plain / scaling.factor + ramp * plain, 1.0
 
     def pair(turns: float) -> float:
         """The pair of dimensions that turns so often in the original length."""

@@ -13,12 +13,14 @@ decay from there on: the product of the two triangular matrices of decays. The p
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.ops.delta import unit_lower_inverse
-from contextlab.ops.linear import decay_matrix, working_dtype
+from contextlab.ops.linear import by_blocks, decay_matrix, working_dtype
 
 
 def titans(
@@ -56,18 +58,24 @@ def titans(
         state = v.new_zeros(batch, heads, 2 * k.shape[-1], value, dtype=work)
     else:
         state = initial_state.to(work).flatten(2, 3)
-    # [B, H, T, .]
-    q, k, v = ((q * scale).to(work).transpose(1, 2), k.to(work).transpose(1, 2), v.to(work).transpose(1, 2))
-    theta, m, g = (x.to(work).transpose(1, 2) for x in (theta, m, g))
-    whole = length // chunk_size * chunk_size  # what is left over is a shorter chunk of its own
+    tensors = [(q * scale).to(work), *(x.to(work) for x in (k, v, theta, m, g))]
+    if length == 0:
+        return v.to(dtype), state.unflatten(2, (2, -1)) if output_final_state else None
+    o, state = by_blocks(partial(_blocks, chunk_size), tensors, state, max(512 // chunk_size, 1) * chunk_size)
+    return o.to(dtype), state.unflatten(2, (2, -1)) if output_final_state else None
+
+
+def _blocks(chunk_size: int, state: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """A block of tokens [B, T, H, ...]: whole chunks, then what is left over as a shorter one."""
+    length = inputs[0].shape[1]
+    whole = length // chunk_size * chunk_size
     outputs = []
     for first, last, size in ((0, whole, chunk_size), (whole, length, length - whole)):
         if last > first:
-            parts = [x[:, :, first:last].unflatten(2, (-1, size)) for x in (q, k, v, theta, m, g)]
+            parts = [x[:, first:last].transpose(1, 2).unflatten(2, (-1, size)) for x in inputs]
             o, state = _chunks(state, *parts)
-            outputs.append(o.flatten(2, 3))
-    o = torch.cat(outputs, 2).transpose(1, 2).to(dtype) if outputs else v.transpose(1, 2).to(dtype)
-    return o, state.unflatten(2, (2, -1)) if output_final_state else None
+            outputs.append(o.flatten(2, 3).transpose(1, 2))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), state
 
 
 def naive_titans(

@@ -1,0 +1,172 @@
+"""Draw the figures of the mixers' pages and renew their tables: `python docs/mixer_figures.py [FAMILY ...]`.
+
+Two figures, both without training:
+
+- reach: how much each token of the past counts for the answer to the last one, |dy_T / dx_(T-d)| over its value at
+  d = 0, for freshly drawn mixers of width 64 (T = 512; geometric mean of 3 seeds and 4 sequences).
+- capacity: N random pairs of unit keys (64 values) and values are written into one head, and all are read back; the
+  part that is nearest to its own value among all N (mean of 3 seeds).
+
+The tables come from the registry. Needs the extra `image` and a Chromium or Chrome.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import plotly.graph_objects as go
+import torch
+from plotly.colors import qualitative
+from torch import Tensor
+from torch.nn import functional as F
+
+from contextlab import registry
+from contextlab.mixers import build_mixer
+from contextlab.mixers.base import FAMILIES, family_of, state_growth
+from contextlab.ops import gated_delta_rule, mesa, simple_gla, softmax_attention, titans
+from contextlab.report.naming import bytes_in_words
+
+FOLDER = Path(__file__).parent / "mixers"
+WIDTH, LENGTH, SEEDS = 64, 512, 3
+# Sizes at which 512 tokens are more than a window, a segment or a block.
+OPTIONS: dict[str, dict[str, object]] = {
+    "sliding_window": {"window": 64, "sinks": 4},
+    "parallel": {"mixers": ["sliding_window", "mamba2"]},
+    "moba": {"block": 32, "top_k": 3},
+}
+MARKS = ("<!-- table: written by docs/mixer_figures.py -->", "<!-- end of table -->")
+
+
+def page(family: str) -> Path:
+    """The family's page."""
+    return FOLDER / f"{family.replace(' ', '-')}.md"
+
+
+def members(family: str) -> list[registry.Entry]:
+    """The registered mixers of a family."""
+    return [e for e in registry.entries("mixer") if family_of(e.factory) == family]  # type: ignore[arg-type]
+
+
+def table(family: str) -> str:
+    """The family's mixers as a Markdown table."""
+    lines = ["| mixer | what it is | state after 4096 tokens, width 64 | papers |", "| --- | --- | --- | --- |"]
+    for entry in members(family):
+        mixer = build_mixer(entry.name, width=WIDTH, **OPTIONS.get(entry.name, {}) if entry.name == "parallel" else {})
+        size = f"{bytes_in_words(mixer.state_nbytes(4096))}, {state_growth(mixer)}" if mixer.causal else "none"
+        papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in entry.papers)
+        lines.append(f"| `{entry.name}` | {entry.summary} | {size} | {papers} |")
+    return "\n".join(lines)
+
+
+def renewed(text: str, family: str) -> str:
+    """A page's text with its table made anew."""
+    start, end = map(re.escape, MARKS)
+    return re.sub(
+        f"({start}\n).*?({end})", lambda found: f"{found[1]}\n{table(family)}\n\n{found[2]}", text, flags=re.DOTALL
+    )
+
+
+def influence(name: str) -> Tensor:
+    """[LENGTH]: of the token d back on the last answer, over that of the last token itself."""
+    logs = []
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        mixer = build_mixer(name, width=WIDTH, **OPTIONS.get(name, {})).eval()
+        x = torch.randn(4, LENGTH, WIDTH).requires_grad_()
+        y = mixer(x, keep_state=False)[0][:, -1]
+        (gradient,) = torch.autograd.grad((y * torch.randn_like(y)).sum(), x)
+        size = gradient.norm(dim=-1).flip(1)
+        logs.append((size / size[:, :1]).clamp_min(1e-9).log().mean(0))
+    return torch.stack(logs).mean(0).exp()
+
+
+def draw_reach(family: str) -> None:
+    """Write the family's figure."""
+    figure = go.Figure()
+    colours, dashes = qualitative.D3, ("solid", "dash", "dot")
+    for i, entry in enumerate(members(family)):
+        size = influence(entry.name)
+        # From 16 tokens back on, the mean over a tenth of the distance: single tokens are noise.
+        places = sorted({round(1.12**n) for n in range(60) if 1.12**n < LENGTH - 1})
+        smooth = [size[max(1, d - d // 10) : d + d // 10 + 1].log().mean().exp().item() for d in places]
+        figure.add_scatter(
+            x=places,
+            y=[value if value > 2e-9 else None for value in smooth],
+            name=entry.name,
+            line={"color": colours[i % 10], "dash": dashes[i // 10]},
+        )
+    figure.update_xaxes(type="log", title="tokens back", dtick=1)
+    figure.update_yaxes(type="log", title="influence on the answer", range=[-7, 1], exponentformat="power", dtick=1)
+    finish(figure, f"{family.replace(' ', '-')}-reach.svg")
+
+
+def recalled(op: str, pairs: int, seed: int) -> float:
+    """The part of `pairs` pairs, written into one head and read back, that comes nearest to its own value."""
+    generator = torch.Generator().manual_seed(seed)
+    k = F.normalize(torch.randn(1, pairs, 1, 64, generator=generator), dim=-1)
+    v = torch.randn(1, pairs, 1, 64, generator=generator)
+    ones, zeros = torch.ones(1, pairs, 1), torch.zeros(1, pairs, 1)
+    blank = torch.zeros_like(k)  # the queries come after all pairs, and write nothing
+    q2, k2, v2 = torch.cat((blank, k), 1), torch.cat((k, blank), 1), torch.cat((v, blank), 1)
+    late = torch.cat((ones, zeros), 1)
+    if op == "softmax_attention":
+        o = softmax_attention(k, k, v, causal=False, scale=64.0)
+    elif op == "linear attention":
+        o = simple_gla(q2, k2, v2, None, None, 1.0)[0][:, pairs:]
+    elif op == "linear attention, decay 0.98":
+        o = simple_gla(q2, k2, v2, late * torch.log(torch.tensor(0.98)), None, 1.0)[0][:, pairs:]
+    elif op == "delta rule":
+        o = gated_delta_rule(q2, k2, v2, None, late, 1.0)[0][:, pairs:]
+    elif op == "titans (momentum 0.5)":
+        momentum = torch.cat((ones * torch.log(torch.tensor(0.5)), zeros - 60), 1)
+        o = titans(q2, k2, v2, late * 0.5, momentum, late * 0, 1.0)[0][:, pairs:]
+    else:
+        o = mesa(q2, k2, v2, late * 0, late, torch.full((1, 64), 0.01), steps=64)[0][:, pairs:]
+    nearest = torch.cdist(o[0, :, 0], v[0, :, 0]).argmin(-1)
+    return (nearest == torch.arange(pairs)).float().mean().item()
+
+
+def draw_capacity() -> None:
+    """Write the figure that the linear, delta and test-time pages share."""
+    counts = [4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 512]
+    ops = (
+        "softmax_attention",
+        "mesa",
+        "delta rule",
+        "titans (momentum 0.5)",
+        "linear attention",
+        "linear attention, decay 0.98",
+    )
+    figure = go.Figure()
+    for i, op in enumerate(ops):
+        part = [100 * sum(recalled(op, n, seed) for seed in range(SEEDS)) / SEEDS for n in counts]
+        figure.add_scatter(x=counts, y=part, name=op.replace("_", " "), line={"color": qualitative.D3[i]})
+    figure.update_xaxes(type="log", title="pairs written into a head of 64 x 64", tickvals=[4, 16, 64, 256])
+    figure.update_yaxes(title="pairs read back right, %", range=[0, 104])
+    finish(figure, "capacity.svg")
+
+
+def finish(figure: go.Figure, name: str) -> None:
+    """The looks that all figures share."""
+    figure.update_layout(template="plotly_white", font={"size": 14}, margin={"t": 20, "l": 70, "r": 20, "b": 60})
+    figure.write_image(FOLDER / name, width=820, height=420)
+
+
+def main() -> None:
+    """Draw, and renew the tables."""
+    wanted = sys.argv[1:] or list(FAMILIES)
+    unknown = [family for family in wanted if family not in FAMILIES]
+    if unknown:
+        raise SystemExit(f"unknown family {unknown[0]!r}; known: {', '.join(FAMILIES)}")
+    for family in wanted:
+        if family != "encoder":  # they have no past
+            draw_reach(family)
+        page(family).write_text(renewed(page(family).read_text(), family))
+        print(family, flush=True)
+    draw_capacity()
+
+
+if __name__ == "__main__":
+    main()
