@@ -4,8 +4,8 @@ Two figures, both without training:
 
 - reach: how much each token of the past counts for the answer to the last one, |dy_T / dx_(T-d)| over its value at
   d = 0, for freshly drawn mixers of width 64 (T = 512; geometric mean of 3 seeds and 4 sequences).
-- capacity: N random pairs of unit keys (64 values) and values are written into one head, and all are read back; the
-  part that is nearest to its own value among all N (mean of 3 seeds).
+- capacity: N random pairs of unit keys (64 values) and values are written into one head, and all are read back: the
+  part that is nearest to its own value among all N, and the squared error (means of 3 seeds).
 
 The tables come from the registry. Needs the extra `image` and a Chromium or Chrome.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 import torch
 from plotly.colors import qualitative
+from plotly.subplots import make_subplots
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -102,8 +103,11 @@ def draw_reach(family: str) -> None:
     finish(figure, f"{family.replace(' ', '-')}-reach.svg")
 
 
-def recalled(op: str, pairs: int, seed: int) -> float:
-    """The part of `pairs` pairs, written into one head and read back, that comes nearest to its own value."""
+def recalled(op: str, pairs: int, seed: int) -> tuple[float, float]:
+    """`pairs` pairs, written into one head and read back: the part nearest to its own value, and the squared error.
+
+    The error is relative to the values' own size: 1 is what an empty memory has.
+    """
     generator = torch.Generator().manual_seed(seed)
     k = F.normalize(torch.randn(1, pairs, 1, 64, generator=generator), dim=-1)
     v = torch.randn(1, pairs, 1, 64, generator=generator)
@@ -124,8 +128,10 @@ def recalled(op: str, pairs: int, seed: int) -> float:
         o = titans(q2, k2, v2, late * 0.5, momentum, late * 0, 1.0)[0][:, pairs:]
     else:
         o = mesa(q2, k2, v2, late * 0, late, torch.full((1, 64), 0.01), steps=64)[0][:, pairs:]
-    nearest = torch.cdist(o[0, :, 0], v[0, :, 0]).argmin(-1)
-    return (nearest == torch.arange(pairs)).float().mean().item()
+    o, v = o[0, :, 0], v[0, :, 0]
+    nearest = torch.cdist(o, v).argmin(-1)
+    right = (nearest == torch.arange(pairs)).float().mean().item()
+    return right, ((o - v).square().sum() / v.square().sum()).item()
 
 
 def draw_capacity() -> None:
@@ -139,19 +145,30 @@ def draw_capacity() -> None:
         "linear attention",
         "linear attention, decay 0.98",
     )
-    figure = go.Figure()
+    figure = make_subplots(1, 2, subplot_titles=("nearest to its own value, %", "squared error, 1 = empty memory"))
     for i, op in enumerate(ops):
-        part = [100 * sum(recalled(op, n, seed) for seed in range(SEEDS)) / SEEDS for n in counts]
-        figure.add_scatter(x=counts, y=part, name=op.replace("_", " "), line={"color": qualitative.D3[i]})
+        found = torch.tensor([[recalled(op, n, seed) for seed in range(SEEDS)] for n in counts]).mean(1)
+        for column, values in ((1, 100 * found[:, 0]), (2, found[:, 1].clamp_min(1e-4))):
+            figure.add_scatter(
+                x=counts,
+                y=values.tolist(),
+                name=op.replace("_", " "),
+                line={"color": qualitative.D3[i]},
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
     figure.update_xaxes(type="log", title="pairs written into a head of 64 x 64", tickvals=[4, 16, 64, 256])
-    figure.update_yaxes(title="pairs read back right, %", range=[0, 104])
-    finish(figure, "capacity.svg")
+    figure.update_yaxes(range=[0, 104], col=1)
+    figure.update_yaxes(type="log", range=[-3.2, 1.2], dtick=1, exponentformat="power", col=2)
+    figure.update_layout(legend={"orientation": "h", "y": -0.22})
+    finish(figure, "capacity.svg", 480)
 
 
-def finish(figure: go.Figure, name: str) -> None:
+def finish(figure: go.Figure, name: str, height: int = 420) -> None:
     """The looks that all figures share."""
-    figure.update_layout(template="plotly_white", font={"size": 14}, margin={"t": 20, "l": 70, "r": 20, "b": 60})
-    figure.write_image(FOLDER / name, width=820, height=420)
+    figure.update_layout(template="plotly_white", font={"size": 14}, margin={"t": 30, "l": 70, "r": 20, "b": 60})
+    figure.write_image(FOLDER / name, width=820, height=height)
 
 
 def main() -> None:

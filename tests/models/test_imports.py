@@ -79,6 +79,12 @@ def test_logits_are_those_of_transformers(kind, changes, tmp_path, monkeypatch):
         first, state = ours.read(tokens[:, :13])
         second, _ = ours.read(tokens[:, 13:], state)
     torch.testing.assert_close(torch.cat([first, second], 1), expected, rtol=0, atol=1e-8)
+    # Written on from the state, greedily: the ids that the logits of whole sequences give.
+    written, line = ours.generate(tokens[:, :13], 4), tokens[:, :13]
+    with torch.no_grad():
+        for _ in range(4):
+            line = torch.cat([line, theirs(line, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(written, line[:, 13:])
 
 
 @pytest.mark.parametrize(

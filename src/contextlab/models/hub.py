@@ -118,12 +118,40 @@ class HuggingFaceModel(nn.Module):
         if state is not None:
             given[self._cache] = _filled(state.form, iter(state.held))
         output = self.model(input_ids=inputs, use_cache=True, **given)
+        if not torch.is_grad_enabled() and not bool(output.logits.isfinite().all()):
+            raise InputError(self._first_fault(inputs, given))
         if output.get(self._cache) is None:
             raise InputError(f"{self.spec.kind}: transformers' model keeps its cache to itself and hands on no state")
         tensors: list[Tensor] = []
         form = _emptied(output[self._cache], inputs.shape[0], tensors)
         after = HuggingFaceState(tensors, start, form, padded, length=length + inputs.shape[1])
         return output.logits, after
+
+    @torch.no_grad()
+    def _first_fault(self, inputs: Tensor, given: dict[str, Any]) -> str:
+        """Where NaN or infinity first appears, in words."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                return f"the model's parameter {name!r} holds NaN or infinity"
+        found: list[str] = []
+
+        def look(name: str, layer: nn.Module) -> Any:
+            def hook(module: nn.Module, arguments: Any, result: Any) -> None:
+                hidden = result[0] if isinstance(result, tuple) else result
+                if not found and isinstance(hidden, Tensor) and not bool(hidden.isfinite().all()):
+                    found.append(f"layer {name!r} gives NaN or infinity")
+
+            return layer.register_forward_hook(hook)
+
+        layers = [(n, m) for n, m in self.model.named_modules() if re.search(r"\.(layers|h|blocks)\.\d+$", n)]
+        hooks = [look(name, layer) for name, layer in layers]
+        given = {key: value for key, value in given.items() if key != self._cache}  # the model may have written into it
+        try:
+            self.model(input_ids=inputs, use_cache=False, **(given if "attention_mask" not in given else {}))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found[0] if found else "the logits hold NaN or infinity"
 
     def _stepwise(
         self, inputs: Tensor, state: HuggingFaceState, mask: Tensor | None

@@ -1,0 +1,52 @@
+"""The documentation: tables that are not stale, links that lead somewhere, examples that run."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from contextlab import registry
+from contextlab.mixers.base import FAMILIES
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def figures():
+    pytest.importorskip("plotly")
+    spec = importlib.util.spec_from_file_location("mixer_figures", DOCS / "mixer_figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tables_are_those_of_the_registry(figures, family):
+    text = figures.page(family).read_text()
+    assert figures.renewed(text, family) == text, "stale: run python docs/mixer_figures.py"
+
+
+def test_every_mixer_is_on_one_page(figures):
+    listed = [entry.name for family in FAMILIES for entry in figures.members(family)]
+    assert sorted(listed) == registry.names("mixer")
+
+
+@pytest.mark.parametrize("path", [*PAGES, DOCS.parent / "README.md"], ids=lambda path: path.stem)
+def test_links_and_images_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_examples_run(path):
+    if path.stem == "checkpoints":
+        pytest.importorskip("transformers", minversion="5")
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+        with torch.random.fork_rng():
+            exec(block, {})
