@@ -1,4 +1,6 @@
-"""Draw the README's image from a run of the demo: `python docs/figures.py [RUN]` (the newest in runs/ by default).
+"""Draw images from runs: `python docs/figures.py [RUN]`, the newest demo in runs/ by default.
+
+A run of the demo gives docs/demo.svg, one of mixers-on-recall docs/recall.svg and the table in docs/recall.md.
 
 Needs the extra `image` and a Chromium or Chrome.
 """
@@ -8,17 +10,40 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pandas as pd
 from plotly.subplots import make_subplots
 
 from contextlab import open_run
 from contextlab.report import by_split, curve
+from contextlab.report.figures import quality_against_state
+from contextlab.report.naming import bytes_in_words
+
+MARKS = ("<!-- table: written by docs/figures.py -->", "<!-- end of table -->")
+
+
+def draw_recall(models: pd.DataFrame) -> None:
+    """Write docs/recall.svg and the table of docs/recall.md."""
+    figure = quality_against_state(models, "recall", "accuracy")
+    figure.update_layout(template="plotly_white", font={"size": 13})
+    figure.write_image("docs/recall.svg", width=1080, height=620)
+    whole = models[(models["metric"] == "accuracy") & (models["split"] == "train") & models["shot"].isna()]
+    accuracy = whole.groupby("model")["value"].mean().sort_values(ascending=False)
+    state = models[models["metric"] == "state_bytes"].groupby("model")["value"].median()
+    lines = ["| mixer | recall accuracy | state after a prompt |", "| --- | --- | --- |"]
+    lines += [f"| `{name}` | {value:.1%} | {bytes_in_words(int(state[name]))} |" for name, value in accuracy.items()]
+    page = Path("docs/recall.md")
+    before, _, rest = page.read_text().partition(MARKS[0])
+    page.write_text(f"{before}{MARKS[0]}\n\n" + "\n".join(lines) + f"\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
 
 
 def main() -> None:
-    """Write docs/demo.svg."""
+    """Draw the run's image."""
     folders = sorted(Path("runs").glob("demo*"), key=lambda p: p.stat().st_mtime)
     run = open_run(sys.argv[1] if len(sys.argv) > 1 else folders[-1])
     models = run.results[run.results["kind"] == "model"]
+    if "regression" not in set(models["task"]):
+        draw_recall(models)
+        return
     left = curve(models, "regression", "excess_squared_error")
     right = by_split(models, "recall", "accuracy")
     figure = make_subplots(
