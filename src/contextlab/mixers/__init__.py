@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 
 from contextlab import registry
 from contextlab.mixers import (
+    contextual,
     delta,
     encoders,
     gla,
@@ -16,6 +17,7 @@ from contextlab.mixers import (
     linear,
     log_linear,
     mamba,
+    neighbourhood,
     parallel,
     recurrent,
     rodimus,
@@ -31,6 +33,7 @@ from contextlab.mixers import (
     xlstm,
 )  # importing registers them
 from contextlab.mixers.base import Mixer
+from contextlab.mixers.contextual import CopeAttention
 from contextlab.mixers.delta import DeltaNet, GatedDeltaNet
 from contextlab.mixers.encoders import EncoderAttention, FNet, Linformer, MergedAttention, Performer, PoNet
 from contextlab.mixers.gla import GatedLinearAttention, Hgrn2, Rwkv6
@@ -39,6 +42,7 @@ from contextlab.mixers.latent import LatentAttention
 from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
 from contextlab.mixers.log_linear import LogLinearAttention
 from contextlab.mixers.mamba import Mamba2
+from contextlab.mixers.neighbourhood import NeighbourhoodAttention
 from contextlab.mixers.parallel import Parallel
 from contextlab.mixers.recurrent import Gru, Lstm
 from contextlab.mixers.rodimus import Rodimus
@@ -62,6 +66,7 @@ from contextlab.mixers.xlstm import Mlstm, Slstm
 __all__ = [
     "S4D",
     "Attention",
+    "CopeAttention",
     "DeltaNet",
     "EncoderAttention",
     "FNet",
@@ -93,6 +98,7 @@ __all__ = [
     "Mlstm",
     "MultiScaleWindow",
     "NativeSparseAttention",
+    "NeighbourhoodAttention",
     "Parallel",
     "Performer",
     "PoNet",
@@ -113,6 +119,7 @@ __all__ = [
     "TttLinear",
     "TttMlp",
     "build_mixer",
+    "contextual",
     "delta",
     "encoders",
     "gla",
@@ -121,6 +128,7 @@ __all__ = [
     "linear",
     "log_linear",
     "mamba",
+    "neighbourhood",
     "parallel",
     "recurrent",
     "rodimus",

@@ -146,7 +146,7 @@ def _signature(mixer: Mixer, like: Tensor) -> Signature:
 
 
 FAMILIES = {
-    "softmax": ("softmax", "latent", "windows"),
+    "softmax": ("softmax", "latent", "windows", "contextual"),
     "sparse": ("sparse",),
     "linear": ("linear", "gla", "rodimus", "log_linear"),
     "delta": ("delta", "kda", "rwkv7"),

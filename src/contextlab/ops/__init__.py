@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlab.ops.backend import backends, choose, use_backend
+from contextlab.ops.contextual import cope_attention, naive_cope_attention
 from contextlab.ops.convolution import causal_conv, naive_causal_conv
 from contextlab.ops.delta import delta_rule, gated_delta_rule, naive_gated_delta_rule
 from contextlab.ops.dplr import dplr_delta_rule, kda, naive_dplr_delta_rule, naive_kda
@@ -19,6 +20,7 @@ from contextlab.ops.log_linear import fenwick_levels, log_linear_chunk, naive_lo
 from contextlab.ops.long_convolution import long_convolution, naive_long_convolution
 from contextlab.ops.mesa import mesa, naive_mesa
 from contextlab.ops.mlstm import mlstm, naive_mlstm
+from contextlab.ops.neighbourhood import neighbourhood_attention
 from contextlab.ops.position import (
     RopeScaling,
     alibi_slopes,
@@ -51,6 +53,7 @@ __all__ = [
     "block_topk",
     "causal_conv",
     "choose",
+    "cope_attention",
     "delta_rule",
     "dplr_delta_rule",
     "fenwick_levels",
@@ -66,6 +69,7 @@ __all__ = [
     "mesa",
     "mlstm",
     "naive_causal_conv",
+    "naive_cope_attention",
     "naive_dplr_delta_rule",
     "naive_gated_delta_rule",
     "naive_gla",
@@ -83,6 +87,7 @@ __all__ = [
     "naive_titans",
     "naive_ttt",
     "native_sparse_attention",
+    "neighbourhood_attention",
     "pairs_of_halves",
     "retention",
     "rope",
