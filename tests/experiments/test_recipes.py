@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.experiments import load_recipe, recipes
 from contextlab.experiments.recipes import find_recipe, read_yaml, set_key
+from contextlab.models import ModelSpec
 
 
 def test_every_recipe_that_ships_is_a_valid_experiment():
@@ -86,3 +88,12 @@ def test_bad_changes_are_refused(change, message):
     with pytest.raises(InputError) as caught:
         load_recipe("demo", [change])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mixers-on-recall", "mixers-on-recall-quick"])
+def test_the_comparison_of_mixers_has_every_causal_one(name):
+    causal = {entry.name for entry in registry.entries("mixer") if entry.factory.causal}
+    spec = load_recipe(name)
+    assert set(spec.models) == causal - {"parallel", "token_shift"}  # made of others; below every model
+    for entry, model in spec.models.items():
+        assert [layer.mixer for layer in ModelSpec.parse(model.spec).pattern()] == ["token_shift", entry]
