@@ -33,7 +33,8 @@ def test_the_tables_are_those_of_the_registry(figures, family):
 
 def test_every_mixer_is_on_one_page(figures):
     listed = [entry.name for family in FAMILIES for entry in figures.members(family)]
-    assert sorted(listed) == registry.names("mixer")
+    ours = [e.name for e in registry.entries("mixer") if e.factory.__module__.startswith("contextlab.")]
+    assert sorted(listed) == ours  # other tests may have registered mixers of their own
 
 
 @pytest.mark.parametrize("path", [*PAGES, DOCS.parent / "README.md"], ids=lambda path: path.stem)
