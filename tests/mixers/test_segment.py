@@ -95,7 +95,7 @@ def test_recurrent_memory() -> None:
         outputs.append(mixer.out_proj(read[3:]))
         new = memory + mixer.memory_out(read[:3])
         memory = new / (new.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.norm.weight
-    torch.testing.assert_close(mixer(x)[0][0], torch.cat(outputs), rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixer(x)[0][0], torch.cat(outputs), rtol=0, atol=1e-10)
 
 
 def test_the_state_holds_the_tokens_that_wait() -> None:
@@ -104,3 +104,11 @@ def test_the_state_holds_the_tokens_that_wait() -> None:
     assert state["waiting"].tolist() == [14 % SEGMENT]
     torch.testing.assert_close(state["tokens"][0, :2], mixer.qkv_proj(x[0, 12:]))
     assert not state["tokens"][0, 2:].any()
+
+
+def test_infini_attention_keeps_its_memory_in_single_precision_at_least() -> None:
+    mixer = build_mixer("infini_attention", width=WIDTH, segment=SEGMENT, heads=HEADS).bfloat16()
+    y, state = mixer(torch.randn(1, 10, WIDTH).bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert state["matrix"].dtype == torch.float32
+    assert state.nbytes == mixer.state_nbytes(10, dtype=torch.bfloat16)

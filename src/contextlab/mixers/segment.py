@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.ops.linear import working_dtype
 from contextlab.ops.position import rope_table, rotary_size, rotate
 from contextlab.ops.softmax import attend
 from contextlab.registry import register
@@ -230,15 +231,17 @@ class InfiniAttention(SegmentAttention):
         self.gate = nn.Parameter(torch.zeros(heads))
 
     def _start(self, x: Tensor) -> dict[str, Tensor]:
-        shape = (x.shape[0], self.heads, self.head_dim)
-        return {"matrix": x.new_zeros(*shape, self.head_dim), "norm": x.new_zeros(shape)}
+        shape, work = (x.shape[0], self.heads, self.head_dim), working_dtype(x.dtype)
+        return {"matrix": x.new_zeros(*shape, self.head_dim, dtype=work), "norm": x.new_zeros(shape, dtype=work)}
 
     def _read(self, tokens: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v = self._heads(tokens)
         local = attend(self._turned(q), self._turned(k), v, None, is_causal=True)
         gate = self.gate.sigmoid()[:, None]
-        y = gate * self._recall(q, memory) + (1 - gate) * local
-        new = v - self._recall(k, memory) if self.delta else v
+        # The memory sums over the whole stream, so it is kept and read in float32 at least.
+        q, k, value = (x.to(memory["matrix"].dtype) for x in (q, k, v))
+        y = gate * self._recall(q, memory).to(v.dtype) + (1 - gate) * local
+        new = value - self._recall(k, memory) if self.delta else value
         key = F.elu(k) + 1
         written = {
             "matrix": memory["matrix"] + torch.einsum("bshk,bshv->bhkv", key, new),
@@ -254,7 +257,7 @@ class InfiniAttention(SegmentAttention):
         return torch.einsum("bshk,bhkv->bshv", read, memory["matrix"]) / total.masked_fill(total == 0, 1.0)
 
     def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
-        return tensor_bytes(batch, self.heads, self.head_dim, self.head_dim + 1, dtype=dtype)
+        return tensor_bytes(batch, self.heads, self.head_dim, self.head_dim + 1, dtype=working_dtype(dtype))
 
     def _extra_flops(self, segments: int, length: int) -> int:
         return (6 if self.delta else 4) * length * self.heads * self.head_dim**2
