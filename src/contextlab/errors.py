@@ -31,6 +31,13 @@ def at_most(most: int, otherwise: str) -> str:
     return f"at most {most}" if most > 0 else otherwise
 
 
+def check_whole(**options: tuple[object, int]) -> None:
+    """Raises InputError unless each option, a value and its least, is a whole number not below it."""
+    for name, (value, least) in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+
 def unknown(what: str, name: object, choices: Iterable[str]) -> str:
     """`unknown mixer 'atention'; did you mean 'attention'? (known: attention, gru, ...)`."""
     choices = sorted(choices)

@@ -200,7 +200,7 @@ class KVState(State):
             values = _extended(self.values[:, :, : self.length], v, room)
         else:
             keys, values, mark = self.keys, self.values, self._written
-            if mark is None or mark[0] > self.length or keys.shape[2] != room or _frozen(keys):
+            if mark is None or mark[0] > self.length or keys.shape[2] != room or frozen(keys):
                 keys, values = _moved(keys, self.length, room), _moved(values, self.length, room)
             # A new list when the buffer is new, else the one that the other holders of this buffer see.
             mark = mark if mark is not None and keys is self.keys else [0]
@@ -320,6 +320,6 @@ def _moved(old: Tensor, length: int, room: int) -> Tensor:
     return buffer
 
 
-def _frozen(tensor: Tensor) -> bool:
+def frozen(tensor: Tensor) -> bool:
     """Whether PyTorch forbids writing in place: a tensor made under inference_mode, used outside of it."""
     return tensor.is_inference() and not torch.is_inference_mode_enabled()

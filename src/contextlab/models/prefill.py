@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.models.stack import Model, ModelState
 from contextlab.ops.kv import KVLayer, attend_held, attention_rows
 from contextlab.ops.packed import packed_attention
@@ -151,9 +151,7 @@ class LazyPrefill:
         _check_blocks(model, "lazy prefill", "tokens cannot be left out")
         if model.spec.loops > 1:
             raise InputError("lazy prefill: a model that runs its layers several times has none that is above all")
-        for name, value, least in (("window", window, 1), ("sinks", sinks, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        check_whole(window=(window, 1), sinks=(sinks, 0))
         depth, before = len(model.blocks), 1.0
         for layer, part in sorted(keep.items()):
             if not 0 <= layer < depth - 1:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held, attention_with_mass
 from contextlab.ops.paged import attend_paged, picked
 from contextlab.policies.base import Dense, EvictionPolicy, Policy, Seen
@@ -125,8 +125,8 @@ class AdaKV(EvictionPolicy):
         super().__init__(budget, score.sinks, score.window, every, score.pyramid)
         if isinstance(floor, bool) or not 0 <= floor <= 1:
             raise InputError(f"floor: expected a part from 0 to 1, got {floor!r}; 1 divides the budget evenly")
-        if page is not None and (isinstance(page, bool) or not isinstance(page, int) or page < 1):
-            raise InputError(f"page: expected a whole number of at least 1, got {page!r}")
+        if page is not None:
+            check_whole(page=(page, 1))
         self.of, self.floor, self.page = score, floor, page
         self.observe, self.accumulates, self.pre_attention = score.observe, score.accumulates, score.pre_attention
         self.holder = Paged()

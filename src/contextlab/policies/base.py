@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held, attention_rows, attention_with_mass
 from contextlab.policies.budget import Budget
 from contextlab.policies.held import KeptState, Slots, gathered, room_for, slot_nbytes
@@ -305,11 +305,7 @@ class EvictionPolicy(Policy):
         pyramid: float | None = None,
         reposition: bool = False,
     ) -> None:
-        for name, value, least in (("sinks", sinks, 0), ("window", window, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise InputError(f"every: expected a whole number of at least 1, got {every!r}")
+        check_whole(sinks=(sinks, 0), window=(window, 1), **({} if every is None else {"every": (every, 1)}))
         if pyramid is not None and not pyramid >= 1:
             raise InputError(f"pyramid: expected at least 1 (1 is even), got {pyramid!r}")
         self.budget = Budget.of(budget)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot, pad
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import SCORES, KVLayer, attend_held, attention_rows
 from contextlab.policies.base import Policy
 from contextlab.registry import register
@@ -61,8 +61,8 @@ class CHAI(Policy):
     def __init__(self, clusters: int | list[int] | None = None, tokens: int = 5) -> None:
         for name, value in (("clusters", clusters), ("tokens", tokens)):
             for each in value if isinstance(value, list) else [value]:
-                if each is not None and (isinstance(each, bool) or not isinstance(each, int) or each < 1):
-                    raise InputError(f"{name}: expected a whole number of at least 1, got {each!r}")
+                if each is not None:
+                    check_whole(**{name: (each, 1)})
         self.clusters, self.tokens = clusters, tokens
 
     @property

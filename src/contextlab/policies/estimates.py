@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.base import EvictionPolicy, Seen
 from contextlab.policies.eviction import Amount
@@ -46,8 +46,7 @@ class ExpectedAttention(EvictionPolicy):
         pyramid: float | None = None,
     ) -> None:
         super().__init__(budget, sinks, window, every, pyramid)
-        if isinstance(future, bool) or not isinstance(future, int) or future < 1:
-            raise InputError(f"future: expected a whole number of at least 1, got {future!r}")
+        check_whole(future=(future, 1))
         if not 0 <= epsilon < math.inf:
             raise InputError(f"epsilon: expected a number of at least 0, got {epsilon!r}")
         self.future, self.covariance, self.epsilon = future, covariance, epsilon
@@ -164,9 +163,7 @@ class HashEvict(EvictionPolicy):
         pyramid: float | None = None,
     ) -> None:
         super().__init__(budget, sinks, window, every, pyramid)
-        for name, value, least in (("bits", bits, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        check_whole(bits=(bits, 1), seed=(seed, 0))
         self.bits, self.seed = bits, seed
 
     def score(self, seen: Seen) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import SCORES, KVLayer, attention_rows
 from contextlab.policies.base import EvictionPolicy, Seen
 from contextlab.policies.eviction import Amount
@@ -273,9 +273,7 @@ class KVzip(ForesightPolicy):
         pyramid: float | None = None,
     ) -> None:
         super().__init__(budget, sinks, window, every, pyramid)
-        for name, value, least in (("chunk", chunk, 1), ("lead", lead, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        check_whole(chunk=(chunk, 1), lead=(lead, 0))
         self.chunk, self.request, self.lead = chunk, list(request or []), lead
         self._importance: dict[int, Tensor] = {}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contextlab.state import KVState, State, tensor_bytes
+from contextlab.state import KVState, State, frozen, tensor_bytes
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Slots(State):
         if torch.is_grad_enabled():
             return Slots.of({name: torch.cat((self[name], x), 2) for name, x in new.items()}, room, self.length + count)
         mark, values = self._written, self.values
-        if mark is None or mark[0] > self.used or self.room != room or any(_frozen(x) for x in values.values()):
+        if mark is None or mark[0] > self.used or self.room != room or any(frozen(x) for x in values.values()):
             values, mark = {name: _filled(self[name], room) for name in new}, [self.used]
         for name, x in new.items():
             values[name][:, :, self.used : used] = x
@@ -78,11 +78,6 @@ def _filled(x: Tensor, room: int) -> Tensor:
     buffer = x.new_zeros(*x.shape[:2], room, *x.shape[3:])
     buffer[:, :, : x.shape[2]] = x
     return buffer
-
-
-def _frozen(tensor: Tensor) -> bool:
-    """Whether PyTorch forbids writing in place; see `contextlab.state`."""
-    return tensor.is_inference() and not torch.is_inference_mode_enabled()
 
 
 @dataclass

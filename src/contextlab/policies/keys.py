@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from contextlab.errors import InputError
+from contextlab.errors import check_whole
 from contextlab.policies.base import EvictionPolicy, Seen
 from contextlab.policies.eviction import Amount
 from contextlab.registry import register
@@ -78,8 +78,7 @@ class Random(EvictionPolicy):
         reposition: bool = False,
     ) -> None:
         super().__init__(budget, sinks, window, every, pyramid, reposition)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"seed: expected a whole number of at least 0, got {seed!r}")
+        check_whole(seed=(seed, 0))
         self.seed = seed
 
     def score(self, seen: Seen) -> Tensor:

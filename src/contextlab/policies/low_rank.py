@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held
 from contextlab.policies.base import Policy
 from contextlab.policies.held import Slots
@@ -68,8 +68,7 @@ class LowRank(Policy):
         for name, value in (("rank", rank), ("value_rank", rank if value_rank is None else value_rank)):
             if isinstance(value, bool) or not value > 0 or (value >= 1 and value != int(value)):
                 raise InputError(f"{name}: expected a whole number, or a part of a head between 0 and 1, got {value!r}")
-        if isinstance(window, bool) or not isinstance(window, int) or window < 0:
-            raise InputError(f"window: expected a whole number of at least 0, got {window!r}")
+        check_whole(window=(window, 0))
         self.rank, self.value_rank = rank, rank if value_rank is None else value_rank
         self.window, self.unrotate = window, unrotate
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import SCORES, KVLayer
 from contextlab.policies.base import Seen
 from contextlab.policies.eviction import H2O, Amount
@@ -54,8 +54,7 @@ class CaM(H2O):
         super().__init__(budget, sinks, window, every, pyramid, reposition)
         if isinstance(merge, bool) or not isinstance(merge, int) or not 1 <= merge <= window:
             raise InputError(f"merge: expected 1 to {window} (window), got {merge!r}; raise window or take {window}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"seed: expected a whole number of at least 0, got {seed!r}")
+        check_whole(seed=(seed, 0))
         self.shares, self.by, self.seed = merge, by, seed
 
     def score(self, seen: Seen) -> Tensor:

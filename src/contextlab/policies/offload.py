@@ -7,10 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.base import Policy
-from contextlab.policies.selective import ReadState, attend_kv, whole
+from contextlab.policies.selective import ReadState, attend_kv
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 
@@ -27,7 +27,7 @@ class HeadOffload(Policy):
     """
 
     def __init__(self, heads: int = 1) -> None:
-        whole(heads=(heads, 1))
+        check_whole(heads=(heads, 1))
         self.heads = heads
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held, attention_rows
 from contextlab.policies.base import Policy
 from contextlab.policies.budget import Budget
@@ -62,9 +62,7 @@ def compress_prompt(
     budget = Budget.of(keep)
     if budget.kind == "bytes":
         raise InputError(f"keep: a prompt has tokens, not bytes; expected 25% or 512tok, got {keep}")
-    for name, value, least in (("window", window, 1), ("sinks", sinks, 0), ("kernel", kernel, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    check_whole(window=(window, 1), sinks=(sinks, 0), kernel=(kernel, 1))
     if kernel % 2 == 0:
         raise InputError(f"kernel: expected an odd whole number, got {kernel}; the nearest is {kernel + 1}")
     real = _real(tokens, mask)

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held
 from contextlab.policies.base import Policy, in_own_places
 from contextlab.policies.held import Slots
@@ -426,7 +426,7 @@ class Quantize(PrecisionPolicy):
                 raise InputError(f"{name}: expected 1, 2, 4 or 8, got {value!r}; the nearest is {near}")
         if keys not in ("channel", "token"):
             raise InputError(f"keys: expected 'channel' or 'token', got {keys!r}; the paper's is 'channel'")
-        _whole(group=(group, 1), channels=(channels, 1), window=(window, 0))
+        check_whole(group=(group, 1), channels=(channels, 1), window=(window, 0))
         block = None if keys == "channel" else channels
         self.storage = Precision(Integers(bits, block), Integers(value_bits, channels), group, window)
 
@@ -445,12 +445,5 @@ class FP8(PrecisionPolicy):
     def __init__(self, format: Literal["e4m3", "e5m2"] = "e4m3", window: int = 0) -> None:
         if format not in FLOAT8:
             raise InputError(f"format: expected e4m3 or e5m2, got {format!r}; e4m3 has the smaller error")
-        _whole(window=(window, 0))
+        check_whole(window=(window, 0))
         self.storage = Precision(Floats(format), Floats(format), 1, window)
-
-
-def _whole(**given: tuple[int, int]) -> None:
-    """Refuses what is not a whole number of at least the second of each pair."""
-    for name, (value, least) in given.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
-from contextlab.policies.selective import Amount, ReadState, SelectivePolicy, fetched, whole
+from contextlab.policies.selective import Amount, ReadState, SelectivePolicy, fetched
 from contextlab.registry import register
 from contextlab.state import KVState, tensor_bytes
 
@@ -87,7 +87,7 @@ class Retrieval(SelectivePolicy):
         ahead: bool = False,
         offload: bool = False,
     ) -> None:
-        whole(levels=(levels, 1))
+        check_whole(levels=(levels, 1))
         if levels > 16:
             raise InputError(f"levels: expected at most 16, got {levels}")
         if bound not in ("mean", "ball"):
@@ -163,7 +163,7 @@ class LowRankKeys(SelectivePolicy):
         ahead: bool = False,
         offload: bool = False,
     ) -> None:
-        whole(rank=(rank, 1), segment=(segment, 1))
+        check_whole(rank=(rank, 1), segment=(segment, 1))
         if rank > segment:
             raise InputError(f"rank: {rank} dimensions for {segment} keys; take at most {segment}")
         super().__init__(budget, window, 1, 0, skip, ahead, offload)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held
 from contextlab.ops.softmax import attend
 from contextlab.policies.base import OPEN, Policy
@@ -92,7 +92,7 @@ class SelectivePolicy(Policy):
             page = 16
             while self.budget.kind == "ratio" and self.vectors / (2 * page) > self.budget.amount / 2:
                 page *= 2
-        whole(window=(window, 1), page=(page, 1), sinks=(sinks, 0), skip=(skip, 0))
+        check_whole(window=(window, 1), page=(page, 1), sinks=(sinks, 0), skip=(skip, 0))
         self.window, self.page, self.sinks, self.skip = window, page, sinks, skip
         self.ahead, self.offload = ahead, offload
 
@@ -411,13 +411,6 @@ def fetched(held: Tensor, slots: Tensor, device: torch.device) -> Tensor:
     slots = slots.to(held.device)
     rows = torch.arange(batch * heads, device=held.device)[:, None] * room + slots.flatten(0, 1)
     return held.reshape(-1, dim).index_select(0, rows.flatten()).view(batch, heads, -1, dim).to(device)
-
-
-def whole(**options: tuple[int, int]) -> None:
-    """Raises InputError unless each option, a value and its least, is a whole number not below it."""
-    for name, (value, least) in options.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
 SMALL = {"page": 4}

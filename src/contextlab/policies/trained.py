@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, check_whole
 from contextlab.files import read_json, read_tensors, write_json, write_tensors
 from contextlab.ops.kv import SCORES, KVLayer, attend_held
 from contextlab.policies.base import EvictionPolicy, Seen
@@ -52,8 +52,7 @@ class Locret(EvictionPolicy):
         pyramid: float | None = None,
     ) -> None:
         super().__init__(budget, sinks, window, every, pyramid)
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-            raise InputError(f"hidden: expected a whole number of at least 1, got {hidden!r}")
+        check_whole(hidden=(hidden, 1))
         self.hidden = hidden
         self.heads: list[nn.Sequential] = []
         if weights is not None:

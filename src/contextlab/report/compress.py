@@ -11,7 +11,7 @@ from contextlab.evaluation.compress import FULL, OWN, is_text
 from contextlab.policies import Budget
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.figures import COLOURS, DASHES, MARKERS, finish
-from contextlab.report.naming import bytes_in_words, metric_title
+from contextlab.report.naming import bytes_in_words, metric_title, value_in_words
 
 WHOLE = 0.97
 """A policy whose state is at least this part of the full cache holds everything: its budget bounds what is read."""
@@ -77,7 +77,8 @@ def compress_words(results: pd.DataFrame) -> list[str]:
             kept.setdefault(key, []).append(better / worse if worse else 1.0)
             sizes.setdefault(key, []).append(float(size[key] / size[(FULL, FULL)]))
             told.setdefault(key, []).append(
-                f"{task} at {length} tokens {short(metric)} {_plain(mine, metric)} (full {_plain(full, metric)})"
+                f"{task} at {length} tokens {short(metric)} {value_in_words(mine, metric, '.4g')} "
+                f"(full {value_in_words(full, metric, '.4g')})"
             )
     mean = {key: sum(parts) / len(parts) for key, parts in kept.items()}
     share = {key: sum(parts) / len(parts) for key, parts in sizes.items()}
@@ -173,10 +174,6 @@ def _front(wide: pd.DataFrame, metric: str) -> pd.DataFrame:
             best = sign * row["value"]
             kept.append(index)
     return wide.loc[kept]
-
-
-def _plain(value: float, metric: str) -> str:
-    return f"{value:.1%}" if metric in HIGHER_IS_BETTER else f"{value:.4g}"
 
 
 def _quality(row: pd.Series, metric: str) -> str:

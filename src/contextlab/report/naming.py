@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from contextlab.prompt import HIGHER_IS_BETTER
+
 TITLES = {
     "squared_error": "squared error",
     "accuracy": "accuracy",
@@ -52,6 +54,11 @@ def metric_title(metric: str) -> str:
     if metric.startswith("excess_"):
         return f"excess {metric_title(metric.removeprefix('excess_'))} over the best known learner"
     return TITLES.get(metric, metric.replace("_", " "))
+
+
+def value_in_words(value: float, metric: str, digits: str = ".3f") -> str:
+    """A metric's value: a share in per cent, anything else with `digits`."""
+    return f"{value:.1%}" if metric in HIGHER_IS_BETTER else f"{value:{digits}}"
 
 
 def axis_title(metric: str) -> str:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from contextlab.evaluation import summarise
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.naming import ASIDE, label, main_metric, metric_title
+from contextlab.report.naming import ASIDE, label, main_metric, metric_title, value_in_words
 
 TICKS = (1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000)
 FEWEST = 3
@@ -54,15 +54,17 @@ def suite_table(results: pd.DataFrame) -> list[dict[str, str]]:
     table = []
     for task, rows in values.groupby("task", sort=False):
         metric = str(rows["metric"].iloc[0])
-        told = rows[rows["kind"] == "model"].set_index("name")["value"]
+        value = rows[rows["kind"] == "model"].set_index("name")["value"]
         row = {head: str(task)} | ({} if shared else {"metric": metric_title(metric)})
-        row |= {name: _told(float(told[name]), metric) if name in told.index else "" for name in models}
+        row |= {name: value_in_words(value[name], metric) if name in value.index else "" for name in models}
         best = rows[rows["kind"] == "learner"]
-        row["best learner"] = "".join(f"{_told(float(b['value']), metric)} {b['name']}" for _, b in best.iterrows())
+        row["best learner"] = "".join(
+            f"{value_in_words(float(b['value']), metric)} {b['name']}" for _, b in best.iterrows()
+        )
         table.append(row)
     if shared and first in HIGHER_IS_BETTER:  # errors of different tasks have no common scale
         means = values.pivot_table(index="task", columns="name", values="value")
-        whole = {name: _told(float(means[name].mean()), first) for name in models if means[name].notna().all()}
+        whole = {name: value_in_words(means[name].mean(), first) for name in models if means[name].notna().all()}
         table.append({head: "mean"} | {name: whole.get(name, "") for name in models} | {"best learner": ""})
     return table
 
@@ -98,7 +100,3 @@ def suite_figure(results: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]])
     figure.update_yaxes(autorange="reversed", title="")
     figure.update_layout(template="plotly_white", legend={"orientation": "h", "y": -0.25}, margin={"t": 20, "r": 20})
     return figure
-
-
-def _told(value: float, metric: str) -> str:
-    return f"{value:.1%}" if metric in HIGHER_IS_BETTER else f"{value:.3f}"

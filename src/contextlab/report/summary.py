@@ -18,6 +18,7 @@ from contextlab.report.naming import (
     main_metric,
     metric_title,
     record_label,
+    value_in_words,
 )
 
 GOOD_RECALL = 0.98
@@ -49,7 +50,7 @@ def summary_table(results: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -
             shown.append(
                 {
                     "model": name if row["kind"] == "model" else f"{name} (best learner)",
-                    metric_title(metric): _value(row, metric),
+                    metric_title(metric): value_in_words(row["value"], metric),
                     "excess": _interval(excess.loc[name]) if has else "",
                     **({"regret": _interval(regret.loc[name]) if name in regret.index else ""} if len(regret) else {}),
                     "parameters": _told(costs["parameters"], name, count_in_words),
@@ -126,7 +127,7 @@ def _recall_words(task: str, rows: pd.DataFrame, metric: str, records: Sequence[
     sentences = [
         f"{task}: {len(good)} of {len(models)} models {aim} on the training distribution: "
         + "; next come ".join(
-            ", ".join(f"{row['label']} {_value(row, metric)}" for _, row in group.iterrows())
+            ", ".join(f"{row['label']} {value_in_words(row['value'], metric)}" for _, row in group.iterrows())
             for group in (told, nearest)
             if len(group)
         )
@@ -145,7 +146,7 @@ def _recall_words(task: str, rows: pd.DataFrame, metric: str, records: Sequence[
     for _, row in short.iterrows():
         reasons = _reasons(row["label"], rows, metric, late.get(row["label"]))
         why = "; ".join(reasons) if reasons else "nothing that was measured here tells why"
-        sentences.append(f"{task}: {row['label']} falls short ({_value(row, metric)}): {why}.")
+        sentences.append(f"{task}: {row['label']} falls short ({value_in_words(row['value'], metric)}): {why}.")
     return sentences
 
 
@@ -350,10 +351,6 @@ def _cost(rows: pd.DataFrame, metric: str) -> dict[str, float]:
 
 def _told(values: Mapping[str, float], name: str, words: Any) -> str:
     return words(values[name]) if name in values else ""
-
-
-def _value(row: pd.Series, metric: str) -> str:
-    return f"{row['value']:.1%}" if metric in HIGHER_IS_BETTER else f"{row['value']:.3f}"
 
 
 def _interval(row: pd.Series) -> str:
