@@ -8,7 +8,6 @@ class Attention(Mixer): ...
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -84,11 +83,12 @@ class Entry:
     @cached_property
     def options_model(self) -> type[BaseModel]:
         """A pydantic model of the options, from the factory's annotations (so that specs can check them early)."""
-        if dataclasses.is_dataclass(self.factory):
-            hints = get_type_hints(self.factory, include_extras=True)  # each base's fields in its own module
-        else:
-            target = self.factory.__init__ if inspect.isclass(self.factory) else self.factory
-            hints = get_type_hints(target, include_extras=True)
+        target: Any = self.factory
+        if inspect.isclass(target):
+            owner = next(each for each in target.__mro__ if "__init__" in vars(each))
+            # Of a dataclass its fields tell the types, each base's in its own module.
+            target = owner if "__dataclass_fields__" in vars(owner) else owner.__init__  # type: ignore[misc]
+        hints = get_type_hints(target, include_extras=True)
         fields: dict[str, Any] = {}
         for parameter in self._options():
             required = parameter.default is inspect.Parameter.empty

@@ -16,8 +16,8 @@ from torch import Tensor
 from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.models import build_model
+from contextlab.ops.kv import KVLayer
 from contextlab.policies import Budget, EvictionPolicy, Policy, Seen, build_policy
-from contextlab.policies.base import KVLayer
 
 SIZE = 20
 Build = Callable[..., Policy]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
+from contextlab.ops.kv import KVLayer
 from contextlab.policies import EvictionPolicy, build_policy
-from contextlab.policies.base import KVLayer
 from contextlab.policies.held import KeptState, Slots
 from contextlab.policies.merging import dropped, most_alike
 

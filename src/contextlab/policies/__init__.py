@@ -1,15 +1,15 @@
 """What a KV state keeps: policies for any softmax attention model, budgeted in bytes."""
 
 from contextlab.policies.adaptive import AdaKV, PagedState
-from contextlab.policies.base import Dense, EvictionPolicy, Holder, Policy, Seen, Served
+from contextlab.policies.base import Dense, Holder, Policy, Served
 from contextlab.policies.budget import Budget
 from contextlab.policies.clusters import CHAI, ClusteredState
 from contextlab.policies.compose import PerLayer
 from contextlab.policies.estimates import ExpectedAttention, HashEvict
-from contextlab.policies.eviction import H2O, SnapKV, StreamingLLM
+from contextlab.policies.eviction import EvictionPolicy, Seen
 from contextlab.policies.foresight import KVzip, Oracle
 from contextlab.policies.held import KeptState, Slots
-from contextlab.policies.keys import KeyDiff, KeyNorm, Random
+from contextlab.policies.keys import KeyDiff, KeyNorm, Random, StreamingLLM
 from contextlab.policies.low_rank import LowRank
 from contextlab.policies.merging import D2O, CaM, WeightedKV
 from contextlab.policies.offload import HeadOffload
@@ -17,7 +17,7 @@ from contextlab.policies.parse import parse_options, parse_policy, takes_budget
 from contextlab.policies.prompt import ShortPrompt, compress_prompt, evaluator_heads
 from contextlab.policies.quantize import FP8, Quantize
 from contextlab.policies.retrieval import LowRankKeys, Retrieval, TopK
-from contextlab.policies.scores import A2SF, ALISA, TOVA, VATP, FastGen, PyramidInfer, PyramidKV
+from contextlab.policies.scores import A2SF, ALISA, H2O, TOVA, VATP, FastGen, PyramidInfer, PyramidKV, SnapKV
 from contextlab.policies.selective import BlockTopK, Quest, ReadState, SelectivePolicy
 from contextlab.policies.sharing import SharedPrefix, SharedPrefixState
 from contextlab.policies.star import StarAttention

@@ -13,8 +13,9 @@ from torch import Tensor
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held, attention_with_mass
 from contextlab.ops.paged import attend_paged, picked
-from contextlab.policies.base import Dense, EvictionPolicy, Policy, Seen
-from contextlab.policies.eviction import Amount
+from contextlab.policies.base import Dense, Policy
+from contextlab.policies.budget import Amount
+from contextlab.policies.eviction import EvictionPolicy, Seen
 from contextlab.policies.held import Slots, room_for
 from contextlab.registry import entries, lookup, register
 from contextlab.state import KVState, State, tensor_bytes
@@ -78,7 +79,7 @@ class Paged(Dense):
 
 def serves(policy: Any) -> bool:
     """Whether a policy is a score and nothing else, so that heads may keep different numbers of tokens."""
-    own = ("attend", "_answer", "_evict", "kept", "merge", "seen", "slots", "convert", "at", "store")
+    own = ("attend", "_answer", "_evict", "kept", "merged", "seen", "slots", "convert", "at", "store")
     return (
         isinstance(policy, type)
         and issubclass(policy, EvictionPolicy)
@@ -128,7 +129,6 @@ class AdaKV(EvictionPolicy):
         if page is not None:
             check_whole(page=(page, 1))
         self.of, self.floor, self.page = score, floor, page
-        self.observe, self.accumulates, self.pre_attention = score.observe, score.accumulates, score.pre_attention
         self.holder = Paged()
 
     @staticmethod
@@ -161,6 +161,21 @@ class AdaKV(EvictionPolicy):
     def protected(self) -> int:
         """See `EvictionPolicy.protected`, in whole pages."""
         return -(-(self.sinks + self.window) // (self.page or 1)) * (self.page or 1)
+
+    @property
+    def observe(self) -> int:
+        """See `EvictionPolicy.observe`."""
+        return self.of.observe
+
+    @property
+    def accumulates(self) -> bool:
+        """See `EvictionPolicy.accumulates`."""
+        return self.of.accumulates
+
+    @property
+    def pre_attention(self) -> bool:
+        """See `EvictionPolicy.pre_attention`."""
+        return self.of.pre_attention
 
     @property
     def forgetting(self) -> float:

@@ -10,6 +10,7 @@ from typing import Literal
 from contextlab.errors import InputError
 from contextlab.spec import describe
 
+OPEN = 2**31 - 1  # more tokens than any sequence has
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -74,3 +75,6 @@ class Budget:
             if self.amount >= size:
                 return f"{self.amount / size:g}{unit}"
         return f"{self.amount:g}B"
+
+
+Amount = Budget | str | float | None  # what `Budget.of` reads

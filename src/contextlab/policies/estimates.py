@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
-from contextlab.policies.base import EvictionPolicy, Seen
-from contextlab.policies.eviction import Amount
+from contextlab.policies.eviction import EvictionPolicy, Seen
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
 
 
 @register("policy", "expected_attention", papers=("2510.00636",), cases=({}, {"covariance": False, "future": 7}))
+@dataclass(eq=False)
 class ExpectedAttention(EvictionPolicy):
     """Expected attention: the tokens that queries like those so far will attend to from the places ahead.
 
@@ -25,31 +26,22 @@ class ExpectedAttention(EvictionPolicy):
     the paper in that the statistics are of all queries while decoding, too, and that the last tokens are kept.
 
     budget: what may be kept: "10%", "512tok", "64MB"; the statistics count.
-    sinks: first tokens of each row that are never dropped.
     window: last tokens that are never dropped; the paper protects none.
     future: places ahead over which rotations are averaged.
     covariance: whether the covariance counts; it takes head size x head size numbers a query head.
     epsilon: added to the expected attention before it is multiplied by the value's norm.
-    every: slots made free at a time while decoding; default an eighth.
-    pyramid: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 4,
-        window: int = 32,
-        future: int = 512,
-        covariance: bool = True,
-        epsilon: float = 0.0,
-        every: int | None = None,
-        pyramid: float | None = None,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid)
-        check_whole(future=(future, 1))
-        if not 0 <= epsilon < math.inf:
-            raise InputError(f"epsilon: expected a number of at least 0, got {epsilon!r}")
-        self.future, self.covariance, self.epsilon = future, covariance, epsilon
+    future: int = 512
+    covariance: bool = True
+    epsilon: float = 0.0
+    reposition: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(future=(self.future, 1))
+        if not 0 <= self.epsilon < math.inf:
+            raise InputError(f"epsilon: expected a number of at least 0, got {self.epsilon!r}")
 
     @property
     def needs(self) -> str:
@@ -134,6 +126,7 @@ class ExpectedAttention(EvictionPolicy):
 
 
 @register("policy", "hash_evict", papers=("2412.16187",), cases=({"bits": 5, "seed": 1, "every": 1},))
+@dataclass(eq=False)
 class HashEvict(EvictionPolicy):
     """HashEvict: the tokens whose keys point where the new query does, by the signs of random projections.
 
@@ -141,30 +134,20 @@ class HashEvict(EvictionPolicy):
     before the query is answered. Differs from the paper in that a key's code is made anew when it is judged, from the
     key that is held, instead of being held, too.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
-    sinks: first tokens of each row that are never dropped.
-    window: last tokens that are never dropped.
     bits: signs in a code.
     seed: of the projections, which are normal.
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
-    pyramid: see `EvictionPolicy`.
     """
 
     pre_attention = True
+    window: int = 10
+    bits: int = 16
+    seed: int = 0
+    reposition: bool = field(init=False, default=False)
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 4,
-        window: int = 10,
-        bits: int = 16,
-        seed: int = 0,
-        every: int | None = None,
-        pyramid: float | None = None,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid)
-        check_whole(bits=(bits, 1), seed=(seed, 0))
-        self.bits, self.seed = bits, seed
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(bits=(self.bits, 1), seed=(self.seed, 0))
 
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the codes' agreements, less the disagreements."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import SCORES, KVLayer, attention_rows
-from contextlab.policies.base import EvictionPolicy, Seen
-from contextlab.policies.eviction import Amount
+from contextlab.policies.eviction import EvictionPolicy, Seen
 from contextlab.policies.held import gathered
 from contextlab.registry import register
 from contextlab.state import State
@@ -29,11 +28,12 @@ class Read:
     start: Tensor
 
 
+@dataclass(eq=False)
 class Recorder(EvictionPolicy):
     """Keeps everything, and the queries, keys and values of the piece read last, by layer."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.last: dict[int, Read] = {}
 
     def score(self, seen: Seen) -> Tensor:
@@ -56,14 +56,15 @@ class Recorder(EvictionPolicy):
         return y, after if keep_state else None
 
 
+@dataclass(eq=False)
 class ForesightPolicy(EvictionPolicy):
     """Base of the eviction policies that read a text with `watch` before they serve it."""
 
-    watched: int = 0
+    watched: int = field(init=False, default=0)
     """Tokens of the text that it has read, padding included; 0 before `watch`."""
-    layers_watched: int = 0
+    layers_watched: int = field(init=False, default=0)
     """Layers of the model that it has watched."""
-    _keys: Read
+    _keys: Read = field(init=False, repr=False)
     """What the first layer read: its keys tell another text; what was dropped shows in later layers only."""
 
     def watch(self, model: nn.Module, tokens: Tensor, mask: Tensor | None = None) -> None:
@@ -186,6 +187,7 @@ def leave_one_out(
 
 
 @register("policy", "oracle", cases=())
+@dataclass(eq=False)
 class Oracle(ForesightPolicy):
     """A ceiling: keeps the tokens without which the queries to come would be answered most differently.
 
@@ -195,27 +197,19 @@ class Oracle(ForesightPolicy):
     dropped and where the queries are those of the full cache; of several tokens dropped at once it is not the best of
     all subsets, whose number is too large, and what it knows of the text is not counted as memory.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
-    sinks: first tokens of each row that are never dropped.
-    window: last tokens that are never dropped.
     ahead: how many queries to come count; default all that were watched.
-    every: slots made free at a time while decoding; default an eighth.
-    pyramid: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 0,
-        window: int = 1,
-        ahead: int | None = None,
-        every: int | None = None,
-        pyramid: float | None = None,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid)
+    sinks: int = 0
+    window: int = 1
+    ahead: int | None = None
+    reposition: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ahead = self.ahead
         if ahead is not None and (isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1):
             raise InputError(f"ahead: expected a whole number of at least 1, got {ahead!r}; leave it out for all")
-        self.ahead = ahead
         self._read: dict[int, Read] = {}
 
     def _watch(
@@ -243,6 +237,7 @@ class Oracle(ForesightPolicy):
 
 
 @register("policy", "kvzip", papers=("2505.23416",), cases=())
+@dataclass(eq=False)
 class KVzip(ForesightPolicy):
     """KVzip: the tokens that a model attends to when it is made to repeat the context, whatever is asked later.
 
@@ -251,30 +246,22 @@ class KVzip(ForesightPolicy):
     and the repetition itself. Tokens read after the context count more than any of it. Differs from the paper in that
     each head and layer gets an even share of the budget; with AdaKV(of=policy, floor=0) the heads of a layer share.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
-    sinks: first tokens of each row that are never dropped.
     window: last tokens that are never dropped; the paper protects none.
     chunk: tokens that are repeated at a time.
     request: the token ids that ask for a repetition; none by default, as for a model that knows no instructions.
     lead: last tokens of the chunk before that stand in front of a chunk, so that it is found.
     every: slots made free at a time while decoding; default an eighth. The paper compresses the context only.
-    pyramid: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 4,
-        window: int = 1,
-        chunk: int = 2048,
-        request: list[int] | None = None,
-        lead: int = 8,
-        every: int | None = None,
-        pyramid: float | None = None,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid)
-        check_whole(chunk=(chunk, 1), lead=(lead, 0))
-        self.chunk, self.request, self.lead = chunk, list(request or []), lead
+    window: int = 1
+    chunk: int = 2048
+    request: list[int] | None = None
+    lead: int = 8
+    reposition: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(chunk=(self.chunk, 1), lead=(self.lead, 0))
         self._importance: dict[int, Tensor] = {}
 
     def _watch(
@@ -290,7 +277,7 @@ class KVzip(ForesightPolicy):
         context = dict(recorder.last)
         self._keys = context[0]
         parts: dict[int, list[Tensor]] = {layer.index: [] for layer in layers}
-        request = tokens.new_tensor(self.request).expand(len(tokens), -1)
+        request = tokens.new_tensor(self.request or []).expand(len(tokens), -1)
         for first in range(0, length, self.chunk):
             last = min(first + self.chunk, length)
             lead = tokens[:, max(0, first - self.lead) : first]

@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from contextlab.errors import check_whole
-from contextlab.policies.base import EvictionPolicy, Seen
-from contextlab.policies.eviction import Amount
+from contextlab.ops.kv import KVLayer
+from contextlab.ops.softmax import softmax_attention
+from contextlab.policies.eviction import EvictionPolicy, Seen
+from contextlab.policies.held import KeptState, Slots
 from contextlab.registry import register
 
 
+@register("policy", "streaming_llm", papers=("2309.17453", "2308.16137"), cases=({}, {"reposition": True}))
+@dataclass(eq=False)
+class StreamingLLM(EvictionPolicy):
+    """Attention sinks and the last tokens: the rest is dropped (StreamingLLM, LM-Infinite).
+
+    Inside a piece, too, a token sees the sinks and the last tokens only, as many as the budget holds.
+
+    window: the least number of last tokens that the budget must hold.
+    every: slots made free at a time while decoding; default an eighth; 1 makes the result independent of pieces.
+    reposition: whether tokens take the positions that they have among those held, as in the paper.
+    """
+
+    window: int = 1
+
+    @property
+    def chunk_invariant(self) -> bool:
+        """See `Policy.chunk_invariant`."""
+        fixed = self.every == 1 and self.allowed.kind != "ratio" and not self.reposition
+        return self.lossless and (self.allowed.everything or fixed)
+
+    def score(self, seen: Seen) -> Tensor:
+        """See `EvictionPolicy.score`: the later, the more important."""
+        return seen.positions.to(torch.float32)
+
+    def _answer(
+        self, layer: KVLayer, q: Tensor, slots: Slots, state: KeptState, places: Tensor, padded: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        limit = self.slots(layer, slots.length, len(q), q.dtype)
+        if q.shape[1] == 1 or slots.used <= limit or layer.slopes is not None:
+            return super()._answer(layer, q, slots, state, places, padded)
+        # Without padding slots do for places: those held are the first tokens and the last, without a gap.
+        at = slots["position"][:, 0].long() if padded else None
+        y = softmax_attention(
+            q, slots["keys"].transpose(1, 2), slots["values"].transpose(1, 2), scale=layer.scale,
+            window=limit - self.sinks, sinks=self.sinks, q_position=None if at is None else places, k_position=at,
+        )  # fmt: skip
+        return y, None
+
+
 @register("policy", "key_norm", papers=("2406.11430",), cases=({"every": 1, "reposition": True},))
+@dataclass(eq=False)
 class KeyNorm(EvictionPolicy):
     """Key norm: the tokens with the smallest keys, which in trained models tend to get the most attention.
 
     Differs from the paper in that every layer is compressed; there the first two are left whole.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped; the paper protects none.
     window: last tokens that are never dropped; the paper protects none.
-    every: slots made free at a time while decoding; default an eighth.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
     def score(self, seen: Seen) -> Tensor:
@@ -33,16 +74,14 @@ class KeyNorm(EvictionPolicy):
 
 
 @register("policy", "keydiff", papers=("2504.15364",))
+@dataclass(eq=False)
 class KeyDiff(EvictionPolicy):
     """KeyDiff: the tokens whose keys are unlike the others'.
 
     A key's importance is its negated cosine similarity with the mean of the normalised keys that its head holds.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped; the paper protects none.
     window: last tokens that are never dropped; the paper protects none.
-    every: slots made free at a time while decoding; default an eighth.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
     def score(self, seen: Seen) -> Tensor:
@@ -53,33 +92,21 @@ class KeyDiff(EvictionPolicy):
 
 
 @register("policy", "random", cases=({"seed": 1, "every": 1},))
+@dataclass(eq=False)
 class Random(EvictionPolicy):
     """Chance: a floor for every score. Each head keeps tokens drawn uniformly.
 
     A token's importance depends on the seed, the layer, the head and the token's place alone, so that what is kept of
     a prompt is the same in any pieces and any batch.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
-    sinks: first tokens of each row that are never dropped.
-    window: last tokens that are never dropped.
     seed: of the draws.
-    every: slots made free at a time while decoding; default an eighth.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 4,
-        window: int = 32,
-        seed: int = 0,
-        every: int | None = None,
-        pyramid: float | None = None,
-        reposition: bool = False,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid, reposition)
-        check_whole(seed=(seed, 0))
-        self.seed = seed
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(seed=(self.seed, 0))
 
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: 24 bits that are as good as random."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,15 +12,16 @@ from torch.nn.functional import normalize, pad
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import SCORES, KVLayer
-from contextlab.policies.base import Seen
-from contextlab.policies.eviction import H2O, Amount
+from contextlab.policies.eviction import Seen
 from contextlab.policies.held import KeptState, gathered
 from contextlab.policies.keys import mixed
+from contextlab.policies.scores import H2O, within
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
 
 
 @register("policy", "cam", cases=({"merge": 4}, {"merge": 2, "by": "attention", "seed": 3, "every": 1}))
+@dataclass(eq=False)
 class CaM(H2O):
     """CaM, cache merging: the value of a dropped token is shared among the kept tokens that follow it (ICML 2024).
 
@@ -29,42 +31,32 @@ class CaM(H2O):
     in that tokens that are dropped at once, at the end of a prompt, are merged at once, where the authors' code goes
     through the prompt token by token; and in that chance depends on seed, layer, head and the token's place alone.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped.
     window: last tokens that are never dropped; at least `merge`.
     merge: kept tokens that share a dropped token's value.
     by: what is kept: the "recent" tokens, as in the authors' code, or those with the most "attention" so far (H2O).
     seed: of chance.
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 4,
-        window: int = 32,
-        merge: int = 16,
-        by: Literal["recent", "attention"] = "recent",
-        seed: int = 0,
-        every: int | None = None,
-        pyramid: float | None = None,
-        reposition: bool = False,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid, reposition)
-        if isinstance(merge, bool) or not isinstance(merge, int) or not 1 <= merge <= window:
-            raise InputError(f"merge: expected 1 to {window} (window), got {merge!r}; raise window or take {window}")
-        check_whole(seed=(seed, 0))
-        self.shares, self.by, self.seed = merge, by, seed
+    sinks: int = 4
+    merge: int = 16
+    by: Literal["recent", "attention"] = "recent"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("merge", self.merge, self.window)
+        check_whole(seed=(self.seed, 0))
 
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the later the more important, or the attention received so far."""
         return seen.positions.to(torch.float32) if self.by == "recent" else super().score(seen)
 
-    def merge(
+    def merged(
         self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, held: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """See `EvictionPolicy.merge`."""
+        """See `EvictionPolicy.merged`."""
         assert state.mass is not None
         gone, real = dropped(state, index, left)
         if not gone.shape[2]:
@@ -72,16 +64,16 @@ class CaM(H2O):
         # The window is kept, so at least `merge` kept tokens follow a dropped one.
         after = torch.searchsorted(_rising(index, left), gone).clamp_max(index.shape[2] - 1)
         kept_mass = gathered(state.mass, index)
-        following = pad(kept_mass, (0, self.shares - 1)).unfold(2, self.shares, 1).mean(3)
+        following = pad(kept_mass, (0, self.merge - 1)).unfold(2, self.merge, 1).mean(3)
         mass = gathered(state.mass, gone)
         chance = mass / following.gather(2, after)
         places = state.positions.long().gather(2, gone)
         heads = torch.arange(layer.kv_heads, device=gone.device)[:, None]
         draw = mixed(mixed(mixed(heads + self.seed * 65_599) + layer.index) + places.clamp_min(0))
         joins = real & ((draw >> 8) / 2**24 < chance)
-        share = gathered(state.slots["values"], gone) / self.shares * joins[..., None]
+        share = gathered(state.slots["values"], gone) / self.merge * joins[..., None]
         given = torch.zeros_like(held["values"]).scatter_add(2, after[..., None].expand(share.shape), share)
-        given = pad(given, (0, 0, self.shares - 1, 0)).unfold(2, self.shares, 1).sum(4)
+        given = pad(given, (0, 0, self.merge - 1, 0)).unfold(2, self.merge, 1).sum(4)
         return {**held, "values": held["values"] + given}, state.notes
 
 
@@ -110,6 +102,7 @@ def dropped(state: KeptState, index: Tensor, left: Tensor) -> tuple[Tensor, Tens
 
 
 @register("policy", "weighted_kv", papers=("2503.01330",), cases=({}, {"sinks": 2, "every": 1}))
+@dataclass(eq=False)
 class WeightedKV(H2O):
     """WeightedKV: keys of dropped tokens are gone, values are merged into that of the next kept token.
 
@@ -117,11 +110,9 @@ class WeightedKV(H2O):
     mean attention that each of them got from the queries that could see it. The tokens with the least such attention
     are dropped.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped.
     window: last tokens that are never dropped.
     every: slots made free at a time while decoding; default an eighth; 1 drops token by token.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
     def score(self, seen: Seen) -> Tensor:
@@ -130,10 +121,10 @@ class WeightedKV(H2O):
         last = seen.positions.amax(2, keepdim=True)
         return seen.mass / (last - seen.positions + 1)
 
-    def merge(
+    def merged(
         self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, held: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """See `EvictionPolicy.merge`."""
+        """See `EvictionPolicy.merged`."""
         gone, real = dropped(state, index, left)
         if not gone.shape[2]:
             return held, state.notes
@@ -152,6 +143,7 @@ class WeightedKV(H2O):
 
 
 @register("policy", "d2o", papers=("2406.13035",), cases=({}, {"memory": 1.0, "every": 1}))
+@dataclass(eq=False)
 class D2O(H2O):
     """D2O's compensation: a dropped token that is like a kept one is merged into it, key and value.
 
@@ -161,37 +153,28 @@ class D2O(H2O):
     with their rotations. Differs from the paper in that the layers' budgets do not follow the variance of their
     attention; pyramid can divide them.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped.
     window: last tokens that are never dropped.
     memory: part in [0, 1] of the threshold that is the cosines of the latest eviction; the rest is its past.
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 4,
-        window: int = 32,
-        memory: float = 0.7,
-        every: int | None = None,
-        pyramid: float | None = None,
-        reposition: bool = False,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid, reposition)
-        if isinstance(memory, bool) or not isinstance(memory, int | float) or not 0 <= memory <= 1:
-            raise InputError(f"memory: expected a part from 0 to 1, got {memory!r}")
-        self.memory = float(memory)
+    sinks: int = 4
+    memory: float = 0.7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.memory, bool) or not isinstance(self.memory, int | float) or not 0 <= self.memory <= 1:
+            raise InputError(f"memory: expected a part from 0 to 1, got {self.memory!r}")
 
     def notes_nbytes(self, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
         """See `EvictionPolicy.notes_nbytes`: a threshold for each head."""
         return tensor_bytes(batch, layer.kv_heads, dtype=dtype)
 
-    def merge(
+    def merged(
         self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, held: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """See `EvictionPolicy.merge`; notes: "threshold" [B, Hkv], minus infinity before the first eviction."""
+        """See `EvictionPolicy.merged`; notes: "threshold" [B, Hkv], minus infinity before the first eviction."""
         gone, real = dropped(state, index, left)
         if not gone.shape[2]:
             return held, state.notes

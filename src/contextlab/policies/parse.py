@@ -9,7 +9,7 @@ import yaml
 
 from contextlab.errors import InputError
 from contextlab.policies.base import Policy
-from contextlab.policies.budget import Budget
+from contextlab.policies.budget import Amount
 from contextlab.registry import lookup
 
 
@@ -33,7 +33,7 @@ def parse_options(text: str, what: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def parse_policy(text: str, budget: Budget | str | float | None = None) -> Policy:
+def parse_policy(text: str, budget: Amount = None) -> Policy:
     """The policy that a text describes: "NAME", "NAME:option=value,...", and several joined by "|".
 
     budget: of the first part that takes one; a policy without a budget keeps what its options say.

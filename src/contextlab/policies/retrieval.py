@@ -9,7 +9,8 @@ from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
-from contextlab.policies.selective import Amount, ReadState, SelectivePolicy, fetched
+from contextlab.policies.budget import Amount
+from contextlab.policies.selective import ReadState, SelectivePolicy, fetched
 from contextlab.registry import register
 from contextlab.state import KVState, tensor_bytes
 

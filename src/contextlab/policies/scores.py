@@ -3,20 +3,79 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
-from contextlab.policies.base import EvictionPolicy, Seen
-from contextlab.policies.eviction import H2O, Amount, SnapKV
+from contextlab.policies.eviction import EvictionPolicy, Seen
 from contextlab.policies.held import KeptState
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
 
 
+@register("policy", "h2o", papers=("2306.14048",), cases=({}, {"every": 1}))
+@dataclass(eq=False)
+class H2O(EvictionPolicy):
+    """Heavy hitters (H2O): the tokens that got the most attention from all queries so far, and the last ones.
+
+    The attention of the query heads that share a key head is summed.
+
+    sinks: first tokens of each row that are never dropped; the paper has none.
+    window: last tokens that are never dropped; the paper takes half of the budget.
+    every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
+    """
+
+    accumulates = True
+    sinks: int = 0
+
+    def score(self, seen: Seen) -> Tensor:
+        """See `EvictionPolicy.score`: the attention received so far."""
+        assert seen.mass is not None
+        return seen.mass
+
+
+@register("policy", "snapkv", papers=("2404.14469",), cases=({}, {"window": 4, "kernel": 3}))
+@dataclass(eq=False)
+class SnapKV(EvictionPolicy):
+    """SnapKV: the tokens that the last queries attend to, and their neighbours.
+
+    The attention of the last `window` queries is averaged over them and the query heads that share a key head, and
+    pooled over `kernel` neighbouring tokens; the window itself is kept.
+
+    sinks: first tokens of each row that are never dropped; the paper has none.
+    window: last tokens, whose queries judge and which are never dropped.
+    kernel: tokens over which attention is averaged, odd; 1 for none.
+    every: slots made free at a time while decoding; default an eighth. The paper compresses the prompt only.
+    pyramid, reposition: see `EvictionPolicy`; SnapKV with pyramid=20 is PyramidKV.
+    """
+
+    sinks: int = 0
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kernel = self.kernel
+        if isinstance(kernel, bool) or not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+            raise InputError(f"kernel: expected an odd whole number, got {kernel!r}; the nearest is {abs(kernel) | 1}")
+
+    @property
+    def observe(self) -> int:
+        """See `EvictionPolicy.observe`: those of the window."""
+        return self.window
+
+    def score(self, seen: Seen) -> Tensor:
+        """See `EvictionPolicy.score`: the pooled attention of the last queries."""
+        assert seen.attention is not None
+        votes = seen.layer.per_kv_head(seen.attention.mean(2))
+        votes = votes.masked_fill(seen.positions > seen.positions[..., -1:] - self.window, 0.0)  # no neighbours' votes
+        return torch.nn.functional.avg_pool1d(votes, self.kernel, 1, self.kernel // 2)
+
+
 @register("policy", "tova", papers=("2401.06104",))
+@dataclass(eq=False)
 class TOVA(EvictionPolicy):
     """TOVA: the tokens that the last query attends to; all heads of a layer keep the same ones.
 
@@ -24,25 +83,14 @@ class TOVA(EvictionPolicy):
     token read last is always kept, and in when the budget is met: there each query sees one token more than the
     budget, then one is dropped; here one is dropped first, so that the budget holds at every step.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped; the paper has none.
     window: last tokens that are never dropped; the paper has none.
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
     observe = 1
-
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 0,
-        window: int = 1,
-        every: int | None = None,
-        pyramid: float | None = None,
-        reposition: bool = False,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid, reposition)
+    sinks: int = 0
+    window: int = 1
 
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the attention of the last query, over the heads' mean."""
@@ -51,33 +99,24 @@ class TOVA(EvictionPolicy):
 
 
 @register("policy", "a2sf", papers=("2407.20485",), cases=({"forget": 0.3, "every": 1},))
+@dataclass(eq=False)
 class A2SF(H2O):
     """Accumulated attention that fades (A2SF): each query's attention counts `forget` times less a query later.
 
     A token that has been held for long does not win by age alone, as it does in H2O, which is forget=1.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped; the paper has none.
     window: last tokens that are never dropped.
     forget: factor in (0, 1] by which accumulated attention fades with each query.
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 0,
-        window: int = 32,
-        forget: float = 0.9,
-        every: int | None = None,
-        pyramid: float | None = None,
-        reposition: bool = False,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid, reposition)
-        if not 0 < forget <= 1:
-            raise InputError(f"forget: expected a factor in (0, 1], got {forget!r}; 1 forgets nothing")
-        self.forget = forget
+    forget: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.forget <= 1:
+            raise InputError(f"forget: expected a factor in (0, 1], got {self.forget!r}; 1 forgets nothing")
 
     @property
     def forgetting(self) -> float:
@@ -86,32 +125,30 @@ class A2SF(H2O):
 
 
 @register("policy", "alisa", papers=("2403.17312",), cases=({"queries": 2},))
+@dataclass(eq=False)
 class ALISA(EvictionPolicy):
     """ALISA's sparse window attention: the last tokens, and those that the last queries attend to.
 
     The attention of the last `queries` queries is summed for each key head. Differs from the paper in that dropped
     tokens are gone: there they stay in host memory, or are computed again, and may come back.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped; the paper has none.
     window: last tokens that are never dropped; the paper takes half of the budget.
     queries: last queries whose attention counts, at most `window`; default all of the window's.
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 0,
-        window: int = 32,
-        queries: int | None = None,
-        every: int | None = None,
-        pyramid: float | None = None,
-        reposition: bool = False,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid, reposition)
-        self.observe = within("queries", window if queries is None else queries, window)
+    sinks: int = 0
+    queries: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("queries", self.observe, self.window)
+
+    @property
+    def observe(self) -> int:
+        """See `EvictionPolicy.observe`."""
+        return self.window if self.queries is None else self.queries
 
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the attention of the last queries."""
@@ -120,29 +157,19 @@ class ALISA(EvictionPolicy):
 
 
 @register("policy", "vatp", papers=("2406.12335",), cases=({"every": 1},))
+@dataclass(eq=False)
 class VATP(H2O):
     """Accumulated attention times the size of the value (VATP): what a token adds to the outputs.
 
     The attention that each token got from all queries so far, times the sum of its value's magnitudes. The first
     tokens get much attention and have small values; they are kept whatever their score.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped.
     window: last tokens that are never dropped; the paper takes half of the budget.
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 4,
-        window: int = 32,
-        every: int | None = None,
-        pyramid: float | None = None,
-        reposition: bool = False,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid, reposition)
+    sinks: int = 4
 
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the attention received so far, times the value's L1 norm."""
@@ -150,13 +177,13 @@ class VATP(H2O):
 
 
 @register("policy", "pyramid_kv", papers=("2406.02069",), cases=({"pyramid": 1.5, "kernel": 3},))
+@dataclass(eq=False)
 class PyramidKV(SnapKV):
     """PyramidKV: SnapKV with large budgets in the first layers and small ones in the last.
 
     Differs from the paper in that the budgets that are divided include the window; a small total budget needs a small
     `pyramid`, so that the last layer holds its window.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped; the paper has none.
     window: last tokens, whose queries judge and which are never dropped.
     kernel: tokens over which attention is averaged, odd; 1 for none.
@@ -165,20 +192,11 @@ class PyramidKV(SnapKV):
     reposition: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 0,
-        window: int = 32,
-        kernel: int = 5,
-        every: int | None = None,
-        pyramid: float = 20.0,
-        reposition: bool = False,
-    ) -> None:
-        super().__init__(budget, sinks, window, kernel, every, pyramid, reposition)
+    pyramid: float | None = 20.0
 
 
 @register("policy", "pyramid_infer", papers=("2405.12532",), cases=({"pyramid": 1.5, "sinks": 0},))
+@dataclass(eq=False)
 class PyramidInfer(EvictionPolicy):
     """PyramidInfer's choice: the tokens that the last queries attend to, the later queries counting more.
 
@@ -186,29 +204,21 @@ class PyramidInfer(EvictionPolicy):
     Differs from the paper in that each layer chooses alone: there a prompt's token that one layer drops is not
     computed in those after it, and the layers' sizes follow a ratio by which each keeps less than the one before.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
-    sinks: first tokens of each row that are never dropped.
     window: last tokens, whose queries judge and which are never dropped; the paper takes a fifth of the prompt.
     recency: weight of the last query; the first one's is 1, and those between rise evenly.
-    every: slots made free at a time while decoding; default an eighth.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 4,
-        window: int = 32,
-        recency: float = 1.2,
-        every: int | None = None,
-        pyramid: float | None = None,
-        reposition: bool = False,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid, reposition)
-        if not recency > 0:
-            raise InputError(f"recency: expected a weight above 0, got {recency!r}; 1 weighs all queries the same")
-        self.recency = recency
-        self.observe = window
+    recency: float = 1.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.recency > 0:
+            raise InputError(f"recency: expected a weight above 0, got {self.recency!r}; 1 weighs all queries the same")
+
+    @property
+    def observe(self) -> int:
+        """See `EvictionPolicy.observe`: those of the window."""
+        return self.window
 
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the weighted attention of the last queries, over the heads' mean."""
@@ -219,6 +229,7 @@ class PyramidInfer(EvictionPolicy):
 
 
 @register("policy", "fastgen", papers=("2310.01801",), cases=({"recovery": 0.5},))
+@dataclass(eq=False)
 class FastGen(EvictionPolicy):
     """FastGen's profiles: each head keeps the last tokens, or those that got the most attention, as its prompt shows.
 
@@ -228,31 +239,22 @@ class FastGen(EvictionPolicy):
     paper in that all heads have as many slots (there those with a simple profile take fewer), and in that punctuation
     is not told apart: a policy sees no text. Special tokens are those at the start.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
-    sinks: first tokens of each row that are never dropped.
     window: last tokens, whose queries judge heads and which are never dropped.
     recovery: part in [0, 1] of the attention that the last tokens must hold; 0 makes all heads local.
-    every: slots made free at a time while decoding; default an eighth.
-    pyramid, reposition: see `EvictionPolicy`.
     """
 
     accumulates = True
+    recovery: float = 0.95
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 4,
-        window: int = 32,
-        recovery: float = 0.95,
-        every: int | None = None,
-        pyramid: float | None = None,
-        reposition: bool = False,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid, reposition)
-        if not 0 <= recovery <= 1:
-            raise InputError(f"recovery: expected a part from 0 to 1, got {recovery!r}; 0.95 asks for 95%")
-        self.recovery = recovery
-        self.observe = window
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.recovery <= 1:
+            raise InputError(f"recovery: expected a part from 0 to 1, got {self.recovery!r}; 0.95 asks for 95%")
+
+    @property
+    def observe(self) -> int:
+        """See `EvictionPolicy.observe`: those of the window."""
+        return self.window
 
     def notes_nbytes(self, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
         """See `EvictionPolicy.notes_nbytes`."""
@@ -281,8 +283,7 @@ class FastGen(EvictionPolicy):
         return torch.where((seen.notes["profile"] == 1)[..., None], seen.positions.to(seen.mass.dtype), seen.mass)
 
 
-def within(name: str, value: int, window: int) -> int:
-    """`value`, a number of last queries. Raises InputError unless their own tokens are in the window."""
+def within(name: str, value: int, window: int) -> None:
+    """Raises InputError unless `value`, a number of last tokens, is a whole one that the window holds."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= window:
         raise InputError(f"{name}: expected 1 to {window} (window), got {value!r}; raise window or take {window}")
-    return value

@@ -14,12 +14,10 @@ from torch import Tensor
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held
 from contextlab.ops.softmax import attend
-from contextlab.policies.base import OPEN, Policy
-from contextlab.policies.budget import Budget
+from contextlab.policies.base import Policy
+from contextlab.policies.budget import OPEN, Amount, Budget
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
-
-Amount = Budget | str | float | None
 
 
 @dataclass

@@ -10,8 +10,8 @@ from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.softmax import softmax_attention
 from contextlab.policies.base import Policy
-from contextlab.policies.budget import Budget
-from contextlab.policies.selective import Amount, attend_kv
+from contextlab.policies.budget import Amount, Budget
+from contextlab.policies.selective import attend_kv
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 

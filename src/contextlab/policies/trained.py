@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 from contextlab.errors import InputError, check_whole
 from contextlab.files import read_json, read_tensors, write_json, write_tensors
 from contextlab.ops.kv import SCORES, KVLayer, attend_held
-from contextlab.policies.base import EvictionPolicy, Seen
-from contextlab.policies.eviction import Amount
+from contextlab.policies.eviction import EvictionPolicy, Seen
 from contextlab.policies.foresight import Read, Recorder
 from contextlab.policies.held import KeptState, Slots
 from contextlab.registry import register
@@ -21,6 +21,7 @@ SPEC, WEIGHTS = "locret.json", "locret.safetensors"
 
 
 @register("policy", "locret", papers=("2410.01805",), cases=())
+@dataclass(eq=False)
 class Locret(EvictionPolicy):
     """Locret: small trained heads say how much each token will matter, from its own query, key and value.
 
@@ -30,33 +31,24 @@ class Locret(EvictionPolicy):
     loss and a small penalty on unlike scores of neighbours. The model itself stays as it is. Differs from the paper
     in that tokens are dropped while decoding as well, and in the training's length; ALiBi is not served.
 
-    budget: what may be kept: "10%", "512tok", "64MB".
     sinks: first tokens of each row that are never dropped; the paper has none.
     window: last tokens that are never dropped, the paper's stabilizers.
     weights: folder of trained heads that `save` wrote; None for heads that `fit` will train.
     hidden: hidden units of a head; the paper takes 1024 for models of billions of parameters.
-    every: slots made free at a time while decoding; default an eighth.
-    pyramid: see `EvictionPolicy`.
     """
 
     accumulates = True  # what is held with each token is its score
+    sinks: int = 0
+    weights: str | Path | None = None
+    hidden: int = 128
+    reposition: bool = field(init=False, default=False)
 
-    def __init__(
-        self,
-        budget: Amount = None,
-        sinks: int = 0,
-        window: int = 32,
-        weights: str | Path | None = None,
-        hidden: int = 128,
-        every: int | None = None,
-        pyramid: float | None = None,
-    ) -> None:
-        super().__init__(budget, sinks, window, every, pyramid)
-        check_whole(hidden=(hidden, 1))
-        self.hidden = hidden
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(hidden=(self.hidden, 1))
         self.heads: list[nn.Sequential] = []
-        if weights is not None:
-            self._load(Path(weights))
+        if self.weights is not None:
+            self._load(Path(self.weights))
 
     @property
     def needs(self) -> str:
