@@ -457,6 +457,7 @@ def report(
         out,
         facets=pd.concat([each.facets for each in opened], ignore_index=True),
         similarity=pd.concat([each.similarity for each in opened], ignore_index=True),
+        compressed={name: each.compressed for each, name in zip(opened, names, strict=True)},
     )
     console.print(f"Report: {out}", soft_wrap=True)
 
@@ -531,6 +532,13 @@ def compress(
             "--compare", metavar="MODEL", help="Draw in another model, without a policy; constant-state, say."
         ),
     ] = None,
+    fit: Annotated[
+        int,
+        typer.Option(min=0, max=LARGEST_WHOLE, help="Train policies that must be, such as locret, for so many steps."),
+    ] = 0,
+    skip: Annotated[
+        bool, typer.Option("--skip", help="Leave out what a policy, budget or task does not allow, and say so.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder for results.parquet and compress.html.", show_default="compressed/MODEL")
@@ -555,16 +563,18 @@ def compress(
     chosen = resolve(device)
     name, loaded, tokenizer = find_model(model, chosen)
     others = {label: other for label, other, _ in (find_model(each, chosen) for each in compare or [])}
+    left_out: list[str] | None = [] if skip else None
     if name in others or len(others) < len(compare or []):
         raise InputError("--compare: two models have the same name; give folders that are called differently")
     with console.status("measuring ...") as status:
         results = measure(
             loaded, policy, budget or [], _tasks(task), _lengths(lengths), prompts=prompts, batch=batch, seed=seed,
-            name=name, tokenizer=tokenizer, compare=others, progress=lambda text: status.update(escape(text)),
+            name=name, tokenizer=tokenizer, compare=others, fit=fit, left_out=left_out,
+            progress=lambda text: status.update(escape(text)),
         )  # fmt: skip
     folder = out or Path("compressed") / name
     write_results(results, folder / "results.parquet")
-    write_compress_page(results, folder / "compress.html")
+    write_compress_page(results, folder / "compress.html", left_out or ())
     for title, rows in compress_table(results).items():
         if console.width < 100:  # what is left out is in the table file
             rows = [
@@ -574,6 +584,8 @@ def compress(
         _print_table(title, rows)
     for sentence in compress_words(results):
         console.print(f"• {escape(sentence)}")
+    for line in left_out or ():
+        console.print(f"[dim]left out: {escape(line)}[/dim]", soft_wrap=True)
     console.print(
         "[dim]state: bytes of one sequence. decode, prefill: times as fast as the full cache on the same prompts "
         "(least-most of the batches). KL: of the full cache's predictions to these, nats.[/dim]"
@@ -695,7 +707,7 @@ def _short(key: str) -> str:
 
 
 def _print_summary(done: Any) -> None:
-    from contextlab.report import suite_table, summary_table, summary_words
+    from contextlab.report import compress_words, kept_table, suite_table, summary_table, summary_words
 
     console.print()
     for title, rows in summary_table(done.results, done.records).items():
@@ -707,6 +719,11 @@ def _print_summary(done: Any) -> None:
     for record in done.records:
         if record["status"] not in ("finished",):
             console.print(f"[red]{escape(record['key'])} {record['status']}: {escape(record['message'])}[/]")
+    if not done.compressed.empty:
+        _print_table("how much of the full cache's quality is kept", kept_table(done.compressed))
+        for sentence in compress_words(done.compressed):
+            console.print(f"• {escape(sentence)}")
+        console.print(f"\nPolicies: {done.folder / 'compress.html'}", soft_wrap=True)
     console.print(f"\nResults: {done.folder / 'results.parquet'}", soft_wrap=True)
     console.print(f"Report:  [bold]{done.report}[/]", soft_wrap=True)
 

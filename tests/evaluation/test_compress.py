@@ -139,3 +139,47 @@ def test_what_cannot_be_measured_is_refused_in_one_line(change: dict[str, Any], 
     with pytest.raises(InputError, match=message) as caught:
         compress(**{**given, **change})
     assert "\n" not in str(caught.value)
+
+
+def test_policies_that_watch_or_learn_are_prepared_on_the_prompts() -> None:
+    reader = model()
+    with pytest.raises(InputError, match="locret:window=4: it must be trained; --fit STEPS"):
+        compress(reader, ["locret:window=4"], ["25%"], ["needle"], [192], prompts=2)
+    before = [weight.clone() for weight in reader.parameters()]
+    policies = ["oracle", "kvzip:sinks=2", "locret:window=4", "locret:window=4|fp8"]
+    found = compress(reader, policies, ["100%", "25%"], ["needle"], [192], prompts=4, batch=4, fit=3)
+    assert all(torch.equal(a, b) for a, b in zip(before, reader.parameters(), strict=True))
+    for policy in policies:
+        assert value(found, policy, "state_bytes", "25%") <= 0.25 * 192 * TOKEN
+    for policy in ("oracle", "kvzip:sinks=2", "locret:window=4"):
+        assert abs(value(found, policy, "kl", "100%")) < 1e-6
+    task = build_prompts("needle", 192, reader)
+    drawn = _drawn(task, 4, 0, torch.device("cpu"))
+    for name, seen in (("oracle", drawn.prompt.length), ("kvzip", drawn.question)):
+        policy = build_policy(name, budget="25%", sinks=0 if name == "oracle" else 2)
+        policy.watch(reader, drawn.prompt.inputs[:, :seen])
+        with torch.no_grad(), policy.attach(reader):
+            _, state = reader.read(drawn.prompt.inputs[:, : drawn.question])
+            parts = []
+            for t in range(drawn.question, drawn.prompt.length):
+                y, state = reader.read(drawn.prompt.inputs[:, t : t + 1], state)
+                parts.append(y)
+        each = F.cross_entropy(torch.cat(parts, 1).transpose(1, 2), drawn.tail.targets, reduction="none")
+        label = name if name == "oracle" else "kvzip:sinks=2"
+        expected = float(each[drawn.tail.scored].mean())
+        assert value(found, label, "cross_entropy", "25%") == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_cannot_be_kept_to_is_left_out_and_told_or_refused() -> None:
+    policies, told = ["h2o:window=30", "streaming_llm:sinks=2"], []  # type: tuple[list[str], list[str]]
+    found = compress(model(), policies, ["50%", "10%"], ["needle"], [192], prompts=2, left_out=told)
+    settings = set(zip(found["model"], found["split"], strict=True))
+    assert settings == {("full", "full"), (policies[0], "50%"), (policies[1], "50%"), (policies[1], "10%")}
+    assert len(told) == 1
+    assert told[0].startswith("h2o:window=30 at 10%, needle at 192 tokens: policy h2o:window=30: budget 10% of")
+    told.clear()
+    found = compress(
+        model(), [*policies, "streaming_llm:window=300"], ["200tok"], ["needle"], [192], prompts=2, left_out=told
+    )
+    assert [line.partition(":")[0] for line in told] == ["streaming_llm"]
+    assert set(found["model"]) == {"full", *policies}

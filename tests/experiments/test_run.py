@@ -18,6 +18,7 @@ import yaml
 from contextlab import open_run, run
 from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation import evaluate
+from contextlab.evaluation.compress import compress
 from contextlab.experiments import ExperimentSpec
 from contextlab.files import read_json, write_json
 
@@ -291,3 +292,81 @@ def test_decision_tasks_are_played_online_and_their_regret_is_drawn(tmp_path):
     text = done.report.read_text()
     assert "Regret by the steps played" in text
     assert "on the same 5 problems" in text
+
+
+COMPRESS = {
+    "name": "cheaper",
+    "tasks": {
+        "needle": {"task": "needle", "options": {"length": 192}},
+        "mqar": {"task": "associative_recall", "options": {"vocabulary": 256, "pairs": 4, "length": 32}},
+    },
+    "multitask": {"all": {"tasks": ["needle", "mqar"]}},
+    "alone": False,
+    "models": {"softmax": MODEL, "delta": {**MODEL, "preset": "gated_delta_net"}},
+    "train": {"steps": 2, "batch": 2, "log_every": 1},
+    "evaluate": {"prompts": 4, "batch": 4, "splits": ["train"]},
+    "compress": {
+        "model": "softmax+all",
+        "compare": ["delta+all"],
+        "policies": ["streaming_llm:sinks=2", "h2o:window=40"],
+        "budgets": ["50%", "10%"],
+        "tasks": ["needle"],
+        "lengths": [192],
+        "prompts": 2,
+    },
+    "seeds": [0, 1],
+}
+
+
+def test_a_recipe_measures_a_trained_model_under_policies(tmp_path):
+    done = run(COMPRESS, out=tmp_path / "run")
+    assert done.record["status"] == "finished"
+    found = done.compressed
+    assert set(found["seed"]) == {0, 1}
+    assert set(zip(found["model"], found["split"], strict=True)) == {
+        ("full", "full"), ("delta+all", "full"), ("streaming_llm:sinks=2", "50%"), ("streaming_llm:sinks=2", "10%"),
+        ("h2o:window=40", "50%"),
+    }  # fmt: skip
+    pd.testing.assert_frame_equal(open_run(tmp_path / "run").compressed, found)
+    page = (tmp_path / "run" / "compress.html").read_text()
+    assert "Left out: 1 settings" in page
+    assert "What softmax+all loses when its context is made cheaper" in (tmp_path / "run" / "report.html").read_text()
+
+    model = done.models("needle")["softmax+all:1"]
+    again = compress(model, ["streaming_llm:sinks=2"], ["10%"], ["needle"], [192], prompts=2, seed=1)
+    for metric in ("accuracy", "cross_entropy", "state_bytes"):
+        chosen = [t[t["model"].eq("streaming_llm:sinks=2") & t["metric"].eq(metric)] for t in (found, again)]
+        theirs = chosen[0][chosen[0]["seed"].eq(1) & chosen[0]["split"].eq("10%")]
+        assert theirs["value"].tolist() == chosen[1]["value"].tolist()
+
+    (tmp_path / "run" / "compress" / "softmax+all.seed1.parquet").unlink()  # as if it had been stopped there
+    record = read_json(tmp_path / "run" / "record.json")
+    write_json(tmp_path / "run" / "record.json", {**record, "status": "interrupted"})
+    resumed = run(COMPRESS, out=tmp_path / "run", resume=True).compressed
+    quality = [t[t["metric"].isin(["accuracy", "state_bytes"])].reset_index(drop=True) for t in (found, resumed)]
+    pd.testing.assert_frame_equal(*quality)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "softmx+all"}, "compress.model: unknown trained model 'softmx.all'; did you mean 'softmax.all'"),
+        ({"compare": ["softmax"]}, "compress.compare: unknown trained model 'softmax'"),
+        ({"policies": ["h3o"]}, "compress: unknown policy 'h3o'; did you mean 'h2o'"),
+        ({"budgets": ["0%"]}, "compress: budget: 0% keeps nothing"),
+        ({"budgets": []}, "compress: policy .*: expected a budget"),
+        ({"policies": []}, "compress.policies"),
+        ({"prompts": 1}, "compress.prompts"),
+    ],
+)
+def test_impossible_policies_of_a_recipe_are_refused_before_anything_is_trained(changes, message, tmp_path):
+    spec = {**COMPRESS, "compress": {**COMPRESS["compress"], **changes}}
+    with pytest.raises(InputError, match=message):
+        run(spec, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_of_one_task_each_are_not_compressed(tmp_path):
+    spec = {**COMPRESS, "alone": True, "compress": {**COMPRESS["compress"], "model": "softmax", "compare": []}}
+    with pytest.raises(InputError, match="'softmax' is trained on each task by itself"):
+        run(spec, out=tmp_path / "run")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 
 from contextlab.evaluation.results import table
-from contextlab.report import compress_table, compress_words, quality_against_bytes, write_compress_page
+from contextlab.report import compress_table, compress_words, kept_table, quality_against_bytes, write_compress_page
+from contextlab.report.compress import over_seeds
 
 
 def results() -> pd.DataFrame:
@@ -71,3 +73,33 @@ def test_the_figure_joins_what_nothing_beats(tmp_path) -> None:
     page = write_compress_page(results(), tmp_path / "c.html").read_text()
     assert "best policy" in page
     assert "src=" not in page.split("</style>")[1].split("<script")[0]
+
+
+def seeds() -> pd.DataFrame:
+    """Two seeds of `results`, needle's accuracies of the second 0.1 lower."""
+    other = results().assign(seed=1)
+    other.loc[other["metric"].eq("accuracy") & other["task"].eq("needle"), ["value", "ci_low", "ci_high"]] -= 0.1
+    return pd.concat([results(), other], ignore_index=True)
+
+
+def test_seeds_are_told_as_their_mean_and_what_lies_between_them() -> None:
+    found = over_seeds(seeds())
+    row = found[found["model"].eq("a") & found["split"].eq("10%") & found["task"].eq("needle")].set_index("metric")
+    assert row.loc["accuracy", ["value", "ci_low", "ci_high", "n"]].tolist() == pytest.approx([0.45, 0.4, 0.5, 16])
+    assert compress_table(seeds())["needle, 512 tokens"][2]["accuracy"] == "45.0% ± 5.0"
+    assert "needle at 512 tokens accuracy 65.0% (full 95.0%)" in compress_words(seeds())[1]
+    pd.testing.assert_frame_equal(over_seeds(results()), results())
+
+
+def test_the_table_of_what_is_kept_puts_the_best_first_and_leaves_impossible_tasks_out() -> None:
+    rows = {row["policy"]: row for row in kept_table(results())}
+    assert list(rows) == ["b", "a", "quest", "bits"]
+    assert rows["a"] == {"policy": "a", "25%": "93.1%", "10%": "66.7%", "own": "", "holds": "10% to 24%"}
+    assert rows["bits"] == {"policy": "bits", "25%": "", "10%": "", "own": "99.5%", "holds": "20%"}
+    few = results()
+    needle = few["task"].eq("needle")
+    few = few[~(needle & few["split"].eq("10%") & few["model"].isin(["a", "b"]))]  # one of three can keep to it
+    rows = {row["policy"]: row for row in kept_table(few)}
+    assert (rows["a"]["10%"], rows["quest"]["10%"]) == ("83.3%", "98.0%")  # of text alone
+    few = results()[~(needle & results()["split"].eq("10%") & results()["model"].eq("a"))]
+    assert {row["policy"]: row["10%"] for row in kept_table(few)}["a"] == ""

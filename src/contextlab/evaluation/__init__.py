@@ -7,10 +7,11 @@ from contextlab.evaluation.measure import Measured, measure, measure_learners
 from contextlab.evaluation.results import COLUMNS, mean_over_shots, read_results, summarise, write_results
 from contextlab.evaluation.sample_complexity import sample_complexity
 from contextlab.evaluation.similarity import layer_read_outs, matching_steps, similarity
-from contextlab.evaluation.spec import EvaluateSpec
+from contextlab.evaluation.spec import CompressSpec, EvaluateSpec
 
 __all__ = [
     "COLUMNS",
+    "CompressSpec",
     "EvaluateSpec",
     "Measured",
     "breakdown",

@@ -8,9 +8,11 @@ import dataclasses
 import math
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -24,7 +26,9 @@ from contextlab.evaluation.cost import PeakMemory
 from contextlab.evaluation.evaluate import Z95
 from contextlab.evaluation.results import table
 from contextlab.models import HuggingFaceModel, Model
-from contextlab.policies import Budget, Policy, parse_options, parse_policy, takes_budget
+from contextlab.ops.kv import KVLayer
+from contextlab.policies import Budget, Locret, Policy, parse_options, parse_policy, takes_budget
+from contextlab.policies.foresight import ForesightPolicy
 from contextlab.prompt import Prompt, Task
 from contextlab.state import KVState, tensor_bytes
 from contextlab.tasks import build_task
@@ -36,6 +40,8 @@ SIZED = {"kv_retrieval": "pairs", "dictionary_retrieval": "dictionaries"}
 """Tasks whose length follows from another option."""
 MOST_DECODED = 128
 """Tokens that are read one by one where the prompt has no question that says where to begin: it takes long."""
+MOST_FITTED = 256
+"""Prompts on which a policy is trained."""
 MOST_LOGITS = 2**28
 """Logits of one batch of prompts: 1 GB in float32."""
 AnyModel = Model | HuggingFaceModel
@@ -46,23 +52,39 @@ class Setting:
     """One way to keep the context.
 
     label: the policy as it was written, or a model's name. budget: as it was written, or FULL, or OWN.
+    weights: folder of what was trained of the policy, where `label` does not name one.
     """
 
     label: str
     budget: str
     model: AnyModel
     kind: str = "policy"
+    weights: Path | None = None
 
     def policy(self, rows: int) -> Policy | None:
         """The policy for so many sequences at once; a budget in bytes is one sequence's."""
         if self.budget == FULL:
             return None
+        text = self.label
+        if self.weights is not None:
+            first, bar, store = text.partition("|")
+            text = f"{first}{',' if ':' in first else ':'}weights={self.weights}{bar}{store}"
         if self.budget == OWN:
-            return parse_policy(self.label)
+            return parse_policy(text)
         budget = Budget.of(self.budget)
         return parse_policy(
-            self.label, dataclasses.replace(budget, amount=budget.amount * rows) if budget.kind == "bytes" else budget
+            text, dataclasses.replace(budget, amount=budget.amount * rows) if budget.kind == "bytes" else budget
         )
+
+    def layers(self) -> list[KVLayer]:
+        """The layers that the policy serves; none without one. Raises InputError when it cannot serve the model."""
+        policy = self.policy(1)
+        if policy is None:
+            return []
+        if isinstance(policy, ForesightPolicy):  # it serves what it has seen; any text will do
+            device = next(self.model.parameters()).device
+            policy.watch(self.model, torch.zeros(1, 2, dtype=torch.int64, device=device))
+        return policy.layers(self.model)
 
 
 def compress(
@@ -78,6 +100,8 @@ def compress(
     name: str = "model",
     tokenizer: Any = None,
     compare: Mapping[str, AnyModel] | None = None,
+    fit: int = 0,
+    left_out: list[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Measure a model under each policy and budget, and without one, on the same prompts.
@@ -85,7 +109,8 @@ def compress(
     Each prompt is read up to its question at once, then token by token: a policy that keeps what the question asks for
     must do so before it is asked. Of text the last quarter is read token by token, of recall what follows the pairs,
     128 tokens at most. Only that counts. All settings take turns on each batch of prompts, in one process, so that
-    their times can be compared.
+    their times can be compared. What a policy must `watch` first, it watches within the time of prefill: kvzip the
+    prompt up to its question, the oracle all that will be read.
 
     policies: as `policies.parse_policy` reads them. budgets: as `policies.Budget.of` reads them; bytes are those of one
         sequence.
@@ -93,6 +118,9 @@ def compress(
     lengths: tokens of the prompts, about.
     prompts: for each task and length. batch: prompts at once; their times are one repeat.
     tokenizer: of tasks on text; None for bytes. compare: other models that read the same prompts without a policy.
+    fit: steps by which policies that must be trained are, on 256 prompts of each task's training part and length; 0
+        refuses those that are not trained.
+    left_out: where given, what a policy, budget or task does not allow is told there, a line each, and left out.
     progress: told what is measured next.
 
     Returns a tidy table: `run` is the model's name, `model` the policy as it was written, `split` the budget ("full"
@@ -110,49 +138,74 @@ def compress(
         raise InputError("compress: expected at least one policy, one task and one length")
     if prompts < 2:
         raise InputError(f"prompts: expected at least 2, got {prompts}")
-    settings = [
-        Setting(FULL, FULL, model),
-        *_settings(model, policies, budgets),
-        *(Setting(label, FULL, other, "model") for label, other in (compare or {}).items()),
-    ]
-    built = {(text, n): build_prompts(text, n, model, tokenizer) for text in tasks for n in lengths}
-    for setting in settings:
-        _check_model(setting, built)
-    device = next(model.parameters()).device
+    tell = progress or (lambda text: None)
+    refusals = _Refusals(left_out)
+    with tempfile.TemporaryDirectory() as folder:
+        every = [
+            Setting(FULL, FULL, model),
+            *_settings(model, policies, budgets, fit, refusals),
+            *(Setting(label, FULL, other, "model") for label, other in (compare or {}).items()),
+        ]
+        built = {(text, n): build_prompts(text, n, model, tokenizer) for text in tasks for n in lengths}
+        for setting in every:
+            _check_model(setting, built)
+        device = next(model.parameters()).device
+        chosen: dict[tuple[str, int], list[Setting]] = {}
+        with torch.no_grad(), _evaluating({id(s.model): s.model for s in every}.values()):
+            for i, ((text, n), task) in enumerate(built.items()):  # tried on one short prompt; this loads kernels, too
+                tell(f"trying all settings on {text} at {n} tokens")
+                settings = every
+                if fit:
+                    learnt = build_prompts(text, n, model, tokenizer, part="train")
+                    settings = _fitted(every, learnt, fit, seed, device, Path(folder) / str(i), tell)
+                tried = _drawn(task, 1, seed, device)
+                full = _read(settings[0], tried, steps=1)
+                chosen[text, n] = settings[:1]
+                for setting in settings[1:]:
+                    with refusals.of(f"{setting.label} at {setting.budget}, {text} at {n} tokens"):
+                        _check_budget(setting, tried.question + 1, _read(setting, tried, steps=1), full)
+                        chosen[text, n].append(setting)
+            return _measured(built, chosen, prompts, batch, seed, name, device, tell)
+
+
+def _measured(
+    built: Mapping[tuple[str, int], Task],
+    chosen: Mapping[tuple[str, int], list[Setting]],
+    prompts: int,
+    batch: int,
+    seed: int,
+    name: str,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> pd.DataFrame:
+    """See `compress`: the settings of each task and length take turns on batches of its prompts."""
     rows: list[dict[str, Any]] = []
-    with torch.no_grad(), _evaluating({id(s.model): s.model for s in settings}.values()):
-        for (text, n), task in built.items():  # all is tried on one short batch first: this loads kernels, too
-            if progress is not None:
-                progress(f"trying all settings on {text} at {n} tokens")
-            tried = _drawn(task, 1, seed, device)
-            full = _read(settings[0], tried, steps=1)
-            for setting in settings[1:]:
-                _check_budget(setting, tried.question + 1, _read(setting, tried, steps=1), full)
-        for (text, n), task in built.items():
-            trials: list[_Trials] = [_Trials() for _ in settings]
-            each = min(batch, prompts, max(1, MOST_LOGITS // (n * (model.spec.output_size or 1))))
-            for start in range(0, prompts, each):
-                drawn = _drawn(task, min(each, prompts - start), 1_000_003 * seed + start, device)
-                full = _read(settings[0], drawn)
-                trials[0].add(full, full, task, drawn)
-                others = list(range(1, len(settings)))
-                turn = start // each % max(1, len(others))
-                for i in others[turn:] + others[:turn]:
-                    if progress is not None:
-                        progress(f"{text} at {n} tokens: {settings[i].label}, {settings[i].budget}, prompt {start + 1}")
-                    trials[i].add(_read(settings[i], drawn), full, task, drawn)
-            for setting, found in zip(settings, trials, strict=True):
-                who = {"run": name, "model": setting.label, "kind": setting.kind, "split": setting.budget}
-                at = {"seed": seed, "task": text, "length": n}
-                rows += [{**who, **at, **row} for row in found.rows(setting, text)]
+    for (text, n), task in built.items():
+        settings = chosen[text, n]
+        trials: list[_Trials] = [_Trials() for _ in settings]
+        model = settings[0].model
+        each = min(batch, prompts, max(1, MOST_LOGITS // (n * (model.spec.output_size or 1))))
+        for start in range(0, prompts, each):
+            drawn = _drawn(task, min(each, prompts - start), 1_000_003 * seed + start, device)
+            full = _read(settings[0], drawn)
+            trials[0].add(full, full, task, drawn)
+            others = list(range(1, len(settings)))
+            turn = start // each % max(1, len(others))
+            for i in others[turn:] + others[:turn]:
+                tell(f"{text} at {n} tokens: {settings[i].label}, {settings[i].budget}, prompt {start + 1}")
+                trials[i].add(_read(settings[i], drawn), full, task, drawn)
+        for setting, found in zip(settings, trials, strict=True):
+            who = {"run": name, "model": setting.label, "kind": setting.kind, "split": setting.budget}
+            at = {"seed": seed, "task": text, "length": n}
+            rows += [{**who, **at, **row} for row in found.rows(setting, text)]
     return table(rows)
 
 
-def build_prompts(text: str, length: int, model: AnyModel, tokenizer: Any = None) -> Task:
+def build_prompts(text: str, length: int, model: AnyModel, tokenizer: Any = None, part: str = "test") -> Task:
     """The task that a text such as "needle:depth=0.5" names, its prompts of about `length` tokens.
 
-    Documents and names are those of the task's test part. Associative recall takes 256 symbols, or as many as the
-    model knows, and a pair for eight tokens, unless options say otherwise.
+    part: of the task's documents and names, where it tells training's from those of the test. Associative recall takes
+    256 symbols, or as many as the model knows, and a pair for eight tokens, unless options say otherwise.
 
     Raises InputError where it has no length, or the model cannot read it.
     """
@@ -170,7 +223,7 @@ def build_prompts(text: str, length: int, model: AnyModel, tokenizer: Any = None
     if "length" in options:
         raise InputError(f"task {name}: the length is given apart, as --lengths {options['length']}")
     if "part" in known:
-        options.setdefault("part", "test")
+        options.setdefault("part", part)
     if "tokenizer" in known and tokenizer is not None:
         options.setdefault("tokenizer", tokenizer)
     if name == "associative_recall":
@@ -206,21 +259,83 @@ def _longest(task: Task) -> int:
     return task.sample(1, torch.Generator().manual_seed(0)).length
 
 
-def _settings(model: AnyModel, policies: Sequence[str], budgets: Sequence[str]) -> Iterator[Setting]:
-    """One for each policy and budget, each tried on the model."""
+def check_settings(policies: Sequence[str], budgets: Sequence[str]) -> None:
+    """Raises InputError where a policy or a budget cannot be read, or a policy takes a budget and there is none."""
     for each in budgets:
         Budget.of(each)
     for text in policies:
-        own = not takes_budget(text)
-        if not own and not budgets:
+        parse_policy(text)
+        if takes_budget(text) and not budgets:
             raise InputError(f"policy {text}: expected a budget, such as --budget 10%, 512tok or 64MB")
-        for budget in (OWN,) if own else budgets:
+
+
+class _Refusals:
+    """What cannot be measured: it is told in `left_out` where that is given, otherwise raised."""
+
+    def __init__(self, left_out: list[str] | None) -> None:
+        self.left_out = left_out
+
+    @contextlib.contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            if self.left_out is None:
+                raise
+            self.left_out.append(f"{what}: {error}")
+
+
+def _settings(
+    model: AnyModel, policies: Sequence[str], budgets: Sequence[str], fit: int, refusals: _Refusals
+) -> Iterator[Setting]:
+    """One for each policy and budget, each tried on the model unless it is to be trained first."""
+    check_settings(policies, budgets)
+    for text in policies:
+        for budget in budgets if takes_budget(text) else (OWN,):
             setting = Setting(text, budget, model)
-            policy = setting.policy(1)
-            assert policy is not None
-            with _naming(setting):
-                policy.layers(model)
-            yield setting
+            with refusals.of(f"{text} at {budget}"):
+                if not _to_train(setting):
+                    with _naming(setting):
+                        setting.layers()
+                elif not fit:
+                    raise InputError(
+                        f"policy {text}: it must be trained; --fit STEPS does so on prompts of each task, and "
+                        "weights=FOLDER is for one that was trained with policy.fit"
+                    )
+                yield setting
+
+
+def _to_train(setting: Setting) -> bool:
+    """Whether the policy is one that must be trained and is not."""
+    policy = setting.policy(1)
+    return isinstance(policy, Locret) and not policy.heads
+
+
+def _fitted(
+    settings: Sequence[Setting],
+    task: Task,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> list[Setting]:
+    """The settings with what must be trained of their policies trained on prompts of the task, once a policy."""
+    trained: dict[str, Path] = {}
+    found = []
+    for setting in settings:
+        if _to_train(setting):
+            if setting.label not in trained:
+                tell(f"training {setting.label}, {steps} steps")
+                drawn, policy = _drawn(task, MOST_FITTED, seed + 1, device), setting.policy(1)
+                assert isinstance(policy, Locret)
+                answer = drawn.prompt.length - drawn.question
+                policy.fit(setting.model, drawn.prompt.inputs, answer, steps=steps, seed=seed)
+                trained[setting.label] = folder / str(len(trained))
+                policy.save(trained[setting.label])
+            setting = dataclasses.replace(setting, weights=trained[setting.label])
+        found.append(setting)
+    return found
 
 
 @contextlib.contextmanager
@@ -256,7 +371,7 @@ def _check_budget(setting: Setting, read: int, reading: _Reading, full: _Reading
     ours = isinstance(setting.model, Model)
     token = [
         (each.kv_heads, each.key_dim + each.value_dim, next(setting.model.parameters()).dtype)
-        for each in policy.layers(setting.model)
+        for each in setting.layers()
     ]
     cache = sum(tensor_bytes(read, heads, size, dtype=dtype) for heads, size, dtype in token)
     buffers = cache * KVState.capacity(read) / read if ours else cache
@@ -333,8 +448,11 @@ def _read(setting: Setting, drawn: _Drawn, steps: int | None = None) -> _Reading
     _release()
     watch = PeakMemory(inputs.device)
     policy = setting.policy(len(inputs))
+    began = _now(inputs.device)
+    if isinstance(policy, ForesightPolicy):
+        with _naming(setting):
+            policy.watch(model, inputs[:, : last if policy.sees_what_follows else first])
     with _naming(setting), contextlib.nullcontext() if policy is None else policy.attach(model):
-        began = _now(inputs.device)
         _, state = model.read(inputs[:, :first])
         middle, held = _now(inputs.device), state.nbytes
         after, parts = _now(inputs.device), []

@@ -1,8 +1,10 @@
-"""EvaluateSpec: what is measured after training, as data."""
+"""EvaluateSpec and CompressSpec: what is measured after training, as data."""
 
 from __future__ import annotations
 
-from pydantic import NonNegativeInt, PositiveInt
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from contextlab.spec import Spec
 
@@ -27,3 +29,28 @@ class EvaluateSpec(Spec):
     learners: tuple[str, ...] | None = None
     similarity: NonNegativeInt = 128
     rollouts: NonNegativeInt = 128
+
+
+class CompressSpec(Spec):
+    """What a trained model loses when policies keep a part of its context; see `evaluation.compress.compress`.
+
+    model: of the results, trained once a seed; of a training on several tasks "MODEL+NAME".
+    compare: other such models, which read the same prompts with states of their own.
+    policies: such as "snapkv", "h2o:window=8", "snapkv|quantize:bits=4". What one does not allow at some budget is left
+        out, and the page says so.
+    budgets: such as "10%", "512tok", "64MB".
+    tasks: tasks on tokens that have a length, "text" and "mqar" among them, and options: "needle:depth=0.5".
+    lengths: tokens of the prompts, about.
+    prompts: for each task, length and seed. batch: prompts at once.
+    fit: steps by which policies that must be trained are.
+    """
+
+    model: str
+    compare: tuple[str, ...] = ()
+    policies: Annotated[tuple[str, ...], Field(min_length=1)]
+    budgets: tuple[str, ...] = ("50%", "25%", "10%", "5%", "2%")
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = ("needle", "text")
+    lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (512,)
+    prompts: Annotated[int, Field(ge=2)] = 32
+    batch: PositiveInt = 16
+    fit: NonNegativeInt = 0

@@ -9,6 +9,8 @@ The run's folder:
     results.parquet          all measurements, tidy
     facets.parquet           errors by facets of the predictions, such as the distance of the fact
     similarity.parquet       how alike models' predictions are to learners'
+    compress/                tables of what a model loses under policies, one a seed, and what was left out
+    compress.parquet         these together, and compress.html, where the recipe asks for it
     report.html              the report
 """
 
@@ -24,7 +26,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +36,8 @@ import torch
 import yaml
 
 from contextlab.errors import ContextlabError, InputError, ResourceError, unknown
-from contextlab.evaluation import Measured, measure, measure_learners, static_cost
+from contextlab.evaluation import Measured, measure, measure_learners, read_results, static_cost, write_results
+from contextlab.evaluation.compress import compress
 from contextlab.evaluation.machine import machine_record
 from contextlab.experiments.recipes import load_recipe, read_yaml
 from contextlab.experiments.spec import ExperimentSpec, Training
@@ -43,7 +46,7 @@ from contextlab.memory import lack_of_memory
 from contextlab.models import Model, build_model, load_model
 from contextlab.plugins import load_plugins
 from contextlab.prompt import Task
-from contextlab.report import build_report
+from contextlab.report import build_report, write_compress_page
 from contextlab.report.naming import record_tasks
 from contextlab.training import train
 from contextlab.training.checkpoint import newest
@@ -51,6 +54,7 @@ from contextlab.training.distributed import resolve
 
 FINAL = ("finished", "diverged")
 SPEC, RECORD, RESULTS, REPORT = "experiment.yaml", "record.json", "results.parquet", "report.html"
+COMPRESSED, COMPRESS_PAGE = "compress.parquet", "compress.html"
 
 
 class Progress(Protocol):
@@ -83,6 +87,7 @@ class Run:
     folder: where it lies. results: all measurements. records: one dict a training.
     record: the run's own record (status, versions, machine). report: the HTML page.
     facets: errors by facets of the predictions. similarity: of models to learners. Empty where nothing was measured.
+    compressed: what a model loses under policies; empty where the recipe does not ask.
     """
 
     folder: Path
@@ -91,6 +96,7 @@ class Run:
     record: dict[str, Any]
     facets: pd.DataFrame
     similarity: pd.DataFrame
+    compressed: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def report(self) -> Path:
@@ -149,13 +155,14 @@ def run(
     teller = progress or Silent()
     with _locked(folder):
         record = _open(folder, spec, chosen, resume, jobs, plugins)
-        todo = _jobs(folder, spec)
         try:
             _write_record(folder, record, status="running")
-            if record["jobs"] == 1:
-                _run_here(folder, spec, todo, record, teller)
-            else:
-                _run_workers(folder, todo, record, teller)
+            for jobs_left in (_jobs, _compress_jobs):
+                todo = jobs_left(folder, spec)
+                if record["jobs"] == 1:
+                    _run_here(folder, spec, todo, record, teller)
+                else:
+                    _run_workers(folder, todo, record, teller)
         except KeyboardInterrupt:
             _write_record(folder, record, status="interrupted")
             raise
@@ -172,13 +179,16 @@ def open_run(folder: str | Path) -> Run:
         raise InputError(f"{folder}: the run has no results yet (status: {record.get('status')}); go on with --resume")
     records = [read_json(path) for path in sorted(folder.glob(f"trainings/*/{RECORD}"))]
     found = Measured.read([folder / RESULTS])
-    return Run(folder, found.results, records, record, found.facets, found.similarity)
+    compressed = read_results(folder / COMPRESSED) if (folder / COMPRESSED).exists() else pd.DataFrame()
+    return Run(folder, found.results, records, record, found.facets, found.similarity, compressed)
 
 
 def run_job(folder: Path, spec: ExperimentSpec, key: str, device: torch.device, tell: Progress) -> str:
     """Do one job of a run in this process and write what it gives. Returns its status."""
     if key.startswith("learners."):
         return _measure_learners(folder, spec, key.removeprefix("learners."), tell)
+    if key.startswith("compress."):
+        return _measure_compressed(folder, spec, key, device, tell)
     training = next(t for t in spec.trainings() if t.key == key)
     own = make_folder(folder / "trainings" / key)
     with (own / ".lock").open("w") as handle:
@@ -266,6 +276,43 @@ def _measure_learners(folder: Path, spec: ExperimentSpec, task_name: str, tell: 
     return "finished"
 
 
+def _measure_compressed(folder: Path, spec: ExperimentSpec, key: str, device: torch.device, tell: Progress) -> str:
+    """What the model of one seed loses under the recipe's policies."""
+    wanted, seed = spec.compress, int(key.rpartition(".seed")[2])
+    assert wanted is not None
+    where = {t.model_name: folder / "trainings" / t.key for t in spec.trainings() if t.seed == seed}
+    models = {}
+    for name in (wanted.model, *wanted.compare):
+        last = newest(where[name])
+        if last is None or read_json(where[name] / RECORD)["status"] != "finished":
+            tell.done(key, "failed", f"the training of {name} has not finished")
+            return "failed"
+        models[name] = load_model(last).to(device)
+    doing = ""
+
+    def progress(text: str) -> None:
+        nonlocal doing
+        if doing != (doing := text.partition(":")[0]):
+            tell.phase(key, doing)
+
+    left_out: list[str] = []
+    model = models.pop(wanted.model)
+    try:
+        found = compress(
+            model, wanted.policies, wanted.budgets, wanted.tasks, wanted.lengths, prompts=wanted.prompts,
+            batch=wanted.batch, seed=seed, name=wanted.model, compare=models, fit=wanted.fit, left_out=left_out,
+            progress=progress,
+        )  # fmt: skip
+    except InputError as error:
+        tell.done(key, "failed", str(error))
+        return "failed"
+    own = make_folder(folder / "compress") / key.removeprefix("compress.")
+    write_json(Path(f"{own}.left_out.json"), left_out)
+    write_results(found, f"{own}.parquet")
+    tell.done(key, "finished", "")
+    return "finished"
+
+
 def _run_here(folder: Path, spec: ExperimentSpec, todo: Sequence[str], record: dict[str, Any], tell: Progress) -> None:
     for key in todo:
         run_job(folder, spec, key, torch.device(record["device"]), tell)
@@ -297,7 +344,8 @@ class _Workers:
         self.stopped = False
 
     def run(self, key: str) -> None:
-        own = self.folder / ("learners" if key.startswith("learners.") else f"trainings/{key}")
+        kind = key.partition(".")[0]
+        own = self.folder / (kind if kind in ("learners", "compress") else f"trainings/{key}")
         log = make_folder(own) / ("log.txt" if own.parent.name == "trainings" else f"{key}.log.txt")
         command = [sys.executable, "-m", "contextlab.experiments.worker", str(self.folder), key]
         threads = str(self.record["threads"])
@@ -456,6 +504,14 @@ def _jobs(folder: Path, spec: ExperimentSpec) -> list[str]:
     return keys
 
 
+def _compress_jobs(folder: Path, spec: ExperimentSpec) -> list[str]:
+    """What is left of the measurements under policies; they follow the trainings."""
+    if spec.compress is None:
+        return []
+    names = [f"{spec.compress.model}.seed{seed}" for seed in spec.seeds]
+    return [f"compress.{name}" for name in names if not (folder / "compress" / f"{name}.parquet").exists()]
+
+
 def _close(folder: Path, spec: ExperimentSpec, record: dict[str, Any]) -> Run:
     """Put the jobs' results together, write the report, and say how the run ended."""
     trained = [folder / "trainings" / training.key / RESULTS for training in spec.trainings()]  # in the recipe's order
@@ -468,7 +524,8 @@ def _close(folder: Path, spec: ExperimentSpec, record: dict[str, Any]) -> Run:
     found.write(folder / RESULTS)
     records = _training_records(folder, spec)
     missing = [name for name in spec.tasks if not (folder / "learners" / f"{name}.parquet").exists()]
-    whole = all(r["status"] in FINAL for r in records) and not missing
+    whole = all(r["status"] in FINAL for r in records) and not missing and not _compress_jobs(folder, spec)
+    compressed = _close_compressed(folder)
     _write_record(folder, record, status="finished" if whole else "failed")
     build_report(
         found.results,
@@ -478,8 +535,22 @@ def _close(folder: Path, spec: ExperimentSpec, record: dict[str, Any]) -> Run:
         folder / REPORT,
         facets=found.facets,
         similarity=found.similarity,
+        compressed={spec.name: compressed},
     )
-    return Run(folder, found.results, records, record, found.facets, found.similarity)
+    return Run(folder, found.results, records, record, found.facets, found.similarity, compressed)
+
+
+def _close_compressed(folder: Path) -> pd.DataFrame:
+    """Put the seeds' measurements under policies together and write their page; empty where there are none."""
+    paths = sorted(folder.glob("compress/*.parquet"))
+    if not paths:
+        return pd.DataFrame()
+    found = pd.concat([read_results(path) for path in paths], ignore_index=True)
+    write_results(found, folder / COMPRESSED)
+    lines = [line for path in sorted(folder.glob("compress/*.left_out.json")) for line in read_json(path)]
+    left_out = {line.partition(": ")[0]: line for line in lines}  # each setting once, whatever the seeds
+    write_compress_page(found, folder / COMPRESS_PAGE, left_out=list(left_out.values()))
+    return found
 
 
 def _training_records(folder: Path, spec: ExperimentSpec) -> list[dict[str, Any]]:

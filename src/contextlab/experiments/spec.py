@@ -10,7 +10,8 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from contextlab import registry
 from contextlab.errors import ContextlabError, InputError, unknown
-from contextlab.evaluation.spec import EvaluateSpec
+from contextlab.evaluation.compress import check_settings
+from contextlab.evaluation.spec import CompressSpec, EvaluateSpec
 from contextlab.models import ModelSpec, preset
 from contextlab.prompt import Task
 from contextlab.spec import Spec
@@ -124,6 +125,7 @@ class ExperimentSpec(Spec):
     alone: whether models are also trained on each task by itself; false leaves only the trainings of `multitask`.
     train: how models are trained.
     evaluate: what is measured.
+    compress: what one of the models loses under policies that keep a part of its context.
     seeds: of parameters and training prompts.
     """
 
@@ -135,6 +137,7 @@ class ExperimentSpec(Spec):
     alone: bool = True
     train: TrainSpec = Field(default_factory=TrainSpec)
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
+    compress: CompressSpec | None = None
     seeds: tuple[NonNegativeInt, ...] = (0,)
 
     @model_validator(mode="after")
@@ -158,7 +161,20 @@ class ExperimentSpec(Spec):
                     f"multitask.{name}: a model is called '{taken[0]}+{name}', as {taken[0]!r} trained on these tasks "
                     "would be; rename one"
                 )
-        self.trainings()
+        trained = [training.model_name for training in self.trainings()]
+        if self.compress is not None:
+            for key, model in [("model", self.compress.model), *(("compare", each) for each in self.compress.compare)]:
+                if model not in trained:
+                    raise InputError(f"compress.{key}: {unknown('trained model', model, dict.fromkeys(trained))}")
+                if trained.count(model) > len(self.seeds):
+                    raise InputError(
+                        f"compress.{key}: {model!r} is trained on each task by itself; expected one that is trained "
+                        "once a seed, on the tasks of an entry of multitask"
+                    )
+            try:
+                check_settings(self.compress.policies, self.compress.budgets)
+            except InputError as error:
+                raise InputError(f"compress: {error}") from None
         return self
 
     def build_task(self, name: str) -> Task:

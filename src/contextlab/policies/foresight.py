@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,8 @@ class ForesightPolicy(EvictionPolicy):
 
     watched: int = field(init=False, default=0)
     """Tokens of the text that it has read, padding included; 0 before `watch`."""
+    sees_what_follows: ClassVar[bool] = False
+    """Whether it must have seen what is read after it has chosen, too; otherwise what it chooses from."""
     layers_watched: int = field(init=False, default=0)
     """Layers of the model that it has watched."""
     _keys: Read = field(init=False, repr=False)
@@ -200,6 +202,7 @@ class Oracle(ForesightPolicy):
     ahead: how many queries to come count; default all that were watched.
     """
 
+    sees_what_follows = True
     sinks: int = 0
     window: int = 1
     ahead: int | None = None

@@ -1,6 +1,6 @@
 """The report: figures, words and one self-contained HTML page."""
 
-from contextlab.report.compress import compress_table, compress_words, quality_against_bytes
+from contextlab.report.compress import compress_table, compress_words, kept_table, quality_against_bytes
 from contextlab.report.figures import by_split, cost_by_length, curve, quality_against_state, training_curves
 from contextlab.report.page import build_report, write_compress_page, write_cost_figure
 from contextlab.report.suite import suite_table
@@ -13,6 +13,7 @@ __all__ = [
     "compress_words",
     "cost_by_length",
     "curve",
+    "kept_table",
     "quality_against_bytes",
     "quality_against_state",
     "suite_table",

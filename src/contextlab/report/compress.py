@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -19,6 +20,19 @@ WHOLE = 0.97
 
 EQUAL = 0.005
 """Parts of the full cache's quality that are told apart."""
+MOST_COLOURED = 8
+"""Policies that stand out in a figure; where there are more, the others are grey."""
+SETTING = ["run", "model", "kind", "split", "task", "length", "metric"]
+
+
+def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
+    """Results of several seeds as one: the means of the seeds, and as interval the least and the most of them."""
+    if results["seed"].nunique() < 2:
+        return results
+    found = results.groupby(SETTING, sort=False, dropna=False).agg(
+        value=("value", "mean"), ci_low=("value", "min"), ci_high=("value", "max"), n=("n", "sum"), seed=("seed", "min")
+    )
+    return found.reset_index()
 
 
 def main_metric(task: str, rows: pd.DataFrame) -> str:
@@ -31,7 +45,7 @@ def main_metric(task: str, rows: pd.DataFrame) -> str:
 
 def compress_table(results: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
     """Title of a task and length -> rows, in the order of the settings; every cell is text."""
-    tables = {}
+    results, tables = over_seeds(results), {}
     for (task, length), rows in results.groupby(["task", "length"], sort=False):
         metric = main_metric(str(task), rows)
         shown = []
@@ -61,29 +75,11 @@ def compress_words(results: pd.DataFrame) -> list[str]:
     What is kept is the ratio to the full cache's accuracy (its inverse for errors and perplexity), the mean over tasks
     and lengths. Policies without a budget take part where their state is no larger than that of some policy with it.
     """
-    policies = results[results["kind"] == "policy"]
-    cells = policies.groupby(["task", "length"], sort=False)
-    kept: dict[tuple[str, str], list[float]] = {}
-    sizes: dict[tuple[str, str], list[float]] = {}
-    told: dict[tuple[str, str], list[str]] = {}
-    for (task, length), rows in cells:
-        metric = main_metric(str(task), rows)
-        value = rows[rows["metric"] == metric].set_index(["model", "split"])["value"]
-        size = rows[rows["metric"] == "state_bytes"].set_index(["model", "split"])["value"]
-        full = float(value[(FULL, FULL)])
-        for key in value.index:
-            mine = float(value[key])
-            better, worse = (mine, full) if metric in HIGHER_IS_BETTER else (full, mine)
-            kept.setdefault(key, []).append(better / worse if worse else 1.0)
-            sizes.setdefault(key, []).append(float(size[key] / size[(FULL, FULL)]))
-            told.setdefault(key, []).append(
-                f"{task} at {length} tokens {short(metric)} {value_in_words(mine, metric, '.4g')} "
-                f"(full {value_in_words(full, metric, '.4g')})"
-            )
-    mean = {key: sum(parts) / len(parts) for key, parts in kept.items()}
-    share = {key: sum(parts) / len(parts) for key, parts in sizes.items()}
+    found = _settings(results)
+    mean = {key: each.quality for key, each in found.items()}
+    share = {key: each.bytes for key, each in found.items()}
     sentences = []
-    for budget in [b for b in dict.fromkeys(policies["split"]) if b not in (FULL, OWN)]:
+    for budget in [b for b in dict.fromkeys(split for _, split in found) if b not in (FULL, OWN)]:
         with_it = [key for key in mean if key[1] == budget]
         holding = [key for key in with_it if share[key] < WHOLE]
         reading = [key for key in with_it if share[key] >= WHOLE and not Budget.of(budget).everything]
@@ -99,16 +95,82 @@ def compress_words(results: pd.DataFrame) -> list[str]:
             part = f" in {share[best]:.1%} of its bytes" if group is holding else ""
             sentences.append(
                 f"{what}, {best[0]} is the best policy{equal}: it keeps {mean[best]:.1%} of the full cache's quality"
-                f"{part}: {'; '.join(told[best])}."
+                f"{part}: {'; '.join(found[best].words)}."
             )
     return sentences
+
+
+class _Kept(NamedTuple):
+    """What a setting keeps of the full cache's quality and of its bytes, means over tasks and lengths, and in words."""
+
+    quality: float
+    bytes: float
+    words: list[str]
+
+
+def _settings(results: pd.DataFrame) -> dict[tuple[str, str], _Kept]:
+    """(policy, budget) -> what it keeps; where most policies could not keep to a budget, that task does not count.
+
+    A setting that was left out of a task that counts is not among them.
+    """
+    results = over_seeds(results)
+    policies = results[results["kind"] == "policy"]
+    measured = policies.groupby(["task", "length", "split"], sort=False)["model"].nunique()
+    most = measured.groupby("split").transform("max")
+    found: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
+    for (task, length), rows in policies.groupby(["task", "length"], sort=False):
+        metric = main_metric(str(task), rows)
+        value = rows[rows["metric"] == metric].set_index(["model", "split"])["value"]
+        size = rows[rows["metric"] == "state_bytes"].set_index(["model", "split"])["value"]
+        full = float(value[(FULL, FULL)])
+        for key in value.index:
+            if 2 * measured[task, length, key[1]] < most[task, length, key[1]]:
+                continue
+            mine = float(value[key])
+            better, worse = (mine, full) if metric in HIGHER_IS_BETTER else (full, mine)
+            words = (
+                f"{task} at {length} tokens {short(metric)} {value_in_words(mine, metric, '.4g')} "
+                f"(full {value_in_words(full, metric, '.4g')})"
+            )
+            part = better / worse if worse else 1.0
+            found.setdefault(key, []).append((part, float(size[key] / size[(FULL, FULL)]), words))
+    return {
+        key: _Kept(sum(x[0] for x in each) / len(each), sum(x[1] for x in each) / len(each), [x[2] for x in each])
+        for key, each in found.items()
+        if len(each) == max(len(other) for (_, budget), other in found.items() if budget == key[1])
+    }
+
+
+def kept_table(results: pd.DataFrame) -> list[dict[str, str]]:
+    """A row a policy: the part of the full cache's quality that it keeps at each budget, over all tasks and lengths.
+
+    The best stand first, where a budget that a policy cannot keep to counts as nothing kept, and those that take no
+    budget last, under "own". "holds" is the part of the full cache's bytes that it holds, the least and the most; a
+    policy that holds everything bounds what is read.
+    """
+    found = _settings(results)
+    budgets = [b for b in dict.fromkeys(split for _, split in found) if b != FULL]
+    names = [name for name in dict.fromkeys(name for name, _ in found) if name != FULL]
+    rows = []
+
+    def order(name: str) -> tuple[bool, float]:
+        return (name, OWN) in found, -sum(found[name, b].quality for b in budgets if (name, b) in found)
+
+    for name in sorted(names, key=order):
+        parts = [found[name, b].bytes for b in budgets if (name, b) in found]
+        holds = f"{min(parts):.0%}" if max(parts) - min(parts) < 0.01 else f"{min(parts):.0%} to {max(parts):.0%}"
+        cells = {b: f"{found[name, b].quality:.1%}" if (name, b) in found else "" for b in budgets}
+        rows.append({"policy": name, **cells, "holds": holds})
+    return rows
 
 
 def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> go.Figure:
     """A task's quality against the bytes of state of one sequence, a line a policy through its budgets.
 
-    The full cache and the models compared are single marks. The dotted line joins what nothing else beats in both.
+    The full cache and the models compared are single marks. The dotted line joins what nothing else beats in both. Of
+    many policies those that keep most, over all budgets, have colours.
     """
+    results = over_seeds(results)
     rows = results[(results["task"] == task) & (results["length"] == length)]
     metric = main_metric(task, rows)
     wide = rows[rows["metric"] == metric].set_index(["model", "split", "kind"])
@@ -120,30 +182,38 @@ def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> go.F
         x=front["bytes"].tolist(), y=front["value"].tolist(), name="best for its bytes", mode="lines",
         line={"color": "#999999", "dash": "dot", "width": 1.5}, hoverinfo="skip",
     )  # fmt: skip
-    names = list(dict.fromkeys(wide.loc[wide["model"] != FULL, "model"]))
-    for name, own in wide.groupby("model", sort=False):
+    names = list(dict.fromkeys(wide.loc[(wide["model"] != FULL) & (wide["kind"] == "policy"), "model"]))
+    if len(names) > MOST_COLOURED + 2:
+        mean = wide.groupby("model")["value"].mean() * (1 if metric in HIGHER_IS_BETTER else -1)
+        names = sorted(names, key=lambda name: -mean[name])[:MOST_COLOURED]
+    names += list(dict.fromkeys(wide.loc[wide["kind"] == "model", "model"]))
+    order = {name: i for i, name in enumerate([*names, FULL])}  # grey ones lie below the others
+    groups = sorted(wide.groupby("model", sort=False), key=lambda group: order.get(str(group[0]), -1))
+    for name, own in groups:
         i = names.index(name) if name in names else 0
         own = own.sort_values("bytes")
         compared, plain = bool((own["kind"] == "model").all()), name == FULL
-        colour = "#000000" if plain else COLOURS[i % len(COLOURS)]
+        grey = not plain and name not in names
+        colour = "#000000" if plain else "#d0d0d0" if grey else COLOURS[i % len(COLOURS)]
         figure.add_scatter(
             x=own["bytes"].tolist(),
             y=own["value"].tolist(),
             name="full cache" if plain else str(name) + (" (its own state)" if compared else ""),
             mode="lines+markers" if len(own) > 1 else "markers",
-            line={"color": colour, "dash": DASHES[i // len(COLOURS) % len(DASHES)], "width": 2},
+            line={"color": colour, "dash": DASHES[i // len(COLOURS) % len(DASHES)], "width": 1 if grey else 2},
+            showlegend=not grey,
             marker={
                 "symbol": "star"
                 if plain
                 else MARKERS[(i + i // len(COLOURS)) % len(MARKERS)] + ("-open" if compared else ""),
-                "size": 13 if plain or compared else 9,
+                "size": 13 if plain or compared else 5 if grey else 9,
                 "color": colour,
             },
             error_y={
                 "type": "data",
                 "array": (own["ci_high"] - own["value"]).tolist(),
                 "arrayminus": (own["value"] - own["ci_low"]).tolist(),
-                "thickness": 1,
+                "thickness": 0 if grey else 1,
                 "width": 3,
             },
             text=["" if plain or compared else str(split) for split in own["split"]],

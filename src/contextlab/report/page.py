@@ -18,7 +18,7 @@ from contextlab.evaluation import Measured, summarise
 from contextlab.files import write_atomic
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report import figures
-from contextlab.report.compress import compress_table, compress_words, quality_against_bytes
+from contextlab.report.compress import compress_table, compress_words, kept_table, quality_against_bytes
 from contextlab.report.naming import (
     ASIDE,
     COST_METRICS,
@@ -45,11 +45,13 @@ def build_report(
     *,
     facets: pd.DataFrame | None = None,
     similarity: pd.DataFrame | None = None,
+    compressed: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write the report of one or several runs.
 
     results: tidy table. records: one mapping a training. run_records: one a run. specs: the runs' ExperimentSpecs.
     facets, similarity: the runs' other tables (see `evaluation.measure`); None for runs that have none.
+    compressed: a run's name -> what a model of it loses under policies (see `evaluation.compress`).
     """
     more = {"facets": facets, "similarity": similarity}
     measured = Measured(results, **{name: rows for name, rows in more.items() if rows is not None})
@@ -61,6 +63,11 @@ def build_report(
             title=" + ".join(dict.fromkeys(names)),
             descriptions=[each.get("description", "") for each in run_records],
             words=summary_words(results, records),
+            compressed=[
+                (str(found["run"].iloc[0]), name, compress_words(found), kept_table(found))
+                for name, found in (compressed or {}).items()
+                if not found.empty
+            ],
             overview=suite_table(results),
             overview_figure=_overview(results),
             tables=summary_table(results, records),
@@ -96,14 +103,17 @@ def write_cost_figure(results: pd.DataFrame, path: str | Path) -> Path:
     return Path(path)
 
 
-def write_compress_page(results: pd.DataFrame, path: str | Path) -> Path:
-    """Write what `contextlab compress` found as one HTML file that needs nothing else."""
-    drawn = []
+def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Sequence[str] = ()) -> Path:
+    """Write what `contextlab compress` found as one HTML file that needs nothing else.
+
+    left_out: a line for each setting that could not be measured.
+    """
+    drawn, seeds = [], results["seed"].nunique()
+    spread = "95% intervals over prompts" if seeds == 1 else "from the least to the most of the seeds"
     for task, length in results[["task", "length"]].drop_duplicates().itertuples(index=False):
         n = int(results.loc[(results["task"] == task) & (results["metric"] == "kl"), "n"].min())
-        note = (
-            f"{n} prompts, read up to the question at once, then token by token; bars are 95% intervals over prompts."
-        )
+        each = f" of each of {seeds} seeds" if seeds > 1 else ""
+        note = f"{n} prompts{each}, read up to the question at once, then token by token; bars are {spread}."
         figure = quality_against_bytes(results, str(task), int(length))
         drawn.append(_figure(f"{task}, {length:,} tokens", figure, note))
     page = (
@@ -113,6 +123,9 @@ def write_compress_page(results: pd.DataFrame, path: str | Path) -> Path:
             title=f"What {results['run'].iloc[0]} loses when its context is made cheaper",
             words=compress_words(results),
             tables=compress_table(results),
+            kept=kept_table(results),
+            left_out=left_out,
+            spread=spread,
             figures=drawn,
             plotly=Markup(get_plotlyjs()),
         )
