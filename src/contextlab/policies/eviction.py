@@ -87,7 +87,7 @@ class EvictionPolicy(Policy):
         check_whole(sinks=(self.sinks, 0), window=(self.window, 1), **every)
         if self.pyramid is not None and not self.pyramid >= 1:
             raise InputError(f"pyramid: expected at least 1 (1 is even), got {self.pyramid!r}")
-        self.allowed = Budget.of(self.budget)
+        self.budget = self.allowed = Budget.of(self.budget)
         self.holder: Holder = Dense()
 
     @property
