@@ -40,7 +40,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     ),
     "boolean": ("boolean",),
     "recall": ("recall", "recall_variants", "copying", "mad", "markov", "bursty", "superposition"),
-    "languages": ("automata", "formal", "hmm", "templates", "composition", "bandwidth", "machines"),
+    "languages": ("automata", "formal", "hmm", "templates", "composition", "logic_puzzle", "bandwidth", "machines"),
     "state-tracking": ("state_tracking", "arithmetic"),
     "decisions": ("bandits", "darkroom"),
     "text": ("text",),

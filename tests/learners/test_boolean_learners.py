@@ -29,6 +29,7 @@ from contextlab.learners import (
     RegressionLearner,
     SampledFormulas,
     Taught,
+    TaughtParity,
     VersionSpace,
     Winnow,
     boolean,
@@ -102,6 +103,20 @@ def test_parity_elimination_says_what_all_parities_that_fit_say(seed: int) -> No
         return said.pop() if len(said) == 1 else 0
 
     assert torch.equal(ParityElimination().predict(xs, ys).sign(), by_prefix(vote, xs, ys))
+
+
+@few
+@seeds
+def test_a_taught_parity_is_of_the_variables_that_were_on(seed: int) -> None:
+    xs, ys = draw(seed)
+
+    def odd(X: list, y: list, x: list) -> float:
+        on = {v for each in [*X, x][:2] for v, bit in enumerate(each) if bit == 1}
+        return 1 if sum(x[v] == 1 for v in on) % 2 else -1
+
+    found = TaughtParity(2, 0.1).predict(xs, ys)
+    assert torch.equal(found.sign(), by_prefix(odd, xs, ys))
+    assert (found.abs() - math.log(9)).abs().max() < 1e-12
 
 
 CLASSES: dict[str, Callable[[tuple[int, ...], float, list[int]], bool]] = {
@@ -415,6 +430,8 @@ ALL = [
     SampledFormulas(4, terms=2, negative=0.0, noise=0.1, disjunction=True, draws=64),
     Taught(),
     Taught(2, True, True),
+    TaughtParity(),
+    TaughtParity(3, 0.1),
     VersionSpace(planted=0.3),
     VersionSpace("parity", 2, noise=0.1),
     Winnow(),

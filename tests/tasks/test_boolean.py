@@ -35,7 +35,7 @@ def value(function: str, weights: Any, threshold: float, x: list[int]) -> int:
 
 @pytest.mark.parametrize("function", [name for name in get_args(Function) if name != "nearest_neighbour"])
 def test_labels_follow_the_function(function: str) -> None:
-    for options in ({}, {"teaching": True} if function in FORMULAS else {"layout": "interleaved"}):
+    for options in ({}, {"teaching": True} if function in APPLIES["teaching"] else {"layout": "interleaved"}):
         prompt = build_task("boolean_function", function=function, dimensions=9, examples=12, **options).sample(
             20, generator()
         )
@@ -151,6 +151,81 @@ def test_a_teaching_sequence_singles_the_function_out() -> None:
             assert tables == {tuple(value(function, [term], 0, list(x)) for x in inputs)}
 
 
+@pytest.mark.parametrize(("d", "relevant"), [(5, None), (1, None), (6, 1), (6, 2), (6, 3), (5, 4), (4, 4)])
+def test_a_teaching_sequence_singles_a_parity_out(d: int, relevant: int | None) -> None:
+    """Of all parities of so many variables, tried one by one: none sooner than the sequence says, where that is all."""
+    kind = {"function": "parity"} if relevant is None else {"function": "sparse_parity", "relevant": relevant}
+    task = build_task("boolean_function", dimensions=d, examples=d + 6, teaching=True, **kind)
+    prompt = task.sample(60, generator(7))
+    parities = [w for w in itertools.product((0, 1), repeat=d) if relevant in (None, sum(w))]
+    for b in range(60):
+        weights = prompt.hidden["weights"][b].int().tolist()
+        used = [v for v in range(d) if relevant is None or weights[v]]
+        xs, ys = prompt.xs[b].int().tolist(), prompt.ys[b].flatten().tolist()
+        assert xs[: len(used)] == [[1 if v == turned else -1 for v in range(d)] for turned in used]
+        shown = list(zip(xs, ys, strict=True))
+        left = [
+            [w for w in parities if all(value(task.function, w, 0, x) == y for x, y in shown[:i])] for i in range(d + 1)
+        ]
+        assert left[len(used)] == [tuple(weights)]
+        if relevant is None:
+            assert [len(each) for each in left] == [2 ** (d - i) for i in range(d + 1)]
+
+
+def test_a_teaching_sequence_of_terms_singles_out_where_the_docstring_says_so() -> None:
+    """All formulas of two plain terms: one function fits after the sequence if no term implies the other."""
+    d = 4
+    inputs = list(itertools.product((-1, 1), repeat=d))
+    terms = list(itertools.product((0, 1), repeat=d))
+    for function in ("dnf", "cnf"):
+        task = build_task(
+            "boolean_function", function=function, dimensions=d, examples=10, terms=2, teaching=True, negations=False
+        )
+        tables = {
+            tuple(value(function, pair, 0, list(x)) for x in inputs)
+            for pair in itertools.combinations_with_replacement(terms, 2)
+        }
+        prompt = task.sample(60, generator(7))
+        apart = 0
+        for b in range(60):
+            one, two = prompt.hidden["weights"][b].int().tolist()
+            if all(u <= v for u, v in zip(one, two, strict=True)) or all(u >= v for u, v in zip(one, two, strict=True)):
+                continue
+            apart += 1
+            length = sum(one) + sum(two) + 2
+            shown = zip(map(tuple, prompt.xs[b].int().tolist()), prompt.ys[b].flatten().tolist(), strict=True)
+            told = [(inputs.index(x), y) for x, y in shown][:length]
+            fit = [table for table in tables if all(table[i] == y for i, y in told)]
+            assert fit == [tuple(value(function, [one, two], 0, list(x)) for x in inputs)]
+        assert apart > 10
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_who_was_taught_a_parity_knows_it(noise: float) -> None:
+    task = build_task("boolean_function", function="parity", dimensions=9, examples=20, teaching=True, noise=noise)
+    prompt = task.sample(300, generator(8))
+    if noise:
+        assert next(iter(task.learners())) == "version_space"
+    else:
+        for name in ("gf2_elimination", "version_space", "halving"):
+            right = task.errors(task.learners()[name](prompt), prompt)["accuracy"]
+            assert right[:, 9:].min() == 1, name
+        assert next(iter(task.learners())) == "gf2_elimination"
+    for relevant in (1, 3):
+        task = build_task(
+            "boolean_function", function="sparse_parity", relevant=relevant, examples=20, teaching=True, noise=noise
+        )
+        prompt = task.sample(300, generator(8))
+        truth = (prompt.xs > 0).float() @ prompt.hidden["weights"].unsqueeze(2) % 2 * 2 - 1
+        name, best = next(iter(task.learners().items()))
+        assert name == "taught_parity"
+        answer = best(prompt)
+        assert torch.equal(answer.sign(), truth)
+        assert task.errors(answer, prompt)["accuracy"].mean().item() == pytest.approx(1 - noise, abs=0.02)
+        stated = math.log((1 - noise) / noise) if noise else math.log((1 - 1e-6) / 1e-6)
+        assert answer.abs().unique().tolist() == [pytest.approx(stated, rel=1e-4)]
+
+
 def test_who_reads_the_teaching_sequence_makes_no_error() -> None:
     for function, negations in itertools.product(("conjunction", "disjunction"), (True, False)):
         task = build_task("boolean_function", function=function, examples=30, teaching=True, negations=negations)
@@ -211,7 +286,10 @@ def _functions(task: Any) -> set[tuple[int, ...]]:
         {"function": "integer_halfspace"},
         {"function": "sparse_threshold"},
         {"function": "parity"},
+        {"function": "parity", "teaching": True},
+        {"function": "parity", "teaching": True, "noise": 0.2},
         {"function": "sparse_parity", "relevant": 1, "noise": 0.2},
+        {"function": "sparse_parity", "relevant": 1, "noise": 0.2, "teaching": True},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -220,7 +298,7 @@ def test_the_stated_optimum_is_the_frequency_among_equal_prompts(options: dict[s
     task = build_task("boolean_function", dimensions=2, examples=3, **options)
     prompt = task.sample(200_000, generator(10))
     name, best = next(iter(task.learners().items()))
-    assert name in ("version_space", "gf2_elimination")
+    assert name in ("version_space", "gf2_elimination", "taught_parity")
     bits = torch.cat([prompt.xs, prompt.ys], 2) > 0
     for i in range(3):
         past = bits.flatten(1)[:, : 3 * i + 2].long()  # all before, and this input
@@ -231,7 +309,7 @@ def test_the_stated_optimum_is_the_frequency_among_equal_prompts(options: dict[s
         seen = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, kind, bits[:, i, 2].double()) / count
         error = (stated * (1 - stated) / count).sqrt()
         assert ((seen - stated).abs() < 5 * error + 1e-5).all()
-        assert len(kinds) >= 4
+        assert len(kinds) >= 4 or (task.teaching and i < 2)
 
 
 def test_splits_name_the_shifts() -> None:
@@ -240,7 +318,7 @@ def test_splits_name_the_shifts() -> None:
 
     assert names() == ["train", "even", "taught", "noise=0.1", "examples=20"]
     assert names(teaching=True) == ["train", "even", "untaught", "noise=0.1", "examples=20"]
-    assert names(function="sparse_parity", noise=0.2) == ["train", "relevant=3", "examples=20"]
+    assert names(function="sparse_parity", noise=0.2) == ["train", "taught", "relevant=3", "examples=20"]
     assert names(function="nearest_neighbour", start=5) == ["train", "examples=20"]
     for function in get_args(Function):
         for name, split in build_task("boolean_function", function=function, examples=24).splits().items():
@@ -285,6 +363,14 @@ def test_words_show_the_function() -> None:
                 "teaching": True,
                 "start": 5,
             }.items()
+        ),
+        *(
+            (
+                {"function": name, "teaching": True},
+                "teaching is an option of conjunction, disjunction, sparse_disjunction, cnf, dnf, parity, "
+                f"sparse_parity; leave it out for {name}",
+            )
+            for name in ("sparse_majority", "sparse_threshold", "integer_halfspace", "nearest_neighbour")
         ),
     ],
 )

@@ -32,6 +32,7 @@ from contextlab.learners.boolean import (
     Perceptron,
     SampledFormulas,
     Taught,
+    TaughtParity,
     VersionSpace,
     Winnow,
 )
@@ -49,6 +50,7 @@ from contextlab.learners.copying import (
 from contextlab.learners.darkroom import GoalPosterior
 from contextlab.learners.gradient import PreconditionedGradientDescent
 from contextlab.learners.kernels import GaussianProcess, KernelRidge, KernelSmoother
+from contextlab.learners.logic_puzzle import PuzzlePosterior
 from contextlab.learners.naive_bayes import NaiveBayes, NaiveBayesPairs
 from contextlab.learners.networks import TwoLayerNetwork
 from contextlab.learners.ngrams import (
@@ -145,6 +147,7 @@ __all__ = [
     "PosteriorMeanArm",
     "PreconditionedGradientDescent",
     "Program",
+    "PuzzlePosterior",
     "Reader",
     "RegressionLearner",
     "Ridge",
@@ -157,6 +160,7 @@ __all__ = [
     "SparsePosterior",
     "SuperpositionPosterior",
     "Taught",
+    "TaughtParity",
     "ThompsonSampling",
     "TwoLayerNetwork",
     "UpperConfidence",

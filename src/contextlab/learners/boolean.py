@@ -179,6 +179,28 @@ class Taught(LabelLearner):
         return self.decide(xs, ys) * _certain(self.noise) if self.terms == 1 else super().predict(xs, ys)
 
 
+@register("learner", "taught_parity", papers=("2310.03016",), cases=({}, {"relevant": 3, "noise": 0.1}))
+@dataclass(frozen=True)
+class TaughtParity(RegressionLearner):
+    """Reads a sparse parity off a teaching sequence that it knows to come first; see the task `boolean_function`.
+
+    The variables that are +1 in one of the first inputs are the relevant ones; it makes no error on such prompts.
+
+    relevant: variables, and inputs that teach them.
+    noise: chance that a label is turned.
+    """
+
+    relevant: PositiveInt = 2
+    noise: Flip = 0.0
+
+    def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
+        on = xs > 0
+        known = on[:, : self.relevant].cummax(1).values  # those taught by the input itself, too
+        place = torch.arange(xs.shape[1], device=xs.device).clamp(max=self.relevant - 1)
+        odd = (on & known[:, place]).sum(2, keepdim=True) % 2 == 1
+        return torch.where(odd, 1.0, -1.0).to(xs).expand_as(ys) * _certain(self.noise)
+
+
 @register("learner", "perceptron", papers=("2310.03016",))
 @dataclass(frozen=True)
 class Perceptron(LabelLearner):

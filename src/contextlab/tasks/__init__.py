@@ -26,6 +26,7 @@ from contextlab.tasks.functions import (
     RepresentationRegression,
 )
 from contextlab.tasks.hmm import HMMMixture
+from contextlab.tasks.logic_puzzle import LogicPuzzle
 from contextlab.tasks.machines import TuringMachine
 from contextlab.tasks.mad import MadCompression, MadFuzzyRecall, MadMemorization, MadNoisyRecall, MadRecall
 from contextlab.tasks.markov import BigramBackcopy, MarkovChain
@@ -90,6 +91,7 @@ __all__ = [
     "LinearRegression",
     "ListAggregation",
     "ListOps",
+    "LogicPuzzle",
     "LogisticClassification",
     "LongMultiplication",
     "MadCompression",

@@ -27,6 +27,7 @@ from contextlab.learners.boolean import (
     Perceptron,
     SampledFormulas,
     Taught,
+    TaughtParity,
     VersionSpace,
     Winnow,
 )
@@ -52,6 +53,7 @@ Function = Literal[
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 FORMULAS = ("conjunction", "disjunction", "sparse_disjunction", "cnf", "dnf")
+PARITIES = ("parity", "sparse_parity")
 SPARSE = {"sparse_disjunction": 4, "sparse_majority": 3, "sparse_parity": 2}
 APPLIES = {
     "relevant": tuple(SPARSE),
@@ -61,7 +63,7 @@ APPLIES = {
     "terms": ("cnf", "dnf"),
     "negations": ("conjunction", "disjunction", "cnf", "dnf"),
     "planted": FORMULAS,
-    "teaching": FORMULAS,
+    "teaching": (*FORMULAS, *PARITIES),
     "start": ("nearest_neighbour",),
 }
 """Option -> the functions that have it."""
@@ -88,7 +90,9 @@ THRESHOLDS = tuple(i + 0.5 for i in range(-BOUND, BOUND))
         {"function": "sparse_threshold", "dimensions": 10, "examples": 16},
         {"function": "integer_halfspace", "dimensions": 10, "examples": 16},
         {"function": "parity", "dimensions": 6, "examples": 16},
+        {"function": "parity", "dimensions": 6, "examples": 16, "teaching": True},
         {"function": "sparse_parity", "dimensions": 10, "examples": 16, "noise": 0.1},
+        {"function": "sparse_parity", "dimensions": 10, "examples": 16, "teaching": True},
         {"function": "nearest_neighbour", "dimensions": 10, "examples": 24, "start": 8},
     ),
 )
@@ -107,7 +111,7 @@ class BooleanFunctions(LabelTask):
     earliest of several; equal inputs have equal labels); only later ones are scored.
 
     Beside the code: sparse_majority, teaching sequences of disjunctions and cnf (mirror images), of negated terms in
-    dnf; flips come in the order of the variables, and a sequence is cut where the prompt ends.
+    dnf and of parities; flips come in the order of the variables, and a sequence is cut where the prompt ends.
 
     function: the class.
     noise: chance that a label is turned (in the context and as a target).
@@ -116,9 +120,11 @@ class BooleanFunctions(LabelTask):
     negations: literals may be negated; otherwise as many are plain.
     planted: share of inputs made to have the rare label; None for 0.3, 0.35 (dnf), 0.4 (conjunction, disjunction
         with teaching).
-    teaching: a teaching sequence comes first, which singles the formula out: for each term an input that has the
-        term's literals and is -1 elsewhere (with negations, a second one that is +1 elsewhere), then this input with
-        each of the literals turned, one after another; all signs mirrored for disjunctions and cnf.
+    teaching: a teaching sequence comes first: for each term an input that has the term's literals and is -1 elsewhere
+        (with negations, a second one that is +1 elsewhere), then this input with each of the literals turned, one
+        after another; all signs mirrored for disjunctions and cnf. It fits one function of the class only, but for
+        dnf and cnf with negations or with terms that imply one another. For a parity, inputs with one +1 each: at
+        all variables in order, of which no fewer would do, or at the `relevant` ones of a sparse_parity.
     start: examples with labels of their own, in nearest_neighbour.
     held_out: share of the functions of a sparse class that are never drawn, but by the split 'unseen'.
     unseen: draw those instead.
@@ -217,7 +223,8 @@ class BooleanFunctions(LabelTask):
             hidden = {"weights": weights}
         else:
             weights, threshold = self._weights(batch, generator, device)
-            if self.function in ("parity", "sparse_parity"):
+            if self.function in PARITIES:
+                xs = self._teach_parity(xs, weights) if self.teaching else xs
                 ys = (xs > 0).float() @ weights.unsqueeze(2) % 2 * 2 - 1
             else:
                 ys = (xs @ weights.unsqueeze(2) - threshold).sign()
@@ -290,6 +297,13 @@ class BooleanFunctions(LabelTask):
         turned = (term != 0) & (order == (since - heads + 1).unsqueeze(2))
         return torch.where(taught.unsqueeze(2), torch.where(turned, -shown, shown), xs)
 
+    def _teach_parity(self, xs: Tensor, weights: Tensor) -> Tensor:
+        """The teaching sequence over the first inputs: one variable +1 in each, all of them or the relevant ones."""
+        used = weights > 0 if self.size else torch.ones_like(weights, dtype=torch.bool)
+        place = torch.arange(xs.shape[1], device=xs.device)
+        turned = used.unsqueeze(1) & (used.cumsum(1).unsqueeze(1) == place.unsqueeze(1) + 1)
+        return torch.where(place.unsqueeze(1) < used.sum(1).view(-1, 1, 1), turned.to(xs) * 2 - 1, xs)
+
     def _copies(self, xs: Tensor, generator: torch.Generator) -> Tensor:
         """Labels of `nearest_neighbour`, [B, n, 1]."""
         count = xs.shape[1]
@@ -320,7 +334,8 @@ class BooleanFunctions(LabelTask):
             return simple
         space = self._version_space()
         found: dict[str, Learner] = {}
-        if space is not None and not self.teaching:
+        # A teaching sequence tells the function by its inputs already, but for parities of all variables.
+        if space is not None and not (self.teaching and self.function != "parity"):
             found["version_space"] = space
         if self.function in FORMULAS:
             if self.teaching:
@@ -333,7 +348,9 @@ class BooleanFunctions(LabelTask):
                 found["elimination"] = Elimination(self.dual, self.signed)
             if self.dual:
                 found["winnow"] = Winnow(negations=self.signed)
-        elif self.function in ("parity", "sparse_parity"):
+        elif self.function in PARITIES:
+            if self.teaching and self.size:
+                found["taught_parity"] = TaughtParity(self.size, self.noise)
             if not self.noise:
                 parity = {"gf2_elimination": ParityElimination()}
                 found = {**parity, **found} if self.function == "parity" else {**found, **parity}
@@ -357,7 +374,7 @@ class BooleanFunctions(LabelTask):
             plain = ((0, 1), (1 - self.literal, self.literal))
             values, chances = (None, None) if relevant or self.signed else plain
             space = VersionSpace(kind, relevant, values, chances, planted=self.share, noise=noise)
-        elif self.function in ("parity", "sparse_parity"):
+        elif self.function in PARITIES:
             space = VersionSpace("parity", relevant, noise=noise)
         elif self.function == "integer_halfspace":
             space = VersionSpace("halfspace", values=tuple(range(-BOUND, BOUND + 1)), noise=noise)
@@ -403,12 +420,11 @@ class BooleanFunctions(LabelTask):
         found: dict[str, Task] = {"train": self}
         if self.held_out:
             found["unseen"] = self.replace(unseen=True)
-        if self.function in FORMULAS:
-            if self.share:
-                found["even"] = self.replace(planted=0.0)
-            found["untaught" if self.teaching else "taught"] = self.replace(
-                teaching=not self.teaching, planted=self.share
-            )
+        if self.function in FORMULAS and self.share:
+            found["even"] = self.replace(planted=0.0)
+        if self.function in APPLIES["teaching"]:
+            planted = self.share if self.function in FORMULAS else None
+            found["untaught" if self.teaching else "taught"] = self.replace(teaching=not self.teaching, planted=planted)
         if not self.noise and self.function != "nearest_neighbour":
             found["noise=0.1"] = self.replace(noise=0.1)
         if 0 < self.size < self.dimensions:
@@ -438,7 +454,7 @@ class BooleanFunctions(LabelTask):
                 literals = [f"{'not ' if value < 0 else ''}x{i}" for i, value in enumerate(term, 1) if value]
                 terms.append(inner.join(literals) or empty)
             return terms[0] if self.parts == 1 else outer.join(f"({term})" for term in terms)
-        if self.function in ("parity", "sparse_parity"):
+        if self.function in PARITIES:
             return " xor ".join(f"x{i}" for i, value in enumerate(weights.tolist(), 1) if value) or "false"
         parts = [f"{value:+.0f} x{i}".replace("1 ", "") for i, value in enumerate(weights.tolist(), 1) if value]
         return f"{' '.join(parts) or '0'} > {hidden['threshold'].item()}"

@@ -61,9 +61,7 @@ class SolvedTask(TokenTask):
 
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         """Also solved: 1 at every token of a prompt whose whole solution is right, each token given those before."""
-        found = super().errors(prediction, prompt)
-        right = (found["accuracy"] == 1) | ~prompt.scored
-        return {**found, "solved": right.all(1, keepdim=True).float().expand_as(right)}
+        return with_solved(super().errors(prediction, prompt), prompt)
 
     def facets(self, prompt: Prompt) -> dict[str, Tensor]:
         """Also "depth": of the token in the computation graph, so that partly right solutions show how far they go."""
@@ -78,6 +76,12 @@ class SolvedTask(TokenTask):
         """The solution's tokens, each at the position before it; 0 before the problem is known."""
         solution = self.solve(tokens[:, : self.problem])
         return F.pad(solution, (self.problem - 1, 0))
+
+
+def with_solved(found: dict[str, Tensor], prompt: Prompt) -> dict[str, Tensor]:
+    """A task's errors and "solved": 1 at every token of a prompt of which all scored tokens are right."""
+    right = (found["accuracy"] == 1) | ~prompt.scored
+    return {**found, "solved": right.all(1, keepdim=True).float().expand_as(right)}
 
 
 def kept(rest: Tensor, base: int, generator: torch.Generator, part: Part) -> Tensor:

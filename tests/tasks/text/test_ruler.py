@@ -13,7 +13,7 @@ import torch
 from contextlab import build_task
 from contextlab.errors import InputError
 from contextlab.tasks.text.corpus import part_of
-from contextlab.tasks.text.ruler import NAMES, NOISE, _zeta_counts
+from contextlab.tasks.text.ruler import NAMES, NOISE, _extract, _zeta_counts
 
 LENGTH = {"vt": 1500, "cwe": 2048}
 NEEDLE = r"One of the special magic (numbers|uuids) for (\S+) is: (\S+)\.\n"
@@ -183,12 +183,108 @@ def test_questions_come_with_their_documents_and_parts_share_none(name: str, fil
                 part_number, number = town
                 assert f"Town {number} part {part_number} has {references[0]} houses." in text
                 assert references == [references[0], f"{references[0]} houses"]
-                assert text.count(f"Town {number} part") == 3  # the rest of its article comes first
+                assert len(set(re.findall(f"Town {number} part .", text))) == 3  # the rest of its article comes first
                 assert part_of(f"town {number}") == part
             else:
                 assert f"River {town[0]}\nIt meets" in text
                 assert f"It has {references[0]} boats. It is blue." in text
     assert not seen["train"] & seen["test"]
+
+
+def test_documents_that_run_out_come_again_and_fill_the_length(files) -> None:
+    for name, pattern in (("qa_1", r"Town \d+ part \d"), ("qa_2", r"(?:River|Lake) \d+\n")):
+        for text, _ in texts(build(name, files, length=3000, part="test"), 4):
+            counts = Counter(re.findall(pattern, text.split("Answer the question")[1]))
+            assert len(counts) > 1
+            assert max(counts.values()) > 1
+            assert max(counts.values()) - min(counts.values()) <= 2  # round after round, and the question's once more
+            assert 3000 - len(text) < 60  # no other document would fit
+        once = build(name, files, length=1000, part="train")  # fewer than there are: none comes twice
+        assert all(
+            max(Counter(re.findall(pattern, text.split("Answer the")[1])).values()) == 1 for text, _ in texts(once)
+        )
+
+
+def test_every_document_of_a_file_comes_by_chance(tmp_path: Path) -> None:
+    """Chi-square of the other documents over 5000 draws; the 99.99% quantile at 19 degrees of freedom is 52."""
+    articles = [
+        {
+            "title": f"title {i}",
+            "paragraphs": [
+                {"context": f"Town {i:02} is old.", "qas": [{"question": f"{i}?", "answers": [{"text": "x"}]}]}
+            ],
+        }
+        for i in [n for n in range(60) if part_of(f"title {n}") == "train"][:21]
+    ]
+    (tmp_path / "squad").write_text(json.dumps({"data": articles}))
+    task = build_task("ruler", task="qa_1", data=str(tmp_path / "squad"), length=350)
+    counts: Counter[str] = Counter()
+    for text, _ in texts(task, 1500):
+        own, shown = re.search(r"Question: (\d+)", text)[1], re.findall(r"Town (\d+) is", text)
+        assert f"{int(own):02}" in shown
+        assert len(shown) == len(set(shown)) > 3
+        counts.update(int(each) for each in shown if int(each) != int(own))
+    found = torch.tensor(list(counts.values())).double()
+    assert len(found) == 21
+    assert ((found - found.mean()) ** 2 / found.mean()).sum() < 52
+
+
+def test_the_fact_is_the_first_supporting_paragraph(tmp_path: Path) -> None:
+    context = [[f"T{k}", [f"Text {k}. "]] for k in range(10)]
+    one = {"question": "Who?", "answer": "no", "context": context, "supporting_facts": [["T3", 0], ["T7", 0]]}
+    part = part_of("Who?")
+    (tmp_path / "hotpot").write_text(json.dumps([one]))
+    task = build_task("ruler", task="qa_2", data=str(tmp_path / "hotpot"), length=600, part=part)
+    prompt = task.sample(20, generator())
+    starts = set()
+    for row, fact in enumerate(prompt.hidden["fact"].tolist()):
+        text = task.codec.decode(prompt.inputs[row].tolist())
+        assert fact == min(re.search(rf"Document \d+:\nT{k}\n", text).start() for k in (3, 7))
+        starts.add(fact)
+    assert len(starts) > 5
+
+
+def test_questions_without_an_answer_and_asked_again_are_left_out(tmp_path: Path) -> None:
+    part = part_of("town")
+    asked = [
+        {"question": "Never?", "is_impossible": True, "answers": [], "plausible_answers": [{"text": "old"}]},
+        {"question": "Marked?", "is_impossible": True, "answers": [{"text": "old"}]},
+        {"question": "Unmarked?", "answers": []},
+        {
+            "question": " Which? ",
+            "is_impossible": False,
+            "answers": [{"text": "Tromsø "}, {"text": "Tromsø"}, {"text": "it"}],
+        },
+    ]
+    again = [{"question": "Which?", "answers": [{"text": "later"}]}]
+    paragraphs = [{"context": "Tromsø is old.", "qas": asked}, {"context": "Later.", "qas": again}]
+    (tmp_path / "squad").write_text(json.dumps({"data": [{"title": "town", "paragraphs": paragraphs}]}), "utf-8")
+    task = build_task("ruler", task="qa_1", data=str(tmp_path / "squad"), length=300, part=part)
+    for text, references in texts(task):
+        assert "Question: Which? Answer:" in text
+        assert references == ["Tromsø", "it"]
+    assert task.chance()["accuracy"] == 1 / 7  # T r o m s and the two bytes of ø
+    prompt = task.sample(4, generator())
+    assert task.errors(task.learners()["reader"](prompt), prompt)["prompt_error"].max() == 0
+
+
+def test_overlap_finds_what_stands_beside_the_words_of_the_question(files) -> None:
+    text = (
+        "Answer the question from the documents below, with the answer only.\n"
+        "Document 1:\nThe mill burned. In the summer, the old mill of Vik was built by Anna-Lise Berg.\n"
+        "Document 2:\nThe mill of Voss was never built. Who knows it?\n"
+        "Answer the question from the documents above, with the answer only.\n"
+        "Question: Who built the old mill of Vik? Answer:"
+    )
+    # The second sentence has most. Beside the question's words it has In, summer, was, and by Anna-Lise Berg. All but
+    # "was" stand once, and the first of them is taken.
+    assert _extract(text) == [" In"]
+    assert _extract(text.replace("In the summer, the", "The mill knows: the")) == [" by Anna-Lise Berg"]
+    task = build("qa_1", files)
+    prompt = task.sample(64, generator())
+    wrong = task.errors(task.learners()["overlap"](prompt), prompt)["prompt_error"][:, 0].mean()
+    assert 0 < wrong < 0.5  # part 1 of town 2 reads like part 2 of town 1
+    assert list(build("vt", files).learners()) == ["reader"]
 
 
 def test_one_of_several_answers_is_enough_for_questions_only(files) -> None:
@@ -205,6 +301,7 @@ def test_one_of_several_answers_is_enough_for_questions_only(files) -> None:
 def test_any_tokenizer_gives_the_ids_of_the_whole_question(name: str, files, byte_pairs, book) -> None:
     task = build(name, files, length=900, tokenizer=byte_pairs, corpus=book)
     prompt = task.sample(4, generator())
+    assert prompt.length == 900
     answer = task.learners()["reader"](prompt)
     assert task.errors(answer, prompt)["accuracy"][prompt.scored].min() == 1
     ends = prompt.scored.shape[1] - prompt.scored.int().flip(1).argmax(1)
@@ -244,15 +341,38 @@ def test_impossible_options_are_refused(options: dict[str, object], message: str
 
 
 def test_files_of_other_formats_are_refused(files, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not in the format of HotpotQA"):
-        build_task("ruler", task="qa_2", data=files["qa_1"])
-    with pytest.raises(InputError, match="not in the format of SQuAD 2"):
-        build_task("ruler", task="qa_1", data=files["qa_2"])
-    (tmp_path / "text").write_text("no json")
-    with pytest.raises(InputError, match="is not JSON"):
-        build_task("ruler", task="qa_1", data=str(tmp_path / "text"))
-    (tmp_path / "none").write_text("[]")
-    with pytest.raises(InputError, match="holds no questions of the train part"):
-        build_task("ruler", task="qa_2", data=str(tmp_path / "none"))
-    with pytest.raises(InputError, match="too short for these documents; use"):
-        build_task("ruler", task="qa_2", data=files["qa_2"], length=230)
+    def refused(task: str, content: object, message: str) -> None:
+        (tmp_path / "data").write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(InputError, match=message) as error:
+            build_task("ruler", task=task, data=str(tmp_path / "data"))
+        assert "\n" not in str(error.value)
+
+    squad, hotpot = (json.loads(Path(files[name]).read_text()) for name in ("qa_1", "qa_2"))
+    refused("qa_2", squad, r"not in the format of HotpotQA \(input: input should be a valid array")
+    refused("qa_1", hotpot, "not in the format of SQuAD 2 .*; qa_1 reads SQuAD 2, qa_2 HotpotQA")
+    refused("qa_2", [{**hotpot[0], "answer": 3}], r"HotpotQA \(0.answer: input should be a valid string, got int 3")
+    refused("qa_2", [{**hotpot[0], "context": {"title": ["a"], "sentences": [["b"]]}}], "HotpotQA .0.context")
+    refused("qa_2", [{key: hotpot[0][key] for key in ("question", "context")}], "0.answer: required, but missing")
+    refused("qa_1", {"data": [{"title": "x"}]}, "data.0.paragraphs: required, but missing")
+    refused("qa_1", "no json", "is not JSON; expected a JSON file in the format of SQuAD 2")
+    refused("qa_2", "", "is not JSON; expected a JSON file in the format of HotpotQA")
+    refused("qa_2", [], "holds no questions of the train part")
+    refused("qa_1", {"data": []}, "holds no questions of the train part")
+    with pytest.raises(InputError, match="cannot be read .*; expected a JSON file in the format of SQuAD 2"):
+        build_task("ruler", task="qa_1", data=str(tmp_path))
+
+
+def test_a_length_that_any_question_needs_is_asked_for_at_once(tmp_path: Path) -> None:
+    """One question of two hundred has a long document: no draw can come upon it later."""
+    paragraphs = [{"context": "Old.", "qas": [{"question": f"{i}?", "answers": [{"text": "x"}]}]} for i in range(199)]
+    paragraphs.append({"context": "Long. " * 100, "qas": [{"question": "How?", "answers": [{"text": "x"}]}]})
+    part = part_of("town")
+    (tmp_path / "squad").write_text(json.dumps({"data": [{"title": "town", "paragraphs": paragraphs}]}))
+    options = {"task": "qa_1", "data": str(tmp_path / "squad"), "part": part}
+    with pytest.raises(InputError, match="length 700 is too short for these documents; use 7") as error:
+        build_task("ruler", length=700, **options)
+    length = int(re.search(r"use (\d+)", str(error.value))[1])
+    with pytest.raises(InputError, match=f"use {length} or more"):
+        build_task("ruler", length=length - 1, **options)
+    task = build_task("ruler", length=length, **options)
+    assert any("How?" in text and "Long. Long." in text for text, _ in texts(task, 500))

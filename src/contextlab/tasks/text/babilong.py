@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from functools import lru_cache
+from itertools import product
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field, PositiveInt
@@ -25,27 +27,105 @@ OBJECTS = ("apple", "football", "milk")
 MOVES = ("moved to", "went to", "journeyed to", "travelled to")
 TAKES = ("picked up", "took", "got", "grabbed")
 DROPS = ("dropped", "discarded", "put down", "left")
-MOVE, TAKE, DROP = 0, 1, 2
+GIVES = ("gave", "handed", "passed")
+MOVE, TAKE, DROP, GIVE = 0, 1, 2, 3
+DIRECTIONS = ("north", "south", "east", "west")
+"""Opposite ones side by side."""
+
+Name = Literal["qa1", "qa2", "qa3", "qa4", "qa5", "qa6", "qa7", "qa8"]
+NAMES: tuple[str, ...] = get_args(Name)
+OBJECTLESS, GIVING = ("qa1", "qa6"), ("qa5", "qa7", "qa8")
+OPENING = {
+    "qa2": (MOVE, TAKE, MOVE),
+    "qa3": (MOVE, TAKE, MOVE),
+    "qa5": (MOVE, TAKE, GIVE),
+    "qa7": (MOVE, TAKE),
+    "qa8": (MOVE, TAKE),
+}
+"""What one person does at the beginning of a story, so that there is a question."""
+FACTS, RELATIONS = 6, 2
+"""Facts of a story where the user does not say: bAbI has two of places in qa4."""
+LISTS = tuple(
+    ",".join(name for name, held in zip(OBJECTS, each, strict=True) if held) or "nothing"
+    for each in product((0, 1), repeat=len(OBJECTS))
+)
+ANSWERS = {
+    **dict.fromkeys(("qa1", "qa2", "qa3", "qa4"), PLACES),
+    "qa5": (*ACTORS, *OBJECTS),
+    "qa6": ("no", "yes"),
+    "qa7": ("none", "one", "two", "three"),
+    "qa8": LISTS,
+}
+GIFTS = (
+    (" What did", "giver", " give to", "other", "?", "thing"),
+    (" Who gave the", "thing", " to", "other", "?", "giver"),
+    (" Who gave the", "thing", "", "", "?", "giver"),
+    (" Who received the", "thing", "", "", "?", "other"),
+    (" Who did", "giver", " give the", "thing", " to?", "other"),
+)
+"""The questions of qa5, around two names, and what answers them."""
+
+
+class World(NamedTuple):
+    """Stories that were simulated.
+
+    actor, act, noun, other: [B, n] of each fact: who did what, to which place (0 to 5) or object (6 to 8), to whom it
+    was given. at: [B, 4], where each person is; lies, before: [B, 3], where each object is, and where it was before
+    that; holder: [B, 3]; -1 where it is not known, or nobody. moved, touched: [B, 4], the fact in which each person
+    moved last, and that in which what they hold changed last; settled: [B, 3], in which each object came to its place.
+    """
+
+    actor: Tensor
+    act: Tensor
+    noun: Tensor
+    other: Tensor
+    at: Tensor
+    lies: Tensor
+    before: Tensor
+    holder: Tensor
+    moved: Tensor
+    touched: Tensor
+    settled: Tensor
+
+
+class Told(NamedTuple):
+    """A story as text. lines: [B, 4 n], four pieces a fact. question. answer: [B, 1], into ANSWERS. fact: [B]."""
+
+    lines: Pieces
+    question: Pieces
+    answer: Tensor
+    fact: Tensor
 
 
 @register(
-    "task", "babilong", papers=("2406.10149", "1502.05698"), cases=({"length": 600}, {"task": "qa3", "length": 600})
+    "task",
+    "babilong",
+    papers=("2406.10149", "1502.05698"),
+    cases=({"length": 600}, {"task": "qa3", "length": 600}, {"task": "qa4", "length": 600}, {"task": "qa5"}),
 )
 @dataclass(frozen=True)
 class FactsInText(FilledTask):
     """BABILong-style facts in filler: who went where and carried what, told between the lines of an unrelated text.
 
     qa1: where is a person? The last move tells. qa2: where is an object? Who took it, and where that person went,
-    tell. qa3: where was an object before the place it is at now? All but qa1 need several facts at once.
+    tell. qa3: where was an object before the place it is at now?
+    qa4: places that are north, south, east or west of each other; what is north of one, or what is it north of? The
+        same words in another order have another answer.
+    qa5: who gave what to whom? The last fact that fits tells.
+    qa6: is a person in a place? Yes and no are equally likely. qa7, qa8: how many objects, and which, does a person
+        carry? Answers are none to three; "nothing", or the objects in alphabetical order with commas between them.
 
-    People, places and objects are those of bAbI, and facts stand in their order at random places of the text. What
-    differs: stories are simulated here and not read from bAbI's files. Each fact of qa2 and qa3 moves a person with
-    probability 1/3, and else takes or drops an object where that can be done (an object nobody has touched yet lies
-    wherever it is taken first), after someone has moved, taken something and moved on. The text around the facts is
+    People, places, objects and the forms of questions are those of bAbI, and facts stand in their order at random
+    places of the text. What differs: stories are simulated here and not read from bAbI's files. Where there are
+    objects, each fact moves a person with probability 1/3, and else takes or drops one where that can be done (an
+    object nobody has touched yet lies wherever it is taken first), after someone has moved, taken something and moved
+    on. In qa5, qa7 and qa8 half of what would be dropped is given to someone who is there or has not been seen yet; qa5
+    begins with a gift. In qa4 places are a chain of steps in two directions, told in any order, and the question is
+    about a place between two steps of the same direction; with two facts that is bAbI's. The text around the facts is
     `corpus` in place of books, and facts stand at beginnings of its lines; there is one question, without instructions.
 
-    task: qa1, qa2 or qa3.
-    facts: how many the story has.
+    task: qa1 to qa8.
+    facts: how many the story has, at least 3 (2 to 5 in qa4); null for 6 (2 in qa4).
     length: tokens in the prompt.
     corpus: "python", the sources of the standard library on this machine, or the path of a text file or a folder.
     part: documents to draw from, "train" or "test".
@@ -55,10 +135,11 @@ class FactsInText(FilledTask):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "easy": {"facts": 3, "length": 512},
         "hard": {"task": "qa3", "facts": 20, "length": 8192},
+        **{name: {"task": name, "length": 2048} for name in NAMES},
     }
 
-    task: Literal["qa1", "qa2", "qa3"] = "qa1"
-    facts: Annotated[int, Field(ge=3)] = 6
+    task: Name = "qa1"
+    facts: Annotated[int, Field(ge=2)] | None = None
     length: PositiveInt = 1024
     corpus: str = PYTHON
     part: Part = "train"
@@ -66,118 +147,293 @@ class FactsInText(FilledTask):
 
     def __post_init__(self) -> None:
         check_options(self)
-        if 4 * self.facts > self.length:  # the rest is found by writing the story, which takes as long as it is
+        least = RELATIONS if self.task == "qa4" else 3
+        if self.count < least:
+            raise InputError(f"facts {self.count} make no story of {self.task}; expected at least {least}")
+        if self.task == "qa4" and self.count >= len(PLACES):
+            raise InputError(
+                f"facts {self.count}: qa4 tells of {len(PLACES)} places; expected at most {len(PLACES) - 1}"
+            )
+        if 4 * self.count > self.length:  # the rest is found by writing the story, which takes as long as it is
             most = self.length // 4
             raise InputError(
-                f"facts {self.facts} do not fit: each has 4 tokens or more, and length is {self.length}; "
-                + at_most(most if most >= 3 else 0, "use a greater length")
+                f"facts {self.count} do not fit: each has 4 tokens or more, and length is {self.length}; "
+                + at_most(most if most >= least else 0, "use a greater length")
             )
         super().__post_init__()
 
+    @property
+    def count(self) -> int:
+        """Facts of a story."""
+        if self.facts is not None:
+            return self.facts
+        return RELATIONS if self.task == "qa4" else FACTS
+
     def alphabet(self) -> str:
-        """Small letters: answers are places."""
-        return string.ascii_lowercase
+        """Small letters: answers are words; names of people begin with others, lists have commas."""
+        return string.ascii_lowercase + {"qa5": string.ascii_uppercase, "qa8": ","}.get(self.task, "")
 
     def compose(self, page: Page, batch: int, generator: torch.Generator) -> Story:
         """Draw the story, then one of the questions that it answers."""
-        device = page.device
-        actor, act, noun, asked, answer, fact = self._simulate(batch, generator, device)
-        actors = page.text(*ACTORS)
-        verbs = page.text(*(f" {verb} the" for verb in (*MOVES, *TAKES, *DROPS)))
-        nouns = page.text(*(f" {each}" for each in (*PLACES, *OBJECTS)))
-        wording = 4 * act + torch.randint(4, act.shape, generator=generator, device=device)
-        lines = interleave(actors.take(actor), verbs.take(wording), nouns.take(noun), page.text(".\n"))
-        facts = [Pieces(lines.start[:, i : i + 4], lines.size[:, i : i + 4]) for i in range(0, 4 * self.facts, 4)]
-        if self.task == "qa1":
-            subject = cat(page.text("\nQuestion: Where is"), page.text(*(f" {each}" for each in ACTORS)).take(asked))
-        else:
-            was = " was" if self.task == "qa3" else " is"
-            subject = cat(page.text(f"\nQuestion: Where{was} the"), nouns.take(asked + len(PLACES)))
-        if self.task == "qa3":
-            subject = cat(subject, page.text(" before the"), nouns.take(answer[:, 1:]))
-        after = cat(subject, page.text("?\nAnswer: the"))
-        spelled = spaced(page, nouns.take(answer[:, :1]))
-        depths = torch.rand(batch, self.facts, generator=generator, device=device).sort(1).values
+        tell = self._relations if self.task == "qa4" else self._events
+        lines, question, answer, fact = tell(page, batch, generator)
+        facts = [Pieces(lines.start[:, i : i + 4], lines.size[:, i : i + 4]) for i in range(0, 4 * self.count, 4)]
+        the = " the" if ANSWERS[self.task] == PLACES else ""
+        after = cat(page.text("\nQuestion:"), question, page.text(f"\nAnswer:{the}"))
+        spelled = spaced(page, page.text(*(f" {each}" for each in ANSWERS[self.task])).take(answer))
+        depths = torch.rand(batch, self.count, generator=generator, device=page.device).sort(1).values
         parts, places = self.fill(page, generator, page.text(""), facts, depths, after, spelled)
-        width = max(map(len, PLACES))
-        codes = torch.tensor([list(place.ljust(width, "\0").encode()) for place in PLACES], device=device)
-        return Story(parts, spelled, places[fact], codes[answer[:, :1]])
+        return Story(parts, spelled, places[fact], _references(self.task).to(page.device)[answer.squeeze(1)])
 
-    def _simulate(
-        self, batch: int, generator: torch.Generator, device: torch.device | str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Actor, act, noun of each fact [B, n]; who or what is asked for [B, 1]; the answer and its place now [B, 2];
-        the fact that settled it [B]."""
+    def _relations(self, page: Page, batch: int, generator: torch.Generator) -> Told:
+        """qa4: place i + 1 of a chain is in direction i of place i, a coin's throw for each of two directions."""
+        device, n = page.device, self.count
+
+        def draw(high: int, *shape: int) -> Tensor:
+            return torch.randint(high, (batch, *shape), generator=generator, device=device)
+
+        place = torch.rand(batch, len(PLACES), generator=generator, device=device).argsort(1)[:, : n + 1]
+        turn, sense, middle = draw(2, n), draw(2, 2), draw(n - 1, 1)
+        turn.scatter_(1, middle + 1, turn.gather(1, middle))  # the steps before and after the place that is asked for
+        direction = 2 * turn + sense.gather(1, turn)
+        order = torch.rand(batch, n, generator=generator, device=device).argsort(1)
+        back = draw(2, n)  # a step is told of its end, or of its beginning, which is in the opposite direction of it
+        first, second = place.gather(1, order + 1 - back), place.gather(1, order + back)
+        names = page.text(*(f" {each}" for each in PLACES))
+        ways = page.text(*(f" is {each} of the" for each in DIRECTIONS))
+        lines = interleave(
+            page.text(*(f"The {each}" for each in PLACES)).take(first),
+            ways.take(direction.gather(1, order) ^ back),
+            names.take(second),
+            page.text(".\n"),
+        )
+        on = draw(2, 1)  # the answer is the next of the chain, or the one before
+        way = direction.gather(1, middle) ^ 1 ^ on  # of the answer, from the place
+        asked, answer = place.gather(1, middle + 1), place.gather(1, middle + 2 * on)
+        turned = draw(2, 1)  # "what is north of it", or "what is it south of"
+        question = cat(
+            page.text(*(f" What is {each} of the" for each in DIRECTIONS), *[" What is the"] * 4).take(
+                way + 4 * turned
+            ),
+            names.take(asked),
+            page.text(*["?"] * 4, *(f" {each} of?" for each in DIRECTIONS)).take((way ^ turned) + 4 * turned),
+        )
+        return Told(lines, question, answer, (order == middle + on).int().argmax(1))
+
+    def _events(self, page: Page, batch: int, generator: torch.Generator) -> Told:
+        """All other tasks: what people did, one fact after another."""
+        device = page.device
+        world = self._simulate(batch, generator, device)
+        question, answer, fact = self._ask(page, world, generator)
+        verbs = page.text(*(f" {verb} the" for verb in (*MOVES, *TAKES, *DROPS, *GIVES)))
+        wording = 4 * world.act + torch.randint(4, world.act.shape, generator=generator, device=device)
+        ends = page.text(".\n", *(f" to {each}.\n" for each in ACTORS))
+        end = torch.zeros_like(wording)
+        if self.task in GIVING:
+            give = torch.randint(len(GIVES), world.act.shape, generator=generator, device=device)
+            wording = torch.where(world.act == GIVE, 4 * GIVE + give, wording)
+            end = torch.where(world.act == GIVE, world.other + 1, 0)
+        nouns = page.text(*(f" {each}" for each in (*PLACES, *OBJECTS)))
+        lines = interleave(
+            page.text(*ACTORS).take(world.actor), verbs.take(wording), nouns.take(world.noun), ends.take(end)
+        )
+        return Told(lines, question, answer, fact)
+
+    def _ask(self, page: Page, world: World, generator: torch.Generator) -> tuple[Pieces, Tensor, Tensor]:
+        """The question, its answer [B, 1] and the fact that settled it [B], of a story that has been told."""
+        device, batch = page.device, len(world.at)
+
+        def one(known: Tensor) -> Tensor:
+            """One of those that are known, evenly, [B, 1]."""
+            chance = torch.rand(known.shape, generator=generator, device=device)
+            return torch.where(known, chance, -1.0).argmax(1, keepdim=True)
+
+        actors, places, objects = (page.text(*(f" {each}" for each in names)) for names in (ACTORS, PLACES, OBJECTS))
+        mark = page.text("?")
+        if self.task == "qa5":
+            return _ask_gift(page, world, generator, one)
+        if self.task in ("qa2", "qa3"):
+            asked = one((world.lies if self.task == "qa2" else world.before) >= 0)
+            now, fact = world.lies.gather(1, asked), world.settled.gather(1, asked).squeeze(1)
+            if self.task == "qa2":
+                return cat(page.text(" Where is the"), objects.take(asked), mark), now, fact
+            was = cat(
+                page.text(" Where was the"), objects.take(asked), page.text(" before the"), places.take(now), mark
+            )
+            return was, world.before.gather(1, asked), fact
+        asked = one((world.at if self.task in OBJECTLESS else world.touched) >= 0)
+        who = actors.take(asked)
+        if self.task in ("qa7", "qa8"):
+            held, fact = world.holder == asked, world.touched.gather(1, asked).squeeze(1)
+            if self.task == "qa7":
+                question = cat(page.text(" How many objects is"), who, page.text(" carrying?"))
+                return question, held.sum(1, keepdim=True), fact
+            powers = 2 ** torch.arange(len(OBJECTS) - 1, -1, -1, device=device)
+            question = cat(page.text(" What is"), who, page.text(" carrying?"))
+            return question, (held * powers).sum(1, keepdim=True), fact
+        now, fact = world.at.gather(1, asked), world.moved.gather(1, asked).squeeze(1)
+        if self.task == "qa1":
+            return cat(page.text(" Where is"), who, mark), now, fact
+        yes = torch.randint(2, (batch, 1), generator=generator, device=device)
+        other = torch.randint(1, len(PLACES), (batch, 1), generator=generator, device=device)
+        place = (now + (1 - yes) * other) % len(PLACES)
+        return cat(page.text(" Is"), who, page.text(" in the"), places.take(place), mark), yes, fact
+
+    def _simulate(self, batch: int, generator: torch.Generator, device: torch.device | str) -> World:
+        """Draw stories of who goes where, and takes, drops and gives what."""
         rows = torch.arange(batch, device=device)
         at = torch.full((batch, len(ACTORS)), -1, device=device)  # where each is, -1 for not known
-        moved = at.clone()  # in which fact
+        moved, touched = at.clone(), at.clone()  # in which fact
         holder, lies, before, settled = (torch.full((batch, len(OBJECTS)), -1, device=device) for _ in range(4))
-        told: list[tuple[Tensor, Tensor, Tensor]] = []
-        for step in range(self.facts):
+        told: list[tuple[Tensor, ...]] = []
+        opening = OPENING.get(self.task, ())
+        for step in range(self.count):
             draw = torch.rand(batch, 4, generator=generator, device=device)
             who = (draw[:, 0] * len(ACTORS)).long()
-            objects = self.task != "qa1"
-            if objects and 0 < step < 3:  # so that there is a question: someone moves, takes something, and moves on
+            if 0 < step < len(opening):
                 who = told[0][0]
             here = at[rows, who].unsqueeze(1)
             can_take = (holder < 0) & (here >= 0) & ((lies == here) | (lies < 0))
             can_drop = holder == who.unsqueeze(1)
+            if opening[step : step + 1] == (GIVE,):
+                can_take = torch.zeros_like(can_take)
             # One of the possible takes and drops, evenly: the largest of random numbers.
             free = torch.rand(batch, len(OBJECTS), generator=generator, device=device)
             what = torch.where(can_take | can_drop, free, -1.0).argmax(1)
             touch = (can_take | can_drop).any(1) & (draw[:, 1] > 1 / 3)
-            if not objects or step < 3:
-                touch = torch.full_like(touch, objects and step == 1)
+            if step < len(opening) or self.task in OBJECTLESS:
+                touch = torch.full_like(touch, opening[step : step + 1] not in ((), (MOVE,)))
             drop = touch & can_drop[rows, what]
             take = touch & ~drop
+            give, other = torch.zeros_like(drop), torch.zeros_like(who)
+            if self.task in GIVING:  # to someone who is there, or can be
+                near = ((at == here) | (at < 0)).scatter(1, who.unsqueeze(1), False)
+                other = torch.where(near, torch.rand(near.shape, generator=generator, device=device), -1.0).argmax(1)
+                give = drop & near.any(1) & ((draw[:, 3] < 0.5) | (opening[step : step + 1] == (GIVE,)))
+                drop = drop & ~give
             # A move leads to one of the other places.
             go = (draw[:, 2] * (len(PLACES) - (here[:, 0] >= 0).long())).long()
             go = go + ((here[:, 0] >= 0) & (go >= here[:, 0])).long()
-            told.append((who, torch.where(take, TAKE, torch.where(drop, DROP, MOVE)), torch.where(touch, what + 6, go)))
+            act = torch.where(take, TAKE, torch.where(drop, DROP, torch.where(give, GIVE, MOVE)))
+            told.append((who, act, torch.where(touch, what + len(PLACES), go), other))
             at[rows, who] = torch.where(touch, here[:, 0], go)
             moved[rows, who] = torch.where(touch, moved[rows, who], step)
-            holder[rows, what] = torch.where(take, who, torch.where(drop, -1, holder[rows, what]))
+            touched[rows, who] = torch.where(touch, step, touched[rows, who])
+            at[rows, other] = torch.where(give, here[:, 0], at[rows, other])
+            touched[rows, other] = torch.where(give, step, touched[rows, other])
+            kept = torch.where(drop, -1, torch.where(give, other, holder[rows, what]))
+            holder[rows, what] = torch.where(take, who, kept)
             place = at.gather(1, holder.clamp_min(0))  # of what is held: where its holder is
             changed = (holder >= 0) & (place != lies)
             before = torch.where(changed, lies, before)
             settled = torch.where(changed, step, settled)
             lies = torch.where(changed, place, lies)
-        actor, act, noun = (torch.stack(each, 1) for each in zip(*told, strict=True))
-        known = {"qa1": at, "qa2": lies, "qa3": before}[self.task] >= 0
-        pick = torch.where(known, torch.rand(known.shape, generator=generator, device=device), -1.0)
-        asked = pick.argmax(1, keepdim=True)
-        now = (at if self.task == "qa1" else lies).gather(1, asked)
-        answer = before.gather(1, asked) if self.task == "qa3" else now
-        fact = (moved if self.task == "qa1" else settled).gather(1, asked)
-        return actor, act, noun, asked, torch.cat([answer, now], 1), fact.squeeze(1)
+        actor, act, noun, to = (torch.stack(each, 1) for each in zip(*told, strict=True))
+        return World(actor, act, noun, to, at, lies, before, holder, moved, touched, settled)
 
     def read(self, text: str) -> list[str]:
-        """The place, from the story told again."""
-        asked = re.search(r"\nQuestion: Where (?:is|was) (?:the )?(\w+)(?: before the \w+)?\?\nAnswer: the ?$", text)
-        verbs = {verb: kind for kind, names in enumerate((MOVES, TAKES, DROPS)) for verb in names}
-        pattern = rf"({'|'.join(ACTORS)}) ({'|'.join(verbs)}) the ({'|'.join((*PLACES, *OBJECTS))})\.\n"
+        """The answer, from the story told again."""
+        asked = text[text.rindex("\nQuestion: ") + 11 : text.rindex("\nAnswer:")]
+        if self.task == "qa4":
+            return _read_relations(text, asked)
+        verbs = {verb: kind for kind, names in enumerate((MOVES, TAKES, DROPS, GIVES)) for verb in names}
+        people, things = "|".join(ACTORS), "|".join(OBJECTS)
+        pattern = rf"({people}) ({'|'.join(verbs)}) the ({'|'.join(PLACES)}|{things})(?: to ({people}))?\.\n"
         where: dict[str, list[str]] = {}  # the places of everyone and everything, in turn
         held: dict[str, str] = {}
-        for who, verb, noun in re.findall(pattern, text):
+        gifts: list[dict[str, str]] = []
+        for who, verb, noun, other in re.findall(pattern, text):
             if verbs[verb] == MOVE:
                 where.setdefault(who, []).append(noun)
             elif verbs[verb] == TAKE:
                 held[noun] = who
-            else:
+            elif verbs[verb] == DROP:
                 del held[noun]
+            else:
+                held[noun] = other
+                where.setdefault(other, where[who][-1:])
+                gifts.append({"giver": who, "thing": noun, "other": other})
             for thing, owner in held.items():
                 if where[owner][-1:] != where.get(thing, [])[-1:]:
                     where.setdefault(thing, []).append(where[owner][-1])
-        places = where.get(asked[1], []) if asked else []
-        back = 2 if self.task == "qa3" else 1
-        return [f" {places[-back]}"] if len(places) >= back else []
+        if self.task == "qa5":
+            return _read_gift(gifts, asked)
+        subject = next(word for word in re.findall(r"\w+", asked) if word in (*ACTORS, *OBJECTS))
+        if self.task == "qa6":
+            return [" yes" if asked.endswith(f" {where[subject][-1]}?") else " no"]
+        if self.task in ("qa7", "qa8"):
+            carried = sorted(thing for thing, owner in held.items() if owner == subject)
+            return [f" {ANSWERS['qa7'][len(carried)]}" if self.task == "qa7" else f" {','.join(carried) or 'nothing'}"]
+        return [f" {where[subject][-2 if self.task == 'qa3' else -1]}"]
 
     def splits(self) -> dict[str, Task]:
         """'train', held-out documents, these at twice and four times the length, and with twice the facts."""
         held_out = self.replace(part="test")
-        return {
-            "train": self,
-            "documents=test": held_out,
-            **{f"length={k * self.length}": held_out.replace(length=k * self.length) for k in (2, 4)},
-            f"facts={2 * self.facts}": held_out.replace(facts=2 * self.facts, length=2 * self.length),
-        }
+        found: dict[str, Task] = {"train": self, "documents=test": held_out}
+        for k in (2, 4):
+            found[f"length={k * self.length}"] = held_out.replace(length=k * self.length)
+        more = min(2 * self.count, len(PLACES) - 1) if self.task == "qa4" else 2 * self.count
+        if more > self.count:
+            found[f"facts={more}"] = held_out.replace(facts=more, length=2 * self.length)
+        return found
+
+
+@lru_cache
+def _references(task: str) -> Tensor:
+    """Of each answer what has to be in a text that gives it, [answers, K, L], ASCII codes filled up with zeros."""
+    words = [each.split(",") for each in ANSWERS[task]]
+    width, most = max(len(word) for row in words for word in row), max(map(len, words))
+    return torch.tensor(
+        [[list(word.ljust(width, "\0").encode()) for word in row + [""] * (most - len(row))] for row in words]
+    )
+
+
+def _ask_gift(
+    page: Page, world: World, generator: torch.Generator, one: Callable[[Tensor], Tensor]
+) -> tuple[Pieces, Tensor, Tensor]:
+    """qa5: a form of question, then names that it has an answer for, all evenly; the last fact that fits answers."""
+    device, (batch, n) = page.device, world.act.shape
+    people, things = len(ACTORS), len(OBJECTS)
+    names = {"giver": world.actor, "thing": people + world.noun - len(PLACES), "other": world.other}
+    none = people + things
+    form = torch.randint(len(GIFTS), (batch, 1), generator=generator, device=device)
+    slots = []  # [forms, B, n]: the numbers of the first name, of the second, and of the answer
+    for at in (1, 3, 5):
+        slots.append(torch.stack([names.get(each[at], torch.full_like(world.act, none)) for each in GIFTS]))
+    rows = torch.arange(batch, device=device)
+    first, second, answer = (each[form.squeeze(1), rows] for each in slots)
+    key = (none + 1) * first + second
+    steps = torch.where(world.act == GIVE, torch.arange(n, device=device), -1)
+    last = torch.full((batch, (none + 1) ** 2), -1, device=device)
+    last.scatter_reduce_(1, torch.where(world.act == GIVE, key, 0), steps, "amax")
+    fact = last.gather(1, one(last >= 0))
+    words = page.text(*(f" {each}" for each in (*ACTORS, *OBJECTS)), "")
+    pieces = [page.text(*(each[at] for each in GIFTS)).take(form) for at in (0, 2, 4)]
+    question = cat(
+        pieces[0], words.take(first.gather(1, fact)), pieces[1], words.take(second.gather(1, fact)), pieces[2]
+    )
+    return question, answer.gather(1, fact), fact.squeeze(1)
+
+
+def _read_gift(gifts: list[dict[str, str]], asked: str) -> list[str]:
+    """The last gift that fits the question."""
+    for start, first, middle, second, end, answer in GIFTS:
+        for gift in reversed(gifts):
+            names = [f" {gift[each]}" if each else "" for each in (first, second)]
+            if f" {asked}" == f"{start}{names[0]}{middle}{names[1]}{end}":
+                return [f" {gift[answer]}"]
+    return []
+
+
+def _read_relations(text: str, asked: str) -> list[str]:
+    """The place in a direction of another, from either way to say it."""
+    opposite = dict(zip(DIRECTIONS, ("south", "north", "west", "east"), strict=True))
+    beside: dict[tuple[str, str], str] = {}  # the place in a direction of a place
+    ways, places = "|".join(DIRECTIONS), "|".join(PLACES)
+    for first, way, second in re.findall(rf"The ({places}) is ({ways}) of the ({places})\.\n", text):
+        beside[way, second] = first
+        beside[opposite[way], first] = second
+    if found := re.fullmatch(rf"What is ({ways}) of the ({places})\?", asked):
+        return [f" {beside[found[1], found[2]]}"]
+    found = re.fullmatch(rf"What is the ({places}) ({ways}) of\?", asked)
+    return [f" {beside[opposite[found[2]], found[1]]}"] if found else []

@@ -205,7 +205,7 @@ class AnswerTask(TokenTask):
 
     def chance(self) -> Mapping[str, float]:
         """Guessing evenly among the symbols of answers; among all tokens when they are not bytes."""
-        symbols = len(self.alphabet()) if self.codec.is_bytes else self.output_size
+        symbols = len(set(self.alphabet().encode())) if self.codec.is_bytes else self.output_size
         return {"accuracy": 1 / symbols, "cross_entropy": math.log(symbols)}
 
     def facets(self, prompt: Prompt) -> dict[str, Tensor]:

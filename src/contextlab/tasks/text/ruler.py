@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import string
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
@@ -18,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.prompt import Task
+from contextlab.learners.text import Reader
+from contextlab.prompt import Learner, Task
 from contextlab.registry import register
 from contextlab.tasks.text.codec import Codec
 from contextlab.tasks.text.corpus import PYTHON, Corpus, Part
@@ -38,7 +40,7 @@ from contextlab.tasks.text.page import (
     spaced,
     uuids,
 )
-from contextlab.tasks.text.questions import Questions, questions
+from contextlab.tasks.text.questions import FORMATS, Format, encoded, questions
 from contextlab.tasks.text.wordlist import adjectives, nouns
 
 Name = Literal[
@@ -108,13 +110,17 @@ class Ruler(FilledTask):
     vt: variable tracking, one chain of five assignments in noise; every variable of the chain's value is asked for.
     cwe, fwe: the ten words of a numbered list that are repeated most; the three most frequent words of a coded text,
         whose frequencies are those of a zeta distribution, after the most frequent, "...".
-    qa_1, qa_2: a question among documents, from a local file in the format of SQuAD 2 (qa_1) or HotpotQA (qa_2), which
-        are not part of this library.
+    qa_1, qa_2: a question among documents, from a local file in the format of SQuAD 2 (qa_1, such as dev-v2.0.json) or
+        HotpotQA (qa_2, such as hotpot_dev_distractor_v1.json), which are not part of this library. Paragraphs that
+        come with the question stand, in any order, among others of its article (SQuAD), then of the whole file; when
+        that has no more, all of them come again. Questions without an answer are left out; any of several answers
+        counts for `match`, the first is scored token by token. `reader` looks the answer up in the file.
 
     Counts, formats and the rule for each size are those of the published generators. What differs: the instructions are
     in other words; real text is `corpus` in place of essays, and needles stand at beginnings of its lines; words come
-    from a shorter list; the solved example of vt is shorter; answers have one order, that of the text (of the
-    question in niah_multiquery, of frequency in fwe), because they are also scored token by token. `match` is the
+    from a shorter list; the solved example of vt is shorter; documents follow each other without an empty line, as many
+    in each prompt as fit; a question that a file has twice counts once; answers have one order, that of the text (of
+    the question in niah_multiquery, of frequency in fwe), because they are also scored token by token. `match` is the
     published string match, which knows no order. `length` counts the answer. The published lengths are in tokens of a
     language model: for bytes, four of them count as one where a size depends on the length.
 
@@ -143,14 +149,16 @@ class Ruler(FilledTask):
 
     def __post_init__(self) -> None:
         if self.task in ("qa_1", "qa_2") and self.data is None:
-            kind = "SQuAD 2" if self.task == "qa_1" else "HotpotQA"
-            raise InputError(f"ruler: task {self.task!r} needs data, the path of a JSON file in the format of {kind}")
+            form = FORMATS["squad" if self.task == "qa_1" else "hotpot"]
+            raise InputError(f"ruler: task {self.task!r} needs data, the path of a JSON file in the format of {form}")
         if self.task in NAMES and not self.task.startswith("qa") and self.data is not None:
             raise InputError(f"ruler: data belongs to qa_1 and qa_2; task {self.task!r} reads none")
         super().__post_init__()
 
     def context(self, device: torch.device | str) -> Corpus | None:  # type: ignore[override]
-        """Noise or real text, where the task has one of them."""
+        """Noise or real text, where the task has one of them; of questions, all texts of their file."""
+        if self.task in ("qa_1", "qa_2"):
+            return encoded(*self._file, self.codec).to(device)
         needles = NEEDLES.get(self.task)
         if self.task == "vt" or (needles and needles.haystack == "noise"):
             return noise(self.codec, self.length).to(device)
@@ -161,9 +169,9 @@ class Ruler(FilledTask):
         needles = NEEDLES.get(self.task)
         if needles:
             return HEX + "-" if needles.values == "uuids" else DIGITS
-        return {"vt": string.ascii_uppercase, "cwe": string.ascii_lowercase, "fwe": string.ascii_lowercase}.get(
-            self.task, string.printable
-        )
+        if self.task in ("qa_1", "qa_2"):
+            return "".join(sorted({each for question in questions(*self._file).asked for each in question.answers[0]}))
+        return string.ascii_uppercase if self.task == "vt" else string.ascii_lowercase
 
     def compose(self, page: Page, batch: int, generator: torch.Generator) -> Story:
         """Draw the prompts of the task."""
@@ -177,10 +185,16 @@ class Ruler(FilledTask):
         if self.task in NEEDLES:
             return _read_needles(text)
         if self.task in ("qa_1", "qa_2"):
-            asked = text[text.rindex("Question: ") + 10 : text.rindex(" Answer:")]
-            found = [each.answers[0] for each in self._questions.asked if each.text == asked]
-            return [f" {found[0]}"] if found else []
+            known = questions(*self._file)
+            return [f" {known.asked[known.number[_asked(text)]].answers[0]}"]
         return {"vt": _read_variables, "cwe": _read_common_words, "fwe": _read_frequent_words}[self.task](text)
+
+    def learners(self) -> dict[str, Learner]:
+        """`reader`, which makes no error; for questions, which it looks up, also `overlap`, which has the prompt."""
+        found = super().learners()
+        if self.task in ("qa_1", "qa_2"):
+            found["overlap"] = Reader(self.output_size, _extract, self.codec)
+        return found
 
     def match(self, answers: list[str], prompt: Any) -> list[float]:  # type: ignore[override]
         """The published string match: the share of references found; of questions, whether any is found."""
@@ -410,42 +424,63 @@ class Ruler(FilledTask):
         return Story([head, names.take(shuffled), question], answer, fact, codes[:, 1:4])
 
     @property
-    def _questions(self) -> Questions:
+    def _file(self) -> tuple[str, Format, Part]:
         assert self.data is not None
-        return questions(self.data, "squad" if self.task == "qa_1" else "hotpot", self.part)
+        return self.data, "squad" if self.task == "qa_1" else "hotpot", self.part
 
     def _documents(self, page: Page, batch: int, generator: torch.Generator) -> Story:
-        device, known = page.device, self._questions
-        texts = page.text(*(f"\n{each}\n" for each in known.documents))
-        names = page.text(*(f"Document {i + 1}:" for i in range(len(known.documents))))
-        pick = torch.randint(len(known.asked), (batch, 1), generator=generator, device=device)
-        orders = page.text("Answer the question from the documents below, with the answer only.\n")
-        asked = page.text(*(f"Question: {each.text} Answer:" for each in known.asked)).take(pick)
+        device, known, texts = page.device, questions(*self._file), page.corpus
+        assert texts is not None
+        documents, count = len(known.documents), len(known.asked)
+        sizes = texts.starts.diff()
+
+        def piece(number: Tensor) -> Pieces:
+            return Pieces(texts.starts[number], sizes[number])
+
+        head = page.text("Answer the question from the documents below, with the answer only.\n")
         again = page.text("Answer the question from the documents above, with the answer only.\n")
-        if page.codec.is_bytes:
-            answer = [(page.text(" "), False), (page.text(*(each.answers[0] for each in known.asked)).take(pick), True)]
-        else:
-            answer = [(page.text(*(f" {each.answers[0]}" for each in known.asked)).take(pick), True)]
-        # Documents with the answer come first, then those of the same article, then any, while they fit.
-        order = known.nearness.to(device)[pick.squeeze(1)] + torch.rand(
-            batch, len(known.documents), generator=generator, device=device
-        )
-        order = order.argsort(1)
-        size = texts.size[0, order] + int(names.size.max())
-        room = self._room([orders, again, asked], answer)
-        kept = size.cumsum(1) <= room
-        needed = (known.nearness == 0).sum(1).to(device)[pick]
-        if not kept.gather(1, needed - 1).all():
-            need = int((size.cumsum(1).gather(1, needed - 1) - room).max())
-            raise InputError(f"length {self.length} is too short for these documents; use {self.length + need} or more")
-        shuffle = torch.rand(batch, len(known.documents), generator=generator, device=device)
-        rank = torch.where(kept, shuffle, 2.0).argsort(1)
-        chosen, shown = order.gather(1, rank), kept.gather(1, rank)
-        number = torch.arange(len(known.documents), device=device).expand(batch, -1)
-        documents = interleave(names.take(number), texts.take(chosen)).where(shown.repeat_interleave(2, 1))
-        fact = 1 + 2 * (rank == 0).int().argmax(1)
-        references = known.references.to(device)[pick.squeeze(1)]
-        return Story([orders, documents, again, asked], answer, fact, references)
+        every = documents + torch.arange(count, device=device).unsqueeze(1)
+        space = [(page.text(" "), False)] if page.codec.is_bytes else []
+        rooms = self._room([head, again, piece(every)], [*space, (piece(every + count), True)])  # [questions, 1]
+        most = int(rooms.max())
+        fit = max(most // int(sizes[:documents].min()), 1)  # documents, at most
+        shown = known.shown.to(device)
+        names = page.text(*(f"Document {i + 1}:" for i in range(max(fit, shown.shape[1]))))
+
+        def taken_by(chosen: Tensor) -> Tensor:
+            """Tokens of the documents up to each, with their numbers; -1 is none. chosen: [n, K]."""
+            number = (chosen >= 0).cumsum(1).clamp_max(names.size.shape[1])
+            own = torch.where(chosen >= 0, sizes[chosen.clamp_min(0)], 0)
+            return own.cumsum(1) + F.pad(names.size[0].cumsum(0), (1, 0))[number]
+
+        if (lacking := int((taken_by(shown)[:, -1:] - rooms).max())) > 0:  # of any question: no later draw can fail
+            need = self.length + lacking
+            raise InputError(f"length {self.length} is too short for these documents; use {need} or more")
+        pick = torch.randint(count, (batch,), generator=generator, device=device)
+        asked, answer = (piece(documents + i * count + pick.unsqueeze(1)) for i in (0, 1))
+        # The question's documents come first, then others of its article, then any, while they fit.
+        shown, support = shown[pick], known.support.to(device)[pick]
+        article = known.articles.to(device)[known.article.to(device)[pick]]
+        article = article.masked_fill((article.unsqueeze(2) == shown.unsqueeze(1)).any(2), -1)
+        article = article.gather(1, torch.rand(article.shape, generator=generator, device=device).argsort(1))
+        first = torch.cat([shown, article], 1)
+        rest = distinct(batch, min(documents, fit + first.shape[1]), documents, generator, device)
+        before = torch.zeros(batch, documents + 1, dtype=torch.bool, device=device)
+        before.scatter_(1, first % (documents + 1), True)  # those that fill up, -1, are none of the documents
+        order = [first, rest.masked_fill(before.gather(1, rest), -1)]
+        for _ in range((most - 1) // int(sizes[:documents].sum())):  # all of them are shown, and once more
+            order.append(torch.rand(batch, documents, generator=generator, device=device).argsort(1))
+        chosen = torch.cat(order, 1)
+        kept = (chosen >= 0) & (taken_by(chosen) <= rooms[pick])
+        shuffle = torch.rand(kept.shape, generator=generator, device=device)
+        rank = torch.where(kept, shuffle, 2.0).argsort(1)[:, : int(kept.sum(1).max())]
+        chosen, kept = chosen.gather(1, rank), kept.gather(1, rank)
+        number = torch.arange(rank.shape[1], device=device).expand(batch, -1)
+        told = interleave(names.take(number), piece(chosen)).where(kept.repeat_interleave(2, 1))
+        tells = (chosen.unsqueeze(2) == support.unsqueeze(1)).any(2) & kept
+        fact = 1 + 2 * tells.int().argmax(1)
+        answers = [*space, (answer, True)]
+        return Story([head, told, again, asked], answers, fact, known.references.to(device)[pick])
 
 
 @lru_cache(maxsize=8)
@@ -481,6 +516,44 @@ def _listed(page: Page, answers: list[Pieces], between: str) -> list[tuple[Piece
             found.append((page.text(between), False))
         found += spaced(page, pieces)
     return found
+
+
+def _asked(text: str) -> str:
+    """The question of a prompt of documents."""
+    *_, last = text.partition(" above, with the answer only.\nQuestion: ")
+    return last.rstrip(" ").removesuffix(" Answer:")
+
+
+WORD = r"\w+(?:[-'.,\u2019]\w+)*"
+
+
+def _extract(text: str) -> list[str]:
+    """An answer for a question among documents: words beside those of the question, in the sentence that has most.
+
+    Words weigh log(1 + 1 / count), as in the sliding-window baseline that SQuAD took from MCTest (1606.05250, section
+    5). The sentence has the greatest weight of different words of the question. Of its runs of other words, up to the
+    nearest mark, that with the greatest mean weight is the answer; the paper has the phrases of a parser.
+    """
+    question = set(re.findall(WORD, _asked(text).lower()))
+    told = text[text.index("Document 1:") : text.rindex("Answer the question")]
+    counts = Counter(re.findall(WORD, told.lower()))
+
+    def weight(words: Iterable[str]) -> float:
+        return sum(math.log1p(1 / counts[word]) for word in words)
+
+    sentences = [each for line in told.splitlines() for each in re.split(r"(?<=[.!?])\s+", line)]
+    best = max(sentences, key=lambda each: weight(question & set(re.findall(WORD, each.lower()))))
+    runs: list[list[re.Match[str]]] = [[]]
+    for found in re.finditer(rf"({WORD})|[^\w\s]", best):
+        if found[1] and found[1].lower() not in question:
+            runs[-1].append(found)
+        elif runs[-1]:
+            runs.append([])
+    runs = [run for run in runs if run]
+    if not runs:
+        return []
+    rarest = max(runs, key=lambda run: weight(each[1].lower() for each in run) / len(run))
+    return [f" {best[rarest[0].start() : rarest[-1].end()]}"]
 
 
 def _read_needles(text: str) -> list[str]:
