@@ -54,7 +54,8 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
     x: [..., D]. weight: [D] or None (ones). eps: None takes the dtype's machine epsilon. Returns [..., D].
     """
     same = weight is not None and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
-    if same and x.device.type == "cpu" and not torch.compiler.is_compiling():
+    # Without gradients PyTorch's own takes one pass, and a call of ours costs more than a token's norm.
+    if same and torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling():
         y: Tensor = _RmsNorm.apply(x, weight, torch.finfo(x.dtype).eps if eps is None else eps)[0]
         return y
     # Under autocast x can be of half precision; PyTorch's fused kernels want a weight of x's dtype.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
@@ -83,7 +84,16 @@ class RopeScaling(Spec):
 
 
 def rope_frequencies(size: int, base: float = 10000.0, scaling: RopeScaling | None = None) -> tuple[Tensor, float]:
-    """RoPE's angles for one step, [size / 2] float64, and the factor of what is turned. size: turned dimensions."""
+    """RoPE's angles for one step, [size / 2] float64, and the factor of what is turned. size: turned dimensions.
+
+    They are kept for the next call, which in decoding comes with the next token: nobody may change them.
+    """
+    return (_frequencies.__wrapped__ if torch.compiler.is_compiling() else _frequencies)(size, base, scaling)
+
+
+@lru_cache(maxsize=64)
+def _frequencies(size: int, base: float, scaling: RopeScaling | None) -> tuple[Tensor, float]:
+    """See `rope_frequencies`."""
     index = torch.arange(0, size, 2, dtype=torch.float64)
     plain = base ** (index / -size)
     if scaling is None:

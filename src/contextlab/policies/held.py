@@ -38,14 +38,14 @@ class Slots(State):
         return next(iter(self.values.values())).shape[2]
 
     def append(self, new: dict[str, Tensor], room: int) -> Slots:
-        """With further tokens' values, each [B, Hkv, T, ...], in at least `room` slots; this state stays valid."""
+        """With further tokens' values, each [B, Hkv, T, ...]; this state stays valid. room: of new slots, if needed."""
         count = next(iter(new.values())).shape[2]
         used = self.used + count
         room = max(room, used)
         if torch.is_grad_enabled():
             return Slots.of({name: torch.cat((self[name], x), 2) for name, x in new.items()}, room, self.length + count)
         mark, values = self._written, self.values
-        if mark is None or mark[0] > self.used or self.room != room or any(frozen(x) for x in values.values()):
+        if mark is None or mark[0] > self.used or self.room < used or any(frozen(x) for x in values.values()):
             values, mark = {name: _filled(self[name], room) for name in new}, [self.used]
         for name, x in new.items():
             values[name][:, :, self.used : used] = x
