@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -83,12 +84,17 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, State):
-        for each in dataclasses.fields(value):
-            if not each.metadata.get("static"):
-                yield from _tensors(getattr(value, each.name))
+        for name in _held(type(value)):  # type: ignore[arg-type]  # a class hashes, whatever its instances do
+            yield from _tensors(getattr(value, name))
     elif isinstance(value, dict | list | tuple):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _tensors(inner)
+
+
+@cache
+def _held(cls: type[State]) -> tuple[str, ...]:
+    """The names of the fields that hold tensors."""
+    return tuple(each.name for each in dataclasses.fields(cls) if not each.metadata.get("static"))
 
 
 def _flatten(state: State) -> tuple[list[Any], tuple[Any, ...]]:

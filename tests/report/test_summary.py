@@ -21,6 +21,15 @@ def test_the_winner_is_named_with_its_margin(results, records):
     assert any("means of 3 seeds" in w for w in summary_words(make_results(3), records))
 
 
+def test_a_learner_without_any_error_is_no_divisor(results, records):
+    learner = results["kind"].eq("learner") & results["metric"].eq("squared_error")
+    perfect = results.assign(value=results["value"].mask(learner, 0.0))
+    words = summary_words(perfect, records)
+    told = [each for each in words if "comes closest to" in each or each.startswith("regression: above")]
+    assert told
+    assert not any("%" in each for each in told)
+
+
 def test_recall_says_who_passes_and_what_is_known_of_the_rest(results, records):
     words = summary_words(results, records)
     assert any(w.startswith("recall: 1 of 4 models reach 98% accuracy") for w in words)

@@ -1,14 +1,18 @@
 """What a KV state keeps: policies for any softmax attention model, budgeted in bytes."""
 
 from contextlab.policies.adaptive import AdaKV, PagedState
+from contextlab.policies.anchors import AnLLM
 from contextlab.policies.base import Dense, Holder, Policy, Served
 from contextlab.policies.budget import Budget
 from contextlab.policies.clusters import CHAI, ClusteredState
 from contextlab.policies.compose import PerLayer
+from contextlab.policies.dmc import DMC, MergedState
 from contextlab.policies.estimates import ExpectedAttention, HashEvict
 from contextlab.policies.eviction import EvictionPolicy, Seen
 from contextlab.policies.foresight import KVzip, Oracle
 from contextlab.policies.held import KeptState, Slots
+from contextlab.policies.infinite import infinite_retrieval
+from contextlab.policies.infllm import BlockState, InfLLM
 from contextlab.policies.keys import KeyDiff, KeyNorm, Random, StreamingLLM
 from contextlab.policies.low_rank import LowRank
 from contextlab.policies.merging import D2O, CaM, WeightedKV
@@ -20,6 +24,7 @@ from contextlab.policies.retrieval import LowRankKeys, Retrieval, TopK
 from contextlab.policies.scores import A2SF, ALISA, H2O, TOVA, VATP, FastGen, PyramidInfer, PyramidKV, SnapKV
 from contextlab.policies.selective import BlockTopK, Quest, ReadState, SelectivePolicy
 from contextlab.policies.sharing import SharedPrefix, SharedPrefixState
+from contextlab.policies.specache import CopiedState, SpeCache
 from contextlab.policies.star import StarAttention
 from contextlab.policies.trained import Locret
 from contextlab.registry import lookup
@@ -36,15 +41,19 @@ __all__ = [
     "ALISA",
     "CHAI",
     "D2O",
+    "DMC",
     "FP8",
     "H2O",
     "TOVA",
     "VATP",
     "AdaKV",
+    "AnLLM",
+    "BlockState",
     "BlockTopK",
     "Budget",
     "CaM",
     "ClusteredState",
+    "CopiedState",
     "Dense",
     "EvictionPolicy",
     "ExpectedAttention",
@@ -52,6 +61,7 @@ __all__ = [
     "HashEvict",
     "HeadOffload",
     "Holder",
+    "InfLLM",
     "KVzip",
     "KeptState",
     "KeyDiff",
@@ -59,6 +69,7 @@ __all__ = [
     "Locret",
     "LowRank",
     "LowRankKeys",
+    "MergedState",
     "Oracle",
     "PagedState",
     "PerLayer",
@@ -78,6 +89,7 @@ __all__ = [
     "ShortPrompt",
     "Slots",
     "SnapKV",
+    "SpeCache",
     "StarAttention",
     "StreamingLLM",
     "TopK",
@@ -85,6 +97,7 @@ __all__ = [
     "build_policy",
     "compress_prompt",
     "evaluator_heads",
+    "infinite_retrieval",
     "parse_options",
     "parse_policy",
     "takes_budget",

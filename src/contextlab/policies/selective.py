@@ -197,7 +197,7 @@ class SelectivePolicy(Policy):
             state = self.convert(layer, KVState.empty(k, v) if state is None else state)
         if not isinstance(state, ReadState):
             raise InputError(f"the state of another policy: expected a ReadState, got {type(state).__name__}")
-        after = self._extended(layer, state, k, v, mask)
+        after = self._extended(layer, state, q, k, v, mask)
         pages = None
         if q.shape[1] == 1:
             pages = self._pages(layer, q[:, 0] if state.query is None else state.query, after)
@@ -225,7 +225,9 @@ class SelectivePolicy(Policy):
         self._summarise(layer, summary, state, 0)
         return dataclasses.replace(after, summary=summary)
 
-    def _extended(self, layer: KVLayer, state: ReadState, k: Tensor, v: Tensor, mask: Tensor | None) -> ReadState:
+    def _extended(
+        self, layer: KVLayer, state: ReadState, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> ReadState:
         """With the new tokens and the summaries of the pages that they complete."""
         before = state.kv
         if self.offload and not before.keys.is_cpu:  # someone moved the state
@@ -334,8 +336,12 @@ class SelectivePolicy(Policy):
         room = (state.kv.keys.shape[2] // self.segment) + 1
         return {name: x[:, :, : segments * (x.shape[2] // room)] for name, x in state.summary.items()}
 
-    def _read(self, layer: KVLayer, q: Tensor, state: ReadState, pages: Tensor) -> tuple[Tensor, int]:
-        """The answer [B, 1, H, V] of one token from some pages and the latest tokens, and how many tokens it read."""
+    def _chosen(self, state: ReadState, pages: Tensor, count: int = 1) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the last `count` tokens read: some pages [B, Hkv, n], -1 for none, and the latest tokens.
+
+        Returns the tokens' slots in the buffers and their places in their rows, both [B, Hkv, N] int64, and where
+        these hold a token [B, Hkv, N] bool, None for all True.
+        """
         batch, kv_heads, _ = pages.shape
         device, page = pages.device, self.page
         chosen = pages.clamp_min(0)
@@ -344,20 +350,24 @@ class SelectivePolicy(Policy):
             at = state.summary["order"].gather(2, index).long()
         else:
             at = chosen[..., None] * page + torch.arange(page, device=device)
-        seen = None
         if not state.kv.padded:
-            first = self._candidates(state.length)[1]
+            first = self._candidates(state.length - count + 1)[1]
             tail = torch.arange(first, state.length, device=device).expand(batch, kv_heads, -1)
-            slots = places = torch.cat((at.flatten(2), tail), 2)
-        else:
-            start = state.kv.start.to(device)
-            read = state.length - start
-            begin = row_candidates(read - int(self.ahead), self.window, self.segment, page)[1][:, None]
-            tail = (begin + torch.arange(self.latest, device=device))[:, None].expand(-1, kv_heads, -1)
-            valid = (pages >= 0).repeat_interleave(page, 2)
-            seen = torch.cat((valid, tail < read[:, None, None]), 2)
             places = torch.cat((at.flatten(2), tail), 2)
-            slots = (places + start[:, None, None]).clamp_max(state.length - 1)
+            return places, places, None
+        start = state.kv.start.to(device)
+        read = state.length - start
+        begin = row_candidates(read - count + 1 - int(self.ahead), self.window, self.segment, page)[1][:, None]
+        tail = (begin + torch.arange(self.latest + count - 1, device=device))[:, None].expand(-1, kv_heads, -1)
+        valid = (pages >= 0).repeat_interleave(page, 2)
+        seen = torch.cat((valid, tail < read[:, None, None]), 2)
+        places = torch.cat((at.flatten(2), tail), 2)
+        return (places + start[:, None, None]).clamp_max(state.length - 1), places, seen
+
+    def _read(self, layer: KVLayer, q: Tensor, state: ReadState, pages: Tensor) -> tuple[Tensor, int]:
+        """The answer [B, 1, H, V] of one token from some pages and the latest tokens, and how many tokens it read."""
+        slots, places, seen = self._chosen(state, pages)
+        kv_heads, device = pages.shape[1], pages.device
         keys, values = fetched(state.kv.keys, slots, q.device), fetched(state.kv.values, slots, q.device)
         bias = seen[:, :, None] if seen is not None else None
         shared = layer.heads // layer.kv_heads
@@ -401,6 +411,16 @@ def row_candidates(read: Tensor, window: int, segment: int, page: int) -> tuple[
     """`candidates` of each row: read [B]."""
     first = (read - window).clamp_min(0) // segment * segment
     return first // page, first
+
+
+def told_apart(scores: Tensor) -> Tensor:
+    """Scores [..., pages] as float64, in an order that rounding does not change where pages may be exactly alike.
+
+    16 bits of each count, and among equals the later page is greater.
+    """
+    part, exponent = scores.double().frexp()
+    coarse = torch.ldexp((part * 2**16).round(), exponent - 16)
+    return coarse + torch.arange(scores.shape[-1], device=scores.device) * 2.0**-40
 
 
 def fetched(held: Tensor, slots: Tensor, device: torch.device) -> Tensor:

@@ -115,8 +115,8 @@ def _settings(results: pd.DataFrame) -> dict[tuple[str, str], _Kept]:
     """
     results = over_seeds(results)
     policies = results[results["kind"] == "policy"]
-    measured = policies.groupby(["task", "length", "split"], sort=False)["model"].nunique()
-    most = measured.groupby("split").transform("max")
+    counts = policies.groupby(["task", "length", "split"], sort=False)["model"].nunique()
+    few = set(counts[2 * counts < counts.groupby("split").transform("max")].index)
     found: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
     for (task, length), rows in policies.groupby(["task", "length"], sort=False):
         metric = main_metric(str(task), rows)
@@ -124,7 +124,7 @@ def _settings(results: pd.DataFrame) -> dict[tuple[str, str], _Kept]:
         size = rows[rows["metric"] == "state_bytes"].set_index(["model", "split"])["value"]
         full = float(value[(FULL, FULL)])
         for key in value.index:
-            if 2 * measured[task, length, key[1]] < most[task, length, key[1]]:
+            if (task, length, key[1]) in few:
                 continue
             mine = float(value[key])
             better, worse = (mine, full) if metric in HIGHER_IS_BETTER else (full, mine)

@@ -98,13 +98,17 @@ def _error_words(task: str, rows: pd.DataFrame, metric: str) -> list[str]:
     excess = models[models["metric"] == f"excess_{metric}"].groupby("label")["value"].mean().sort_values()
     first, last = int(shots["shot"].min()), int(shots["shot"].max())
     name = excess.index[0]
+
+    def relative(value: float) -> str:
+        return f" ({value / floor:+.1%})" if floor else ""  # a learner that looks the answer up makes no error
+
     sentences = [
         f"{task}: {name} comes closest to {best}, the best known learner. Averaged over {first} to {last} in-context "
-        f"examples its {metric_title(metric)} is {excess.iloc[0]:.3g} above {best}'s {floor:.3g} "
-        f"({excess.iloc[0] / floor:+.1%})" + _seeds(models) + "."
+        f"examples its {metric_title(metric)} is {excess.iloc[0]:.3g} above {best}'s {floor:.3g}"
+        f"{relative(excess.iloc[0])}{_seeds(models)}."
     ]
     if len(excess) > 1:
-        others = ", ".join(f"{n} {v:.3g} ({v / floor:+.1%})" for n, v in excess.iloc[1:].items())
+        others = ", ".join(f"{n} {v:.3g}{relative(v)}" for n, v in excess.iloc[1:].items())
         sentences.append(f"{task}: above {best} by: {others}.")
     return sentences
 
