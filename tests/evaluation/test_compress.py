@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.evaluation.compress import _drawn, build_prompts, compress
-from contextlab.models import build_model
+from contextlab.experiments import find_model
+from contextlab.models import build_model, load
 from contextlab.policies import build_policy
 
 SIZES = {"read_in": "token", "input_size": 256, "output_size": 256}
@@ -183,3 +185,26 @@ def test_what_cannot_be_kept_to_is_left_out_and_told_or_refused() -> None:
     )
     assert [line.partition(":")[0] for line in told] == ["streaming_llm"]
     assert set(found["model"]) == {"full", *policies}
+
+
+def test_models_of_transformers_are_compressed_alike(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    name, theirs, _ = find_model(str(tmp_path), torch.device("cpu"))
+    ours = load(tmp_path, native=True)
+    policies = ["h2o:window=4", "kvzip:sinks=2", "oracle", "quantize:bits=4"]
+    tables = [
+        compress(each, policies, ["25%"], ["needle"], [192], prompts=2, batch=2, name=name) for each in (theirs, ours)
+    ]
+    for policy in ("full", *policies):
+        for metric in ("cross_entropy", "accuracy"):
+            a, b = (value(found, policy, metric) for found in tables)
+            assert a == pytest.approx(b, rel=1e-3)
+        if policy != "full":
+            assert value(tables[0], policy, "state_bytes") <= value(tables[0], "full", "state_bytes")
+    for policy in policies[:3]:
+        assert value(tables[0], policy, "state_bytes") <= 0.25 * 192 * TOKEN

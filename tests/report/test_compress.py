@@ -103,3 +103,13 @@ def test_the_table_of_what_is_kept_puts_the_best_first_and_leaves_impossible_tas
     assert (rows["a"]["10%"], rows["quest"]["10%"]) == ("83.3%", "98.0%")  # of text alone
     few = results()[~(needle & results()["split"].eq("10%") & results()["model"].eq("a"))]
     assert {row["policy"]: row["10%"] for row in kept_table(few)}["a"] == ""
+
+
+def test_the_oracle_is_a_ceiling_and_never_the_best_policy() -> None:
+    found = results()
+    found["model"] = found["model"].replace({"b": "oracle:sinks=2", "bits": "c"})
+    at25, ceiling25, at10, _, ceiling10 = compress_words(found)
+    assert at25.startswith("At 25%, c is the best")
+    assert at10.startswith("At 10%, a is the best")
+    assert ceiling10 == "At 10%, oracle:sinks=2, which knows what follows, keeps 78.1%: a ceiling, no method."
+    assert ceiling25.startswith("At 25%, oracle")

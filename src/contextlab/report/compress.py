@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from contextlab.evaluation.compress import FULL, OWN, is_text
-from contextlab.policies import Budget
+from contextlab.policies import Budget, parse_options
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.figures import COLOURS, DASHES, MARKERS, finish
 from contextlab.report.naming import bytes_in_words, metric_title, value_in_words
@@ -72,15 +72,16 @@ def compress_table(results: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
 def compress_words(results: pd.DataFrame) -> list[str]:
     """A sentence for each budget: the policy that keeps most of the full cache's quality, over all tasks and lengths.
 
-    What is kept is the ratio to the full cache's accuracy (its inverse for errors and perplexity), the mean over tasks
-    and lengths. Policies without a budget take part where their state is no larger than that of some policy with it.
+    The oracle, which knows what follows, is told beside it. What is kept is the ratio to the full cache's accuracy (its
+    inverse for errors and perplexity), the mean over tasks and lengths. Policies without a budget take part where their
+    state is no larger than that of some policy with it.
     """
     found = _settings(results)
     mean = {key: each.quality for key, each in found.items()}
     share = {key: each.bytes for key, each in found.items()}
     sentences = []
     for budget in [b for b in dict.fromkeys(split for _, split in found) if b not in (FULL, OWN)]:
-        with_it = [key for key in mean if key[1] == budget]
+        with_it = [key for key in mean if key[1] == budget and not _is_oracle(key[0])]
         holding = [key for key in with_it if share[key] < WHOLE]
         reading = [key for key in with_it if share[key] >= WHOLE and not Budget.of(budget).everything]
         most = max((share[key] for key in holding), default=0.0)
@@ -97,7 +98,17 @@ def compress_words(results: pd.DataFrame) -> list[str]:
                 f"{what}, {best[0]} is the best policy{equal}: it keeps {mean[best]:.1%} of the full cache's quality"
                 f"{part}: {'; '.join(found[best].words)}."
             )
+        sentences += [
+            f"At {budget}, {key[0]}, which knows what follows, keeps {mean[key]:.1%}: a ceiling, no method."
+            for key in mean
+            if key[1] == budget and _is_oracle(key[0])
+        ]
     return sentences
+
+
+def _is_oracle(policy: str) -> bool:
+    """Whether a policy as it was written chooses by what it cannot know."""
+    return parse_options(policy.partition("|")[0], "policy")[0] == "oracle"
 
 
 class _Kept(NamedTuple):
