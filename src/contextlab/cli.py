@@ -532,6 +532,9 @@ def compress(
             "--compare", metavar="MODEL", help="Draw in another model, without a policy; constant-state, say."
         ),
     ] = None,
+    decoded: Annotated[
+        int, typer.Option(min=1, max=LARGEST_WHOLE, help="Tokens of text and mqar that are read one by one, at most.")
+    ] = 128,
     fit: Annotated[
         int,
         typer.Option(min=0, max=LARGEST_WHOLE, help="Train policies that must be, such as locret, for so many steps."),
@@ -569,7 +572,7 @@ def compress(
     with console.status("measuring ...") as status:
         results = measure(
             loaded, policy, budget or [], _tasks(task), _lengths(lengths), prompts=prompts, batch=batch, seed=seed,
-            name=name, tokenizer=tokenizer, compare=others, fit=fit, left_out=left_out,
+            name=name, tokenizer=tokenizer, compare=others, decoded=decoded, fit=fit, left_out=left_out,
             progress=lambda text: status.update(escape(text)),
         )  # fmt: skip
     folder = out or Path("compressed") / name

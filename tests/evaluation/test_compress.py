@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
@@ -33,6 +34,20 @@ def value(found: pd.DataFrame, policy: str, metric: str, budget: str | None = No
         rows = rows[rows[key] == wanted]
     assert len(rows) == 1
     return float(rows["value"].iloc[0])
+
+
+def by_hand(reader: Any, drawn: Any) -> Tensor:
+    """Logits from the question on: read up to it, then the question, then the answer token by token."""
+    x, first, length = drawn.prompt.inputs, drawn.question, drawn.prompt.length
+    answer = next(t for t in range(first, length) if drawn.prompt.scored[:, t].any())
+    assert first < answer
+    _, state = reader.read(x[:, :first])
+    y, state = reader.read(x[:, first:answer], state)
+    parts = [y]
+    for t in range(answer, length):
+        y, state = reader.read(x[:, t : t + 1], state)
+        parts.append(y)
+    return torch.cat(parts, 1)
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +104,8 @@ def test_the_divergence_is_that_of_reading_by_hand(found: pd.DataFrame) -> None:
     with torch.no_grad():
         p = reader(x)[:, first:].double().softmax(-1)
         with policy.attach(reader):
-            _, state = reader.read(x[:, :first])
-            parts = []
-            for t in range(first, 192):
-                y, state = reader.read(x[:, t : t + 1], state)
-                parts.append(y)
-    q = torch.cat(parts, 1).double().softmax(-1)
+            logits = by_hand(reader, drawn)
+    q = logits.double().softmax(-1)
     kl = (p * (p.log() - q.log())).sum(-1)[drawn.prompt.scored[:, first:]].mean()
     assert value(found, "streaming_llm:sinks=2", "kl", "8kB", task="needle") == pytest.approx(float(kl), rel=1e-3)
 
@@ -161,12 +172,8 @@ def test_policies_that_watch_or_learn_are_prepared_on_the_prompts() -> None:
         policy = build_policy(name, budget="25%", sinks=0 if name == "oracle" else 2)
         policy.watch(reader, drawn.prompt.inputs[:, :seen])
         with torch.no_grad(), policy.attach(reader):
-            _, state = reader.read(drawn.prompt.inputs[:, : drawn.question])
-            parts = []
-            for t in range(drawn.question, drawn.prompt.length):
-                y, state = reader.read(drawn.prompt.inputs[:, t : t + 1], state)
-                parts.append(y)
-        each = F.cross_entropy(torch.cat(parts, 1).transpose(1, 2), drawn.tail.targets, reduction="none")
+            logits = by_hand(reader, drawn)
+        each = F.cross_entropy(logits.transpose(1, 2), drawn.tail.targets, reduction="none")
         label = name if name == "oracle" else "kvzip:sinks=2"
         expected = float(each[drawn.tail.scored].mean())
         assert value(found, label, "cross_entropy", "25%") == pytest.approx(expected, rel=1e-5)

@@ -38,8 +38,8 @@ FULL, OWN = "full", "own"
 ALIASES = {"text": "language_modelling", "mqar": "associative_recall"}
 SIZED = {"kv_retrieval": "pairs", "dictionary_retrieval": "dictionaries"}
 """Tasks whose length follows from another option."""
-MOST_DECODED = 128
-"""Tokens that are read one by one where the prompt has no question that says where to begin: it takes long."""
+DECODED = 128
+"""Tokens that are read one by one, at most, where no question says where to begin: it takes long."""
 MOST_FITTED = 256
 """Prompts on which a policy is trained."""
 MOST_LOGITS = 2**28
@@ -100,17 +100,18 @@ def compress(
     name: str = "model",
     tokenizer: Any = None,
     compare: Mapping[str, AnyModel] | None = None,
+    decoded: int = DECODED,
     fit: int = 0,
     left_out: list[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Measure a model under each policy and budget, and without one, on the same prompts.
 
-    Each prompt is read up to its question at once, then token by token: a policy that keeps what the question asks for
-    must do so before it is asked. Of text the last quarter is read token by token, of recall what follows the pairs,
-    128 tokens at most. Only that counts. All settings take turns on each batch of prompts, in one process, so that
-    their times can be compared. What a policy must `watch` first, it watches within the time of prefill: kvzip the
-    prompt up to its question, the oracle all that will be read.
+    Each prompt is read up to its question at once, then the question at once, then the answer token by token: a policy
+    that keeps what the question asks for must do so before it is asked. Of text the last quarter is read token by
+    token, of recall what follows the pairs, `decoded` tokens at most. Only that counts. All settings take turns on each
+    batch of prompts, in one process, so that their times can be compared. What a policy must `watch` first, it watches
+    within the time of prefill: kvzip the prompt up to its question, the oracle all that will be read.
 
     policies: as `policies.parse_policy` reads them. budgets: as `policies.Budget.of` reads them; bytes are those of one
         sequence.
@@ -118,6 +119,7 @@ def compress(
     lengths: tokens of the prompts, about.
     prompts: for each task and length. batch: prompts at once; their times are one repeat.
     tokenizer: of tasks on text; None for bytes. compare: other models that read the same prompts without a policy.
+    decoded: tokens of text, and of recall, that are read one by one, at most.
     fit: steps by which policies that must be trained are, on 256 prompts of each task's training part and length; 0
         refuses those that are not trained.
     left_out: where given, what a policy, budget or task does not allow is told there, a line each, and left out.
@@ -138,6 +140,8 @@ def compress(
         raise InputError("compress: expected at least one policy, one task and one length")
     if prompts < 2:
         raise InputError(f"prompts: expected at least 2, got {prompts}")
+    if decoded < 1:
+        raise InputError(f"decoded: expected at least 1 token, got {decoded}")
     tell = progress or (lambda text: None)
     refusals = _Refusals(left_out)
     with tempfile.TemporaryDirectory() as folder:
@@ -157,15 +161,16 @@ def compress(
                 settings = every
                 if fit:
                     learnt = build_prompts(text, n, model, tokenizer, part="train")
-                    settings = _fitted(every, learnt, fit, seed, device, Path(folder) / str(i), tell)
-                tried = _drawn(task, 1, seed, device)
-                full = _read(settings[0], tried, steps=1)
+                    settings = _fitted(every, learnt, fit, decoded, seed, device, Path(folder) / str(i), tell)
+                drawn = _drawn(task, 1, seed, device, decoded)
+                tried = _Drawn(_columns(drawn.prompt, slice(drawn.question + 1)), drawn.question)
+                full = _read(settings[0], tried)
                 chosen[text, n] = settings[:1]
                 for setting in settings[1:]:
                     with refusals.of(f"{setting.label} at {setting.budget}, {text} at {n} tokens"):
-                        _check_budget(setting, tried.question + 1, _read(setting, tried, steps=1), full)
+                        _check_budget(setting, tried.question + 1, _read(setting, tried), full)
                         chosen[text, n].append(setting)
-            return _measured(built, chosen, prompts, batch, seed, name, device, tell)
+            return _measured(built, chosen, prompts, batch, decoded, seed, name, device, tell)
 
 
 def _measured(
@@ -173,6 +178,7 @@ def _measured(
     chosen: Mapping[tuple[str, int], list[Setting]],
     prompts: int,
     batch: int,
+    decoded: int,
     seed: int,
     name: str,
     device: torch.device,
@@ -186,7 +192,7 @@ def _measured(
         model = settings[0].model
         each = min(batch, prompts, max(1, MOST_LOGITS // (n * (model.spec.output_size or 1))))
         for start in range(0, prompts, each):
-            drawn = _drawn(task, min(each, prompts - start), 1_000_003 * seed + start, device)
+            drawn = _drawn(task, min(each, prompts - start), 1_000_003 * seed + start, device, decoded)
             full = _read(settings[0], drawn)
             trials[0].add(full, full, task, drawn)
             others = list(range(1, len(settings)))
@@ -315,6 +321,7 @@ def _fitted(
     settings: Sequence[Setting],
     task: Task,
     steps: int,
+    decoded: int,
     seed: int,
     device: torch.device,
     folder: Path,
@@ -327,7 +334,7 @@ def _fitted(
         if _to_train(setting):
             if setting.label not in trained:
                 tell(f"training {setting.label}, {steps} steps")
-                drawn, policy = _drawn(task, MOST_FITTED, seed + 1, device), setting.policy(1)
+                drawn, policy = _drawn(task, MOST_FITTED, seed + 1, device, decoded), setting.policy(1)
                 assert isinstance(policy, Locret)
                 answer = drawn.prompt.length - drawn.question
                 policy.fit(setting.model, drawn.prompt.inputs, answer, steps=steps, seed=seed)
@@ -400,27 +407,32 @@ def _evaluating(models: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Prompts, the token at which their question begins (of all rows: the earliest), and what is scored from there."""
+    """Prompts, and the token at which their question begins (of all rows: the earliest)."""
 
     prompt: Prompt
     question: int
 
     @property
     def tail(self) -> Prompt:
-        """What is read token by token."""
+        """The question and what follows it."""
         return _columns(self.prompt, slice(self.question, None))
 
+    @property
+    def answer(self) -> int:
+        """The first token from which on prompts are read token by token: the earliest at which a prediction counts."""
+        return self.question + int(self.tail.scored.any(0).int().argmax())
 
-def _drawn(task: Task, count: int, seed: int, device: torch.device) -> _Drawn:
+
+def _drawn(task: Task, count: int, seed: int, device: torch.device, decoded: int = DECODED) -> _Drawn:
     prompt = task.sample(count, torch.Generator(device).manual_seed(seed), device)
     if prompt.hidden is not None and "question" in prompt.hidden:
         question = int(prompt.hidden["question"].min())
         return _Drawn(prompt, question)
     if bool(prompt.scored.all()):
-        question, last = prompt.length - min(prompt.length // 4, MOST_DECODED), prompt.length
+        question, last = prompt.length - min(prompt.length // 4, decoded), prompt.length
     else:
         question = int(prompt.scored.int().argmax(1).min())
-        last = question + MOST_DECODED
+        last = question + decoded
     return _Drawn(_columns(prompt, slice(last)), max(1, question))
 
 
@@ -431,7 +443,7 @@ def _columns(prompt: Prompt, cut: slice) -> Prompt:
 
 @dataclass
 class _Reading:
-    """One pass over prompts. logits: [B, t, V] of what was read token by token. state_bytes: of one sequence."""
+    """One pass over prompts. logits: [B, t, V] of the question and what follows. state_bytes: of one sequence."""
 
     logits: Tensor
     prefill: float
@@ -440,11 +452,11 @@ class _Reading:
     peak_bytes: float
 
 
-def _read(setting: Setting, drawn: _Drawn, steps: int | None = None) -> _Reading:
-    """Read prompts up to the question at once, the rest (or so many steps of it) token by token."""
+def _read(setting: Setting, drawn: _Drawn) -> _Reading:
+    """Read prompts up to the question, then the question, and the rest token by token."""
     model: Any = setting.model
-    inputs, first = drawn.prompt.inputs, drawn.question
-    last = inputs.shape[1] if steps is None else min(first + steps, inputs.shape[1])
+    inputs, first, answer = drawn.prompt.inputs, drawn.question, drawn.answer
+    last = inputs.shape[1]
     _release()
     watch = PeakMemory(inputs.device)
     policy = setting.policy(len(inputs))
@@ -454,9 +466,13 @@ def _read(setting: Setting, drawn: _Drawn, steps: int | None = None) -> _Reading
             policy.watch(model, inputs[:, : last if policy.sees_what_follows else first])
     with _naming(setting), contextlib.nullcontext() if policy is None else policy.attach(model):
         _, state = model.read(inputs[:, :first])
-        middle, held = _now(inputs.device), state.nbytes
-        after, parts = _now(inputs.device), []
-        for t in range(first, last):
+        middle, held, parts = _now(inputs.device), state.nbytes, []
+        if answer > first:
+            y, state = model.read(inputs[:, first:answer], state)
+            parts.append(y)
+            held = max(held, state.nbytes)
+        after = _now(inputs.device)
+        for t in range(answer, last):
             y, state = model.read(inputs[:, t : t + 1], state)
             parts.append(y)
         ended = _now(inputs.device)
@@ -465,7 +481,7 @@ def _read(setting: Setting, drawn: _Drawn, steps: int | None = None) -> _Reading
     return _Reading(
         torch.cat(parts, 1),
         prefill=batch * first / (middle - began),
-        decode=batch * (last - first) / (ended - after),
+        decode=batch * (last - answer) / (ended - after),
         state_bytes=held / batch,
         peak_bytes=watch.bytes(),
     )

@@ -42,6 +42,7 @@ class CompressSpec(Spec):
     tasks: tasks on tokens that have a length, "text" and "mqar" among them, and options: "needle:depth=0.5".
     lengths: tokens of the prompts, about.
     prompts: for each task, length and seed. batch: prompts at once.
+    decoded: tokens of text, and of recall, that are read one by one, at most.
     fit: steps by which policies that must be trained are.
     """
 
@@ -53,4 +54,5 @@ class CompressSpec(Spec):
     lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (512,)
     prompts: Annotated[int, Field(ge=2)] = 32
     batch: PositiveInt = 16
+    decoded: PositiveInt = 128
     fit: NonNegativeInt = 0

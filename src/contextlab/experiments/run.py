@@ -300,8 +300,8 @@ def _measure_compressed(folder: Path, spec: ExperimentSpec, key: str, device: to
     try:
         found = compress(
             model, wanted.policies, wanted.budgets, wanted.tasks, wanted.lengths, prompts=wanted.prompts,
-            batch=wanted.batch, seed=seed, name=wanted.model, compare=models, fit=wanted.fit, left_out=left_out,
-            progress=progress,
+            batch=wanted.batch, seed=seed, name=wanted.model, compare=models, decoded=wanted.decoded, fit=wanted.fit,
+            left_out=left_out, progress=progress,
         )  # fmt: skip
     except InputError as error:
         tell.done(key, "failed", str(error))

@@ -113,7 +113,7 @@ def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Seque
     for task, length in results[["task", "length"]].drop_duplicates().itertuples(index=False):
         n = int(results.loc[(results["task"] == task) & (results["metric"] == "kl"), "n"].min())
         each = f" of each of {seeds} seeds" if seeds > 1 else ""
-        note = f"{n} prompts{each}, read up to the question at once, then token by token; bars are {spread}."
+        note = f"{n} prompts{each}, read up to the question, then the question, then token by token; bars are {spread}."
         figure = quality_against_bytes(results, str(task), int(length))
         drawn.append(_figure(f"{task}, {length:,} tokens", figure, note))
     page = (
