@@ -215,3 +215,14 @@ def test_models_of_transformers_are_compressed_alike(tmp_path: Path) -> None:
             assert value(tables[0], policy, "state_bytes") <= value(tables[0], "full", "state_bytes")
     for policy in policies[:3]:
         assert value(tables[0], policy, "state_bytes") <= 0.25 * 192 * TOKEN
+
+
+def test_what_a_token_reads_is_measured_and_must_be_within_the_budget() -> None:
+    told: list[str] = []
+    policies = ["quest:page=16,window=4", "retrieval:window=4,page=8", "retrieval:window=4"]  # the last of long leaves
+    found = compress(model(), policies, ["50%"], ["needle"], [192], prompts=2, batch=2, left_out=told)
+    for policy in policies[:2]:
+        assert 0 < value(found, policy, "read_bytes") <= 0.5 * 192 * TOKEN
+    assert not (found["model"].eq("full") & found["metric"].eq("read_bytes")).any()
+    assert len(told) == 1
+    assert "retrieval:window=4: budget 50% of 115 tokens is less than what a token reads" in told[0]

@@ -29,8 +29,9 @@ from contextlab.models import HuggingFaceModel, Model
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import Budget, Locret, Policy, parse_options, parse_policy, takes_budget
 from contextlab.policies.foresight import ForesightPolicy
+from contextlab.policies.selective import ReadState
 from contextlab.prompt import Prompt, Task
-from contextlab.state import KVState, tensor_bytes
+from contextlab.state import KVState, State, tensor_bytes
 from contextlab.tasks import build_task
 
 FULL, OWN = "full", "own"
@@ -125,14 +126,15 @@ def compress(
     left_out: where given, what a policy, budget or task does not allow is told there, a line each, and left out.
     progress: told what is measured next.
 
-    Returns a tidy table: `run` is the model's name, `model` the policy as it was written, `split` the budget ("full"
-    without a policy, "own" where a policy takes none), `kind` "policy", or "model" of those compared. Metrics: those
-    of the task; kl (of the full cache's predictions to these, nats); perplexity (of text); state_bytes (of one
-    sequence, the larger of those after the prompt's first part and at the end); peak_bytes (taken beyond what the
-    process held before); prefill_ and decode_tokens_per_second; prefill_ratio and decode_ratio (times as fast as the
-    full cache on the same batch); overhead (of prefill, a part of its time without a policy). Of qualities the
-    interval is a normal 95% one over prompts, of times and bytes `value` is the median and the interval goes from the
-    least to the most.
+    Returns a tidy table: `run` is the model's name, `model` the policy as it was written, `split` the budget
+    ("full" without a policy, "own" where a policy takes none), `kind` "policy", or "model" of those compared.
+    Metrics: those of the task; kl (of the full cache's predictions to these, nats); perplexity (of text);
+    state_bytes (of one sequence, the larger of those after the prompt's first part and at the end); read_bytes (of
+    keys and values, by the last token, where a policy chooses what is read); peak_bytes (taken beyond what the
+    process held before); prefill_ and decode_tokens_per_second; prefill_ratio and decode_ratio (times as fast as
+    the full cache on the same batch); overhead (of prefill, a part of its time without a policy). Of qualities the
+    interval is a normal 95% one over prompts, of times and bytes `value` is the median and the interval goes from
+    the least to the most.
 
     Raises InputError before anything is measured where a policy, a budget or a task does not fit the model.
     """
@@ -373,7 +375,7 @@ def _check_budget(setting: Setting, read: int, reading: _Reading, full: _Reading
     """
     policy = setting.policy(1)
     budget = getattr(policy, "budget", None)
-    if policy is None or budget is None or budget.kind != "ratio" or budget.everything or policy.bounds != "held":
+    if policy is None or budget is None or budget.kind != "ratio" or budget.everything or policy.bounds == "prefill":
         return
     ours = isinstance(setting.model, Model)
     token = [
@@ -381,6 +383,14 @@ def _check_budget(setting: Setting, read: int, reading: _Reading, full: _Reading
         for each in setting.layers()
     ]
     cache = sum(tensor_bytes(read, heads, size, dtype=dtype) for heads, size, dtype in token)
+    if policy.bounds == "read":
+        if reading.read_bytes > budget.amount * cache:
+            least = math.ceil(1000 * reading.read_bytes / cache) / 10
+            raise InputError(
+                f"policy {setting.label}: budget {budget} of {read} tokens is less than what a token reads, the latest "
+                f"ones and what chooses the others, {least:g}% of them here; raise the budget or take longer prompts"
+            )
+        return
     buffers = cache * KVState.capacity(read) / read if ours else cache
     allowed = budget.amount * cache + max(0.0, full.state_bytes - buffers)  # beside the cache: convolutions, say
     if reading.state_bytes > allowed:
@@ -443,12 +453,17 @@ def _columns(prompt: Prompt, cut: slice) -> Prompt:
 
 @dataclass
 class _Reading:
-    """One pass over prompts. logits: [B, t, V] of the question and what follows. state_bytes: of one sequence."""
+    """One pass over prompts.
+
+    logits: [B, t, V] of the question and what follows. state_bytes: of one sequence. read_bytes: what its last token
+    read of the keys and values, where a policy chooses that; 0 where none does.
+    """
 
     logits: Tensor
     prefill: float
     decode: float
     state_bytes: float
+    read_bytes: float
     peak_bytes: float
 
 
@@ -483,8 +498,21 @@ def _read(setting: Setting, drawn: _Drawn) -> _Reading:
         prefill=batch * first / (middle - began),
         decode=batch * (last - answer) / (ended - after),
         state_bytes=held / batch,
+        read_bytes=sum(each.read_nbytes for each in _read_states(state)) / batch,
         peak_bytes=watch.bytes(),
     )
+
+
+def _read_states(value: Any) -> Iterator[ReadState]:
+    """The states within a state whose policy chooses what a token reads."""
+    if isinstance(value, ReadState):
+        yield value
+    elif isinstance(value, State):
+        for each in dataclasses.fields(value):
+            yield from _read_states(getattr(value, each.name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _read_states(inner)
 
 
 def _now(device: torch.device) -> float:
@@ -520,6 +548,7 @@ class _Trials:
         for metric, value in {
             "state_bytes": reading.state_bytes,
             "peak_bytes": reading.peak_bytes,
+            **({"read_bytes": reading.read_bytes} if reading.read_bytes else {}),
             "prefill_tokens_per_second": reading.prefill,
             "decode_tokens_per_second": reading.decode,
             "prefill_ratio": reading.prefill / full.prefill,

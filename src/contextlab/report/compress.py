@@ -47,7 +47,7 @@ def compress_table(results: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
     """Title of a task and length -> rows, in the order of the settings; every cell is text."""
     results, tables = over_seeds(results), {}
     for (task, length), rows in results.groupby(["task", "length"], sort=False):
-        metric = main_metric(str(task), rows)
+        metric, reads = main_metric(str(task), rows), bool((rows["metric"] == "read_bytes").any())
         shown = []
         for (policy, budget, kind), own in rows.groupby(["model", "split", "kind"], sort=False):
             values = {str(row["metric"]): row for _, row in own.iterrows()}
@@ -60,6 +60,9 @@ def compress_table(results: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
                     short(metric): _quality(values[metric], metric),
                     "KL": "" if plain or kind == "model" or "kl" not in value else f"{value['kl']:.2g}",
                     "state": bytes_in_words(value["state_bytes"]),
+                    **(
+                        {"reads": bytes_in_words(value["read_bytes"]) if "read_bytes" in value else ""} if reads else {}
+                    ),
                     "decode": f"{value['decode_tokens_per_second']:,.0f}/s" if plain else _times(values, "decode"),
                     "prefill": f"{value['prefill_tokens_per_second']:,.0f}/s" if plain else _times(values, "prefill"),
                     "peak": bytes_in_words(value["peak_bytes"]),
@@ -262,6 +265,10 @@ def _quality(row: pd.Series, metric: str) -> str:
     if metric in HIGHER_IS_BETTER:
         return f"{row['value']:.1%} ± {100 * half:.1f}"
     return f"{row['value']:.4g} ± {half:.2g}"
+
+
+def _bytes(value: dict[str, float], metric: str) -> str:
+    return bytes_in_words(value[metric]) if metric in value else ""
 
 
 def _times(values: dict[str, pd.Series], what: str) -> str:
