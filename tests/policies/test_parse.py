@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contextlab.errors import InputError
-from contextlab.policies import EvictionPolicy, parse_options, parse_policy, takes_budget
+from contextlab.policies import EvictionPolicy, PerLayer, parse_options, parse_policy, takes_budget
 
 
 def test_names_options_and_parts_are_read() -> None:
@@ -26,9 +26,33 @@ def test_names_options_and_parts_are_read() -> None:
     assert not takes_budget("quantize:bits=8")
 
 
+def test_layers_get_policies_of_their_own() -> None:
+    policy = parse_policy("0-1=none; 3 = h2o:window=8|quantize:bits=4; tova", "10%")
+    assert isinstance(policy, PerLayer)
+    assert {index: type(each).__name__ for index, each in policy.policies.items()} == {
+        0: "NoneType",
+        1: "NoneType",
+        3: "H2O",
+    }
+    assert not policy.policies[3].lossless
+    assert type(policy.default).__name__ == "TOVA"
+    assert str(policy.default.budget) == "10%"
+    alone = parse_policy("2=tova")
+    assert isinstance(alone, PerLayer)
+    assert alone.default is None
+    assert takes_budget("0=none;h2o")
+    assert not takes_budget("0=none;quantize")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("0=h2o;0-2=tova", "layer 0 is given twice"),
+        ("h2o;tova", "two parts say no layer"),
+        ("3-1=h2o", "expected layers as in 0-3"),
+        ("0=none", "no layer has a policy"),
+        ("0=h3o;tova", "unknown policy 'h3o'"),
+        ("0=;tova", "expected NAME or NAME:option=value"),
         ("snapk", "unknown policy 'snapk'; did you mean 'snapkv'?"),
         ("", "expected NAME or NAME:option=value"),
         ("h2o:", "expected NAME or NAME:option=value"),

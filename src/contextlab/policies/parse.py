@@ -1,4 +1,4 @@
-"""Policies as they are written on the command line: `snapkv:window=8`, `h2o|quantize:bits=4`."""
+"""Policies as they are written on the command line: `snapkv:window=8`, `h2o|quantize:bits=4`, `0-1=none; h2o`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import yaml
 from contextlab.errors import InputError
 from contextlab.policies.base import Policy
 from contextlab.policies.budget import Amount
+from contextlab.policies.compose import PerLayer
 from contextlab.registry import lookup
+
+_LAYERS = re.compile(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*=(.*)", re.S)
+MOST_LAYERS = 10_000
 
 
 def parse_options(text: str, what: str) -> tuple[str, dict[str, Any]]:
@@ -36,10 +40,27 @@ def parse_options(text: str, what: str) -> tuple[str, dict[str, Any]]:
 def parse_policy(text: str, budget: Amount = None) -> Policy:
     """The policy that a text describes: "NAME", "NAME:option=value,...", and several joined by "|".
 
+    "0-1=none; 5=quantize:bits=4; h2o" gives layers policies of their own, and the rest the one without a number; "none"
+    leaves layers alone (see `PerLayer`).
+
     budget: of the first part that takes one; a policy without a budget keeps what its options say.
 
     Raises InputError with the nearest name, or on impossible options.
     """
+    if ";" in text or _LAYERS.match(text):
+        policies: dict[int, Policy | None] = {}
+        default: list[Policy | None] = []
+        for layers, part in _by_layer(text):
+            policy = None if part == "none" else parse_policy(part, budget)
+            if taken := [layer for layer in layers if layer in policies]:
+                raise InputError(f"policy {text[:80]!r}: layer {taken[0]} is given twice")
+            policies |= dict.fromkeys(layers, policy)
+            default += [] if layers else [policy]
+        if len(default) > 1:
+            raise InputError(
+                f"policy {text[:80]!r}: two parts say no layer; expected at most one, for all other layers"
+            )
+        return PerLayer(policies, *default)
     parts = [parse_options(part, "policy") for part in text.split("|")]
     built: Policy | None = None
     for name, options in parts:
@@ -56,5 +77,23 @@ def parse_policy(text: str, budget: Amount = None) -> Policy:
 
 def takes_budget(text: str) -> bool:
     """Whether any part of a policy's text takes a budget."""
-    names = (parse_options(part, "policy")[0] for part in text.split("|"))
+    each = [part for _, part in _by_layer(text) if part != "none"]
+    names = (parse_options(part, "policy")[0] for one in each for part in one.split("|"))
     return any("budget" in {each.name for each in lookup("policy", name).parameters} for name in names)
+
+
+def _by_layer(text: str) -> list[tuple[range, str]]:
+    """The parts of a policy's text with their layers; an empty range is all others."""
+    found = []
+    for part in text.split(";"):
+        match = _LAYERS.match(part)
+        if match is None:
+            found.append((range(0), part.strip()))
+            continue
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < MOST_LAYERS:
+            raise InputError(
+                f"policy {part.strip()[:80]!r}: expected layers as in 0-3 below {MOST_LAYERS}, the first first"
+            )
+        found.append((range(first, last + 1), match[3].strip()))
+    return found
