@@ -14,7 +14,7 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.models import HuggingFaceModel, build_model, load
 from contextlab.ops.kv import KVLayer
-from contextlab.policies import Policy, StreamingLLM, build_policy
+from contextlab.policies import Locret, Policy, StreamingLLM, build_policy, parse_policy, takes_budget
 
 from ..models.checkpoints import BASE, CONFIGS, ENDS, V, checkpoint, reference
 from .test_base import Constant
@@ -476,3 +476,38 @@ def test_positions_without_a_turn_refuse_to_be_changed() -> None:
             build_policy("h2o", reposition=True).attach(model),
         ):
             pass
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "quantize:bits=2,group=4,window=4",
+        "quantize:bits=2,keys=token,group=4,window=4",
+        "fp8",
+        "h2o:window=8|quantize:bits=2,group=4,window=4",
+        "hash_evict:window=4",
+        "locret:window=8",
+        "quest:page=4,window=4",
+        "specache:bits=2,group=4,window=4",
+    ],
+)
+def test_what_is_kept_of_a_row_does_not_depend_on_its_padding(text: str) -> None:
+    """Rotary positions of transformers count from a row's first token, so nothing is turned back by its padding."""
+    model = HuggingFaceModel(reference("llama"))
+    x = tokens()[:1]
+    pad = torch.nn.functional.pad(x, (7, 0))
+    mask = torch.arange(pad.shape[1])[None] >= 7
+    policy = parse_policy(text, "30tok" if takes_budget(text) else None)
+    if isinstance(policy, Locret):
+        policy.fit(model, tokens(), 8, steps=2, batch=2)
+    found = []
+    with torch.no_grad(), policy.attach(model):
+        for inputs, hidden in ((x, None), (pad, mask)):
+            cut = inputs.shape[1] - 6
+            y, state = model.read(inputs[:, :cut], None, None if hidden is None else hidden[:, :cut])
+            parts = [y]
+            for t in range(cut, inputs.shape[1]):
+                y, state = model.read(inputs[:, t : t + 1], state)
+                parts.append(y)
+            found.append(torch.cat(parts, 1)[:, -x.shape[1] :])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)

@@ -29,6 +29,8 @@ class KVLayer:
     slopes: [H], ALiBi's; None for none.
     turn: rotates what was rotated already by further steps: x [B, T, H, D], steps [B or 1, T, H or 1] int64; None
         when positions are not rotary.
+    by_row: whether rotary positions count from each row's first token, as in transformers; otherwise, as in our
+        mixers, they count its padding, too. Only distances matter to attention.
     """
 
     index: int
@@ -40,6 +42,7 @@ class KVLayer:
     scale: float
     slopes: Tensor | None = None
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
+    by_row: bool = False
 
     def per_kv_head(self, x: Tensor) -> Tensor:
         """[B, H, ...] of query heads, summed over those that share a key head: [B, Hkv, ...]."""

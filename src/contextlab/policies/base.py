@@ -75,12 +75,12 @@ class Served:
 
 
 def in_own_places(layer: KVLayer, x: Tensor, start: Tensor) -> Tensor:
-    """Queries or keys x [B, T, H, D], turned back by the padding [B] of their rows.
+    """Queries or keys x [B, T, H, D], turned back by the padding [B] of their rows where positions count it.
 
     Only distances matter to attention, but few bits blur a key differently when it is turned; so what is stored of a
     row does not depend on its padding.
     """
-    return x if layer.turn is None else layer.turn(x, -start[:, None, None])
+    return x if layer.turn is None or layer.by_row else layer.turn(x, -start[:, None, None])
 
 
 class Policy(ABC):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
+from contextlab.policies.base import in_own_places
 from contextlab.policies.eviction import EvictionPolicy, Seen
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
@@ -153,10 +154,10 @@ class HashEvict(EvictionPolicy):
         """See `EvictionPolicy.score`: the codes' agreements, less the disagreements."""
         assert seen.queries is not None
         layer, q, keys = seen.layer, seen.queries[:, -1:], seen.keys
-        if seen.visible is not None and layer.turn is not None and self.lossless:
-            # Signs depend on the rotation that key and query share: the padding's goes, as in `in_own_places`.
-            start = (seen.length - 1 - seen.positions[:, 0, -1])[:, None, None]
-            q, keys = layer.turn(q, -start), layer.turn(keys.transpose(1, 2), -start).transpose(1, 2)
+        if seen.visible is not None and self.lossless:  # signs depend on the rotation that key and query share
+            start = seen.length - 1 - seen.positions[:, 0, -1]
+            q = in_own_places(layer, q, start)
+            keys = in_own_places(layer, keys.transpose(1, 2), start).transpose(1, 2)
         generator = torch.Generator().manual_seed(self.seed)
         planes = torch.randn(layer.key_dim, self.bits, generator=generator).to(keys)
         query = layer.per_kv_head(_signs(q[:, 0] @ planes))

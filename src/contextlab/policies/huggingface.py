@@ -195,7 +195,7 @@ def _described(model: PreTrainedModel, module: Any) -> KVLayer:
     return KVLayer(
         index=0, count=1, heads=heads, kv_heads=kv_heads, key_dim=key_dim,
         value_dim=getattr(module, "v_head_dim", None) or size, scale=float(getattr(module, "scaling", key_dim**-0.5)),
-        turn=_turn(model, module, key_dim),
+        turn=_turn(model, module, key_dim), by_row=True,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held
 from contextlab.ops.softmax import attend
-from contextlab.policies.base import Policy
+from contextlab.policies.base import Policy, in_own_places
 from contextlab.policies.budget import OPEN, Amount, Budget
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
@@ -287,13 +287,8 @@ class SelectivePolicy(Policy):
             summary[name].scatter_(2, index, x)
 
     def _from_start(self, layer: KVLayer, x: Tensor, kv: KVState) -> Tensor:
-        """x [B, T, H, D] turned back by each row's padding, so that a page's summary does not depend on it.
-
-        Rotary positions count padding in our models. Scores do not depend on that; the channels of a key do.
-        """
-        if layer.turn is None or not kv.padded:
-            return x
-        return layer.turn(x, -kv.start.to(x.device)[:, None, None])
+        """x [B, T, H, D] in its rows' own places, so that a page's summary does not depend on the padding."""
+        return in_own_places(layer, x, kv.start.to(x.device)) if kv.padded else x
 
     def _candidates(self, length: int) -> tuple[int, int]:
         """The pages among which the last of `length` tokens chooses, and the first token that it reads anyway."""

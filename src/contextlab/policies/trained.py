@@ -84,11 +84,10 @@ class Locret(EvictionPolicy):
         y = attend_held(q, slots["keys"], slots["values"], scale=layer.scale, visible=visible)
         new = slice(slots.used - q.shape[1], slots.used)
         k, v = (slots[name][:, :, new].transpose(1, 2) for name in ("keys", "values"))
+        at = places if layer.by_row else torch.arange(state.length, slots.length, device=q.device)[None]
         with torch.no_grad():
             head = self.heads[layer.index].to(q.device)
-            scores = head(
-                _features(layer, q, k, v, state.length).to(q.device, next(head.parameters()).dtype)
-            ).mT  # [B, Hkv, T]
+            scores = head(_features(layer, q, k, v, at).to(q.device, next(head.parameters()).dtype)).mT  # [B, Hkv, T]
         assert state.mass is not None
         return y, torch.cat((state.mass, scores.to(torch.float32)), 2)
 
@@ -242,10 +241,13 @@ def _head(layer: KVLayer, hidden: int, like: Tensor, generator: torch.Generator)
     return head.to(like.device, like.dtype)
 
 
-def _features(layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
-    """What a retaining head reads of tokens after `length` others: q, k, v [B, T, heads, dim] -> [B, T, numbers]."""
+def _features(layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
+    """What a retaining head reads of tokens: q, k, v [B, T, heads, dim] -> [B, T, numbers].
+
+    at: [B or 1, T] int64, by how many steps the tokens are rotated.
+    """
     if layer.turn is not None:  # the same token is to be judged alike wherever it stands
-        back = -torch.arange(length, length + q.shape[1], device=q.device)[None, :, None]
+        back = -at[..., None]
         q, k = layer.turn(q, back), layer.turn(k, back)
     return torch.cat((q.flatten(2), k.flatten(2), v.flatten(2)), 2)
 
@@ -260,7 +262,8 @@ def greatest_logits(layer: KVLayer, read: Read, answer: int) -> Tensor:
 
 def _loss(layer: KVLayer, head: nn.Module, read: Read, answer: int, smooth: float) -> Tensor:
     """The training loss of one layer's retaining head."""
-    told = head(_features(layer, read.q, read.k, read.v, 0)[:, :-answer]).mT
+    at = torch.arange(read.q.shape[1], device=read.q.device)[None]
+    told = head(_features(layer, read.q, read.k, read.v, at)[:, :-answer]).mT
     wanted = greatest_logits(layer, read, answer)
     unlike = (told[..., 1:] - told[..., :-1]).square().mean() if told.shape[2] > 1 else told.new_zeros(())
     return nn.functional.smooth_l1_loss(told, wanted) + smooth * unlike
