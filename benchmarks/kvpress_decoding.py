@@ -1,6 +1,7 @@
 """Decoding under an eviction policy, beside the same method and budget in NVIDIA's kvpress.
 
-kvpress 0.5.5 wants transformers below 5.3, older than what this project runs with, so it needs an environment of its own:
+kvpress 0.5.5 wants transformers below 5.3, older than what this project runs with, so it needs an environment of its
+own:
 
     python -m venv kvpress && kvpress/bin/pip install torch kvpress==0.5.5 jinja2 plotly pydantic pyarrow rich typer
     PYTHONPATH=src kvpress/bin/python benchmarks/kvpress_decoding.py [--length 16384] [--budget 10%] [--hidden 128 512]

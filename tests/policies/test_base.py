@@ -322,3 +322,16 @@ def test_each_law_can_fail(law: Callable[..., None], monkeypatch: pytest.MonkeyP
         more["budget"] = "50%"
     with pytest.raises(AssertionError):
         law(lambda **options: Forgetful(window=4, **options), **more)
+
+
+@pytest.mark.parametrize("name", ["h2o", "quest", "ada_kv"])
+def test_states_of_another_dtype_or_device_are_refused_in_one_line(name: str) -> None:
+    reader, x = model(), tokens(1, 40)
+    policy = build_policy(name, budget="90%")
+    with torch.no_grad(), policy.attach(reader):
+        _, state = reader.read(x)
+        with pytest.raises(InputError, match=r"the state is of torch.float32.*state.to\(torch.float64\)"):
+            reader.read(x[:, :1], state.to(torch.float32))
+        with pytest.raises(InputError, match=r"the state is on meta, the tokens are on cpu; .*state.to\('cpu'\)"):
+            reader.read(x[:, :1], state.to("meta"))
+        reader.read(x[:, :1], state.to(torch.float32).to(torch.float64))

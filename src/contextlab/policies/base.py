@@ -71,7 +71,25 @@ class Served:
         """See `Policy.attend`."""
         if state is not None and len(next(state.tensors())) != len(q):
             raise InputError(f"the state is of a batch of {len(next(state.tensors()))}, the tokens of {len(q)}")
-        return self.policy.attend(self.layer, q, k, v, state, mask, keep_state)
+        try:
+            return self.policy.attend(self.layer, q, k, v, state, mask, keep_state)
+        except RuntimeError as error:
+            raise _mixed(state, q) or error from None
+
+
+def _mixed(state: State | None, q: Tensor) -> InputError | None:
+    """What is wrong, where a state is of another dtype or on another device than the tokens; asked when that failed."""
+    if state is None:
+        return None
+    devices = {x.device for x in state.tensors()}
+    if q.device not in devices:
+        held = ", ".join(sorted(map(str, devices)))
+        return InputError(f"the state is on {held}, the tokens are on {q.device}; move it with state.to('{q.device}')")
+    dtypes = {x.dtype for x in state.tensors() if x.is_floating_point()}
+    if dtypes and q.dtype not in dtypes:
+        held = ", ".join(sorted(str(each) for each in dtypes))
+        return InputError(f"the state is of {held}, the tokens are of {q.dtype}; change it with state.to({q.dtype})")
+    return None
 
 
 def in_own_places(layer: KVLayer, x: Tensor, start: Tensor) -> Tensor:
