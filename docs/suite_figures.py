@@ -23,7 +23,7 @@ PAGE = FOLDER / "suites.md"
 def markdown(rows: list[dict[str, str]]) -> str:
     """Rows as a table."""
     lines = [" | ".join(rows[0]), " | ".join("---" if i == 0 else "---:" for i in range(len(rows[0])))]
-    lines += [" | ".join(row.values()) for row in rows]
+    lines += [" | ".join(cell.replace("|", "\\|") for cell in row.values()) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
 
 

@@ -723,12 +723,26 @@ def _print_summary(done: Any) -> None:
         if record["status"] not in ("finished",):
             console.print(f"[red]{escape(record['key'])} {record['status']}: {escape(record['message'])}[/]")
     if not done.compressed.empty:
-        _print_table("how much of the full cache's quality is kept", kept_table(done.compressed))
+        _print_table("how much of the full cache's quality is kept", _narrowed(kept_table(done.compressed)))
         for sentence in compress_words(done.compressed):
             console.print(f"• {escape(sentence)}")
         console.print(f"\nPolicies: {done.folder / 'compress.html'}", soft_wrap=True)
     console.print(f"\nResults: {done.folder / 'results.parquet'}", soft_wrap=True)
     console.print(f"Report:  [bold]{done.report}[/]", soft_wrap=True)
+
+
+def _narrowed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows of policies for a narrow console: names without options where that tells them apart, whole per cents."""
+    if console.width >= 120:
+        return rows
+    names = ["|".join(part.partition(":")[0] for part in row["policy"].split("|")) for row in rows]
+    short = {
+        row["policy"]: name if names.count(name) == 1 else row["policy"] for row, name in zip(rows, names, strict=True)
+    }
+    return [
+        {key: short[cell] if key == "policy" else re.sub(r"\.\d%", "%", cell) for key, cell in row.items()}
+        for row in rows
+    ]
 
 
 def _print_table(title: str, rows: list[dict[str, str]]) -> None:

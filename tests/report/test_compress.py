@@ -98,11 +98,14 @@ def test_the_table_of_what_is_kept_puts_the_best_first_and_leaves_impossible_tas
     assert rows["bits"] == {"policy": "bits", "25%": "", "10%": "", "own": "99.5%", "holds": "20%"}
     few = results()
     needle = few["task"].eq("needle")
-    few = few[~(needle & few["split"].eq("10%") & few["model"].isin(["a", "b"]))]  # one of three can keep to it
+    few = few[~(needle & few["split"].eq("10%") & few["model"].isin(["a", "b"]))]  # no policy that holds less can
     rows = {row["policy"]: row for row in kept_table(few)}
-    assert (rows["a"]["10%"], rows["quest"]["10%"]) == ("83.3%", "98.0%")  # of text alone
+    assert (rows["a"]["10%"], rows["quest"]["10%"]) == (
+        "83.3%",
+        "96.5%",
+    )  # of text alone; quest, which reads, is of a kind of its own
     few = results()[~(needle & results()["split"].eq("10%") & results()["model"].eq("a"))]
-    assert {row["policy"]: row["10%"] for row in kept_table(few)}["a"] == ""
+    assert {row["policy"]: row["10%"] for row in kept_table(few)}["a"] == "83.3%*"
 
 
 def test_the_oracle_is_a_ceiling_and_never_the_best_policy() -> None:

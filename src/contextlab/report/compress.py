@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
+from contextlab import registry
 from contextlab.evaluation.compress import FULL, OWN, is_text
 from contextlab.policies import Budget, parse_options
 from contextlab.prompt import HIGHER_IS_BETTER
@@ -80,33 +81,53 @@ def compress_words(results: pd.DataFrame) -> list[str]:
     state is no larger than that of some policy with it.
     """
     found = _settings(results)
-    mean = {key: each.quality for key, each in found.items()}
-    share = {key: each.bytes for key, each in found.items()}
+    policies = [key for key in found if key[1] not in (FULL, OWN) and not _is_oracle(key[0])]
+    tasks = dict.fromkeys(over_seeds(results)["task"])
     sentences = []
-    for budget in [b for b in dict.fromkeys(split for _, split in found) if b not in (FULL, OWN)]:
-        with_it = [key for key in mean if key[1] == budget and not _is_oracle(key[0])]
-        holding = [key for key in with_it if share[key] < WHOLE]
-        reading = [key for key in with_it if share[key] >= WHOLE and not Budget.of(budget).everything]
-        most = max((share[key] for key in holding), default=0.0)
-        holding += [key for key in mean if key[1] == OWN and share[key] <= most]
-        for group in (holding, reading):
+    for budget in dict.fromkeys(split for _, split in found if split not in (FULL, OWN)):
+        groups: dict[str, list[tuple[str, str]]] = {"held": [], "read": [], "prefill": []}
+        for key in policies:
+            if key[1] == budget and not Budget.of(budget).everything:
+                groups[_bounds(key[0])].append(key)
+        most = max((found[key].bytes for key in groups["held"]), default=0.0)
+        groups["held"] += [key for key in found if key[1] == OWN and found[key].bytes <= most]
+        for bounds, group in groups.items():  # those that were measured on most of the tasks are compared
+            widest = min(1.0, max((found[key].share for key in group), default=0.0))
+            groups[bounds] = [key for key in group if found[key].share >= widest]
+        counted = {task for key in groups["held"] for task in found[key].tasks}
+        apart = ", ".join(str(task) for task in tasks if task not in counted)
+        apart = f" ({apart} apart, where most policies cannot keep to it)" if apart else ""
+        for bounds, group in groups.items():
             if not group:
                 continue
-            best = max(group, key=lambda key: mean[key])
-            near = [key[0] for key in group if key != best and mean[key] > mean[best] - EQUAL]
+            best = max(group, key=lambda key: found[key].quality)
+            near = [key[0] for key in group if key != best and found[key].quality > found[best].quality - EQUAL]
             equal = f" (and {', '.join(near)}, which {'is' if len(near) == 1 else 'are'} as good)" if near else ""
-            what = f"At {budget}" if group is holding else f"Of what reads {budget} a token and holds everything"
-            part = f" in {share[best]:.1%} of its bytes" if group is holding else ""
+            what = {
+                "held": f"At {budget}{apart}",
+                "read": f"Of what reads {budget} a token and holds everything",
+                "prefill": f"Of what reads {budget} for a token of the prompt and holds everything",
+            }[bounds]
+            part = f" in {found[best].bytes:.1%} of its bytes" if bounds == "held" else ""
             sentences.append(
-                f"{what}, {best[0]} is the best policy{equal}: it keeps {mean[best]:.1%} of the full cache's quality"
-                f"{part}: {'; '.join(found[best].words)}."
+                f"{what}, {best[0]} is the best policy{equal}: it keeps {found[best].quality:.1%} of the full cache's "
+                f"quality{part}: {'; '.join(found[best].words)}."
             )
         sentences += [
-            f"At {budget}, {key[0]}, which knows what follows, keeps {mean[key]:.1%}: a ceiling, no method."
-            for key in mean
-            if key[1] == budget and _is_oracle(key[0])
+            f"At {budget}, {key[0]}, which knows what follows, keeps {each.quality:.1%}: a ceiling, no method."
+            for key, each in found.items()
+            if key[1] == budget and _is_oracle(key[0]) and each.share >= 1
         ]
     return sentences
+
+
+def _bounds(policy: str) -> str:
+    """What the budget of a policy as it was written limits: what is "held", or "read", or read at "prefill"."""
+    name = parse_options(policy.partition("|")[0], "policy")[0]
+    if name not in registry.names("policy"):  # results may tell of a plugin's policies
+        return "held"
+    bounds: str = registry.lookup("policy", name).factory.bounds  # type: ignore[attr-defined]
+    return bounds
 
 
 def _is_oracle(policy: str) -> bool:
@@ -115,30 +136,33 @@ def _is_oracle(policy: str) -> bool:
 
 
 class _Kept(NamedTuple):
-    """What a setting keeps of the full cache's quality and of its bytes, means over tasks and lengths, and in words."""
+    """What a setting keeps of the full cache's quality and of its bytes, means over tasks and lengths, and in words.
+
+    tasks: those that were measured. share: their number over that of the tasks which count for what holds less.
+    """
 
     quality: float
     bytes: float
     words: list[str]
+    tasks: list[str]
+    share: float
 
 
 def _settings(results: pd.DataFrame) -> dict[tuple[str, str], _Kept]:
-    """(policy, budget) -> what it keeps; where most policies could not keep to a budget, that task does not count.
-
-    A setting that was left out of a task that counts is not among them.
-    """
+    """(policy, budget) -> what it keeps. A task in which most of a kind cannot keep to a budget does not count."""
     results = over_seeds(results)
     policies = results[results["kind"] == "policy"]
-    counts = policies.groupby(["task", "length", "split"], sort=False)["model"].nunique()
-    few = set(counts[2 * counts < counts.groupby("split").transform("max")].index)
-    found: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
+    policies = policies.assign(bounds=policies["model"].map({name: _bounds(name) for name in set(policies["model"])}))
+    counts = policies.groupby(["task", "length", "split", "bounds"], sort=False)["model"].nunique()
+    few = set(counts[2 * counts < counts.groupby(["split", "bounds"]).transform("max")].index)
+    found: dict[tuple[str, str], list[tuple[float, float, str, str]]] = {}
     for (task, length), rows in policies.groupby(["task", "length"], sort=False):
         metric = main_metric(str(task), rows)
         value = rows[rows["metric"] == metric].set_index(["model", "split"])["value"]
         size = rows[rows["metric"] == "state_bytes"].set_index(["model", "split"])["value"]
         full = float(value[(FULL, FULL)])
         for key in value.index:
-            if (task, length, key[1]) in few:
+            if (task, length, key[1], _bounds(key[0])) in few:
                 continue
             mine = float(value[key])
             better, worse = (mine, full) if metric in HIGHER_IS_BETTER else (full, mine)
@@ -147,33 +171,42 @@ def _settings(results: pd.DataFrame) -> dict[tuple[str, str], _Kept]:
                 f"(full {value_in_words(full, metric, '.4g')})"
             )
             part = better / worse if worse else 1.0
-            found.setdefault(key, []).append((part, float(size[key] / size[(FULL, FULL)]), words))
+            found.setdefault(key, []).append((part, float(size[key] / size[(FULL, FULL)]), words, str(task)))
+    count: dict[str, int] = {}
+    for kinds in ({"held"}, {"read", "prefill"}):  # what holds less sets the tasks, where there is any such policy
+        for budget in {budget for name, budget in found if _bounds(name) in kinds} - count.keys():
+            count[budget] = max(len(x) for (name, b), x in found.items() if b == budget and _bounds(name) in kinds)
     return {
-        key: _Kept(sum(x[0] for x in each) / len(each), sum(x[1] for x in each) / len(each), [x[2] for x in each])
+        key: _Kept(
+            sum(x[0] for x in each) / len(each), sum(x[1] for x in each) / len(each), [x[2] for x in each],
+            [x[3] for x in each], len(each) / count[key[1]],
+        )
         for key, each in found.items()
-        if len(each) == max(len(other) for (_, budget), other in found.items() if budget == key[1])
-    }
+    }  # fmt: skip
 
 
 def kept_table(results: pd.DataFrame) -> list[dict[str, str]]:
     """A row a policy: the part of the full cache's quality that it keeps at each budget, over all tasks and lengths.
 
-    The best stand first, where a budget that a policy cannot keep to counts as nothing kept, and those that take no
-    budget last, under "own". "holds" is the part of the full cache's bytes that it holds, the least and the most; a
-    policy that holds everything bounds what is read.
+    A star marks a mean over some of the tasks that count: the policy cannot keep to the budget in the others. The best
+    stand first, where what a policy cannot keep to counts as nothing kept, and those that take no budget last, under
+    "own". "holds" is the part of the full cache's bytes that it holds, the least and the most; a policy that holds
+    everything bounds what is read.
     """
-    found = _settings(results)
+    found = {key: each for key, each in _settings(results).items() if 2 * each.share >= 1}
     budgets = [b for b in dict.fromkeys(split for _, split in found) if b != FULL]
     names = [name for name in dict.fromkeys(name for name, _ in found) if name != FULL]
-    rows = []
 
     def order(name: str) -> tuple[bool, float]:
-        return (name, OWN) in found, -sum(found[name, b].quality for b in budgets if (name, b) in found)
+        each = [found[name, b] for b in budgets if (name, b) in found]
+        return (name, OWN) in found, -sum(one.quality * one.share for one in each)
 
+    rows = []
     for name in sorted(names, key=order):
-        parts = [found[name, b].bytes for b in budgets if (name, b) in found]
+        each = {b: found[name, b] for b in budgets if (name, b) in found}
+        parts = [one.bytes for one in each.values()]
         holds = f"{min(parts):.0%}" if max(parts) - min(parts) < 0.01 else f"{min(parts):.0%} to {max(parts):.0%}"
-        cells = {b: f"{found[name, b].quality:.1%}" if (name, b) in found else "" for b in budgets}
+        cells = {b: f"{each[b].quality:.1%}{'*' * (each[b].share < 1)}" if b in each else "" for b in budgets}
         rows.append({"policy": name, **cells, "holds": holds})
     return rows
 
