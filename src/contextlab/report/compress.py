@@ -21,7 +21,7 @@ WHOLE = 0.97
 
 EQUAL = 0.005
 """Parts of the full cache's quality that are told apart."""
-MOST_COLOURED = 8
+MOST_COLOURED = 11
 """Policies that stand out in a figure; where there are more, the others are grey."""
 SETTING = ["run", "model", "kind", "split", "task", "length", "metric"]
 
@@ -215,7 +215,7 @@ def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> go.F
     """A task's quality against the bytes of state of one sequence, a line a policy through its budgets.
 
     The full cache and the models compared are single marks. The dotted line joins what nothing else beats in both. Of
-    many policies those that keep most, over all budgets, have colours.
+    many policies a few have colours: at each budget the best two that hold less, and the best of the rest.
     """
     results = over_seeds(results)
     rows = results[(results["task"] == task) & (results["length"] == length)]
@@ -231,8 +231,7 @@ def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> go.F
     )  # fmt: skip
     names = list(dict.fromkeys(wide.loc[(wide["model"] != FULL) & (wide["kind"] == "policy"), "model"]))
     if len(names) > MOST_COLOURED + 2:
-        mean = wide.groupby("model")["value"].mean() * (1 if metric in HIGHER_IS_BETTER else -1)
-        names = sorted(names, key=lambda name: -mean[name])[:MOST_COLOURED]
+        names = _outstanding(wide[wide["kind"] == "policy"], metric)
     names += list(dict.fromkeys(wide.loc[wide["kind"] == "model", "model"]))
     order = {name: i for i, name in enumerate([*names, FULL])}  # grey ones lie below the others
     groups = sorted(wide.groupby("model", sort=False), key=lambda group: order.get(str(group[0]), -1))
@@ -274,7 +273,25 @@ def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> go.F
     figure.update_layout(height=460)
     if metric == "perplexity":
         figure.update_yaxes(type="log", nticks=6)
+    if (wide["kind"] == "policy").any() and metric not in HIGHER_IS_BETTER:  # a bad policy shall not hide the others
+        told = wide[wide["model"].isin([*names, FULL])]
+        low, high = float(told["ci_low"].min()) / 1.05, float(told["ci_high"].max()) * 1.2
+        figure.update_yaxes(range=[math.log10(low), math.log10(high)] if metric == "perplexity" else [low, high])
     return figure
+
+
+def _outstanding(rows: pd.DataFrame, metric: str) -> list[str]:
+    """Of many policies those with colours: at each budget the best two that hold less, and the best of the rest."""
+    rows = rows.assign(good=rows["value"] * (1 if metric in HIGHER_IS_BETTER else -1))
+    whole = float(rows.loc[rows["model"] == FULL, "bytes"].iloc[0])
+    rows = rows[rows["model"] != FULL].sort_values("good", ascending=False, kind="stable")
+    names = rows["model"].astype(str)
+    chosen = [name for name in dict.fromkeys(names) if _is_oracle(name)]
+    less = rows[(rows["bytes"] < WHOLE * whole) & ~names.isin(chosen)]
+    for _, own in less.groupby("split", sort=False):
+        chosen += [str(name) for name in own["model"].head(2)]
+    chosen += list(rows.groupby("model")["good"].mean().sort_values(ascending=False).index.astype(str))
+    return list(dict.fromkeys(chosen))[:MOST_COLOURED]
 
 
 def short(metric: str) -> str:
