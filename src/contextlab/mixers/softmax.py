@@ -22,6 +22,7 @@ from contextlab.ops.position import (
     rope_table,
     rotary_size,
     rotate,
+    step_table,
     xpos_attention,
 )
 from contextlab.ops.softmax import softmax_attention
@@ -152,8 +153,12 @@ class Attention(Mixer):
         qk, v, state, last = self._project_in(x, state, mask, keep_state)
         if self.rotary:
             # RoPE is relative: the place in what was read serves for all rows, however much each is padded.
-            places = torch.arange(read, read + length, device=x.device)
-            qk = rotate(qk, rope_table(places, self.rotary, self.rope_base, x.dtype, self.rope_scaling))
+            if length == 1:
+                table = step_table(read, self.rotary, self.rope_base, x.dtype, self.rope_scaling, x.device)
+            else:
+                places = torch.arange(read, read + length, device=x.device)
+                table = rope_table(places, self.rotary, self.rope_base, x.dtype, self.rope_scaling)
+            qk = rotate(qk, table)
         q, k = qk.split((self.heads, self.kv_heads), 2)
         q, k = self._biased(x, q, k, state, mask)
         y, after = self._attend(q, k, v, state, mask, keep_state)

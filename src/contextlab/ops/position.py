@@ -148,6 +148,32 @@ def rope_table(
     return table if sharpen == 1 else table * sharpen
 
 
+def step_table(
+    place: int, size: int, base: float, dtype: torch.dtype, scaling: RopeScaling | None, device: torch.device
+) -> Tensor:
+    """`rope_table` of the one position `place`, [1, 1, size / 2, 2]: all layers of a decoded token want the same.
+
+    It is kept for the next layer: nobody may change it.
+    """
+    if torch.compiler.is_compiling():
+        return rope_table(torch.full((1,), place, device=device), size, base, dtype, scaling)
+    return _step_table(place, size, base, dtype, scaling, device, torch.is_inference_mode_enabled())
+
+
+@lru_cache(maxsize=8)
+def _step_table(
+    place: int,
+    size: int,
+    base: float,
+    dtype: torch.dtype,
+    scaling: RopeScaling | None,
+    device: torch.device,
+    inference: bool,  # what was made in inference mode cannot be used by autograd
+) -> Tensor:
+    """See `step_table`."""
+    return rope_table(torch.full((1,), place, device=device), size, base, dtype, scaling)
+
+
 def rotations(angles: Tensor, dtype: torch.dtype) -> Tensor:
     """The table for `rotate` of angles [..., T, H or 1, size / 2] float64; see `rope_table` for dtype."""
     table = torch.stack((angles.cos(), angles.sin()), -1)

@@ -197,10 +197,22 @@ class EvictionPolicy(Policy):
         if self.reposition:
             fixed += tensor_bytes(batch, layer.kv_heads, dtype=torch.int64)
         each = tensor_bytes(batch, layer.kv_heads, dtype=torch.float32) if self.accumulates else 0
-        low, high = 0, length + 1
-        while low < high:  # the most that fit
+
+        def fits(count: int) -> bool:
+            return fixed + self.holder.nbytes(count, layer, batch, dtype) + count * each <= allowed
+
+        # The most that fit: bytes rise evenly but for groups, so a line through two sizes tells nearly where.
+        one, two = (self.holder.nbytes(n * 2**20, layer, batch, dtype) for n in (1, 2))
+        low = min(max(0, int((allowed - fixed) / ((two - one) / 2**20 + each)) - 1), length + 1)
+        if not fits(low):
+            low = 0
+        high, width = length + 1, 1
+        while low + width <= high and fits(low + width):
+            low, width = low + width, 2 * width
+        high = min(high, low + width - 1)
+        while low < high:
             middle = (low + high + 1) // 2
-            if fixed + self.holder.nbytes(middle, layer, batch, dtype) + middle * each <= allowed:
+            if fits(middle):
                 low = middle
             else:
                 high = middle - 1
