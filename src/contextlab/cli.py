@@ -552,9 +552,9 @@ def compress(
 
     Examples:
 
-      contextlab compress runs/byte-lm --policy snapkv --policy h2o:window=8 --budget 10% --budget 25%
+      contextlab compress runs/byte-lm --policy snapkv:window=8 --policy h2o:window=8 --budget 10% --budget 25%
 
-      contextlab compress runs/byte-lm --policy 'h2o|quantize:bits=4' --budget 64kB --task needle,text --lengths 512,1k
+      contextlab compress runs/byte-lm --policy 'h2o:window=8|quantize:bits=4' --budget 192kB --task needle,text --lengths 512,1k
     """
     from contextlab.evaluation import write_results
     from contextlab.evaluation.compress import compress as measure
