@@ -554,7 +554,7 @@ def compress(
 
       contextlab compress runs/byte-lm --policy snapkv:window=8 --policy h2o:window=8 --budget 10% --budget 25%
 
-      contextlab compress runs/byte-lm --policy 'h2o:window=8|quantize:bits=4' --budget 192kB --task text --lengths 512,1k
+      contextlab compress runs/byte-lm --policy 'tova|quantize:bits=4' --budget 192kB --task text --lengths 512,1k
     """
     from contextlab.evaluation import write_results
     from contextlab.evaluation.compress import compress as measure
