@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from contextlab.ops.dense import product
 from contextlab.ops.softmax import attend, softmax_attention
 
 SCORES = 2**20
@@ -145,30 +146,30 @@ def attention_with_mass(
 def _mass_by_head(
     q: Tensor, k: Tensor, v: Tensor, scale: float, weight: Tensor, visible: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`attention_with_mass` one head at a time, in a block of memory that is used again and stays in the cache."""
+    """`attention_with_mass` one head at a time, in blocks of memory that stay in the cache."""
     batch, length, heads, _ = q.shape
     held, shared = k.shape[2], heads // k.shape[1]
     block = min(length, max(32, IN_CACHE // held))
     y, mass = q.new_empty(batch, heads, length, v.shape[-1]), q.new_zeros(batch, heads, held)
     q, weight = (q * scale).transpose(1, 2), weight.to(q.dtype)
     future = torch.ones(block, block, dtype=torch.bool).triu(1)
-    room = q.new_empty(block * held)
     for row in range(batch):
         hidden = None if visible is None else ~visible[row]
         for head in range(heads):
-            keys, values = k[row, head // shared], v[row, head // shared]
+            queries, keys, values = (
+                x.contiguous() for x in (q[row, head], k[row, head // shared], v[row, head // shared])
+            )
             for first in range(0, length, block):
                 last = min(first + block, length)
                 rows, stop = last - first, held - length + last
-                p = room[: rows * stop].view(rows, stop)
-                torch.mm(q[row, head, first:last], keys[:stop].T, out=p)
+                p = product(queries[first:last], keys[:stop])
                 p[:, stop - rows :].masked_fill_(future[:rows, :rows], float("-inf"))
                 if hidden is not None:
                     p.masked_fill_(hidden[:stop], float("-inf"))
                 torch.softmax(p, -1, out=p)
                 if hidden is not None:
                     p.nan_to_num_(0.0)
-                torch.mm(p, values[:stop], out=y[row, head, first:last])
+                y[row, head, first:last] = product(p, values[:stop].T)
                 mass[row, head, :stop].addmv_(p.T, weight[first:last])
     return y.transpose(1, 2), mass
 
