@@ -195,7 +195,13 @@ def test_killed_at_any_moment_it_resumes_exactly(tmp_path, how):
         "--out",
         str(tmp_path / "cut"),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("cut/trainings/*/step_*")) and time.monotonic() < deadline:
         time.sleep(0.05)

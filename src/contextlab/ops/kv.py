@@ -13,8 +13,10 @@ from contextlab.ops.softmax import attend, softmax_attention
 
 SCORES = 2**20
 """Attention scores that are made at once where their sum is wanted: 4 MB stay in a core's cache."""
-IN_CACHE = 2**19
+IN_CACHE = 2**20
 """Scores of one head that are made at once on a CPU."""
+WIDTHS = 512
+"""Blocks are as wide as a multiple of this: oneDNN makes a kernel for each width, and keeps some hundred."""
 BY_HEAD = 2**18
 """Scores of a head from which on heads are taken one by one on a CPU: fewer take less time together."""
 
@@ -152,7 +154,7 @@ def _mass_by_head(
     block = min(length, max(32, IN_CACHE // held))
     y, mass = q.new_empty(batch, heads, length, v.shape[-1]), q.new_zeros(batch, heads, held)
     q, weight = (q * scale).transpose(1, 2), weight.to(q.dtype)
-    future = torch.ones(block, block, dtype=torch.bool).triu(1)
+    future = torch.ones(block, block + WIDTHS, dtype=torch.bool).triu(1)
     for row in range(batch):
         hidden = None if visible is None else ~visible[row]
         for head in range(heads):
@@ -161,9 +163,10 @@ def _mass_by_head(
             )
             for first in range(0, length, block):
                 last = min(first + block, length)
-                rows, stop = last - first, held - length + last
+                rows, own = last - first, held - length + first
+                stop = min(held, -(-(own + rows) // WIDTHS) * WIDTHS)
                 p = product(queries[first:last], keys[:stop])
-                p[:, stop - rows :].masked_fill_(future[:rows, :rows], float("-inf"))
+                p[:, own:].masked_fill_(future[:rows, : stop - own], float("-inf"))
                 if hidden is not None:
                     p.masked_fill_(hidden[:stop], float("-inf"))
                 torch.softmax(p, -1, out=p)
