@@ -11,7 +11,7 @@ from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear
 from contextlab.mixers.softmax import Attention
 from contextlab.ops.kv import KVLayer
-from contextlab.ops.position import rope_table, rotate
+from contextlab.ops.position import rotate
 from contextlab.state import KVState, State
 
 
@@ -47,8 +47,7 @@ class SharedKeys(Attention):
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.rotary:
-            places = torch.arange(state.length - length, state.length, device=x.device)
-            q = rotate(q, rope_table(places, self.rotary, self.rope_base, x.dtype, self.rope_scaling))
+            q = rotate(q, self._rotations(x, state.length - length))
         k, v = state.held()
         at = state.positions()
         y = self._softmax(q, k, v, None if at is None else at[:, state.length - length :], at)

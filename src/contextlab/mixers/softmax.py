@@ -153,16 +153,18 @@ class Attention(Mixer):
         qk, v, state, last = self._project_in(x, state, mask, keep_state)
         if self.rotary:
             # RoPE is relative: the place in what was read serves for all rows, however much each is padded.
-            if length == 1:
-                table = step_table(read, self.rotary, self.rope_base, x.dtype, self.rope_scaling, x.device)
-            else:
-                places = torch.arange(read, read + length, device=x.device)
-                table = rope_table(places, self.rotary, self.rope_base, x.dtype, self.rope_scaling)
-            qk = rotate(qk, table)
+            qk = rotate(qk, self._rotations(x, read))
         q, k = qk.split((self.heads, self.kv_heads), 2)
         q, k = self._biased(x, q, k, state, mask)
         y, after = self._attend(q, k, v, state, mask, keep_state)
         return self._project_out(x, y.reshape(batch, length, -1)), with_conv(after, last)
+
+    def _rotations(self, x: Tensor, read: int) -> Tensor:
+        """The table for `rotate` of the tokens x [B, T, width], which stand after `read` others."""
+        if x.shape[1] == 1:
+            return step_table(read, self.rotary, self.rope_base, x.dtype, self.rope_scaling, x.device)
+        places = torch.arange(read, read + x.shape[1], device=x.device)
+        return rope_table(places, self.rotary, self.rope_base, x.dtype, self.rope_scaling)
 
     def _project_in(
         self, x: Tensor, state: State | None, mask: Tensor | None, keep_state: bool

@@ -222,12 +222,7 @@ class AdaKV(EvictionPolicy):
         keep_state: bool = True,
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`."""
-        if state is None:
-            state = self.convert(layer, KVState.empty(k, v))
-        elif isinstance(state, KVState):
-            state = self.convert(layer, state)
-        if not isinstance(state, PagedState):
-            raise InputError(f"the state of another policy: expected a PagedState, got {type(state).__name__}")
+        state = self._continued(PagedState, layer, k, v, state)
         batch, count = q.shape[:2]
         start = state.start if mask is None else state.start + (~mask).sum(1)
         padded = state.padded or mask is not None

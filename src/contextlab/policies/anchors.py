@@ -113,12 +113,9 @@ class AnLLM(Policy):
         keep_state: bool = True,
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`."""
-        if state is None:
-            state = _empty(k, v)
-        elif isinstance(state, KVState):
-            state = self.convert(layer, state)
-        if not isinstance(state, KeptState) or "since" not in state.notes:
-            raise InputError(f"the state of another policy: expected a KeptState of AnLLM, got {type(state).__name__}")
+        state = self._continued(KeptState, layer, k, v, state)
+        if "since" not in state.notes:
+            raise InputError("the state of another policy: expected a KeptState of AnLLM")
         count = q.shape[1]
         start = state.start if mask is None else state.start + (~mask).sum(1)
         length = state.length + count
@@ -157,10 +154,11 @@ class AnLLM(Policy):
                 "reading, or use segment"
             )
         keys, values = state.held()
+        if not state.length:
+            return _empty(keys, values)
         places = torch.arange(state.length, device=keys.device) - state.start[:, None]
-        ends = self._ends(places) if state.length else places >= 0
-        since = torch.where(ends, places + 1, 0).amax(1) if state.length else torch.zeros_like(state.start)
-        empty = _empty(keys, values)
+        ends = self._ends(places)
+        since = torch.where(ends, places + 1, 0).amax(1)
         held = {
             "keys": keys.transpose(1, 2),
             "values": values.transpose(1, 2),
@@ -170,8 +168,6 @@ class AnLLM(Policy):
         kept = KeptState(
             slots, state.start, notes={"since": since}, padded=state.padded, length=state.length,
         )  # fmt: skip
-        if not state.length:
-            return empty
         return _without(kept, (places >= 0) & (ends | (places >= since[:, None])))
 
     def fit(

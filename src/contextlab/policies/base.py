@@ -13,7 +13,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.held import Slots, slot_nbytes
 from contextlab.state import KVState, State
+
+S = TypeVar("S", bound=State)
 
 
 class Holder(Protocol):
@@ -149,6 +151,17 @@ class Policy(ABC):
 
         Returns [B, T, H, V] and the state after the last token.
         """
+
+    def _continued(self, kind: type[S], layer: KVLayer, k: Tensor, v: Tensor, state: State | None) -> S:
+        """The state to go on from: this policy's own, what it keeps of a plain one, or an empty one at the start.
+
+        Raises InputError where another policy left it.
+        """
+        if state is None or isinstance(state, KVState):
+            state = self.convert(layer, KVState.empty(k, v) if state is None else state)
+        if not isinstance(state, kind):
+            raise InputError(f"the state of another policy: expected a {kind.__name__}, got {type(state).__name__}")
+        return state
 
     @abstractmethod
     def convert(self, layer: KVLayer, state: KVState) -> State:

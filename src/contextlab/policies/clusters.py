@@ -114,10 +114,7 @@ class CHAI(Policy):
         keep_state: bool = True,
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`."""
-        if state is None or isinstance(state, KVState):
-            state = self.convert(layer, KVState.empty(k, v) if state is None else state)
-        if not isinstance(state, ClusteredState):
-            raise InputError(f"the state of another policy: expected a ClusteredState, got {type(state).__name__}")
+        state = self._continued(ClusteredState, layer, k, v, state)
         if state.early is not None:
             return self._attend_early(layer, q, k, v, state, mask, keep_state)
         assert state.cluster is not None

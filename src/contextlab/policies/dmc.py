@@ -165,12 +165,7 @@ class DMC(Policy):
         """See `Policy.attend`."""
         if self._relaxed is not None:
             return self._relaxed_attend(layer, q, k, v, self._relaxed), None
-        if state is None:
-            state = _empty(k, v)
-        elif isinstance(state, KVState):
-            state = self.convert(layer, state)
-        if not isinstance(state, MergedState):
-            raise InputError(f"the state of another policy: expected a MergedState, got {type(state).__name__}")
+        state = self._continued(MergedState, layer, k, v, state)
         start = state.start if mask is None else state.start + (~mask).sum(1)
         padded = state.padded or mask is not None
         length = state.length + q.shape[1]

@@ -256,12 +256,7 @@ class EvictionPolicy(Policy):
         keep_state: bool = True,
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`."""
-        if state is None:
-            state = self.empty(layer, k, v)
-        elif isinstance(state, KVState):
-            state = self.convert(layer, state)
-        if not isinstance(state, KeptState):
-            raise InputError(f"the state of another policy: expected a KeptState, got {type(state).__name__}")
+        state = self._continued(KeptState, layer, k, v, state)
         batch, count = q.shape[:2]
         start = state.start if mask is None else state.start + (~mask).sum(1)
         padded = state.padded or mask is not None
@@ -403,6 +398,9 @@ class EvictionPolicy(Policy):
                 "attach the policy before reading"
             )
         keys, values = state.held()
+        empty = self.empty(layer, keys, values)
+        if not state.length:
+            return empty
         if state.padded and not self.lossless:
             keys = in_own_places(layer, keys, state.start)
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
@@ -413,8 +411,7 @@ class EvictionPolicy(Policy):
             "values": values,
             "position": places.clamp_min(-1).to(torch.int32)[:, None].expand(-1, kv_heads, -1),
         }
-        empty = self.empty(layer, *state.held())
-        limit = self.slots(layer, max(used, 1), batch, keys.dtype)
+        limit = self.slots(layer, used, batch, keys.dtype)
         slots = self.holder.store(layer, held, room_for(used, limit), used) if used <= limit else Slots(
             held, used, length=used
         )  # fmt: skip

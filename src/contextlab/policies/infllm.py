@@ -70,6 +70,8 @@ class InfLLM(SelectivePolicy):
     offload: keep keys and values in the CPU's memory and fetch what is read; in the paper the window stays.
     """
 
+    kind = BlockState
+
     def __init__(
         self,
         budget: Amount = None,
@@ -121,10 +123,7 @@ class InfLLM(SelectivePolicy):
         count = q.shape[1]
         if self.budget.everything or (count > 1 and self.chunk is None):
             return super().attend(layer, q, k, v, state, mask, keep_state)
-        if state is None or isinstance(state, KVState):
-            state = self.convert(layer, KVState.empty(k, v) if state is None else state)
-        if not isinstance(state, ReadState):
-            raise InputError(f"the state of another policy: expected a BlockState, got {type(state).__name__}")
+        state = self._continued(BlockState, layer, k, v, state)
         outputs, size = [], self.chunk or 1
         for last in range((count - 1) % size + 1, count + 1, size):
             part = slice(max(0, last - size), last)
@@ -181,8 +180,7 @@ class InfLLM(SelectivePolicy):
     def _extended(
         self, layer: KVLayer, state: ReadState, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     ) -> BlockState:
-        if not isinstance(state, BlockState):
-            raise InputError(f"the state of another policy: expected a BlockState, got {type(state).__name__}")
+        assert isinstance(state, BlockState)
         after = super()._extended(layer, state, q, k, v, mask)
         assert isinstance(after, BlockState)
         if after.scores is None:

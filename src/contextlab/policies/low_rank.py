@@ -111,12 +111,7 @@ class LowRank(Policy):
         keep_state: bool = True,
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`."""
-        if state is None:
-            state = self._empty(layer, k, v)
-        elif isinstance(state, KVState):
-            state = self.convert(layer, state)
-        if not isinstance(state, LowRankState):
-            raise InputError(f"the state of another policy: expected a LowRankState, got {type(state).__name__}")
+        state = self._continued(LowRankState, layer, k, v, state)
         start = state.start if mask is None else state.start + (~mask).sum(1)
         new = {"keys": k.transpose(1, 2), "values": v.transpose(1, 2)}
         recent = {name: torch.cat((state.recent[name], x), 2) for name, x in new.items()}
@@ -223,6 +218,8 @@ class LowRank(Policy):
         keys, values = state.held()
         recent = {"keys": keys.transpose(1, 2), "values": values.transpose(1, 2)}
         empty = self._empty(layer, keys, values)
+        if not state.length:
+            return empty
         start, length = state.start, state.length
         after = self._coded(
             layer, dataclasses.replace(empty, recent=recent, start=start, padded=state.padded, length=length)

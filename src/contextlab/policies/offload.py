@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError, check_whole
+from contextlab.errors import check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.base import Policy
 from contextlab.policies.selective import ReadState, attend_kv
@@ -46,10 +46,7 @@ class HeadOffload(Policy):
         keep_state: bool = True,
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`."""
-        if state is None or isinstance(state, KVState):
-            state = self.convert(layer, KVState.empty(k, v) if state is None else state)
-        if not isinstance(state, ReadState):
-            raise InputError(f"the state of another policy: expected a ReadState, got {type(state).__name__}")
+        state = self._continued(ReadState, layer, k, v, state)
         before = state.kv if state.kv.keys.is_cpu else state.kv.to("cpu")  # someone may have moved it
         after = before.append(k.cpu(), v.cpu(), None if mask is None else mask.cpu())
         if before.length:

@@ -338,12 +338,7 @@ class PrecisionPolicy(Policy):
         keep_state: bool = True,
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`."""
-        if state is None:
-            state = self._empty(layer, k, v)
-        elif isinstance(state, KVState):
-            state = self.convert(layer, state)
-        if not isinstance(state, PackedState):
-            raise InputError(f"the state of another policy: expected a PackedState, got {type(state).__name__}")
+        state = self._continued(PackedState, layer, k, v, state)
         start = state.start if mask is None else state.start + (~mask).sum(1)
         held = state.packed
         if mask is not None or held.have is not None:

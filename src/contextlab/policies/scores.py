@@ -37,9 +37,18 @@ class H2O(EvictionPolicy):
         return seen.mass
 
 
+class WindowJudged(EvictionPolicy):
+    """Base of the policies whose window's queries judge the other tokens."""
+
+    @property
+    def observe(self) -> int:
+        """See `EvictionPolicy.observe`: those of the window."""
+        return self.window
+
+
 @register("policy", "snapkv", papers=("2404.14469",), cases=({}, {"window": 4, "kernel": 3}))
 @dataclass(eq=False)
-class SnapKV(EvictionPolicy):
+class SnapKV(WindowJudged):
     """SnapKV: the tokens that the last queries attend to, and their neighbours.
 
     The attention of the last `window` queries is averaged over them and the query heads that share a key head, and
@@ -60,11 +69,6 @@ class SnapKV(EvictionPolicy):
         kernel = self.kernel
         if isinstance(kernel, bool) or not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
             raise InputError(f"kernel: expected an odd whole number, got {kernel!r}; the nearest is {abs(kernel) | 1}")
-
-    @property
-    def observe(self) -> int:
-        """See `EvictionPolicy.observe`: those of the window."""
-        return self.window
 
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the pooled attention of the last queries."""
@@ -197,7 +201,7 @@ class PyramidKV(SnapKV):
 
 @register("policy", "pyramid_infer", papers=("2405.12532",), cases=({"pyramid": 1.5, "sinks": 0},))
 @dataclass(eq=False)
-class PyramidInfer(EvictionPolicy):
+class PyramidInfer(WindowJudged):
     """PyramidInfer's choice: the tokens that the last queries attend to, the later queries counting more.
 
     The attention of the last `window` queries is averaged over all heads of the layer, which keep the same tokens.
@@ -215,11 +219,6 @@ class PyramidInfer(EvictionPolicy):
         if not self.recency > 0:
             raise InputError(f"recency: expected a weight above 0, got {self.recency!r}; 1 weighs all queries the same")
 
-    @property
-    def observe(self) -> int:
-        """See `EvictionPolicy.observe`: those of the window."""
-        return self.window
-
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the weighted attention of the last queries, over the heads' mean."""
         assert seen.attention is not None
@@ -230,7 +229,7 @@ class PyramidInfer(EvictionPolicy):
 
 @register("policy", "fastgen", papers=("2310.01801",), cases=({"recovery": 0.5},))
 @dataclass(eq=False)
-class FastGen(EvictionPolicy):
+class FastGen(WindowJudged):
     """FastGen's profiles: each head keeps the last tokens, or those that got the most attention, as its prompt shows.
 
     When a row first holds more than the budget, each key head is judged by the attention of the last `window`
@@ -250,11 +249,6 @@ class FastGen(EvictionPolicy):
         super().__post_init__()
         if not 0 <= self.recovery <= 1:
             raise InputError(f"recovery: expected a part from 0 to 1, got {self.recovery!r}; 0.95 asks for 95%")
-
-    @property
-    def observe(self) -> int:
-        """See `EvictionPolicy.observe`: those of the window."""
-        return self.window
 
     def notes_nbytes(self, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
         """See `EvictionPolicy.notes_nbytes`."""

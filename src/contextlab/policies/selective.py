@@ -74,6 +74,8 @@ class SelectivePolicy(Policy):
     """Vectors of a key's size in a page's summary."""
     of_segments: ClassVar[tuple[str, ...]] = ()
     """Names of the summaries that a segment has one of; the others, each of its pages."""
+    kind: ClassVar[type[ReadState]] = ReadState
+    """The class of its states."""
 
     def __init__(
         self,
@@ -193,10 +195,7 @@ class SelectivePolicy(Policy):
         keep_state: bool = True,
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`."""
-        if state is None or isinstance(state, KVState):
-            state = self.convert(layer, KVState.empty(k, v) if state is None else state)
-        if not isinstance(state, ReadState):
-            raise InputError(f"the state of another policy: expected a ReadState, got {type(state).__name__}")
+        state = self._continued(self.kind, layer, k, v, state)
         after = self._extended(layer, state, q, k, v, mask)
         pages = None
         if q.shape[1] == 1:

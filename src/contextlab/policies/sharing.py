@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.partial import merged, partial_attention
 from contextlab.policies.base import Policy
@@ -59,10 +58,7 @@ class SharedPrefix(Policy):
         keep_state: bool = True,
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`."""
-        if state is None or isinstance(state, KVState):
-            state = self.convert(layer, KVState.empty(k, v) if state is None else state)
-        if not isinstance(state, SharedPrefixState):
-            raise InputError(f"the state of another policy: expected a SharedPrefixState, got {type(state).__name__}")
+        state = self._continued(SharedPrefixState, layer, k, v, state)
         batch, count = q.shape[:2]
         prefix, suffix, common = state.prefix, state.suffix, 0
         if not suffix.length and not suffix.padded:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError, check_whole
+from contextlab.errors import check_whole
 from contextlab.ops.kv import KVLayer, attend_held
 from contextlab.policies.base import in_own_places
 from contextlab.policies.budget import Amount
@@ -59,6 +59,8 @@ class SpeCache(SelectivePolicy):
     ahead: choose by the query of the token before.
     offload: keep keys and values in the CPU's memory, as the paper does, and fetch what is read in full precision.
     """
+
+    kind = CopiedState
 
     def __init__(
         self,
@@ -130,8 +132,7 @@ class SpeCache(SelectivePolicy):
     def _extended(
         self, layer: KVLayer, state: ReadState, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     ) -> ReadState:
-        if not isinstance(state, CopiedState):
-            raise InputError(f"the state of another policy: expected a CopiedState, got {type(state).__name__}")
+        assert isinstance(state, CopiedState)
         after = super()._extended(layer, state, q, k, v, mask)
         assert isinstance(after, CopiedState)
         if after.packed is None:
