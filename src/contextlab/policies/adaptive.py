@@ -16,7 +16,7 @@ from contextlab.ops.paged import attend_paged, picked
 from contextlab.policies.base import Dense, Policy
 from contextlab.policies.budget import Amount
 from contextlab.policies.eviction import EvictionPolicy, Seen
-from contextlab.policies.held import Slots, room_for
+from contextlab.policies.held import Slots, room_for, tokens_in_slots
 from contextlab.registry import entries, lookup, register
 from contextlab.state import KVState, State, tensor_bytes
 
@@ -232,7 +232,7 @@ class AdaKV(EvictionPolicy):
             judged = dataclasses.replace(state, queries=q) if self.pre_attention else state
             state = self._packed(layer, judged, limit, self._target(limit))
         places = torch.arange(state.length, length, device=q.device) - start[:, None]
-        new = _tokens(k, v, places)
+        new = tokens_in_slots(k, v, places)
         used, tail = state.tail.used + count, state.tail
         fits = state.paged + used <= limit
         room = room_for(used, max(limit - state.paged, 0))
@@ -395,7 +395,7 @@ class AdaKV(EvictionPolicy):
         keys, values = state.held()
         batch, used = keys.shape[:2]
         places = torch.arange(used, device=keys.device) - state.start[:, None]
-        held = _tokens(keys, values, places)
+        held = tokens_in_slots(keys, values, places)
         limit = self.slots(layer, max(used, 1), batch, keys.dtype)
         tail = Slots.of(held, room_for(used, limit), used) if used <= limit else Slots(held, used, length=used)
         pages = {name: x.new_empty(batch, 0, 1, *x.shape[3:]) for name, x in held.items()}
@@ -406,12 +406,6 @@ class AdaKV(EvictionPolicy):
             mass["tail"] = keys.new_zeros(batch, layer.kv_heads, used, dtype=torch.float32)
         after = PagedState(pages, owner, tail, state.start, mass, padded=state.padded, length=used)
         return after if used <= limit else self._packed(layer, after, limit, limit)
-
-
-def _tokens(k: Tensor, v: Tensor, places: Tensor) -> dict[str, Tensor]:
-    """What is stored of tokens: k [B, T, Hkv, D], v [B, T, Hkv, V], places [B, T]; each [B, Hkv, T, ...]."""
-    position = places.clamp_min(-1).to(torch.int32)[:, None].expand(-1, k.shape[2], -1)
-    return {"keys": k.transpose(1, 2), "values": v.transpose(1, 2), "position": position}
 
 
 def _places_in_pages(take: Tensor, pages: int, size: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.softmax import attend
 from contextlab.policies.base import Policy
-from contextlab.policies.held import KeptState, Slots, gathered, room_for
+from contextlab.policies.held import KeptState, Slots, gathered, room_for, tokens_in_slots
 from contextlab.policies.trained import language_training
 from contextlab.registry import register
 from contextlab.state import KVState, State
@@ -126,11 +126,7 @@ class AnLLM(Policy):
         held = state.slots["position"][:, 0].long()
         position = torch.cat((held, places.clamp_min(-1)), 1)
         anchor = torch.cat((held < before[:, None], ends), 1)
-        new = {
-            "keys": k.transpose(1, 2),
-            "values": v.transpose(1, 2),
-            "position": places.clamp_min(-1).to(torch.int32)[:, None].expand(-1, layer.kv_heads, -1),
-        }
+        new = tokens_in_slots(k, v, places)
         closed = bool(ends.any())
         if keep_state and not closed:
             slots = state.slots.append(new, room_for(state.slots.used + count, None))
@@ -159,12 +155,7 @@ class AnLLM(Policy):
         places = torch.arange(state.length, device=keys.device) - state.start[:, None]
         ends = self._ends(places)
         since = torch.where(ends, places + 1, 0).amax(1)
-        held = {
-            "keys": keys.transpose(1, 2),
-            "values": values.transpose(1, 2),
-            "position": places.clamp_min(-1).to(torch.int32)[:, None].expand(-1, layer.kv_heads, -1),
-        }
-        slots = Slots(held, state.length, length=state.length)
+        slots = Slots(tokens_in_slots(keys, values, places), state.length, length=state.length)
         kept = KeptState(
             slots, state.start, notes={"since": since}, padded=state.padded, length=state.length,
         )  # fmt: skip

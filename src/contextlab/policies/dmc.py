@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, one_hot, relu
 
 from contextlab.errors import InputError, check_whole
-from contextlab.files import read_json, read_tensors, write_json, write_tensors
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.paged import picked
 from contextlab.ops.softmax import attend
@@ -21,11 +20,10 @@ from contextlab.policies.base import Policy
 from contextlab.policies.budget import OPEN, Amount, Budget
 from contextlab.policies.foresight import Recorder
 from contextlab.policies.held import Slots, room_for
-from contextlab.policies.trained import language_training
+from contextlab.policies.trained import language_training, read_trained, write_trained
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 
-SPEC, WEIGHTS = "dmc.json", "dmc.safetensors"
 SHUT = 5.0
 """How far from merging gates start, as a logit; and from counting a token for nothing (Section 3.2)."""
 
@@ -416,21 +414,15 @@ class DMC(Policy):
         """Write the trained gates: safetensors and a JSON file. Raises InputError when untrained."""
         if not self.gates:
             raise InputError("DMC: there is nothing to save; train the gates first with policy.fit(...)")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{i}.{name}": x for i, gate in enumerate(self.gates) for name, x in gate.state_dict().items()}
-        write_tensors(folder / WEIGHTS, tensors)
-        write_json(folder / SPEC, {"policy": "dmc", "layers": len(self.gates)})
+        write_trained(Path(folder), "dmc", self.gates)
 
     def _load(self, folder: Path) -> None:
-        spec, tensors = read_json(folder / SPEC), read_tensors(folder / WEIGHTS)
-        if not isinstance(spec, dict) or spec.get("policy") != "dmc" or not isinstance(spec.get("layers"), int):
-            raise InputError(f"{folder / SPEC}: these are no gates; expected what DMC.save wrote")
+        layers, tensors = read_trained(folder, "dmc", "these are no gates; expected what DMC.save wrote")
         gates = []
-        for i in range(spec["layers"]):
+        for i in range(layers):
             weight, bias = tensors.get(f"{i}.weight"), tensors.get(f"{i}.bias")
             if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1] or len(bias) % 2:
-                raise InputError(f"{folder / WEIGHTS}: damaged: the gate of layer {i} is not complete")
+                raise InputError(f"{folder / 'dmc.safetensors'}: damaged: the gate of layer {i} is not complete")
             gate = nn.Linear(weight.shape[1], weight.shape[0])
             gate.load_state_dict({"weight": weight, "bias": bias}, assign=True)
             gates.append(gate.requires_grad_(False))

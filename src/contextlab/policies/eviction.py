@@ -16,7 +16,7 @@ from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held, attention_rows, attention_with_mass
 from contextlab.policies.base import Dense, Holder, Policy, in_own_places
 from contextlab.policies.budget import OPEN, Amount, Budget
-from contextlab.policies.held import KeptState, Slots, gathered, room_for
+from contextlab.policies.held import KeptState, Slots, gathered, room_for, tokens_in_slots
 from contextlab.state import KVState, State, tensor_bytes
 
 
@@ -271,11 +271,7 @@ class EvictionPolicy(Policy):
             steps = -state.shift[:, None]  # [B, 1, Hkv]
             q, k = layer.turn(q, steps.repeat_interleave(layer.heads // layer.kv_heads, 2)), layer.turn(k, steps)
         places = torch.arange(state.length, length, device=q.device) - start[:, None]
-        new = {
-            "keys": k.transpose(1, 2),
-            "values": v.transpose(1, 2),
-            "position": places.clamp_min(-1).to(torch.int32)[:, None].expand(-1, layer.kv_heads, -1),
-        }
+        new = tokens_in_slots(k, v, places)
         used, room = state.slots.used + count, room_for(state.slots.used + count, limit)
         if count == 1:
             slots = seen = state.slots.append(new, room)
@@ -403,14 +399,8 @@ class EvictionPolicy(Policy):
             return empty
         if state.padded and not self.lossless:
             keys = in_own_places(layer, keys, state.start)
-        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-        batch, kv_heads, used, _ = keys.shape
-        places = torch.arange(used, device=keys.device) - state.start[:, None]
-        held = {
-            "keys": keys,
-            "values": values,
-            "position": places.clamp_min(-1).to(torch.int32)[:, None].expand(-1, kv_heads, -1),
-        }
+        batch, used = keys.shape[:2]
+        held = tokens_in_slots(keys, values, torch.arange(used, device=keys.device) - state.start[:, None])
         limit = self.slots(layer, used, batch, keys.dtype)
         slots = self.holder.store(layer, held, room_for(used, limit), used) if used <= limit else Slots(
             held, used, length=used

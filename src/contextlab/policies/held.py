@@ -120,6 +120,15 @@ def slot_nbytes(batch: int, kv_heads: int, key_dim: int, value_dim: int, dtype: 
     )
 
 
+def tokens_in_slots(k: Tensor, v: Tensor, places: Tensor) -> dict[str, Tensor]:
+    """The "keys", "values", "position" that slots hold, of k [B, T, Hkv, D], v [B, T, Hkv, V] and places [B, T].
+
+    places: the tokens' in their rows, negative at padding.
+    """
+    position = places.clamp_min(-1).to(torch.int32)[:, None].expand(-1, k.shape[2], -1)
+    return {"keys": k.transpose(1, 2), "values": v.transpose(1, 2), "position": position}
+
+
 def room_for(used: int, limit: int | None) -> int:
     """Slots to make for `used` tokens: they grow by a quarter, and never beyond the limit."""
     room = KVState.capacity(used)

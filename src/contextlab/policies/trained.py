@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from contextlab.policies.eviction import EvictionPolicy, Seen
 from contextlab.policies.foresight import Read, Recorder
 from contextlab.policies.held import KeptState, Slots
 from contextlab.registry import register
-
-SPEC, WEIGHTS = "locret.json", "locret.safetensors"
 
 
 @register("policy", "locret", papers=("2410.01805",), cases=())
@@ -154,25 +152,41 @@ class Locret(EvictionPolicy):
         """Write the trained heads: safetensors and a JSON file of their sizes. Raises InputError when untrained."""
         if not self.heads:
             raise InputError("Locret: there is nothing to save; train the heads first with policy.fit(...)")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{i}.{name}": x for i, head in enumerate(self.heads) for name, x in head.state_dict().items()}
-        write_tensors(folder / WEIGHTS, tensors)
-        write_json(folder / SPEC, {"policy": "locret", "layers": len(self.heads), "hidden": self.hidden})
+        write_trained(Path(folder), "locret", self.heads, hidden=self.hidden)
 
     def _load(self, folder: Path) -> None:
-        spec, tensors = read_json(folder / SPEC), read_tensors(folder / WEIGHTS)
-        if not isinstance(spec, dict) or spec.get("policy") != "locret" or not isinstance(spec.get("layers"), int):
-            raise InputError(f"{folder / SPEC}: these are no retaining heads; expected what Locret.save wrote")
+        layers, tensors = read_trained(
+            folder, "locret", "these are no retaining heads; expected what Locret.save wrote"
+        )
         heads = []
-        for i in range(spec["layers"]):
+        for i in range(layers):
             first, last = tensors.get(f"{i}.0.weight"), tensors.get(f"{i}.2.weight")
             if first is None or last is None or first.ndim != 2 or last.shape[1:] != first.shape[:1]:
-                raise InputError(f"{folder / WEIGHTS}: damaged: the head of layer {i} is not complete")
+                raise InputError(f"{folder / 'locret.safetensors'}: damaged: the head of layer {i} is not complete")
             head = _perceptron(first.shape[1], first.shape[0], last.shape[0])
             head.load_state_dict({"0.weight": first, "2.weight": last}, assign=True)
             heads.append(head.to(first.dtype).requires_grad_(False))
         self.heads, self.hidden = heads, int(heads[0][0].out_features)  # type: ignore[arg-type]
+
+
+def write_trained(folder: Path, policy: str, modules: Sequence[nn.Module], **more: int) -> None:
+    """Write what was trained of a policy, a module a layer: POLICY.safetensors, and POLICY.json of their number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{i}.{name}": x for i, module in enumerate(modules) for name, x in module.state_dict().items()}
+    write_tensors(folder / f"{policy}.safetensors", tensors)
+    write_json(folder / f"{policy}.json", {"policy": policy, "layers": len(modules), **more})
+
+
+def read_trained(folder: Path, policy: str, otherwise: str) -> tuple[int, dict[str, Tensor]]:
+    """What `write_trained` wrote: the number of layers, and "LAYER.NAME" -> tensor.
+
+    Raises InputError where the files cannot be read, and with the words `otherwise` where they are of something else.
+    """
+    path = folder / f"{policy}.json"
+    spec, tensors = read_json(path), read_tensors(folder / f"{policy}.safetensors")
+    if not isinstance(spec, dict) or spec.get("policy") != policy or not isinstance(spec.get("layers"), int):
+        raise InputError(f"{path}: {otherwise}")
+    return spec["layers"], tensors
 
 
 def language_training(
