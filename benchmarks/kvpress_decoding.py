@@ -8,7 +8,9 @@ own:
 
 A random Llama reads a prompt, from which a part of the cache is kept by the keys' norms; then tokens are decoded one by
 one. kvpress evicts whenever an eighth of the budget was added to seven eighths, as contextlab does by default, so that
-neither holds more than the budget. Both take turns in one process; ratios are medians over turns.
+neither holds more than the budget. contextlab runs twice: at the attention of transformers' Llama, where kvpress runs,
+and with the checkpoint as a model of its own, as `models.load_model` reads it. All take turns in one process; ratios
+are medians over turns.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from contextlab.models import Model
+from contextlab.models.imports import native_model
 from contextlab.policies import Budget, build_policy, huggingface
 
 mask_of_today = huggingface._mask
@@ -67,6 +71,17 @@ def decoded(model: Any, tokens: torch.Tensor, length: int) -> tuple[float, int]:
     return seconds, held
 
 
+def decoded_by_own(model: Model, tokens: torch.Tensor, length: int) -> tuple[float, int]:
+    """As `decoded`, of a model of contextlab."""
+    _, state = model.read(tokens[:, :length])
+    _, state = model.read(tokens[:, length : length + 1], state)
+    began = time.perf_counter()
+    for t in range(length + 1, tokens.shape[1]):
+        _, state = model.read(tokens[:, t : t + 1], state)
+    seconds = (time.perf_counter() - began) / (tokens.shape[1] - length - 1)
+    return seconds, state.layers[0].slots.used  # type: ignore[attr-defined]
+
+
 @torch.no_grad()
 def main() -> None:
     """Measure and print a table."""
@@ -81,12 +96,15 @@ def main() -> None:
     asked = Budget.of(options.budget)
     most = int(asked.amount * (options.length if asked.kind == "ratio" else 1))
     title = f"{options.length:,} tokens, at most {most:,} held, {torch.get_num_threads()} threads"
-    table = Table("hidden size", "full ms", "kvpress ms", "contextlab ms", "times kvpress", "held", title=title)
+    columns = ("hidden size", "full ms", "kvpress ms", "contextlab ms", "times faster", "own model ms", "times faster")
+    table = Table(*columns, "held", title=title)
     for hidden in options.hidden:
         model = llama(hidden, options.layers)
+        own = native_model(model.config, dict(model.state_dict()), "llama").eval()
         tokens = torch.randint(256, (1, options.length + options.decoded), generator=torch.Generator().manual_seed(0))
         step = max(1, most // 8)
-        found: dict[str, list[float]] = {"full": [], "kvpress": [], "contextlab": []}
+        torch.testing.assert_close(own(tokens[:, :64]), model(tokens[:, :64]).logits, rtol=1e-4, atol=1e-4)
+        found: dict[str, list[float]] = {"full": [], "kvpress": [], "contextlab": [], "own": []}
         held = {}
         for _ in range(options.repeats):
             found["full"].append(decoded(model, tokens, options.length)[0])
@@ -102,14 +120,26 @@ def main() -> None:
             with press(model):
                 seconds, held["kvpress"] = decoded(model, tokens, options.length)
             found["kvpress"].append(seconds)
-            with build_policy("key_norm", budget=f"{most}tok", sinks=0, window=1).attach(model):
+            policy = build_policy("key_norm", budget=f"{most}tok", sinks=0, window=1)
+            with policy.attach(model):
                 seconds, held["contextlab"] = decoded(model, tokens, options.length)
             found["contextlab"].append(seconds)
-        times = [a / b for a, b in zip(found["kvpress"], found["contextlab"], strict=True)]
-        middle = [f"{1000 * statistics.median(each):.2f}" for each in found.values()]
-        spread = f"{statistics.median(times):.2f} ({min(times):.2f}, {max(times):.2f})"
-        table.add_row(str(hidden), *middle, spread, f"{held['kvpress']:,} and {held['contextlab']:,}")
-    Console(width=110).print(table)
+            with policy.attach(own):
+                seconds, held["own"] = decoded_by_own(own, tokens, options.length)
+            found["own"].append(seconds)
+        middle = {name: f"{1000 * statistics.median(each):.2f}" for name, each in found.items()}
+        table.add_row(
+            str(hidden), middle["full"], middle["kvpress"], middle["contextlab"],
+            spread(found["kvpress"], found["contextlab"]), middle["own"], spread(found["kvpress"], found["own"]),
+            ", ".join(f"{each:,}" for each in held.values()),
+        )  # fmt: skip
+    Console(width=130).print(table)
+
+
+def spread(slow: list[float], fast: list[float]) -> str:
+    """How many times faster: the median over turns, the least and the most."""
+    times = [a / b for a, b in zip(slow, fast, strict=True)]
+    return f"{statistics.median(times):.2f} ({min(times):.2f}, {max(times):.2f})"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Policies at a long context: what one costs while the prompt is read, and what it saves afterwards.
 
-`python benchmarks/policies.py [--length 16384] [--budget 10%] [--policy NAME ...] [--repeats 3] [--cpu-time]`.
+`python benchmarks/policies.py [--length 16384] [--budget 10%] [--policy NAME ...] [--batch 1] [--repeats 3]
+[--threads N] [--cpu-time]`.
 The model is that of recipe byte-lm, untrained: what is measured does not depend on its weights. The full cache and the
 policies take turns in one process; ratios are medians over turns, with the least and the most. `--cpu-time` counts the
 process' own time, with one thread: for machines that others use, too.
@@ -53,17 +54,19 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16384)
     parser.add_argument("--budget", default="10%")
     parser.add_argument("--policy", action="append")
+    parser.add_argument("--batch", type=int, default=1, help="sequences that are decoded at once")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default its own choice")
     parser.add_argument("--decoded", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter
-    if options.cpu_time:
-        torch.set_num_threads(1)
+    if options.cpu_time or options.threads:
+        torch.set_num_threads(1 if options.cpu_time else options.threads)
     model = build_model(load_recipe("byte-lm").trainings()[0].model).eval()
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(256, (1, options.length + options.decoded), generator=generator)
+    tokens = torch.randint(256, (options.batch, options.length + options.decoded), generator=generator)
     policies = {name: parse_policy(name, options.budget) for name in options.policy or POLICIES}
     for policy in (None, *policies.values()):
         measure(model, policy, tokens[:, : min(1024, options.length)], 4, clock)
@@ -74,12 +77,23 @@ def main() -> None:
             runs[name].append(measure(model, policies.get(name), tokens, options.decoded, clock))
 
     full = runs["full"]
-    plain_cache = options.length * sum(
-        (layer.key_dim + layer.value_dim) * layer.kv_heads * 4 for layer in next(iter(policies.values())).layers(model)
+    plain_cache = (
+        options.batch
+        * options.length
+        * sum(
+            (layer.key_dim + layer.value_dim) * layer.kv_heads * 4
+            for layer in next(iter(policies.values())).layers(model)
+        )
     )
-    title = f"{options.length:,} tokens, budget {options.budget}"
+    threads = torch.get_num_threads()
+    title = (
+        f"{options.length:,} tokens x {options.batch}, budget {options.budget}, {threads} thread{'s' * (threads > 1)}"
+    )
     table = Table("policy", "prefill s", "overhead", "decode ms", "decode x", "state", "of the cache", title=title)
-    found: dict[str, Any] = {"length": options.length, "budget": options.budget, "targets": TARGETS, "policies": {}}
+    found: dict[str, Any] = {
+        "length": options.length, "batch": options.batch, "budget": options.budget, "threads": threads,
+        "targets": TARGETS, "policies": {},
+    }  # fmt: skip
     for name, own in runs.items():
         slower = [a[0] / b[0] for a, b in zip(own, full, strict=True)]
         faster = [b[1] / a[1] for a, b in zip(own, full, strict=True)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -180,6 +180,7 @@ class KVState(State):
         )
 
     @staticmethod
+    @lru_cache(maxsize=64)  # all layers ask the same
     def capacity(length: int) -> int:
         """Tokens that the buffers have room for: 32, then 1.25 times more, in multiples of 32."""
         room = 0

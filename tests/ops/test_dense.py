@@ -88,3 +88,21 @@ def test_rms_norm_maps_over_models() -> None:
     mapped = torch.vmap(lambda w: torch.func.grad(lambda w: rms_norm(x, w).square().sum())(w))(weights)
     expected = torch.stack([torch.func.grad(lambda w: F.rms_norm(x, (6,), w).square().sum())(w) for w in weights])
     torch.testing.assert_close(mapped, expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_onednn
+def test_few_tokens_go_through_onednn_where_the_matrix_is_large(forced: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FORWARD_FROM", 2**62)
+    monkeypatch.setattr(module, "_READ_FROM", 20)
+    calls = []
+    monkeypatch.setattr(module, "_product", lambda *inputs: calls.append(1) or F.linear(*inputs))
+    x, large, small = torch.randn(1, 1, 5), torch.randn(4, 5), torch.randn(3, 5)
+    dense(x, large)
+    assert not calls  # a Function's call would cost more than it gains
+    with torch.no_grad():
+        torch.testing.assert_close(dense(x, large), F.linear(x, large))
+        assert len(calls) == 1
+        dense(x, small)
+        assert len(calls) == 1
+        mapped = torch.vmap(lambda w: dense(x, w))(torch.stack((large, large)))
+    torch.testing.assert_close(mapped[1], F.linear(x, large))

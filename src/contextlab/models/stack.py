@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +96,7 @@ class Model(nn.Module):
         self._check_state(state)
         prediction, after = self._run(inputs, state, mask, keep_state=True, positions=positions)
         assert after is not None
-        if not torch.is_grad_enabled() and not bool(prediction.isfinite().all()):
+        if not torch.is_grad_enabled() and not _finite(prediction):
             raise InputError(self._first_fault(inputs, state, mask))
         return prediction, after
 
@@ -174,13 +175,13 @@ class Model(nn.Module):
     def _check_state(self, state: Any) -> None:
         if self.spec.pool is not None:
             raise InputError("read: a model with a pooled read-out answers whole sequences; call it on them")
-        for i, block in enumerate(self.blocks):
-            if not block.mixer.causal:  # type: ignore[union-attr]
-                raise InputError(
-                    f"read: block {i} ({_name(block)}) reads both ways, so the model has no state to hand on; "
-                    "call the model on whole sequences"
-                )
         if state is None:
+            for i, block in enumerate(self.blocks):
+                if not block.mixer.causal:  # type: ignore[union-attr]
+                    raise InputError(
+                        f"read: block {i} ({_name(block)}) reads both ways, so the model has no state to hand on; "
+                        "call the model on whole sequences"
+                    )
             return
         wanted = len(self.blocks) * self.spec.loops
         if not isinstance(state, ModelState) or len(state.layers) != wanted:
@@ -245,6 +246,11 @@ class Model(nn.Module):
         if self.spec.read_in == "vector":
             ends += 2 * length * (self.spec.input_size or 0) * self.spec.width
         return total * self.spec.loops + ends
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether x holds neither NaN nor infinity; the least and the largest value tell, in one pass."""
+    return not x.numel() or all(math.isfinite(end.item()) for end in x.detach().aminmax())
 
 
 def _name(block: Any) -> str:

@@ -195,9 +195,12 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
         and all(step % 2 == 0 for step in (*turned.stride()[:-1], turned.storage_offset()))
         and x.shape[-1] % 2 == 0
     ):
-        # One pass over memory; a table that repeats for each head makes the inner loop H times as long.
-        rotations = torch.view_as_complex(table.expand(*table.shape[:-3], x.shape[2], -1, -1).contiguous())
-        turned = torch.view_as_real(torch.view_as_complex(turned.unflatten(-1, (-1, 2))) * rotations).flatten(-2)
+        if x.shape[1] > 1:
+            # One pass over memory; a table that repeats for each head makes the inner loop H times as long.
+            table = table.expand(*table.shape[:-3], x.shape[2], -1, -1).contiguous()
+        rotations = torch.view_as_complex(table)
+        pairs = torch.view_as_complex(turned.view(*turned.shape[:-1], size // 2, 2))
+        turned = torch.view_as_real(pairs * rotations).flatten(-2)
     else:
         cos, sin = table.unbind(-1)
         first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)

@@ -126,7 +126,7 @@ def attend(
     if value < dim:  # the kernels whose memory is linear want keys and values of one size
         v, scale = F.pad(v, (0, dim - value)), dim**-0.5 if scale is None else scale
     y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale, enable_gqa=shared > 1)
-    return y[..., :value].transpose(1, 2)
+    return (y[..., :value] if value < dim else y).transpose(1, 2)
 
 
 def _many_threads(q: Tensor) -> bool:

@@ -16,7 +16,7 @@ from contextlab.ops.paged import attend_paged, picked
 from contextlab.policies.base import Dense, Policy
 from contextlab.policies.budget import Amount
 from contextlab.policies.eviction import EvictionPolicy, Seen
-from contextlab.policies.held import Slots, room_for, tokens_in_slots
+from contextlab.policies.held import Slots, places_after, room_for, tokens_in_slots
 from contextlab.registry import entries, lookup, register
 from contextlab.state import KVState, State, tensor_bytes
 
@@ -231,7 +231,7 @@ class AdaKV(EvictionPolicy):
         if count == 1 and state.paged + state.tail.used + 1 > limit:
             judged = dataclasses.replace(state, queries=q) if self.pre_attention else state
             state = self._packed(layer, judged, limit, self._target(limit))
-        places = torch.arange(state.length, length, device=q.device) - start[:, None]
+        places = places_after(state.length, count, start, padded)
         new = tokens_in_slots(k, v, places)
         used, tail = state.tail.used + count, state.tail
         fits = state.paged + used <= limit

@@ -14,7 +14,7 @@ from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.softmax import attend
 from contextlab.policies.base import Policy
-from contextlab.policies.held import KeptState, Slots, gathered, room_for, tokens_in_slots
+from contextlab.policies.held import KeptState, Slots, gathered, places_after, room_for, tokens_in_slots
 from contextlab.policies.trained import language_training
 from contextlab.registry import register
 from contextlab.state import KVState, State
@@ -119,7 +119,7 @@ class AnLLM(Policy):
         count = q.shape[1]
         start = state.start if mask is None else state.start + (~mask).sum(1)
         length = state.length + count
-        places = torch.arange(state.length, length, device=q.device) - start[:, None]
+        places = places_after(state.length, count, start, state.padded or mask is not None)
         ends, before = self._ends(places), state.notes["since"]
         # Where each token's segment begins, and, last, that of the token to come.
         begins = torch.cat((before[:, None], torch.where(ends, places + 1, 0)), 1).cummax(1).values

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -42,6 +42,9 @@ class Holder(Protocol):
     def nbytes(self, slots: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
         """The most bytes that a store with room for so many tokens takes."""
 
+    def fitting(self, allowed: float, each: int, most: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
+        """The largest `slots` up to `most` with nbytes(slots) + slots * each <= allowed; 0 where none is."""
+
 
 class Dense:
     """Keys and values as the model made them."""
@@ -59,6 +62,30 @@ class Dense:
         """See `Holder.nbytes`."""
         return slots * slot_nbytes(batch, layer.kv_heads, layer.key_dim, layer.value_dim, dtype)
 
+    def fitting(self, allowed: float, each: int, most: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
+        """See `Holder.fitting`."""
+        return min(max(int(allowed // (self.nbytes(1, layer, batch, dtype) + each)), 0), most)
+
+
+def largest_fitting(nbytes: Callable[[int], int], allowed: float, most: int) -> int:
+    """The largest count up to `most` with nbytes(count) <= allowed, 0 where none is; nbytes rises nearly evenly."""
+    # A line through two sizes tells nearly where.
+    one, two = (nbytes(n * 2**20) for n in (1, 2))
+    low = min(max(0, int((allowed - 2 * one + two) / ((two - one) / 2**20)) - 1), most)
+    if nbytes(low) > allowed:
+        low = 0
+    high, width = most, 1
+    while low + width <= high and nbytes(low + width) <= allowed:
+        low, width = low + width, 2 * width
+    high = min(high, low + width - 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if nbytes(middle) <= allowed:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
 
 @dataclass(frozen=True)
 class Served:
@@ -71,12 +98,18 @@ class Served:
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None = None, keep_state: bool = True
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`."""
-        if state is not None and len(next(state.tensors())) != len(q):
-            raise InputError(f"the state is of a batch of {len(next(state.tensors()))}, the tokens of {len(q)}")
+        if state is not None:
+            held = getattr(state, "start", None)  # most have it, and the first of all tensors takes longer to find
+            held = next(state.tensors()) if held is None else held
+            if len(held) != len(q):
+                raise InputError(f"the state is of a batch of {len(held)}, the tokens of {len(q)}")
         try:
-            return self.policy.attend(self.layer, q, k, v, state, mask, keep_state)
+            y, after = self.policy.attend(self.layer, q, k, v, state, mask, keep_state)
         except RuntimeError as error:
             raise _mixed(state, q) or error from None
+        if y.device != q.device:  # "meta" mixes with anything
+            raise _mixed(state, q) or RuntimeError(f"{type(self.policy).__name__}: an answer on {y.device}")
+        return y, after
 
 
 def _mixed(state: State | None, q: Tensor) -> InputError | None:

@@ -16,7 +16,7 @@ from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held, attention_rows, attention_with_mass
 from contextlab.policies.base import Dense, Holder, Policy, in_own_places
 from contextlab.policies.budget import OPEN, Amount, Budget
-from contextlab.policies.held import KeptState, Slots, gathered, room_for, tokens_in_slots
+from contextlab.policies.held import KeptState, Slots, gathered, places_after, room_for, tokens_in_slots
 from contextlab.state import KVState, State, tensor_bytes
 
 
@@ -197,25 +197,7 @@ class EvictionPolicy(Policy):
         if self.reposition:
             fixed += tensor_bytes(batch, layer.kv_heads, dtype=torch.int64)
         each = tensor_bytes(batch, layer.kv_heads, dtype=torch.float32) if self.accumulates else 0
-
-        def fits(count: int) -> bool:
-            return fixed + self.holder.nbytes(count, layer, batch, dtype) + count * each <= allowed
-
-        # The most that fit: bytes rise evenly but for groups, so a line through two sizes tells nearly where.
-        one, two = (self.holder.nbytes(n * 2**20, layer, batch, dtype) for n in (1, 2))
-        low = min(max(0, int((allowed - fixed) / ((two - one) / 2**20 + each)) - 1), length + 1)
-        if not fits(low):
-            low = 0
-        high, width = length + 1, 1
-        while low + width <= high and fits(low + width):
-            low, width = low + width, 2 * width
-        high = min(high, low + width - 1)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if fits(middle):
-                low = middle
-            else:
-                high = middle - 1
+        low = self.holder.fitting(allowed - fixed, each, length + 1, layer, batch, dtype)
         least = self.protected + 1
         if low < least and self.allowed.kind == "bytes" and length >= least:
             needed = layer.count / share * (fixed + self.holder.nbytes(least, layer, batch, dtype) + least * each)
@@ -270,9 +252,10 @@ class EvictionPolicy(Policy):
         if state.shift is not None and layer.turn is not None:
             steps = -state.shift[:, None]  # [B, 1, Hkv]
             q, k = layer.turn(q, steps.repeat_interleave(layer.heads // layer.kv_heads, 2)), layer.turn(k, steps)
-        places = torch.arange(state.length, length, device=q.device) - start[:, None]
+        places = places_after(state.length, count, start, padded)
         new = tokens_in_slots(k, v, places)
-        used, room = state.slots.used + count, room_for(state.slots.used + count, limit)
+        used = state.slots.used + count
+        room = room_for(used, limit)
         if count == 1:
             slots = seen = state.slots.append(new, room)
         else:  # a piece is answered from what it holds itself, in full, before anything of it is dropped
@@ -288,7 +271,8 @@ class EvictionPolicy(Policy):
         if self.pre_attention:
             queries = q[:, -1:]
         elif queries is not None:
-            queries = torch.cat((queries, q), 1)[:, -self.observe :].clone(memory_format=torch.contiguous_format)
+            before = queries[:, max(0, queries.shape[1] + count - self.observe) :]
+            queries = torch.cat((before, q[:, -self.observe :]), 1)
         notes = self.remember(layer, state.notes, q, places, state.length)
         after = KeptState(slots, start, mass, queries, state.shift, notes, padded, length=length)
         after = self._evict(layer, after, limit) if used > limit else after

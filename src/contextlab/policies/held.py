@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Slots(State):
         if mark is None or mark[0] > self.used or self.room < used or any(frozen(x) for x in values.values()):
             values, mark = {name: _filled(self[name], room) for name in new}, [self.used]
         for name, x in new.items():
-            values[name][:, :, self.used : used] = x
+            values[name].narrow(2, self.used, count).copy_(x)
         mark[0] = used
         after = Slots(values, used, length=self.length + count)
         after._written = mark
@@ -120,12 +121,33 @@ def slot_nbytes(batch: int, kv_heads: int, key_dim: int, value_dim: int, dtype: 
     )
 
 
+def places_after(read: int, count: int, start: Tensor, padded: bool) -> Tensor:
+    """[B, count] int64, the places in their rows of the tokens that follow `read` others, negative at padding.
+
+    start: [B] int64, the padding of each row, all zeros unless `padded`.
+    """
+    if padded:
+        return torch.arange(read, read + count, device=start.device) - start[:, None]
+    if count > 1 or torch.compiler.is_compiling():
+        return torch.arange(read, read + count, device=start.device).expand(len(start), -1)
+    return _one_place(read, len(start), start.device, torch.is_inference_mode_enabled())
+
+
+@lru_cache(maxsize=8)  # all layers of a decoded token want the same
+def _one_place(place: int, batch: int, device: torch.device, inference: bool) -> Tensor:
+    """[B, 1] int64; nobody may change it.
+
+    inference: whether inference mode is on; what was made in it cannot be used by autograd.
+    """
+    return torch.full((batch, 1), place, device=device)
+
+
 def tokens_in_slots(k: Tensor, v: Tensor, places: Tensor) -> dict[str, Tensor]:
     """The "keys", "values", "position" that slots hold, of k [B, T, Hkv, D], v [B, T, Hkv, V] and places [B, T].
 
     places: the tokens' in their rows, negative at padding.
     """
-    position = places.clamp_min(-1).to(torch.int32)[:, None].expand(-1, k.shape[2], -1)
+    position = places.to(torch.int32).clamp_min_(-1).unsqueeze(1).expand(-1, k.shape[2], -1)
     return {"keys": k.transpose(1, 2), "values": v.transpose(1, 2), "position": position}
 
 

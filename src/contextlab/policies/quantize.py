@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held
-from contextlab.policies.base import Policy, in_own_places
+from contextlab.policies.base import Policy, in_own_places, largest_fitting
 from contextlab.policies.held import Slots
 from contextlab.registry import register
 from contextlab.state import KVState, State, own, tensor_bytes
@@ -173,6 +173,10 @@ class Precision:
         """See `Holder.nbytes`."""
         positions = tensor_bytes(batch, layer.kv_heads, slots, dtype=torch.int32)
         return positions + self.packed_nbytes(slots, layer, batch, dtype)
+
+    def fitting(self, allowed: float, each: int, most: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
+        """See `Holder.fitting`."""
+        return largest_fitting(lambda slots: self.nbytes(slots, layer, batch, dtype) + slots * each, allowed, most)
 
     def packed_nbytes(self, tokens: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
         """The most bytes that so many tokens, or fewer, take."""
