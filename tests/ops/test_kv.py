@@ -29,6 +29,12 @@ def test_all_forms_are_the_definition(
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(got, mass, rtol=0, atol=1e-12)
     torch.testing.assert_close(attend_held(q, k, v, scale=0.3, visible=visible), expected, rtol=0, atol=1e-12)
+    for told in ({"share": 0.1}, {"share": 0.1, "latest": True}, {"latest": True}):
+        counted = [
+            function(q, k, v, scale=0.3, weight=weight, visible=visible, **told)
+            for function in (attention_with_mass, naive_attention_with_mass)
+        ]
+        torch.testing.assert_close(*counted, rtol=0, atol=1e-12)
     rows = attention_rows(q, k, scale=0.3, visible=visible)
     torch.testing.assert_close((rows * weight[:, None]).sum(2), mass, rtol=0, atol=1e-12)
     slopes = torch.zeros(heads, dtype=torch.float64)
@@ -75,12 +81,26 @@ def test_heads_one_by_one_are_the_definition(
     monkeypatch.setattr(module, "_mass_by_head", counted)
     hidden = torch.tensor([0, 3, held])[:, None]  # of the last row nothing is seen
     for visible in (None, torch.arange(held) >= hidden):
-        expected = naive_attention_with_mass(q, k, v, scale=0.3, weight=weight.to(dtype), visible=visible)
-        with torch.no_grad():
-            got = attention_with_mass(q, k, v, scale=0.3, weight=weight, visible=visible)
-        atol = 1e-12 if dtype == torch.float64 else 1e-5
-        for each, other in zip(got, expected, strict=True):
-            torch.testing.assert_close(each, other, rtol=0, atol=atol)
-    assert len(calls) == 2
+        for told in ({}, {"share": 0.1}, {"share": 0.1, "latest": True}):
+            options: dict[str, Any] = {"scale": 0.3, "visible": visible, **told}
+            expected = naive_attention_with_mass(q, k, v, weight=weight.to(dtype), **options)
+            with torch.no_grad():
+                got = attention_with_mass(q, k, v, weight=weight, **options)
+            atol = 1e-12 if dtype == torch.float64 else 1e-5
+            for each, other in zip(got, expected, strict=True):
+                torch.testing.assert_close(each, other, rtol=0, atol=atol)
+    assert len(calls) == 6
     attention_with_mass(q, k, v, scale=0.3, weight=weight)  # with gradients enabled: the other form
-    assert len(calls) == 2
+    assert len(calls) == 6
+
+
+def test_the_mass_of_half_precision_counts_beyond_its_digits() -> None:
+    """A thousand queries that all attend to the first token: bfloat16 would stop at 256."""
+    q, v = torch.ones(1, 1000, 1, 4, dtype=torch.bfloat16), torch.ones(1, 1, 1000, 4, dtype=torch.bfloat16)
+    k = torch.full((1, 1, 1000, 4), -20.0, dtype=torch.bfloat16)
+    k[:, :, 0] = 20
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            _, mass = attention_with_mass(q, k, v, scale=1.0, weight=torch.ones(1000))
+        assert mass.dtype == torch.float32
+        assert mass[0, 0, 0] == 1000

@@ -67,6 +67,17 @@ def a2sf(q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> Tensor:
     return shared(sum(0.8 ** (LENGTH - 1 - t) * weights[:, :, t] for t in range(LENGTH)))  # type: ignore[arg-type]
 
 
+def recency(q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> Tensor:
+    last = torch.arange(1.0, LENGTH + 1, dtype=torch.float64).repeat(len(q), KV_HEADS, 1)  # being read counts
+    for row, head, query, token in (weights >= 0.1).nonzero().tolist():
+        last[row, head // 2, token] = max(query + 1.0, float(last[row, head // 2, token]))
+    return last
+
+
+def frequency(q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> Tensor:
+    return shared((weights >= 0.1).double().sum(2))
+
+
 def alisa(q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> Tensor:
     return shared(weights[:, :, -3:].sum(2))
 
@@ -123,6 +134,8 @@ def expected(covariance: bool) -> Callable[..., Tensor]:
 FORMULAS: list[tuple[str, dict[str, Any], Callable[..., Tensor]]] = [
     ("tova", {}, tova),
     ("a2sf", {"forget": 0.8}, a2sf),
+    ("attendre", {"share": 0.1}, recency),
+    ("attendre", {"share": 0.1, "order": "frequency"}, frequency),
     ("alisa", {"window": 7, "queries": 3}, alisa),
     ("vatp", {}, vatp),
     ("pyramid_infer", {"window": 5, "recency": 1.5}, pyramid_infer),

@@ -73,6 +73,8 @@ def attend_held(
     """
     length, held = q.shape[1], k.shape[2]
     k, v = k.transpose(1, 2), v.transpose(1, 2)
+    if slopes is None and visible is None and length == 1:
+        return attend(q, k, v, scale)
     if slopes is None:
         if visible is None:
             return softmax_attention(q, k, v, scale=scale)
@@ -94,7 +96,15 @@ def attend_held(
 
 
 def naive_attention_with_mass(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, weight: Tensor, visible: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    weight: Tensor,
+    visible: Tensor | None = None,
+    share: float | None = None,
+    latest: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """What defines `attention_with_mass`: the whole matrix of attention weights."""
     length, held, shared = q.shape[1], k.shape[2], q.shape[2] // k.shape[1]
@@ -102,11 +112,21 @@ def naive_attention_with_mass(
     seen = _seen(held - length, length, held, q.device)
     seen = seen if visible is None else seen & visible[:, None, None, :]
     p = scores.masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num(0.0)
-    return (p @ v.repeat_interleave(shared, 1)).transpose(1, 2), (p * weight[:, None]).sum(2)
+    y = (p @ v.repeat_interleave(shared, 1)).transpose(1, 2)
+    each = (p if share is None else (p >= share).to(p)) * weight[:, None]
+    return y, each.amax(2) if latest else each.sum(2)
 
 
 def attention_with_mass(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, weight: Tensor, visible: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    weight: Tensor,
+    visible: Tensor | None = None,
+    share: float | None = None,
+    latest: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention as `attend_held`, and the attention that each held token got from all queries (H2O, 2306.14048).
 
@@ -116,15 +136,18 @@ def attention_with_mass(
     q: [B, T, H, D]. k: [B, Hkv, N, D], v: [B, Hkv, N, V]: the last T slots are the queries' own.
     weight: [T], by which each query's attention counts.
     visible: [B, N] bool, False at slots that hold no token; None for all True.
+    share: None sums the attention itself; else each query counts for the tokens that get this share of it or more.
+    latest: whether the largest of the weighted numbers is taken in place of their sum; weights must not be negative.
 
-    Returns [B, T, H, V] and the mass [B, H, N]; zeros of both where a query sees nothing.
+    Returns [B, T, H, V] and the mass [B, H, N], in float32 at least; zeros of both where a query sees nothing.
     """
     if q.device.type == "cpu" and not torch.is_grad_enabled() and q.shape[1] * k.shape[2] >= BY_HEAD:
-        return _mass_by_head(q, k, v, scale, weight, visible)
+        return _mass_by_head(q, k, v, scale, weight, visible, share, latest)
     batch, length, heads, _ = q.shape
     kv_heads, held = k.shape[1:3]
     block = min(length, max(16, SCORES // max(1, batch * heads * held)))
-    mass = q.new_zeros(batch, kv_heads, heads // kv_heads, held)
+    exact = torch.promote_types(q.dtype, torch.float32)  # counts outgrow the digits of a half precision
+    mass, weight = q.new_zeros(batch, kv_heads, heads // kv_heads, held, dtype=exact), weight.to(exact)
     q, outputs = (q * scale).transpose(1, 2).unflatten(1, (kv_heads, -1)), []
     for first in range(0, length, block):
         last = min(first + block, length)
@@ -140,20 +163,33 @@ def attention_with_mass(
         if visible is not None:
             p = p.nan_to_num(0.0)
         outputs.append((p.flatten(2, 3) @ v[:, :, :stop]).unflatten(2, (-1, last - first)))
-        mass[..., :stop] += weight[first:last].to(p) @ p
+        p = (p if share is None else p >= share).to(exact)
+        if latest:
+            found = (p * weight[first:last, None]).amax(-2)
+            mass[..., :stop] = torch.maximum(mass[..., :stop], found)
+        else:
+            mass[..., :stop] += weight[first:last] @ p
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 3)
     return y.flatten(1, 2).transpose(1, 2), mass.flatten(1, 2)
 
 
 def _mass_by_head(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, weight: Tensor, visible: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    weight: Tensor,
+    visible: Tensor | None,
+    share: float | None,
+    latest: bool,
 ) -> tuple[Tensor, Tensor]:
     """`attention_with_mass` one head at a time, in blocks of memory that stay in the cache."""
     batch, length, heads, _ = q.shape
     held, shared = k.shape[2], heads // k.shape[1]
     block = min(length, max(32, IN_CACHE // held))
-    y, mass = q.new_empty(batch, heads, length, v.shape[-1]), q.new_zeros(batch, heads, held)
-    q, weight = (q * scale).transpose(1, 2), weight.to(q.dtype)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    y, mass = q.new_empty(batch, heads, length, v.shape[-1]), q.new_zeros(batch, heads, held, dtype=exact)
+    q, weight = (q * scale).transpose(1, 2), weight.to(exact)
     future = torch.ones(block, block + WIDTHS, dtype=torch.bool).triu(1)
     for row in range(batch):
         hidden = None if visible is None else ~visible[row]
@@ -173,7 +209,14 @@ def _mass_by_head(
                 if hidden is not None:
                     p.nan_to_num_(0.0)
                 y[row, head, first:last] = product(p, values[:stop].T)
-                mass[row, head, :stop].addmv_(p.T, weight[first:last])
+                if share is not None:
+                    torch.ge(p, share, out=p)
+                p = p.to(exact)
+                if latest:
+                    found = p.mul_(weight[first:last, None]).amax(0)
+                    torch.maximum(mass[row, head, :stop], found, out=mass[row, head, :stop])
+                else:
+                    mass[row, head, :stop].addmv_(p.T, weight[first:last])
     return y.transpose(1, 2), mass
 
 
