@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--policy", action="append")
     parser.add_argument("--batch", type=int, default=1, help="sequences that are decoded at once")
     parser.add_argument("--threads", type=int, help="of PyTorch; default its own choice")
-    parser.add_argument("--decoded", type=int, default=64)
+    parser.add_argument("--decoded", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--json", type=Path)
