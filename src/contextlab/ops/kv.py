@@ -143,6 +143,8 @@ def attention_with_mass(
     """
     if q.device.type == "cpu" and not torch.is_grad_enabled() and q.shape[1] * k.shape[2] >= BY_HEAD:
         return _mass_by_head(q, k, v, scale, weight, visible, share, latest)
+    if q.shape[1] == 1:
+        return _mass_of_one(q, k, v, scale, weight, visible, share)
     batch, length, heads, _ = q.shape
     kv_heads, held = k.shape[1:3]
     block = min(length, max(16, SCORES // max(1, batch * heads * held)))
@@ -154,9 +156,8 @@ def attention_with_mass(
         stop = held - length + last
         rows = q[..., first:last, :].flatten(2, 3)  # the query heads of one key head are as many queries on it
         scores = (rows @ k[:, :, :stop].mT).unflatten(2, (-1, last - first))
-        if last - first > 1:
-            future = torch.ones(last - first, last - first, dtype=torch.bool, device=q.device).triu(1)
-            scores[..., stop - (last - first) :].masked_fill_(future, float("-inf"))
+        future = torch.ones(last - first, last - first, dtype=torch.bool, device=q.device).triu(1)
+        scores[..., stop - (last - first) :].masked_fill_(future, float("-inf"))
         if visible is not None:
             scores = scores.masked_fill(~visible[:, None, None, None, :stop], float("-inf"))
         p = scores.softmax(-1)
@@ -171,6 +172,23 @@ def attention_with_mass(
             mass[..., :stop] += weight[first:last] @ p
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 3)
     return y.flatten(1, 2).transpose(1, 2), mass.flatten(1, 2)
+
+
+def _mass_of_one(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, weight: Tensor, visible: Tensor | None, share: float | None
+) -> tuple[Tensor, Tensor]:
+    """`attention_with_mass` of a single query, in as few operations as it takes."""
+    batch, _, heads, dim = q.shape
+    rows = (q * scale).reshape(batch, k.shape[1], -1, dim)
+    scores = rows @ k.mT
+    if visible is not None:
+        scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
+    p = scores.softmax(-1)
+    if visible is not None:
+        p = p.nan_to_num(0.0)
+    y = (p @ v).reshape(batch, 1, heads, v.shape[-1])
+    exact = torch.promote_types(q.dtype, torch.float32)
+    return y, ((p if share is None else p >= share) * weight.to(exact)).flatten(1, 2)
 
 
 def _mass_by_head(

@@ -291,7 +291,9 @@ class EvictionPolicy(Policy):
             )  # fmt: skip
             return y, None
         count, fade = q.shape[1], self.forgetting
-        weight = fade ** torch.arange(count - 1, -1, -1, device=q.device, dtype=torch.float32)
+        weight = torch.ones(count, device=q.device)
+        if fade < 1:
+            weight = fade ** torch.arange(count - 1, -1, -1, device=q.device, dtype=torch.float32)
         y, got = attention_with_mass(q, keys, values, scale=layer.scale, weight=weight, visible=visible)
         mass = layer.per_kv_head(got).to(torch.float32)
         if state.mass is not None and state.mass.shape[2]:
