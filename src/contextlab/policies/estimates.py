@@ -73,22 +73,24 @@ class ExpectedAttention(EvictionPolicy):
                 q = layer.turn(q, -at[None, :, None])
             q = q.transpose(1, 2).to(torch.float32)
             weight = (places >= self.sinks)[:, None, :, None]
-            count = weight.sum((1, 2, 3))
-            share = count.clamp_min(1)[:, None, None]
-            mean = (q * weight).sum(2) / share
-            apart = (q - mean[:, :, None]) * weight
-            found = {"count": count, "mean": mean}
-            if self.covariance:
-                found["spread"] = apart.mT @ apart
+            if notes and q.shape[2] == 1:  # a single query is its own mean, and nothing differs from it
+                count, mean, spread = weight.view(-1).to(torch.int64), q[:, :, 0], None
+            else:
+                count = weight.sum((1, 2, 3))
+                mean = (q * weight).sum(2) / count.clamp_min(1)[:, None, None]
+                apart = (q - mean[:, :, None]) * weight
+                spread = apart.mT @ apart if self.covariance else None
             if not notes:
-                return found
+                return {"count": count, "mean": mean, **({} if spread is None else {"spread": spread})}
             both = count + notes["count"]
             part = (count.to(mean.dtype) / both.clamp_min(1))[:, None, None]
             further = mean - notes["mean"]
             merged = {"count": both, "mean": notes["mean"] + part * further}
             if self.covariance:
                 moved = (part * notes["count"][:, None, None] * further)[..., None] * further[..., None, :]
-                merged["spread"] = notes["spread"] + found["spread"] + moved
+                merged["spread"] = moved.add_(notes["spread"])
+                if spread is not None:
+                    merged["spread"] += spread
             return merged
 
     def score(self, seen: Seen) -> Tensor:
