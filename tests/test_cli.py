@@ -212,8 +212,16 @@ def test_wrong_input_is_one_line_and_exit_code_2(call, arguments, message, tmp_p
 
 def test_threads_that_wait_sleep_on_a_busy_machine_only(call, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "x")  # so that what the command sets is undone
-    for load, own, expected in ((0.2, None, None), (3.0, None, "passive"), (3.0, "active", "active")):
+    cases = [
+        (0.2, 9, None, None),
+        (3.0, 3, None, "passive"),
+        (3.0, None, None, "passive"),  # a system that does not tell who runs
+        (3.0, 1, None, None),  # whoever made the load has ended
+        (3.0, 3, "active", "active"),
+    ]
+    for load, running, own, expected in cases:
         monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        monkeypatch.setattr(cli, "_running", lambda running=running: running)
         for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
             monkeypatch.delenv(name, raising=False)
         if own is not None:
