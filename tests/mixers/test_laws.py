@@ -151,6 +151,23 @@ def split_law(mixer: Mixer, reading: Reading, tolerance: float = 1e-9) -> None:
     close(mixer(more, state)[0], mixer(more, last)[0], tolerance)
 
 
+@torch.no_grad()
+def rounding(mixer: Mixer, reading: Reading) -> float:
+    """How far answers move, in parts of the largest, when the input's last digits change.
+
+    A memory that is written by what it was read for can make much of them (recurrent_memory, over a hundred tokens).
+    """
+    more = torch.flip(reading.x, (1,))[:, :3]
+    x = torch.cat((reading.x, more), 1)
+    mask = None if reading.mask is None else torch.cat((reading.mask, reading.mask.new_ones(more.shape[:2])), 1)
+    exact, _ = mixer(x, None, mask)
+    far = 0.0
+    for digit in (1, -1):
+        moved, _ = mixer(x * (1 + digit * torch.finfo(x.dtype).eps), None, mask)
+        far = max(far, float((moved - exact).abs().max()))
+    return far / max(1.0, float(exact.abs().max()))
+
+
 def causality_law(mixer: Mixer, reading: Reading, at: int) -> None:
     changed = reading.x.clone()
     changed[:, at + 1 :] = changed[:, at + 1 :].flip(0, 1) * 3 + 1
@@ -266,7 +283,8 @@ def test_split_law(build: Build, data: st.DataObject) -> None:
 @every_causal
 @given(data=st.data())
 def test_split_law_in_float32(build: Build, data: st.DataObject) -> None:
-    split_law(build(), data.draw(readings(dtype=torch.float32)), 1e-4)
+    mixer, reading = build(), data.draw(readings(dtype=torch.float32))
+    split_law(mixer, reading, max(1e-4, 30 * rounding(mixer, reading)))
 
 
 @every_causal
