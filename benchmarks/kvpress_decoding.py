@@ -9,8 +9,8 @@ own:
 A random Llama reads a prompt, from which a part of the cache is kept by the keys' norms; then tokens are decoded one by
 one. kvpress evicts whenever an eighth of the budget was added to seven eighths, as contextlab does by default, so that
 neither holds more than the budget. contextlab runs twice: at the attention of transformers' Llama, where kvpress runs,
-and with the checkpoint as a model of its own, as `models.load_model` reads it. All take turns in one process; ratios
-are medians over turns.
+and with the checkpoint as a model of its own, as `contextlab.models.load` reads it. All take turns in one process;
+ratios are medians over turns.
 """
 
 from __future__ import annotations

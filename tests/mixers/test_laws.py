@@ -21,6 +21,7 @@ import contextlab.mixers  # noqa: F401  (registers every mixer)
 from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.mixers.base import FAMILIES, Mixer, family_of, sequence_cost, token_cost
+from contextlab.mixers.segment import RecurrentMemory
 from contextlab.state import RecurrentState, State, own
 
 WIDTH = 24  # many numbers of heads divide it
@@ -284,7 +285,10 @@ def test_split_law(build: Build, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_split_law_in_float32(build: Build, data: st.DataObject) -> None:
     mixer, reading = build(), data.draw(readings(dtype=torch.float32))
-    split_law(mixer, reading, max(1e-4, 30 * rounding(mixer, reading)))
+    tolerance = 1e-4
+    if isinstance(mixer, RecurrentMemory):  # alone in making so much of last digits
+        tolerance = min(1e-2, max(tolerance, 30 * rounding(mixer, reading)))
+    split_law(mixer, reading, tolerance)
 
 
 @every_causal
