@@ -36,13 +36,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered component: its factory, its papers (arXiv ids) and the option cases its laws are tested on."""
+    """A registered component: its factory, its papers (arXiv ids), the option cases its laws are tested on, its family.
+
+    family: the kin it is listed with, such as "linear" of a mixer; "" where none is declared.
+    """
 
     kind: str
     name: str
     factory: Callable[..., Any]
     papers: tuple[str, ...] = ()
     cases: tuple[Mapping[str, Any], ...] = field(default=({},))
+    family: str = ""
 
     @property
     def doc(self) -> str:
@@ -133,18 +137,19 @@ _entries: dict[str, dict[str, Entry]] = {"mixer": {}, "mlp": {}, "model": {}, "t
 
 
 def register(
-    kind: Kind, name: str, *, papers: Iterable[str] = (), cases: Iterable[Mapping[str, Any]] = ({},)
+    kind: Kind, name: str, *, papers: Iterable[str] = (), cases: Iterable[Mapping[str, Any]] = ({},), family: str = ""
 ) -> Callable[[F], F]:
     """Decorator: make a class or function known as `kind` `name`.
 
     papers: arXiv ids. cases: option sets under which the kind's laws are tested (and `show` gives examples).
+    family: the kin it is listed with; it is declared here, not read off a file's name.
     """
 
     def add(factory: F) -> F:
         existing = _entries[kind].get(name)
         if existing is not None and existing.factory.__qualname__ != factory.__qualname__:
             raise InputError(f"{kind} {name!r} is registered already, by {existing.factory.__qualname__}")
-        _entries[kind][name] = Entry(kind, name, factory, tuple(papers), tuple(cases))
+        _entries[kind][name] = Entry(kind, name, factory, tuple(papers), tuple(cases), family)
         return factory
 
     return add
