@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from contextlab import cli
+from contextlab.cli.arguments import largest_given
 from contextlab.errors import InputError, ResourceError
 from contextlab.memory import (
     available_bytes,
@@ -89,7 +89,7 @@ def test_processes_are_limited_while_they_last():
     ],
 )
 def test_the_largest_size_given_is_named(arguments, said):
-    hint = cli._largest_given(arguments)
+    hint = largest_given(arguments)
     assert hint.endswith(said)
     assert bool(hint) == bool(said)
 

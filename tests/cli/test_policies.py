@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 
 from contextlab import registry
-from tests.test_cli import call  # noqa: F401  (a fixture)
 
 
-def test_policies_are_listed_and_shown_with_what_they_need(call):  # noqa: F811
+def test_policies_are_listed_and_shown_with_what_they_need(call):
     rows = {row["name"]: row for row in json.loads(call("list", "policies", "--json")[1])}
     assert set(rows) == set(registry.names("policy"))
     assert rows["h2o"]["family"] == "scores"
@@ -40,14 +39,14 @@ def test_policies_are_listed_and_shown_with_what_they_need(call):  # noqa: F811
         (("list", "policie"), "unknown kind 'policie'; did you mean 'policies'?"),
     ],
 )
-def test_near_names_are_told(call, arguments, message):  # noqa: F811
+def test_near_names_are_told(call, arguments, message):
     code, _, err = call(*arguments)
     assert code == 2
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
 
 
-def test_compress_measures_prints_and_writes(call, tmp_path):  # noqa: F811
+def test_compress_measures_prints_and_writes(call, tmp_path):
     from contextlab.models import build_model, save_model
 
     sizes = {"read_in": "token", "input_size": 256, "output_size": 256, "width": 16, "depth": 1, "heads": 2}

@@ -11,27 +11,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from contextlab import cli, registry
+from contextlab import registry
+from contextlab.cli import threads
 from tests.experiments.test_run import tiny
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run the command line in a temporary folder. Returns exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))  # the command line heeds it
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["contextlab", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return invoke
 
 
 @pytest.mark.parametrize("kind", ["mixers", "mlps", "models", "tasks", "learners", "recipes"])
@@ -221,7 +203,7 @@ def test_threads_that_wait_sleep_on_a_busy_machine_only(call, monkeypatch):
     ]
     for load, running, own, expected in cases:
         monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
-        monkeypatch.setattr(cli, "_running", lambda running=running: running)
+        monkeypatch.setattr(threads, "_running", lambda running=running: running)
         for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
             monkeypatch.delenv(name, raising=False)
         if own is not None:

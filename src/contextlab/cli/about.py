@@ -1,0 +1,65 @@
+"""`contextlab doctor` and `contextlab schema`: this machine, and the forms of specs."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from contextlab.cli.shared import JsonOption, console
+from contextlab.errors import InputError, unknown
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Say which versions, devices and backends are in use, and why each op gets the backend that it gets."""
+    from contextlab.evaluation.machine import machine_record
+    from contextlab.ops.backend import backends
+
+    record = machine_record()
+    record.pop("backends", None)
+    found = [vars(each) if not hasattr(each, "_asdict") else each._asdict() for each in backends()]
+    if as_json:
+        print(json.dumps({**record, "backends": found}, indent=2))
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for key, value in _flat(record):
+        table.add_row(key, escape(str(value)))
+    console.print(table)
+    ops = Table(title="ops", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in found[0]:
+        ops.add_column(column)
+    for each in found:
+        ops.add_row(*(escape(str(value)) for value in each.values()))
+    console.print(ops)
+
+
+def schema(
+    what: Annotated[str, typer.Argument(help="experiment, model, task, train or evaluate.")] = "experiment",
+) -> None:
+    """Print the JSON Schema of a spec, for editors that check YAML while you type."""
+    from contextlab.evaluation import EvaluateSpec
+    from contextlab.experiments import ExperimentSpec
+    from contextlab.models import ModelSpec
+    from contextlab.tasks import TaskSpec
+    from contextlab.training import TrainSpec
+
+    specs: dict[str, Any] = {
+        "experiment": ExperimentSpec,
+        "model": ModelSpec,
+        "task": TaskSpec,
+        "train": TrainSpec,
+        "evaluate": EvaluateSpec,
+    }
+    if what not in specs:
+        raise InputError(unknown("spec", what, specs))
+    print(json.dumps(specs[what].model_json_schema(), indent=2))
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in record.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return rows

@@ -1,0 +1,17 @@
+"""The commands, in the order in which --help shows them."""
+
+from __future__ import annotations
+
+from contextlab.cli.about import doctor, schema
+from contextlab.cli.catalogue import list_, show
+from contextlab.cli.compress import compress
+from contextlab.cli.cost import cost
+from contextlab.cli.learners import learners, similarity
+from contextlab.cli.report import report
+from contextlab.cli.run import run
+from contextlab.cli.shared import app
+
+app.command()(run)
+app.command("list")(list_)
+for command in (show, learners, similarity, report, cost, compress, doctor, schema):
+    app.command()(command)

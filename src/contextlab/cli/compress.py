@@ -1,0 +1,118 @@
+"""`contextlab compress`: what is lost, and won, when policies keep a part of the context."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from contextlab.cli.arguments import read_lengths
+from contextlab.cli.shared import PluginOption, console, load_components
+from contextlab.cli.tables import print_table
+from contextlab.errors import InputError
+from contextlab.memory import LARGEST_WHOLE
+
+
+def compress(
+    model: Annotated[
+        str, typer.Argument(help="A run's or a checkpoint's folder, a saved model, a Hugging Face folder or hub name.")
+    ],
+    policy: Annotated[
+        list[str],
+        typer.Option(
+            "--policy", metavar="NAME[:KEY=VALUE,...]", help="What to keep; may be given many times. A|B combines two."
+        ),
+    ],
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", help="How much of it: 10%, 512tok or 64MB (a sequence); may be given many times."),
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="Tasks on tokens, by commas: needle, kv_retrieval, mqar, text, or a registered one.")
+    ] = "needle,text",
+    lengths: Annotated[str, typer.Option(help="Tokens in the prompts, about; k stands for 1024.")] = "512",
+    prompts: Annotated[int, typer.Option(min=2, max=LARGEST_WHOLE, help="Prompts of each task and length.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, max=LARGEST_WHOLE, help="Prompts at once; each batch is timed.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Of the prompts.")] = 0,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare", metavar="MODEL", help="Draw in another model, without a policy; constant-state, say."
+        ),
+    ] = None,
+    decoded: Annotated[
+        int, typer.Option(min=1, max=LARGEST_WHOLE, help="Tokens of text and mqar that are read one by one, at most.")
+    ] = 128,
+    fit: Annotated[
+        int,
+        typer.Option(min=0, max=LARGEST_WHOLE, help="Train policies that must be, such as locret, for so many steps."),
+    ] = 0,
+    skip: Annotated[
+        bool, typer.Option("--skip", help="Leave out what a policy, budget or task does not allow, and say so.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results.parquet and compress.html.", show_default="compressed/MODEL")
+    ] = None,
+    plugin: PluginOption = None,
+) -> None:
+    """What does a model lose, and win, when policies keep a part of its context?
+
+    Examples:
+
+      contextlab compress runs/byte-lm --policy snapkv:window=8 --policy h2o:window=8 --budget 10% --budget 25%
+
+      contextlab compress runs/byte-lm --policy 'tova|quantize:bits=4' --budget 192kB --task text --lengths 512,1k
+    """
+    from contextlab.evaluation import write_results
+    from contextlab.evaluation.compress import compress as measure
+    from contextlab.experiments import find_model
+    from contextlab.report import compress_table, compress_words, write_compress_page
+    from contextlab.training.distributed import resolve
+
+    load_components(plugin)
+    chosen = resolve(device)
+    name, loaded, tokenizer = find_model(model, chosen)
+    others = {label: other for label, other, _ in (find_model(each, chosen) for each in compare or [])}
+    left_out: list[str] | None = [] if skip else None
+    if name in others or len(others) < len(compare or []):
+        raise InputError("--compare: two models have the same name; give folders that are called differently")
+    with console.status("measuring ...") as status:
+        results = measure(
+            loaded, policy, budget or [], _tasks(task), read_lengths(lengths), prompts=prompts, batch=batch, seed=seed,
+            name=name, tokenizer=tokenizer, compare=others, decoded=decoded, fit=fit, left_out=left_out,
+            progress=lambda text: status.update(escape(text)),
+        )  # fmt: skip
+    folder = out or Path("compressed") / name
+    write_results(results, folder / "results.parquet")
+    write_compress_page(results, folder / "compress.html", left_out or ())
+    for title, rows in compress_table(results).items():
+        if console.width < 100:  # what is left out is in the table file
+            rows = [
+                {key: re.split(r" ±| \(", cell)[0] for key, cell in row.items() if key not in ("peak", "prefill")}
+                for row in rows
+            ]
+        print_table(title, rows)
+    for sentence in compress_words(results):
+        console.print(f"• {escape(sentence)}")
+    for line in left_out or ():
+        console.print(f"[dim]left out: {escape(line)}[/dim]", soft_wrap=True)
+    console.print(
+        "[dim]state: bytes of one sequence. decode, prefill: times as fast as the full cache on the same prompts "
+        "(least-most of the batches). KL: of the full cache's predictions to these, nats.[/dim]"
+    )
+    console.print(f"Figure: {folder / 'compress.html'}   Table: {folder / 'results.parquet'}", soft_wrap=True)
+
+
+def _tasks(text: str) -> list[str]:
+    """needle:depth=0.5,text -> the two; commas before an option belong to the task before."""
+    found: list[str] = []
+    for part in text.split(","):
+        if found and ":" in found[-1] and re.match(r"\s*\w+\s*=", part):
+            found[-1] += f",{part}"
+        else:
+            found.append(part.strip())
+    return list(dict.fromkeys(found))

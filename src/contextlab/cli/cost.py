@@ -1,0 +1,124 @@
+"""`contextlab cost`: what context costs a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from contextlab.cli.arguments import read_lengths
+from contextlab.cli.shared import JsonOption, PluginOption, SetOption, console, load_components
+from contextlab.errors import InputError
+from contextlab.memory import LARGEST_WHOLE
+
+if TYPE_CHECKING:
+    from contextlab.models import HuggingFaceSpec, ModelSpec
+
+
+def cost(
+    model: Annotated[str, typer.Argument(help="A preset's name, a ModelSpec's YAML file, or a saved model's folder.")],
+    lengths: Annotated[str, typer.Option(help="Context lengths in tokens; k stands for 1024.")] = "256,1k,4k,16k",
+    changes: SetOption = None,
+    batch: Annotated[int, typer.Option(min=1, max=LARGEST_WHOLE, help="Sequences at once.")] = 1,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=LARGEST_WHOLE, help="Times that each figure is measured; the median is told.")
+    ] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for cost.parquet and cost.html.", show_default="costs/MODEL")
+    ] = None,
+    as_json: JsonOption = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Measure what context costs a model: FLOPs, state bytes, prefill and decode time, peak memory by length.
+
+    Example: contextlab cost gated_delta_net --lengths 256,1k,4k --set width=128
+    """
+    from contextlab.evaluation import cost as measure
+    from contextlab.evaluation import write_results
+    from contextlab.report import write_cost_figure
+    from contextlab.training.distributed import resolve
+
+    load_components(plugin)
+    spec = model_spec(model, changes or [])
+    name = Path(model).stem if Path(model).exists() else model
+    sizes = read_lengths(lengths)
+    chosen = resolve(device)
+    with console.status(f"measuring {name} at {', '.join(map(str, sizes))} tokens"):
+        results = measure(spec, sizes, batch=batch, repeats=repeats, device=chosen, name=name, plugins=plugin or [])
+    folder = out or Path("costs") / name
+    write_results(results, folder / "cost.parquet")
+    write_cost_figure(results, folder / "cost.html")
+    if as_json:
+        print(results.to_json(orient="records", indent=2))
+        return
+    _print_costs(results, name)
+    console.print(f"Figure: {folder / 'cost.html'}   Table: {folder / 'cost.parquet'}", soft_wrap=True)
+
+
+def model_spec(model: str, changes: list[str]) -> ModelSpec | HuggingFaceSpec:
+    """The spec of a preset's name, a YAML file, a saved model or a Hugging Face checkpoint.
+
+    Token sizes are filled in where none are given.
+    """
+    from contextlab.experiments.recipes import read_yaml, set_key
+    from contextlab.files import read_json
+    from contextlab.models import ModelSpec, preset
+
+    data: dict[str, Any] = {}
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "model.json").exists() and (path / "config.json").exists():
+            if changes:
+                raise InputError("--set changes a spec of ours; a Hugging Face checkpoint is taken as it is")
+            from contextlab.models.hub import describe_checkpoint
+
+            return describe_checkpoint(path)
+        if not (path / "model.json").exists():
+            raise InputError(f"{path}: no saved model there (expected model.json, or a checkpoint's config.json)")
+        data = read_json(path / "model.json")
+    elif path.exists() or path.suffix in (".yaml", ".yml"):
+        data = read_yaml(path)
+    if data:
+        for change in changes:
+            set_key(data, change)
+        spec = ModelSpec.parse(data)
+    else:
+        options: dict[str, Any] = {}
+        for change in changes:
+            set_key(options, change)
+        spec = preset(model, **options)
+    if spec.input_size is None or spec.output_size is None:
+        spec = ModelSpec.parse({**spec.model_dump(), "read_in": "token", "input_size": 256, "output_size": 256})
+    return spec
+
+
+def _print_costs(results: Any, name: str) -> None:
+    wide = results.pivot_table(index="length", columns="metric", values="value", observed=True)
+    table = Table(title=escape(name), title_justify="left", header_style="dim", box=None)
+    table.add_column("tokens", justify="right")
+    formats = {
+        "parameters": ("parameters", lambda v: f"{int(v):,}"),
+        "flops": ("GFLOP", lambda v: f"{v / 1e9:.3g}"),
+        "state_bytes": ("state", lambda v: _bytes(v)),
+        "prefill_seconds": ("prefill", lambda v: f"{v * 1e3:.3g} ms"),
+        "decode_seconds_per_token": ("decode / token", lambda v: f"{v * 1e3:.3g} ms"),
+        "peak_bytes": ("peak memory", lambda v: _bytes(v)),
+    }
+    shown = [metric for metric in formats if metric in wide]
+    for metric in shown:
+        table.add_column(formats[metric][0], justify="right")
+    for length, row in wide.iterrows():
+        table.add_row(f"{length:,}", *(formats[m][1](row[m]) if row[m] == row[m] else "-" for m in shown))
+    console.print(table)
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"

@@ -1,0 +1,41 @@
+"""The entry point: runs a command, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from contextlab.cli.arguments import largest_given
+from contextlab.cli.commands import app
+from contextlab.cli.threads import yield_cores
+from contextlab.errors import ContextlabError
+from contextlab.memory import limited_memory, plain_memory_errors
+
+ClickException: Any = typer.BadParameter.__mro__[2]  # click's own, or that of the copy inside newer versions of typer
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a part failed, 2 wrong input, 130 interrupted."""
+    yield_cores()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        with plain_memory_errors(largest_given(sys.argv[1:])), limited_memory():
+            code = app(standalone_mode=False)
+    except ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ContextlabError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; unfinished runs go on with --resume", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,19 @@
+"""Tables on the console."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from contextlab.cli.shared import console
+
+
+def print_table(title: str, rows: list[dict[str, str]]) -> None:
+    console.print(f"[bold]{escape(title)}[/]")
+    table = Table(header_style="dim", box=None)
+    for i, column in enumerate(rows[0]):
+        table.add_column(escape(column), justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    console.print(table)
+    console.print()

@@ -1,0 +1,40 @@
+"""How torch's threads wait; chosen before torch is loaded."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+def yield_cores() -> None:
+    """On a busy machine let waiting threads sleep: OpenMP's spin, and take the cores from whom they wait for.
+
+    Twice to three times as fast there; where no one else works it would make a decoded token twice as slow, and nothing
+    is changed. It must come before torch is loaded.
+    """
+    own = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    if not any(name in os.environ for name in own) and _busy():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def _busy() -> bool:
+    """Whether others want the cores now. The load average alone remembers those, too, who have just ended."""
+    if not hasattr(os, "getloadavg") or os.getloadavg()[0] <= 0.75:
+        return False
+    running = []
+    for _ in range(5):
+        now = _running()
+        if now is None:
+            return True
+        running.append(now)
+        time.sleep(0.004)
+    return sorted(running)[2] > 1
+
+
+def _running() -> int | None:
+    """Threads of the machine that run or want to, this one counted; None where the system does not tell."""
+    try:
+        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    except (OSError, ValueError, IndexError):
+        return None
