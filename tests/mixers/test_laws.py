@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 import contextlab.mixers  # noqa: F401  (registers every mixer)
 from contextlab import registry
 from contextlab.errors import InputError
-from contextlab.mixers.base import FAMILIES, Mixer, family_of, sequence_cost, token_cost
-from contextlab.mixers.segment import RecurrentMemory
+from contextlab.mixers.base import Mixer, family_of, sequence_cost, token_cost
+from contextlab.mixers.segment.recurrent_memory import RecurrentMemory
 from contextlab.state import RecurrentState, State, own
 
 WIDTH = 24  # many numbers of heads divide it
@@ -407,7 +407,7 @@ def test_inputs_of_another_width_are_refused(build: Build) -> None:
 def test_a_mixer_says_how_it_works_and_where_it_belongs(build: Build) -> None:
     mixer = build()
     assert mixer.parallel_form != "?"
-    assert family_of(type(mixer.inner if isinstance(mixer, WithTokens) else mixer)) in FAMILIES
+    assert family_of(type(mixer.inner if isinstance(mixer, WithTokens) else mixer)) != "other"
     assert sequence_cost(mixer) in ("T", "T log T", "T^2")
     assert token_cost(mixer) in ("none", "1", "log T", "T")
 

@@ -1,85 +1,68 @@
-"""Mixers: `nn.Module`s that mix tokens, `(x, state) -> (y, state)`; one family a file."""
+"""Mixers: `nn.Module`s that mix tokens, `(x, state) -> (y, state)`; one folder a family."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import walk_packages
 from typing import Any
 
 from pydantic import PositiveInt
 
 from contextlab import registry
-from contextlab.mixers import (
-    atlas,
-    contextual,
-    delta,
-    encoders,
-    gla,
-    kda,
-    latent,
-    linear,
-    log_linear,
-    mamba,
-    memory_context,
-    neighbourhood,
-    ngram,
-    parallel,
-    recurrent,
-    rodimus,
-    rwkv7,
-    s4d,
-    scan,
-    segment,
-    softmax,
-    sparse,
-    static,
-    test_time,
-    windows,
-    xlstm,
-)  # importing registers them
-from contextlab.mixers.atlas import Atlas
 from contextlab.mixers.base import Mixer
-from contextlab.mixers.block_local import BlockLocal
-from contextlab.mixers.complex_attention import ComplexAttention
-from contextlab.mixers.contextual import CopeAttention
-from contextlab.mixers.core_context import CoreContextAttention
-from contextlab.mixers.delta import DeltaNet, GatedDeltaNet
-from contextlab.mixers.disentangled import DisentangledAttention
-from contextlab.mixers.encoders import EncoderAttention, FNet, Linformer, MergedAttention, Performer, PoNet
-from contextlab.mixers.fan_attention import FanAttention
-from contextlab.mixers.gla import GatedLinearAttention, Hgrn2, Rwkv6
-from contextlab.mixers.hierarchical import HierarchicalMemory
-from contextlab.mixers.kda import KimiDeltaAttention
-from contextlab.mixers.latent import LatentAttention
-from contextlab.mixers.linear import LightningAttention, LinearAttention, Retention
-from contextlab.mixers.lm2 import Lm2
-from contextlab.mixers.log_linear import LogLinearAttention
-from contextlab.mixers.mamba import Mamba2
-from contextlab.mixers.mamba3 import Mamba3
-from contextlab.mixers.memory_context import MemoryAsContext
-from contextlab.mixers.neighbourhood import NeighbourhoodAttention
-from contextlab.mixers.ngram import NGram
-from contextlab.mixers.parallel import Parallel
-from contextlab.mixers.recurrent import Gru, Lstm
-from contextlab.mixers.rodimus import Rodimus
-from contextlab.mixers.rotary import CaropeAttention, ClexAttention, GaliAttention
-from contextlab.mixers.rwkv7 import Rwkv7
-from contextlab.mixers.s4d import S4D
-from contextlab.mixers.scan import Hgrn, Mamba, MinGru, MinLstm, MlGru, RgLru
-from contextlab.mixers.segment import InfiniAttention, RecurrentMemory, TransformerXL
-from contextlab.mixers.sentinel import Sentinel
-from contextlab.mixers.shaped_attention import ShapedAttention
-from contextlab.mixers.softmax import Attention, ForgettingAttention, SlidingWindow
-from contextlab.mixers.sparse import (
-    LandmarkAttention,
-    MixtureOfBlocks,
-    NativeSparseAttention,
-    RoutingAttention,
-    TopkAttention,
-)
-from contextlab.mixers.sse import SparseStateExpansion
-from contextlab.mixers.static import Hyena, TokenShift
-from contextlab.mixers.test_time import MesaNet, Titans, TttLinear, TttMlp
-from contextlab.mixers.windows import MultiScaleWindow, SigmoidWindow
-from contextlab.mixers.xlstm import Mlstm, Slstm
+from contextlab.mixers.delta.delta_net import DeltaNet, GatedDeltaNet
+from contextlab.mixers.delta.kda import KimiDeltaAttention
+from contextlab.mixers.delta.rwkv7 import Rwkv7
+from contextlab.mixers.encoder.attention import EncoderAttention
+from contextlab.mixers.encoder.disentangled import DisentangledAttention
+from contextlab.mixers.encoder.fnet import FNet
+from contextlab.mixers.encoder.linformer import Linformer
+from contextlab.mixers.encoder.merged import MergedAttention
+from contextlab.mixers.encoder.neighbourhood import NeighbourhoodAttention
+from contextlab.mixers.encoder.performer import Performer
+from contextlab.mixers.encoder.ponet import PoNet
+from contextlab.mixers.hybrid.parallel import Parallel
+from contextlab.mixers.linear.gla import GatedLinearAttention, Hgrn2, Rwkv6
+from contextlab.mixers.linear.linear_attention import LightningAttention, LinearAttention, Retention
+from contextlab.mixers.linear.log_linear import LogLinearAttention
+from contextlab.mixers.linear.rodimus import Rodimus
+from contextlab.mixers.linear.sse import SparseStateExpansion
+from contextlab.mixers.recurrent.elementwise import Hgrn, MinGru, MinLstm, MlGru, RgLru
+from contextlab.mixers.recurrent.gru_lstm import Gru, Lstm
+from contextlab.mixers.recurrent.xlstm import Mlstm, Slstm
+from contextlab.mixers.segment.hierarchical import HierarchicalMemory
+from contextlab.mixers.segment.infini import InfiniAttention
+from contextlab.mixers.segment.lm2 import Lm2
+from contextlab.mixers.segment.recurrent_memory import RecurrentMemory
+from contextlab.mixers.segment.sentinel import Sentinel
+from contextlab.mixers.segment.transformer_xl import TransformerXL
+from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.block_local import BlockLocal
+from contextlab.mixers.softmax.carope import CaropeAttention
+from contextlab.mixers.softmax.complex_attention import ComplexAttention
+from contextlab.mixers.softmax.contextual import CopeAttention
+from contextlab.mixers.softmax.fan_attention import FanAttention
+from contextlab.mixers.softmax.forgetting import ForgettingAttention
+from contextlab.mixers.softmax.latent import LatentAttention
+from contextlab.mixers.softmax.rotary import ClexAttention, GaliAttention
+from contextlab.mixers.softmax.shaped_attention import ShapedAttention
+from contextlab.mixers.softmax.sliding_window import SlidingWindow
+from contextlab.mixers.softmax.windows import MultiScaleWindow, SigmoidWindow
+from contextlab.mixers.sparse.blocks import LandmarkAttention, MixtureOfBlocks, NativeSparseAttention
+from contextlab.mixers.sparse.core_context import CoreContextAttention
+from contextlab.mixers.sparse.topk import RoutingAttention, TopkAttention
+from contextlab.mixers.state_space.mamba import Mamba
+from contextlab.mixers.state_space.mamba2 import Mamba2
+from contextlab.mixers.state_space.mamba3 import Mamba3
+from contextlab.mixers.state_space.s4d import S4D
+from contextlab.mixers.static.hyena import Hyena
+from contextlab.mixers.static.ngram import NGram
+from contextlab.mixers.static.token_shift import TokenShift
+from contextlab.mixers.test_time.atlas import Atlas
+from contextlab.mixers.test_time.memory_context import MemoryAsContext
+from contextlab.mixers.test_time.mesa import MesaNet
+from contextlab.mixers.test_time.titans import Titans
+from contextlab.mixers.test_time.ttt import TttLinear, TttMlp
 
 __all__ = [
     "S4D",
@@ -153,34 +136,11 @@ __all__ = [
     "TransformerXL",
     "TttLinear",
     "TttMlp",
-    "atlas",
     "build_mixer",
-    "contextual",
-    "delta",
-    "encoders",
-    "gla",
-    "kda",
-    "latent",
-    "linear",
-    "log_linear",
-    "mamba",
-    "memory_context",
-    "neighbourhood",
-    "ngram",
-    "parallel",
-    "recurrent",
-    "rodimus",
-    "rwkv7",
-    "s4d",
-    "scan",
-    "segment",
-    "softmax",
-    "sparse",
-    "static",
-    "test_time",
-    "windows",
-    "xlstm",
 ]
+
+for _module in walk_packages(__path__, f"{__name__}."):  # every file of the folders is imported, and so registers
+    import_module(_module.name)
 
 
 def build_mixer(name: str, *, width: PositiveInt, **options: Any) -> Mixer:

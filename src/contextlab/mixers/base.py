@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.state import RecurrentState, State
 
@@ -23,7 +24,6 @@ class Mixer(nn.Module, ABC):
     # How a whole sequence is computed at once: "attention", "chunks" of matrix products, "scan", "convolution",
     # "Fourier transform", "pooling", a "loop" over tokens, chunks or segments.
     parallel_form: ClassVar[str] = "?"
-    family: ClassVar[str] = ""  # where it is not that of the mixer's file
     reads_tokens: ClassVar[bool] = False  # whether `forward` also takes the token ids
 
     def __init__(self, width: int) -> None:
@@ -167,27 +167,9 @@ def _signature(mixer: Mixer, like: Tensor) -> Signature:
     return Signature(few.kind, few.names, shapes)
 
 
-FAMILIES = {
-    "softmax": ("softmax", "latent", "windows", "contextual"),
-    "sparse": ("sparse",),
-    "linear": ("linear", "gla", "rodimus", "log_linear"),
-    "delta": ("delta", "kda", "rwkv7"),
-    "state space": ("s4d", "mamba"),
-    "recurrent": ("scan", "recurrent", "xlstm"),
-    "test-time": ("test_time",),
-    "segment": ("segment",),
-    "static": ("static",),
-    "encoder": ("encoders",),
-    "hybrid": ("parallel",),
-}
-
-
 def family_of(mixer: type[Mixer]) -> str:
-    """The family of a mixer, by its file; the file's own name for mixers from elsewhere."""
-    if mixer.family:
-        return mixer.family
-    file = mixer.__module__.rpartition(".")[2]
-    return next((name for name, files in FAMILIES.items() if file in files), file)
+    """The family that a mixer was registered with; "other" where it declared none."""
+    return next((e.family for e in registry.entries("mixer") if e.factory is mixer), "") or "other"
 
 
 def state_growth(mixer: Mixer) -> str:

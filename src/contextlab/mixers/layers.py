@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -74,3 +75,9 @@ class _WithLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return gradient, gradient.new_ones(())
+
+
+def initial_dt_bias(heads: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
+    """[heads]: inverse softplus of step sizes drawn log-uniformly in [low, high] (as Mamba-2 starts)."""
+    dt = torch.empty(heads).uniform_(math.log(low), math.log(high)).exp()
+    return dt + torch.log(-torch.expm1(-dt))

@@ -12,8 +12,8 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.layers import Linear, RMSNorm
-from contextlab.mixers.shared import SharedKeys
-from contextlab.mixers.softmax import Attention
+from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.shared import SharedKeys
 from contextlab.models.mlp import Mlp, build_mlp
 from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
 from contextlab.state import State

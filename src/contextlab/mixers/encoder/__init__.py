@@ -1,0 +1,1 @@
+"""Mixers that read both ways and keep no state."""

@@ -1,0 +1,1 @@
+"""Several mixers at once."""

@@ -1,0 +1,190 @@
+"""Linear attention, without decay or with one fixed decay a head."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from contextlab.errors import InputError
+from contextlab.mixers.base import head_size
+from contextlab.mixers.convolution import without_padding
+from contextlab.mixers.layers import RMSNorm
+from contextlab.mixers.linear.features import SIGNED, FeatureName, build_feature_map
+from contextlab.mixers.matrix import MatrixMixer, recurrent
+from contextlab.ops.linear import (
+    lightning_decay,
+    retention_decay,
+    simple_gla,
+)
+from contextlab.ops.position import rope_table, rotary_size, rotate
+from contextlab.registry import register
+from contextlab.state import RecurrentState, State
+
+
+@register(
+    "mixer",
+    "linear_attention",
+    family="linear",
+    papers=("2006.16236", "2402.18668", "2402.10644", "2402.04347", "2009.14794", "2202.08791"),
+    cases=(
+        {},
+        {"feature_map": "identity", "normalise": False, "short_conv": 4},
+        {"feature_map": "relu", "heads": 3, "short_conv": 2},
+        {"feature_map": "silu", "normalise": False, "heads": 1},
+        {"feature_map": "taylor", "heads": 6},
+        {"feature_map": "rebased", "heads": 6},
+        {"feature_map": "hedgehog"},
+        {"feature_map": "performer", "features": 9, "short_conv": 3},
+        {"feature_map": "cosformer", "period": 200},
+    ),
+)
+class LinearAttention(MatrixMixer):
+    """Causal linear attention: a feature map of q and k in place of the softmax, no decay.
+
+    width: size of a token's vector.
+    heads: number of heads, a divisor of width.
+    feature_map: of q and k: elu + 1 (the first paper's), relu, silu, identity, or one with more features than
+        values: taylor (Based), rebased, hedgehog, performer (FAVOR+), cosformer.
+    normalise: divide by the sum of the weights; not with silu and identity, whose weights can be negative.
+    short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
+    features: random directions of the performer's map; the size of a head by default.
+    period: M of the cosformer's map, the longest distance at which its weights are positive.
+    """
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        heads: PositiveInt = 4,
+        feature_map: FeatureName = "elu1",
+        normalise: bool = True,
+        short_conv: NonNegativeInt = 0,
+        features: PositiveInt | None = None,
+        period: PositiveInt = 1024,
+    ) -> None:
+        if normalise and feature_map in SIGNED:
+            raise InputError(
+                f"feature_map {feature_map!r} can be negative, so normalise must be false; "
+                "with normalise true the nearest is 'relu'"
+            )
+        size = head_size(width, heads)
+        feature = build_feature_map(feature_map, size, heads, features, period)
+        super().__init__(width, heads, feature.features, size + normalise, 3 * width, 3 * width, short_conv)
+        self.feature, self.normalise = feature, normalise
+        self._project_out(width)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """See `Mixer.forward`."""
+        before = recurrent(state)
+        qkv, conv = self._convolved(self.in_proj(without_padding(x, mask)), before, keep_state, None)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        start = 0 if before is None else before.length
+        places = torch.arange(start, start + x.shape[1], device=x.device)
+        q, k = self.feature(q, places, True), without_padding(self.feature(k, places, False), mask)
+        if self.normalise:  # the denominator is the read-out of a column of ones
+            v = F.pad(v, (0, 1), value=1.0)
+        scale = 1.0 if self.normalise else None
+        o, matrix = simple_gla(q, k, v, None, None, scale, _matrix(before), keep_state)
+        if self.normalise:
+            o = o[..., :-1] / (o[..., -1:] + self.feature.floor)
+        return self.out_proj(o.flatten(2)), self._kept(x, before, matrix, conv) if keep_state else None
+
+    def _op_flops(self, length: int) -> int:
+        return super()._op_flops(length) + 2 * length * self.feature.products
+
+
+@register(
+    "mixer",
+    "lightning_attention",
+    family="linear",
+    papers=("2401.04658", "2307.14995"),
+    cases=({}, {"short_conv": 4}, {"heads": 3, "short_conv": 1}),
+)
+class LightningAttention(MatrixMixer):
+    """Lightning Attention: linear attention with a constant decay per head, normalised and gated output.
+
+    width: size of a token's vector.
+    heads: number of heads, a divisor of width; their decays are exp(-2^(-8h/H)), as ALiBi's slopes.
+    short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
+    """
+
+    decay: Tensor
+
+    def __init__(self, width: PositiveInt, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0) -> None:
+        size = head_size(width, heads)
+        super().__init__(width, heads, size, size, 4 * width, 3 * width, short_conv)
+        self.register_buffer("decay", lightning_decay(heads), persistent=False)
+        self.norm = RMSNorm(width, eps=1e-6)
+        self._project_out(width)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """See `Mixer.forward`."""
+        before = recurrent(state)
+        qkv, gate = self.in_proj(without_padding(x, mask)).split((3 * self.width, self.width), -1)
+        qkv, conv = self._convolved(qkv, before, keep_state, "silu")
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        o, matrix = simple_gla(q, k, v, None, self.decay, None, _matrix(before), keep_state)
+        y = self.out_proj(self.norm(o.flatten(2)) * gate.sigmoid())
+        return y, self._kept(x, before, matrix, conv) if keep_state else None
+
+
+@register(
+    "mixer",
+    "retention",
+    family="linear",
+    papers=("2307.08621",),
+    cases=({}, {"heads": 2, "expand_v": 1, "short_conv": 3}),
+)
+class Retention(MatrixMixer):
+    """Multi-scale retention: rotated q and k, decay 1 - 2^(-5-h), per-head normalisation, swish gate.
+
+    width: size of a token's vector.
+    heads: number of heads, a divisor of width with an even quotient.
+    expand_v: size of a head's value over that of its key.
+    short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
+    """
+
+    decay: Tensor
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        heads: PositiveInt = 4,
+        expand_v: PositiveInt = 2,
+        short_conv: NonNegativeInt = 0,
+    ) -> None:
+        size, inner = head_size(width, heads), width * expand_v
+        rotary_size(size)  # refuses odd heads
+        super().__init__(width, heads, size, size * expand_v, 2 * width + 2 * inner, 2 * width + inner, short_conv)
+        self.inner = inner
+        self.register_buffer("decay", retention_decay(heads), persistent=False)
+        self._project_out(inner)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """See `Mixer.forward`."""
+        before = recurrent(state)
+        qkv, gate = self.in_proj(without_padding(x, mask)).split((self.conv_channels, self.inner), -1)
+        qkv, conv = self._convolved(qkv, before, keep_state, None)
+        qk, v = qkv.split((2 * self.width, self.inner), -1)
+        qk, v = qk.unflatten(-1, (2 * self.heads, -1)), v.unflatten(-1, (self.heads, -1))
+        # The rotation is relative: the place in what was read serves all rows, however much each is padded.
+        start = 0 if before is None else before.length
+        places = torch.arange(start, start + x.shape[1], device=x.device)
+        q, k = rotate(qk, rope_table(places, self.key, dtype=x.dtype)).chunk(2, 2)
+        o, matrix = simple_gla(q, k, v, None, self.decay, None, _matrix(before), keep_state)
+        o = F.layer_norm(o, (self.value,), eps=1e-6)
+        return (
+            self.out_proj(o.flatten(2) * F.silu(gate)),
+            self._kept(x, before, matrix, conv) if keep_state else None,
+        )
+
+
+def _matrix(state: RecurrentState | None) -> Tensor | None:
+    return None if state is None else state["matrix"]

@@ -1,0 +1,1 @@
+"""Softmax attention and its kin: scores of queries with the keys of all tokens or of a window."""

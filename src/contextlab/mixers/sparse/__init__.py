@@ -1,0 +1,1 @@
+"""Attention that chooses, for each query, which keys it reads."""

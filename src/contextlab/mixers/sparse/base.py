@@ -1,0 +1,43 @@
+"""The base of mixers that choose which keys each query reads."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from contextlab.mixers.softmax.attention import Attention
+
+
+class SparseAttention(Attention):
+    """Base: attention whose queries read a part of the keys.
+
+    reads: keys that a query reads at most, for counting operations, as a function of how many there are.
+    """
+
+    summaries: ClassVar[bool] = False  # whether queries are compared with summaries of blocks first
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int | None,
+        head_dim: int | None,
+        position: Literal["rope", "none"],
+        rope_base: float,
+        block: int = 1,
+    ) -> None:
+        super().__init__(width, heads, kv_heads, head_dim, position, rope_base)
+        self.block = block
+
+    def _reads(self, length: int) -> int:
+        """Keys in full that the last of `length` queries reads."""
+        raise NotImplementedError
+
+    def _pairs(self, length: int) -> int:
+        # In few steps: what the last query of each stretch reads stands for all of it.
+        total, first = 0, 0
+        while first < length:
+            last = min(max(1, 2 * first), length)
+            total += (last - first) * min(self._reads(last), last)
+            first = last
+        summaries = length * (length // self.block) // 2 if self.summaries else 0
+        return total + summaries // 2  # keys only: no values are read of them

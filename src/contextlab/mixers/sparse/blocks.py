@@ -1,0 +1,184 @@
+"""Attention that reads blocks of keys, chosen by a score of the block (MoBA, NSA, landmarks)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from contextlab.mixers.layers import Linear
+from contextlab.mixers.sparse.base import SparseAttention
+from contextlab.ops.softmax import resolve_positions
+from contextlab.ops.sparse import (
+    block_means,
+    block_topk,
+    landmark_attention,
+    native_sparse_attention,
+)
+from contextlab.registry import register
+from contextlab.state import State
+
+
+@register(
+    "mixer",
+    "moba",
+    family="sparse",
+    papers=("2502.13189",),
+    cases=({"block": 5, "top_k": 2}, {"block": 8, "top_k": 3, "kv_heads": 1}, {"block": 1, "top_k": 1}),
+)
+class MixtureOfBlocks(SparseAttention):
+    """MoBA: each query reads its own block and the blocks whose mean keys fit it best.
+
+    width: size of a token's vector.
+    block: tokens of a block.
+    top_k: blocks that a query reads, its own among them.
+    heads: query heads.
+    kv_heads: key and value heads, a divisor of heads; default heads.
+    head_dim: size of a head; default width / heads.
+    position: rotary (rope) or none.
+    rope_base: base of the rotary frequencies.
+    """
+
+    summaries = True
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        block: PositiveInt = 64,
+        top_k: PositiveInt = 3,
+        heads: PositiveInt = 4,
+        kv_heads: PositiveInt | None = None,
+        head_dim: PositiveInt | None = None,
+        position: Literal["rope", "none"] = "rope",
+        rope_base: Annotated[float, Field(gt=1)] = 10000.0,
+    ) -> None:
+        super().__init__(width, heads, kv_heads, head_dim, position, rope_base, block)
+        self.top_k = top_k
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        return block_topk(q, k, v, self.block, self.top_k, q_position=q_position, k_position=k_position)
+
+    def _reads(self, length: int) -> int:
+        return self.block * self.top_k
+
+
+@register(
+    "mixer",
+    "nsa",
+    family="sparse",
+    papers=("2502.11089",),
+    cases=(
+        {"block": 4, "top_k": 2, "window": 6},
+        {"block": 8, "top_k": 1, "window": 1, "kv_heads": 1, "position": "none"},
+        {"block": 3, "top_k": 3, "window": 5, "kv_heads": 2},
+    ),
+)
+class NativeSparseAttention(SparseAttention):
+    """NSA: compressed blocks, the best blocks in full and a window, joined by gates of the token.
+
+    The paper compresses a block by a small network and lets compressed blocks overlap; here, as in public
+    implementations, a block is compressed to its mean, and the compressed blocks are those that are chosen from.
+
+    width: size of a token's vector.
+    block: tokens of a block.
+    top_k: blocks read in full, the query's own among them.
+    window: tokens that the near branch sees, the query's own counted.
+    heads: query heads.
+    kv_heads: key and value heads, a divisor of heads; default heads. The query heads of a key head choose together.
+    head_dim: size of a head; default width / heads.
+    position: rotary (rope) or none.
+    rope_base: base of the rotary frequencies.
+    """
+
+    summaries = True
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        block: PositiveInt = 32,
+        top_k: PositiveInt = 4,
+        window: PositiveInt = 64,
+        heads: PositiveInt = 4,
+        kv_heads: PositiveInt | None = None,
+        head_dim: PositiveInt | None = None,
+        position: Literal["rope", "none"] = "rope",
+        rope_base: Annotated[float, Field(gt=1)] = 10000.0,
+    ) -> None:
+        super().__init__(width, heads, kv_heads, head_dim, position, rope_base, block)
+        self.top_k, self.near = top_k, window
+        self.branch_proj = Linear(width, 3 * heads)
+
+    def _biased(
+        self, x: Tensor, q: Tensor, k: Tensor, state: State | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        # The gates travel with the queries, for `_softmax` sees no x.
+        return torch.cat((q, self.branch_proj(x).sigmoid().unflatten(-1, (self.heads, 3))), -1), k
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        q, gates = q.split((self.head_dim, 3), -1)
+        return native_sparse_attention(
+            q, k, v, gates, self.block, self.top_k, self.near, q_position=q_position, k_position=k_position
+        )
+
+    def _reads(self, length: int) -> int:
+        return self.block * self.top_k + self.near
+
+    def flops(self, length: int) -> int:
+        """See `Mixer.flops`."""
+        return super().flops(length) + 2 * length * self.branch_proj.weight.numel()
+
+
+@register(
+    "mixer",
+    "landmark",
+    family="sparse",
+    papers=("2305.16300",),
+    cases=(
+        {"block": 4},
+        {"block": 6, "top_k": 1, "kv_heads": 2},
+        {"block": 1, "top_k": 2},
+        {"block": 5, "position": "none"},
+    ),
+)
+class LandmarkAttention(SparseAttention):
+    """Landmark attention: a past block weighs what its landmark weighs, and its tokens share that by their own scores.
+
+    In the paper a landmark is a token of its own, put after every block of the text; here, where no token can be added,
+    its key is the mean of its block's keys times a gain that each head learns.
+
+    width: size of a token's vector.
+    block: tokens of a block.
+    top_k: past blocks that a query reads; None for all.
+    heads: query heads.
+    kv_heads: key and value heads, a divisor of heads; default heads.
+    head_dim: size of a head; default width / heads.
+    position: rotary (rope) or none.
+    rope_base: base of the rotary frequencies.
+    """
+
+    summaries = True
+
+    def __init__(
+        self,
+        width: PositiveInt,
+        block: PositiveInt = 64,
+        top_k: PositiveInt | None = None,
+        heads: PositiveInt = 4,
+        kv_heads: PositiveInt | None = None,
+        head_dim: PositiveInt | None = None,
+        position: Literal["rope", "none"] = "rope",
+        rope_base: Annotated[float, Field(gt=1)] = 10000.0,
+    ) -> None:
+        super().__init__(width, heads, kv_heads, head_dim, position, rope_base, block)
+        self.top_k = top_k
+        self.landmark = nn.Parameter(torch.ones(self.kv_heads, 1))
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        q_at, k_at = resolve_positions(q, k, q_position, k_position)
+        landmarks = block_means(k, k_at, self.block) * self.landmark
+        return landmark_attention(q, k, v, landmarks, self.block, self.top_k, q_position=q_at, k_position=k_at)
+
+    def _reads(self, length: int) -> int:
+        return length if self.top_k is None else self.block * (self.top_k + 1)

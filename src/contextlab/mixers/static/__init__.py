@@ -1,0 +1,1 @@
+"""Mixing by fixed places: convolutions, shifts, n-grams."""

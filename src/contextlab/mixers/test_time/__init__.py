@@ -1,0 +1,1 @@
+"""Memories that are fitted to the tokens while these are read (test-time training and regression)."""
