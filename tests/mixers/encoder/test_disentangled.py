@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.mixers import build_mixer, disentangled
+from contextlab.mixers import build_mixer
+from contextlab.mixers.encoder import disentangled
 from contextlab.mixers.encoder.disentangled import DisentangledAttention, log_buckets
 
 

@@ -7,7 +7,7 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.mixers import build_mixer
-from contextlab.mixers import ngram as module
+from contextlab.mixers.static import ngram as module
 from contextlab.models import build_model
 
 
