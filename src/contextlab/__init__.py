@@ -1,12 +1,15 @@
 """contextlab: what a sequence model learns from its context, what that context costs, what is lost when it is cheaper.
 
-Names are imported on first use, so that `import contextlab` and `contextlab --help` do not wait for PyTorch.
+Names and modules are imported on first use: `import contextlab` and `contextlab --help` do not wait for PyTorch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
+
+from contextlab.lazy import modules_on_demand
 
 __version__ = "0.1.0"
 
@@ -41,9 +44,32 @@ _HOMES = {
     "InputError": "errors",
 }
 
+_module = modules_on_demand(__name__, __path__)
+
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from contextlab import cli as cli
+    from contextlab import errors as errors
+    from contextlab import evaluation as evaluation
+    from contextlab import experiments as experiments
+    from contextlab import files as files
+    from contextlab import learners as learners
+    from contextlab import memory as memory
+    from contextlab import mixers as mixers
+    from contextlab import models as models
+    from contextlab import ops as ops
+    from contextlab import plugins as plugins
+    from contextlab import policies as policies
+    from contextlab import prompt as prompt
+    from contextlab import recipes as recipes
+    from contextlab import registry as registry
+    from contextlab import report as report
+    from contextlab import spec as spec
+    from contextlab import state as state
+    from contextlab import tasks as tasks
+    from contextlab import tokenizer as tokenizer
+    from contextlab import training as training
     from contextlab.errors import ContextlabError as ContextlabError
     from contextlab.errors import InputError as InputError
     from contextlab.evaluation import EvaluateSpec as EvaluateSpec
@@ -76,11 +102,11 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'contextlab' has no attribute {name!r}")
+        return _module(name)
     value = getattr(import_module(f"contextlab.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *(each.name for each in iter_modules(__path__))})

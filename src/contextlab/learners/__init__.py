@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contextlab import registry
+from contextlab.lazy import modules_on_demand
 from contextlab.learners.arithmetic import ArithmeticEvaluator
 from contextlab.learners.automata import AutomataPosterior, AutomatonOracle, BaumWelch, HMMPosterior, Program
 from contextlab.learners.bandits import (
@@ -81,6 +82,9 @@ from contextlab.learners.time_series import ARLeastSquares, ARPosterior, LastVal
 from contextlab.learners.trees import BoostedTrees, DecisionTree
 from contextlab.learners.vectors import VectorLookup
 from contextlab.prompt import Learner
+
+if not TYPE_CHECKING:  # else mypy would take any name
+    __getattr__ = modules_on_demand(__name__, __path__)
 
 __all__ = [
     "ARLeastSquares",

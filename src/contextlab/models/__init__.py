@@ -1,5 +1,8 @@
 """Models: a stack of blocks built from a ModelSpec, presets, save and load."""
 
+from typing import TYPE_CHECKING
+
+from contextlab.lazy import modules_on_demand
 from contextlab.models import hash_mlp as hash_mlp  # registers its MLP
 from contextlab.models import presets as presets
 from contextlab.models.hub import HuggingFaceModel, HuggingFaceSpec, HuggingFaceState, load
@@ -9,6 +12,9 @@ from contextlab.models.prefill import LazyPrefill, Prepacked
 from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
 from contextlab.models.stack import Model, ModelState, build_model, preset
 from contextlab.tokenizer import ByteTokenizer, load_tokenizer
+
+if not TYPE_CHECKING:  # else mypy would take any name
+    __getattr__ = modules_on_demand(__name__, __path__)
 
 __all__ = [
     "ByteTokenizer",

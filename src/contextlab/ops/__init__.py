@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from contextlab.lazy import modules_on_demand
 from contextlab.ops.atlas import atlas, naive_atlas
 from contextlab.ops.backend import backends, choose, use_backend
 from contextlab.ops.chunked_loss import chunked_cross_entropy, in_pieces
@@ -50,6 +53,9 @@ from contextlab.ops.sparse import (
 from contextlab.ops.titans import naive_titans, titans
 from contextlab.ops.ttt import naive_ttt, ttt_linear, ttt_mlp
 from contextlab.ops.window import window_attention
+
+if not TYPE_CHECKING:  # else mypy would take any name
+    __getattr__ = modules_on_demand(__name__, __path__)
 
 __all__ = [
     "RopeScaling",

@@ -1,5 +1,8 @@
 """What a KV state keeps: policies for any softmax attention model, budgeted in bytes."""
 
+from typing import TYPE_CHECKING
+
+from contextlab.lazy import modules_on_demand
 from contextlab.policies.adaptive import AdaKV, PagedState
 from contextlab.policies.anchors import AnLLM
 from contextlab.policies.base import Dense, Holder, Policy, Served
@@ -35,6 +38,9 @@ def build_policy(name: str, **options: object) -> Policy:
     policy: Policy = lookup("policy", name).build(**options)
     return policy
 
+
+if not TYPE_CHECKING:  # else mypy would take any name
+    __getattr__ = modules_on_demand(__name__, __path__)
 
 __all__ = [
     "A2SF",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contextlab import registry
+from contextlab.lazy import modules_on_demand
 from contextlab.prompt import Prompt, Task
 from contextlab.tasks.arithmetic import Arithmetic
 from contextlab.tasks.automata import RandomAutomata
@@ -54,6 +55,9 @@ from contextlab.tasks.text import (
 )
 from contextlab.tasks.time_series import Autoregression, DynamicalSystem, SlidingWindow, WaveSeries
 from contextlab.tasks.vectors import VectorRecall
+
+if not TYPE_CHECKING:  # else mypy would take any name
+    __getattr__ = modules_on_demand(__name__, __path__)
 
 __all__ = [
     "Arithmetic",

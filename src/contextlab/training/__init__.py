@@ -1,6 +1,12 @@
 """Training: `train(model, task, spec)`, its spec and its result, and the step that it repeats."""
 
+from typing import TYPE_CHECKING
+
+from contextlab.lazy import modules_on_demand
 from contextlab.training.spec import CurriculumSpec, TrainSpec
 from contextlab.training.trainer import TrainResult, TrainState, train, train_step
+
+if not TYPE_CHECKING:  # else mypy would take any name
+    __getattr__ = modules_on_demand(__name__, __path__)
 
 __all__ = ["CurriculumSpec", "TrainResult", "TrainSpec", "TrainState", "train", "train_step"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from contextlab.lazy import modules_on_demand
 from contextlab.tasks.text.aggregation import ListAggregation
 from contextlab.tasks.text.babilong import FactsInText
 from contextlab.tasks.text.classification import TextClassification, TextRetrieval
@@ -11,6 +14,9 @@ from contextlab.tasks.text.language import LanguageModelling
 from contextlab.tasks.text.listops import ListOps
 from contextlab.tasks.text.needle import Needle
 from contextlab.tasks.text.ruler import Ruler
+
+if not TYPE_CHECKING:  # else mypy would take any name
+    __getattr__ = modules_on_demand(__name__, __path__)
 
 __all__ = [
     "Codec",
