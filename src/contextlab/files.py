@@ -112,13 +112,16 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, atomically. Tensors that share memory are written each in full."""
+    """Write tensors of any shape to a safetensors file, atomically; those that share memory each in full."""
     held: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_atomic(path, save(held))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises InputError when it is missing, truncated or of another format."""
+    """Read a safetensors file: tensors of any shape, on the CPU.
+
+    Raises InputError when it is missing, truncated or of another format.
+    """
     try:
         return load_file(path)
     except FileNotFoundError:

@@ -39,7 +39,7 @@ class State:
         )
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor held, nested states included; one after the other, as the first is often all that is asked."""
+        """Every tensor of the state, [B, ...], nested ones too; one by one, as often only the first is asked for."""
         return _tensors(self)
 
     @property
@@ -52,7 +52,7 @@ class State:
         return sum(storages.values())
 
     def map(self: S, function: Callable[[Tensor], Tensor]) -> S:
-        """The same state with `function` applied to every tensor."""
+        """The same state with `function`, [B, ...] -> any shape, applied to every tensor."""
         return pytree.tree_map_only(Tensor, function, self)
 
     def select(self: S, rows: Tensor) -> S:
@@ -132,7 +132,7 @@ class StackState(State):
 
 
 def own(tensor: Tensor) -> Tensor:
-    """`tensor` itself when it fills its storage, else a copy: a state must not hold a large buffer by a small view."""
+    """`tensor`, of any shape, when it fills its storage, else a copy: a small view would keep a large buffer alive."""
     filled = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if filled else tensor.clone(memory_format=torch.contiguous_format)
 
@@ -328,5 +328,5 @@ def _moved(old: Tensor, length: int, room: int) -> Tensor:
 
 
 def frozen(tensor: Tensor) -> bool:
-    """Whether PyTorch forbids writing in place: a tensor made under inference_mode, used outside of it."""
+    """Whether PyTorch forbids writing in place: a tensor of any shape made under inference_mode, used outside it."""
     return tensor.is_inference() and not torch.is_inference_mode_enabled()

@@ -26,7 +26,7 @@ Watch = Callable[[str, str, Task, Prompt, Tensor, dict[str, Tensor]], None]
 
 
 def predict(predictor: Predictor, prompt: Prompt) -> Tensor:
-    """The predictions for a prompt: a learner is called with the prompt, a model with its inputs."""
+    """The predictions [B, T, k] for a prompt: a learner is called with the prompt, a model with its inputs."""
     if isinstance(predictor, Learner):
         return predictor(prompt)
     return predictor(prompt.inputs)

@@ -303,7 +303,7 @@ def compare_predictions(
 ) -> list[dict[str, Any]]:
     """Rows of `similarity` but for the split: errors, spd and separation (the last only where `between`).
 
-    predictions: for each of the prompts. named: learners by name, which answer the prompts here.
+    predictions: [B, T, k] for each of the prompts. named: learners by name, which answer the prompts here.
     """
     shots = 1 + max(int(prompt.shot.max()) for prompt in prompts)
     pairs = {name: _Pair(shots) for name in named}

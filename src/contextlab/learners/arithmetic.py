@@ -65,7 +65,7 @@ def number(value: Tensor, width: int, *, backwards: bool = False) -> Tensor:
 
 
 def fixed(value: Tensor, places: int) -> Tensor:
-    """value / 10^places as Python writes a float: no zeros at the end, but one digit after the point."""
+    """value [N] / 10^places as Python writes a float, [N, 4 + places]: no zeros at the end, but one digit stays."""
     size, one = value.abs(), 10**places
     power = 10 ** torch.arange(places - 1, -1, -1, device=value.device)
     fraction = (size % one).unsqueeze(1)
@@ -106,7 +106,10 @@ def squeeze(block: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
 
 
 def question(operation: str, form: str, x: Tensor, y: Tensor, size: int) -> Tensor:
-    """What the model is given, up to the first character that it must write."""
+    """What the model is given, up to the first character that it must write: [N, W].
+
+    x, y: [N] int64, the operands; functions leave y.
+    """
     if operation in FUNCTION:
         name = FUNCTION[operation]
         asked = torch.cat([text(f"{name}(", x), fixed(x, size), text(")", x)], 1)
@@ -142,12 +145,12 @@ def solution(operation: str, form: str, x: Tensor, y: Tensor, size: int) -> Tens
 
 
 def sine(x: Tensor, places: int) -> Tensor:
-    """sin(x / 10^places), rounded down to so many places."""
+    """sin(x / 10^places) [N], rounded down to so many places."""
     return ((x.double() / 10**places).sin() * 10**places).floor().long()
 
 
 def root(x: Tensor, places: int) -> Tensor:
-    """The square root of x / 10^places, rounded down to so many places."""
+    """The square root of x / 10^places [N], rounded down to so many places."""
     square = x * 10**places
     guess = square.double().sqrt().floor().long()
     guess = torch.where(guess * guess > square, guess - 1, guess)
@@ -288,7 +291,7 @@ def _multiply(x: Tensor, y: Tensor, size: int) -> Tensor:
 
 
 def newton(x: Tensor, places: int) -> list[Tensor]:
-    """The iterates for the square root of x / 10^places, each rounded down, from the whole part of the root on."""
+    """Newton's iterates [N] for the root of x / 10^places, each rounded down, from the whole part of the root on."""
     one = 10**places
     found = [root(x, places).div(one, rounding_mode="floor") * one]
     for _ in range(STEPS):
@@ -298,7 +301,7 @@ def newton(x: Tensor, places: int) -> list[Tensor]:
 
 
 def taylor(x: Tensor, places: int) -> list[Tensor]:
-    """The partial sums of the sine's series at x / 10^places, each rounded down."""
+    """The partial sums [N] of the sine's series at x / 10^places, each rounded down."""
     found, one = [x], 10**places
     for i in range(1, STEPS + 1):
         k = 2 * i + 1

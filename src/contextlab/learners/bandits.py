@@ -81,7 +81,7 @@ def certain(index: Tensor) -> Tensor:
 
 
 def means(count: Tensor, total: Tensor) -> Tensor:
-    """Mean reward of each arm; 0 for an arm that was not tried."""
+    """Mean reward [..., arms]; 0 for an arm that was not tried. count, total: tries and their rewards, [..., arms]."""
     return total / count.clamp(min=1)
 
 

@@ -35,12 +35,12 @@ def moves(size: int) -> Tensor:
 
 
 def moved(cell: Tensor, action: Tensor, size: int) -> Tensor:
-    """The cells in which actions end."""
+    """The cells in which actions end. cell, action: int64 of the same shape, which the answer has."""
     return moves(size).to(cell.device).take(cell * ACTIONS + action)
 
 
 def distance(cell: Tensor, goal: Tensor, size: int) -> Tensor:
-    """Moves from one cell to another."""
+    """Moves from one cell to another: int64, of their shape. cell, goal: int64 that broadcast."""
     rows = cell.div(size, rounding_mode="floor") - goal.div(size, rounding_mode="floor")
     return rows.abs() + (cell % size - goal % size).abs()
 

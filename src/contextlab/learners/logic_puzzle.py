@@ -77,7 +77,10 @@ def fitting(clue: Clue, houses: int, attributes: int, device: str = "cpu") -> Te
 
 
 def meets(clue: Clue, first: Tensor, second: Tensor) -> Tensor:
-    """Whether items in these houses agree with a clue: for "found_at", the second is the house that it names."""
+    """Whether items in these houses agree with a clue: bool, of their shape.
+
+    first, second: houses, int64 that broadcast; for "found_at", the second is the house that the clue names.
+    """
     if clue in ("found_at", "same_house"):
         return first == second
     return second - first == 1 if clue == "direct_left" else (second - first).abs() == 1

@@ -206,7 +206,7 @@ def compressed_bits(tokens: Tensor, compressor: Literal["zlib", "bz2", "lzma"] =
 
 
 def token_ids(prompt: Prompt, vocabulary: int, name: str) -> Tensor:
-    """The prompt's tokens. Raises InputError when there are none, or ids beyond the vocabulary."""
+    """The prompt's tokens [B, T] int64. Raises InputError when there are none, or ids beyond the vocabulary."""
     tokens = prompt.inputs
     if tokens.is_floating_point():
         raise InputError(f"{name} needs a prompt of token ids, such as language_modelling draws; this one has vectors")

@@ -37,6 +37,7 @@ class Residual(nn.Module):
             nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+        """x [B, T, D], the stream; fx [B, T, D], what the sub-layer made of it -> the stream after it [B, T, D]."""
         if not self.skip:
             return fx
         if self.down is not None and self.up is not None:
@@ -73,6 +74,11 @@ class Block(nn.Module):
         embedded: Tensor,
         tokens: Tensor | None,
     ) -> tuple[Tensor, State | None]:
+        """x [B, T, D] -> the stream after the block [B, T, D], and the mixer's state.
+
+        mask: [B, T] bool, where there are tokens. embedded: [B, T, D], the stack's input. tokens: [B, T] int64, the
+            ids; None where the model reads vectors.
+        """
         normed = self.mixer_norm(x)
         y, state = self.mixer(normed, state, mask, keep_state, tokens)
         if self.mlp is None:
@@ -127,6 +133,11 @@ class InputBlock(nn.Module):
         embedded: Tensor,
         tokens: Tensor | None,
     ) -> tuple[Tensor, State | None]:
+        """x [B, T, D] -> the stream after the block [B, T, D], and the mixer's state.
+
+        mask: [B, T] bool, where there are tokens. embedded: [B, T, D], the stack's input. tokens: [B, T] int64, the
+            ids; None where the model reads vectors.
+        """
         body = self.body
         y, state = body.mixer(body.mixer_norm(torch.cat((x, embedded), -1)), state, mask, keep_state, tokens)
         y = body.narrow(y)
@@ -237,6 +248,7 @@ class AtomLinear(nn.Module):
         return torch.cat([torch.einsum("s,soi->oi", c, a) for c, a in zip(self.coefficients, atoms, strict=True)])
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., inputs] -> [..., outputs]."""
         return F.linear(x, self.weight)
 
 

@@ -100,7 +100,7 @@ class HuggingFaceModel(nn.Module):
         self.train(model.training)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Predict at every position of whole sequences, keeping no state; see `Model.forward`."""
+        """Logits [B, T, V] at every position of whole sequences [B, T], keeping no state; see `Model.forward`."""
         self._check(inputs, None, mask)
         given = self._masks(mask, None if mask is None else (~mask).sum(1), 0, inputs.shape[1])
         return self.model(input_ids=inputs, use_cache=False, **given).logits
@@ -108,7 +108,10 @@ class HuggingFaceModel(nn.Module):
     def read(
         self, inputs: Tensor, state: HuggingFaceState | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, HuggingFaceState]:
-        """Read on from `state` (None at the start); see `Model.read`. The state passed in stays valid."""
+        """Read inputs [B, T] on from `state` (None at the start) -> logits [B, T, V], state; see `Model.read`.
+
+        The state passed in stays valid.
+        """
         self._check(inputs, state, mask)
         if state is not None and inputs.shape[1] > 1 and self.spec.kind in STEPWISE:
             return self._stepwise(inputs, state, mask)
@@ -136,7 +139,10 @@ class HuggingFaceModel(nn.Module):
         return output.logits, after
 
     def recached(self, state: HuggingFaceState, change: Callable[[Any, Tensor, bool], None]) -> HuggingFaceState:
-        """The state after its cache was changed in place by change(cache, start, padded); the one given stays valid."""
+        """The state after its cache was changed in place by change(cache, start, padded); the one given stays valid.
+
+        start: [B] int64, padding on the left of each row. padded: whether there is any.
+        """
         if not isinstance(state, HuggingFaceState):
             raise InputError(f"expected the state of a Hugging Face model, got {type(state).__name__}")
         cache = _filled(state.form, iter(state.held))
@@ -198,7 +204,7 @@ class HuggingFaceModel(nn.Module):
         generator: torch.Generator | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Continue token sequences one token at a time from the state; see `Model.generate`."""
+        """Continue token sequences [B, T] one token at a time from the state: [B, T + tokens]; see `Model.generate`."""
         return generate(self, prompt, tokens, temperature=temperature, generator=generator, mask=mask)
 
     def _masks(self, mask: Tensor | None, start: Tensor | None, before: int, read: int) -> dict[str, Any]:

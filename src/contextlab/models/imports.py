@@ -26,8 +26,8 @@ Tensors = dict[str, Tensor]
 def native_model(config: Any, tensors: Tensors, source: str) -> Model:
     """Our model with the weights of a checkpoint.
 
-    config: the checkpoint's transformers configuration. tensors: by their names in the checkpoint, names and shapes
-    already checked. source: for messages.
+    config: the checkpoint's transformers configuration. tensors: of any shape, by their names in the checkpoint;
+    both already checked. source: for messages.
 
     Raises InputError when the architecture, or an option of it, has no like here.
     """

@@ -44,7 +44,10 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
 
 
 def load_weights(model: Model, weights: dict[str, Tensor], source: str) -> None:
-    """Copy weights into a model. Raises InputError that says how they differ when they are of another model."""
+    """Copy weights, each in the shape of the parameter it is named after, into a model.
+
+    Raises InputError that says how they differ when they are of another model.
+    """
     own = model.state_dict()
     faults = compare_tensors({name: list(tensor.shape) for name, tensor in own.items()}, weights)
     if faults:
@@ -53,7 +56,7 @@ def load_weights(model: Model, weights: dict[str, Tensor], source: str) -> None:
 
 
 def compare_tensors(wanted: dict[str, list[int]], found: dict[str, Tensor]) -> str:
-    """How tensors differ from the shapes that are wanted by name, in one line; "" when they do not."""
+    """How tensors of any shape differ from the shapes that are wanted by name, in one line; "" when they do not."""
     missing = [repr(name) for name in wanted if name not in found]
     extra = [name for name in found if name not in wanted]
     unknown = [f"{name!r} (nearest: {near!r})" if (near := nearest(name, wanted)) else repr(name) for name in extra]

@@ -125,6 +125,7 @@ class _FeedForward(Mlp):
 
     @staticmethod
     def activation(h: Tensor) -> Tensor:
+        """h [B, T, up] -> [B, T, hidden]; a gated one takes two values for each that it gives, up = 2 hidden."""
         raise NotImplementedError
 
     def flops(self, length: int) -> int:

@@ -74,7 +74,10 @@ class Packing:
 
     @classmethod
     def of(cls, mask: Tensor) -> Packing:
-        """The longest prompts first, each into the first row that has room (first-fit decreasing)."""
+        """The longest prompts first, each into the first row that has room (first-fit decreasing).
+
+        mask: [B, T] bool, where the batch has tokens.
+        """
         batch, length = mask.shape
         sizes: list[int] = mask.sum(1).tolist()
         longest = max(sizes)

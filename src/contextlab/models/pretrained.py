@@ -47,7 +47,7 @@ class StateCache:
         return 0 if self.state is None else self.state.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows, for beam search."""
+        """Keep these rows, for beam search. beam_idx: [B] int64."""
         if self.state is not None:
             self.state = self.state.select(beam_idx)
 
@@ -110,7 +110,7 @@ class ContextlabForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Only the tokens that the state has not read."""
+        """Only the tokens that the state has not read. input_ids, attention_mask: [B, T]."""
         read = past_key_values.get_seq_length() if past_key_values is not None else 0
         return {
             "input_ids": input_ids[:, read:],

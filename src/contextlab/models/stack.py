@@ -86,7 +86,10 @@ class Model(nn.Module):
     def read(
         self, inputs: Tensor, state: ModelState | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
-        """Read on from `state` (None at the start). Returns the predictions and the state after the last token."""
+        """Read inputs [B, T] or [B, T, d] on from `state` (None at the start).
+
+        mask: [B, T] bool, where there are tokens. Returns the predictions [B, T, k] and the state after the last token.
+        """
         return self._read(inputs, state, mask)
 
     def _read(

@@ -223,7 +223,7 @@ class Arithmetic(TokenTask):
 
 
 def held_out(x: Tensor, y: Tensor) -> Tensor:
-    """Whether operands are in the test part; the same in either order."""
+    """Whether operands x, y [N] are in the test part: [N] bool, the same in either order."""
     low, high = torch.minimum(x, y), torch.maximum(x, y)
     # int64 wraps around, which is what a multiplicative hash wants; the shifts bring high bits down
     mixed = (low * 0x9E3779B97F4A7C1 + 0x632BE59BD9B4E01) ^ (high * 0x3C79AC492BA7B65 + 0x1CE4E5B9BF58476)
@@ -233,7 +233,7 @@ def held_out(x: Tensor, y: Tensor) -> Tensor:
 
 
 def carries(x: Tensor, y: Tensor, size: int) -> Tensor:
-    """Number of carries in x + y."""
+    """Number of carries in x + y [N]: [N] int64."""
     power = 10 ** torch.arange(1, size + 1, device=x.device)
     return (x.unsqueeze(-1) % power + y.unsqueeze(-1) % power >= power).sum(-1)
 

@@ -135,7 +135,7 @@ class Bandit(ArmsTask):
     data: Literal["mixture", "even"] = "mixture"
 
     def problems(self, batch: int, generator: torch.Generator, device: torch.device | str) -> dict[str, Tensor]:
-        """Means, uniform on [0, 1]."""
+        """Means [B, arms], uniform on 0 to 1."""
         return {"means": torch.rand(batch, self.arms, generator=generator, device=device)}
 
     def explore(self, problem: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Transitions]:

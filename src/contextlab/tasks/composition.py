@@ -79,7 +79,7 @@ class SolvedTask(TokenTask):
 
 
 def with_solved(found: dict[str, Tensor], prompt: Prompt) -> dict[str, Tensor]:
-    """A task's errors and "solved": 1 at every token of a prompt of which all scored tokens are right."""
+    """A task's errors [B, T] and "solved" [B, T]: 1 at every token of a prompt of which all scored tokens are right."""
     right = (found["accuracy"] == 1) | ~prompt.scored
     return {**found, "solved": right.all(1, keepdim=True).float().expand_as(right)}
 

@@ -56,7 +56,7 @@ class DecisionTask(Task):
 
     @abstractmethod
     def problems(self, batch: int, generator: torch.Generator, device: torch.device | str) -> dict[str, Tensor]:
-        """Draw what the prompts' data come from."""
+        """Draw what the prompts' data come from: tensors [B, ...] by name."""
 
     @abstractmethod
     def explore(self, problem: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Transitions]:

@@ -119,7 +119,7 @@ class FunctionTask(InputsTask):
 
 
 def squares(xs: Tensor) -> Tensor:
-    """x_a^2 / sqrt(3) for every a: of variance x_a^2 for Gaussian x."""
+    """xs [..., d] -> x_a^2 / sqrt(3) for every a, [..., d]: of variance x_a^2 for Gaussian x."""
     return xs.square() / math.sqrt(3)
 
 

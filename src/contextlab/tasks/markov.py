@@ -35,7 +35,7 @@ MOST_CONTEXTS = 4096
 def draw_dirichlet(
     shape: tuple[int, ...], concentration: float, generator: torch.Generator, device: torch.device | str
 ) -> Tensor:
-    """Distributions over the last axis of `shape`, Dirichlet(concentration, ...), float32.
+    """Distributions [*shape] over the last axis, Dirichlet(concentration, ...), float32.
 
     A Gamma(a) variable is a Gamma(a + 1) times U^(1 / a): in logarithms, small concentrations cannot underflow.
     """

@@ -30,7 +30,7 @@ Family = Literal["linear", "sparse", "quadratic", "relu"]
 
 
 def identity(xs: Tensor) -> Tensor:
-    """x itself."""
+    """xs [..., d] as they are."""
     return xs
 
 

@@ -191,7 +191,7 @@ class LinearRegression(Task):
         return torch.nn.functional.pad(xs, (0, self.dimensions - active)) if active < self.dimensions else xs
 
     def eigenvalues(self, device: torch.device | str = "cpu") -> Tensor:
-        """Eigenvalues of C in the active dimensions, largest first; their sum is `active`."""
+        """Eigenvalues [active] of C in the active dimensions, largest first; their sum is `active`."""
         power = {"isotropic": 0.0, "skewed": 2.0}.get(str(self.spectrum), self.spectrum)
         index = torch.arange(1, self.active + 1, device=device, dtype=torch.float32)
         values = index ** -float(power) * (index <= self.directions)

@@ -101,7 +101,10 @@ class GroupWord(TokenTask):
         return Prompt(inputs, torch.stack(targets, 1), torch.ones_like(inputs, dtype=torch.bool), shot)
 
     def products(self, tokens: Tensor) -> Tensor:
-        """The product of the elements up to each place; in log2(length) steps, each of which doubles their span."""
+        """The product of the elements [B, T] up to each place, [B, T].
+
+        Found in log2(length) steps, each of which doubles their span.
+        """
         table, span = group_of(self.group).table.to(tokens.device), 1
         while span < tokens.shape[1]:
             tokens = torch.cat([tokens[:, :span], table[tokens[:, :-span], tokens[:, span:]]], 1)
@@ -249,7 +252,7 @@ class Counters(TokenTask):
         return Prompt(inputs, self.values(inputs), torch.ones_like(inputs, dtype=torch.bool), shot)
 
     def values(self, tokens: Tensor) -> Tensor:
-        """The value of the counter that each step has moved."""
+        """The value of the counter that each step has moved. tokens: [B, T] int64, the steps -> [B, T] int64."""
         counters, down = ((tokens - self.limit) // 2).clamp(min=0), (tokens - self.limit) % 2
         state, values = tokens.new_zeros(len(tokens), self.counters), []
         for counter, step in zip(counters.split(1, dim=1), (1 - 2 * down).split(1, dim=1), strict=True):
@@ -396,7 +399,10 @@ class EntityBoxes(TokenTask):
         return answers[:, :-1]
 
     def replies(self, tokens: Tensor) -> Tensor:
-        """The next object of the box that was asked for last, or the end, at each place after the events."""
+        """The next object of the box that was asked for last, or the end, at each place after the events: [B, T] int64.
+
+        tokens: [B, T] int64; places among the events get the end.
+        """
         number = torch.arange(self.objects, device=tokens.device)
         place = tokens.new_full((len(tokens), self.objects), self.out)
         things, places = tokens[:, 0 : self.told : 2], tokens[:, 1 : self.told : 2]

@@ -47,7 +47,7 @@ def prepare(folder: Path) -> None:
 
 
 def write(folder: Path, model: Any, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of `record["step"]`, then remove the older ones. Returns its folder."""
+    """Write the checkpoint of `record["step"]`, tensors of any shape, and remove older ones. Returns its folder."""
     path = folder / f"step_{record['step']:08d}"
     with atomic_folder(path) as temporary:
         write_model(model, temporary)
@@ -63,7 +63,7 @@ def read(path: Path, model: Any, identity: Mapping[str, Any], expected: Mapping[
     """Read a checkpoint and load the weights into the model.
 
     identity: what the training must be the continuation of; compared with what was written.
-    expected: tensors that must be there, in these shapes.
+    expected: tensors that must be there, of the same shape.
 
     Raises InputError when a file is damaged, or the checkpoint is of another training (saying what differs).
     """

@@ -39,7 +39,7 @@ class Workers:
         return DistributedDataParallel(model) if self.count > 1 else model
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The average over the processes."""
+        """The average over the processes of a tensor of any shape, the same in all of them."""
         if self.count == 1:
             return tensor
         tensor = tensor.clone()
@@ -55,7 +55,7 @@ class Workers:
         return bool(voted.item())
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """The CPU tensor of every process, in the order of their ranks, on the CPU."""
+        """The CPU tensor, of any shape, of every process, in the order of their ranks, on the CPU."""
         if self.count == 1:
             return [tensor]
         found: list[Tensor] = [torch.empty(0)] * self.count

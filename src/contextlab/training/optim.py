@@ -34,8 +34,8 @@ def matrices(model: nn.Module) -> set[str]:
 def init(params: Mapping[str, Tensor], muon_names: Collection[str] = ()) -> dict[str, Tensor]:
     """The state before the first step.
 
-    params: name -> parameter.
-    muon_names: parameters, all of them matrices, that Muon updates; AdamW takes the rest.
+    params: name -> parameter, of any shape.
+    muon_names: parameters, all of them matrices [out, in], that Muon updates; AdamW takes the rest.
     """
     state: dict[str, Tensor] = {}
     for name, parameter in params.items():

@@ -25,7 +25,7 @@ def rate(step: int, spec: TrainSpec) -> float:
 
 @torch.no_grad()
 def clip(gradients: dict[str, Tensor], largest: float | None) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradients scaled so that their common 2-norm is at most `largest` (1211.5063), and the norm before.
+    """Gradients of any shape scaled so that their common 2-norm is at most `largest` (1211.5063); the norm before, [].
 
     The norm stays a tensor on its device: no synchronisation. The tensors passed in are left as they are,
     because autograd may give one tensor to two parameters.

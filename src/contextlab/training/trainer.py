@@ -131,7 +131,10 @@ def train_step(model: nn.Module, task: Task, spec: TrainSpec, state: TrainState)
 def loss_and_gradients(
     model: nn.Module, task: Task, spec: TrainSpec, params: Mapping[str, Tensor], prompt: Prompt
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean loss over `spec.accumulate` equal parts of the prompt, and its gradient by name."""
+    """The mean loss, a scalar, over `spec.accumulate` equal parts of the prompt, and its gradient by parameter's name.
+
+    params: name -> parameter, of any shape, which its gradient has.
+    """
     parallel = isinstance(model, DistributedDataParallel)
     tensors, parts = list(params.values()), spec.accumulate
     size = prompt.batch // parts

@@ -66,7 +66,7 @@ class Corpus:
         return self.starts[document] + pick - before
 
     def line_start(self, at: Tensor) -> Tensor:
-        """Where the line begins that holds the id at each place of `at`."""
+        """Where the line begins that holds the id at each place of `at`: int64, of any shape, which the answer has."""
         return self.lines[torch.searchsorted(self.lines, at, right=True) - 1]
 
 

@@ -38,7 +38,7 @@ class Pieces:
         return Pieces(self.start.gather(1, index), self.size.gather(1, index))
 
     def where(self, kept: Tensor) -> Pieces:
-        """The same, empty where `kept` is not."""
+        """The same, empty where `kept`, [B, n] bool, is False."""
         return Pieces(self.start.expand(kept.shape), torch.where(kept, self.size, 0))
 
 
@@ -77,6 +77,7 @@ class Page:
 
     @property
     def ids(self) -> Tensor:
+        """All ids that pieces refer to, [n]: uint8 of bytes, int32 of words."""
         kind = torch.uint8 if self.codec.is_bytes else torch.int32
         return torch.cat([chunk.to(kind) for chunk in self._chunks])
 
@@ -319,7 +320,7 @@ def digits(number: Tensor, width: int) -> Tensor:
 def random_codes(
     shape: tuple[int, ...], symbols: str, generator: torch.Generator, device: torch.device | str
 ) -> Tensor:
-    """ASCII codes of symbols drawn evenly, of that shape."""
+    """ASCII codes [*shape] of symbols drawn evenly, int64."""
     table = torch.tensor(list(symbols.encode()), device=device)
     return table[torch.randint(len(symbols), shape, generator=generator, device=device)]
 
