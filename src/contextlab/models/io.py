@@ -1,46 +1,102 @@
-"""Save and load models: `model.safetensors` + `model.json` in a folder; no pickle is ever read."""
+"""Save and load models: `model.safetensors` + `model.json` in a folder; no pickle is ever read.
+
+`model.json` holds the ModelSpec, the SHA-256 of the weights' file and a checksum of itself, so that the two files
+cannot be of different models without notice.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, nearest
-from contextlab.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
+from contextlab.files import (
+    own_folder,
+    pack_tensors,
+    plain_os_errors,
+    present,
+    read_record,
+    read_tensors,
+    short,
+    write_atomic,
+    write_record,
+)
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model, build_model
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
+DIGEST = "weights_sha256"
 
 
 def save_model(model: Model, folder: str | Path) -> Path:
-    """Write the model to `folder` (replaced as a whole, atomically). Returns the folder."""
-    folder = Path(folder)
-    with atomic_folder(folder) as temporary:
-        write_model(model, temporary)
+    """Write the model's two files into `folder`, and leave all others there as they are. Returns the folder.
+
+    Whenever the process dies, `load_model` finds the old model or the new one. Raises InputError where a file or a link
+    bears the folder's name.
+    """
+    folder = own_folder(Path(folder))
+    for name in (WEIGHTS, SPEC):
+        if (folder / name).is_dir():
+            raise InputError(f"{short(folder / name)}: is a folder; a saved model has a file of that name")
+    write_model(model, folder)
     return folder
 
 
 def write_model(model: Model, folder: Path) -> None:
     """Write the model's two files into an existing folder (for checkpoints, which add files of their own)."""
-    write_tensors(folder / WEIGHTS, dict(model.state_dict()))
-    write_json(folder / SPEC, model.spec.model_dump(mode="json"))
+    data = pack_tensors(dict(model.state_dict()))
+    digest = hashlib.sha256(data).hexdigest()
+    waiting = folder / _waiting(digest)
+    write_atomic(waiting, data)
+    # From the next line on the folder holds the new model: `load_model` takes the weights that the JSON names, under
+    # their temporary name if the process dies before they get their own.
+    write_record(folder / SPEC, {**model.spec.model_dump(mode="json"), DIGEST: digest})
+    with plain_os_errors(folder / WEIGHTS):
+        os.replace(waiting, folder / WEIGHTS)
+        for path in folder.glob(f".{WEIGHTS}.*"):  # of a process that died
+            if re.fullmatch(r"[0-9a-f]{64}", path.name.removeprefix(f".{WEIGHTS}.")):
+                path.unlink(missing_ok=True)
+
+
+def _waiting(digest: str) -> str:
+    """The weights' name until the JSON that belongs to them is written."""
+    return f".{WEIGHTS}.{digest}"
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     """Load a model. Raises InputError when the folder holds none, or a file is damaged or does not fit the spec."""
     folder = Path(folder)
-    if not (folder / SPEC).exists():
-        raise InputError(f"{folder}: no model there (expected {SPEC} and {WEIGHTS})")
-    spec = ModelSpec.parse(read_json(folder / SPEC), str(folder / SPEC))
-    weights = read_tensors(folder / WEIGHTS)
+    if not present(folder / SPEC):
+        raise InputError(f"{short(folder)}: no model there (expected {SPEC} and {WEIGHTS})")
+    data, digest = read_description(folder)
+    spec = ModelSpec.parse(data, str(folder / SPEC))
+    weights = read_weights(folder, digest)
     model = build_model(spec)
     if weights:
         model = model.to(next(iter(weights.values())).dtype)  # as they were saved
     load_weights(model, weights, str(folder / WEIGHTS))
     return model.to(device)
+
+
+def read_description(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The ModelSpec of a saved model, as data, and its weights' SHA-256 (None in files of older versions)."""
+    data = read_record(folder / SPEC)
+    digest = data.pop(DIGEST, None)
+    if digest is not None and not isinstance(digest, str):
+        raise InputError(f"{short(folder / SPEC)}: damaged: {DIGEST!r} is no checksum")
+    return data, digest
+
+
+def read_weights(folder: Path, digest: str | None) -> dict[str, Tensor]:
+    """The tensors of a saved model. digest: as `read_description` gives it. Raises InputError when they are damaged."""
+    waiting = folder / _waiting(digest or "")
+    return read_tensors(waiting if digest is not None and waiting.exists() else folder / WEIGHTS, digest)
 
 
 def load_weights(model: Model, weights: dict[str, Tensor], source: str) -> None:

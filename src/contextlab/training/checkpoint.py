@@ -1,11 +1,12 @@
 """Checkpoints: folders `step_00000500/`, there whole or not at all, from which training goes on exactly.
 
 Each holds the model's two files (`models.load_model` reads it), `training.safetensors` (the rest)
-and `training.json` (step, seed, spec, task, history). No pickle is written or read.
+and `training.json` (step, seed, spec, task, history), with checksums of all. No pickle is written or read.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,11 +16,16 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.files import atomic_folder, make_folder, read_json, read_tensors, write_json, write_tensors
-from contextlab.models.io import SPEC, WEIGHTS, load_weights, write_model
+from contextlab.files import atomic_folder, make_folder, read_record, read_tensors, write_record, write_tensors
+from contextlab.models.io import WEIGHTS, load_weights, read_description, read_weights, write_model
 from contextlab.spec import describe
 
 TENSORS, RECORD = "training.safetensors", "training.json"
+DIGEST = "tensors_sha256"
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "step": int, "status": str, "is": dict, "seconds": (int, float), "tokens": int, "pending": list, "history": list
+}  # fmt: skip
+"""Of the record, with their types."""
 
 
 class Checkpoint(NamedTuple):
@@ -35,8 +41,7 @@ class Checkpoint(NamedTuple):
 
 def newest(folder: Path) -> Path | None:
     """The last checkpoint in a folder, None when there is none."""
-    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
-    return max(found, key=_step, default=None)
+    return next(iter(_steps(folder)), None)
 
 
 def prepare(folder: Path) -> None:
@@ -47,15 +52,17 @@ def prepare(folder: Path) -> None:
 
 
 def write(folder: Path, model: Any, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of `record["step"]`, tensors of any shape, and remove older ones. Returns its folder."""
+    """Write the checkpoint of `record["step"]`; of those before it the last one stays. Returns its folder.
+
+    tensors: of any shape.
+    """
     path = folder / f"step_{record['step']:08d}"
     with atomic_folder(path) as temporary:
         write_model(model, temporary)
-        write_tensors(temporary / TENSORS, dict(tensors))
-        write_json(temporary / RECORD, dict(record))
-    for older in folder.glob("step_*"):
-        if older != path and re.fullmatch(r"step_\d{8,}", older.name):
-            shutil.rmtree(older, ignore_errors=True)
+        digest = write_tensors(temporary / TENSORS, dict(tensors))
+        write_record(temporary / RECORD, {**record, DIGEST: digest})
+    for older in _steps(folder, below=record["step"])[1:]:
+        shutil.rmtree(older, ignore_errors=True)
     return path
 
 
@@ -65,16 +72,17 @@ def read(path: Path, model: Any, identity: Mapping[str, Any], expected: Mapping[
     identity: what the training must be the continuation of; compared with what was written.
     expected: tensors that must be there, of the same shape.
 
-    Raises InputError when a file is damaged, or the checkpoint is of another training (saying what differs).
+    Raises InputError when a file is damaged (offering the checkpoint before it), or the checkpoint is of another
+    training (saying what differs).
     """
     try:
-        record = read_json(path / RECORD)
-        if not isinstance(record, dict) or not {"step", "is", "history", "pending"} <= record.keys():
-            raise InputError(f"{path / RECORD}: damaged: it lacks keys that every checkpoint has")
-        written = {**record["is"], "model": read_json(path / SPEC)}
-        weights, tensors = read_tensors(path / WEIGHTS), read_tensors(path / TENSORS)
+        record = read_record(path / RECORD, KEYS)
+        tensors = read_tensors(path / TENSORS, record.pop(DIGEST, None))
+        model_spec, digest = read_description(path)
+        weights = read_weights(path, digest)
     except InputError as error:
-        raise InputError(f"{error}; delete the folder {path} to train again") from None
+        raise InputError(f"{error}; {remedy(path)}") from None
+    written = {**record["is"], "model": model_spec}
     for where, was, now in differences(written, dict(identity)):
         raise InputError(
             f"{path}: a checkpoint of another training: {where} was {describe(was)}, now {describe(now)}; "
@@ -99,6 +107,18 @@ def differences(was: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         return [d for i, (a, b) in enumerate(zip(was, now, strict=True)) for d in differences(a, b, f"{where}.{i}")]
     return [] if was == now else [(where, was, now)]
+
+
+def remedy(path: Path) -> str:
+    """What to do about a damaged checkpoint, in words: go on from the one before it, where there is one."""
+    before = _steps(path.parent, below=_step(path))
+    return f"delete the folder {path} to " + (f"go on from {before[0].name}" if before else "train again")
+
+
+def _steps(folder: Path, below: float = math.inf) -> list[Path]:
+    """The checkpoints of steps below `below`, the newest first."""
+    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir()]
+    return sorted((path for path in found if _step(path) < below), key=_step, reverse=True)
 
 
 def _step(path: Path) -> int:
