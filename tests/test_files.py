@@ -226,9 +226,8 @@ def test_tensors_are_held_to_their_checksum(tmp_path):
 
 
 def test_a_lock_is_held_once_and_no_link_is_followed(tmp_path):
-    with locked(tmp_path / ".lock"):
-        with pytest.raises(BlockingIOError), locked(tmp_path / ".lock", wait=False):
-            raise AssertionError("two hold it")
+    with locked(tmp_path / ".lock"), pytest.raises(BlockingIOError), locked(tmp_path / ".lock", wait=False):
+        raise AssertionError("two hold it")
     with locked(tmp_path / ".lock", wait=False):
         pass
     (tmp_path / "victim").write_text("precious")

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from contextlab.cli.cost import model_spec
 from contextlab.errors import InputError
 from contextlab.experiments import find_model, run
 from contextlab.models import save_model
@@ -29,6 +30,13 @@ def test_runs_trainings_checkpoints_and_saved_models_are_found(tmp_path):
     save_model(model, tmp_path / "saved")
     for other in (again[1], find_model(tmp_path / "saved")[1]):
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    weights = checkpoint / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match=rf"model.safetensors: damaged: .*; delete the folder {checkpoint} to train"):
+        find_model(trainings[0])
+    weights.write_bytes(whole)
+    assert model_spec(str(checkpoint), []) == model.spec  # what `contextlab cost` reads
     for each in trainings[1:]:
         shutil.rmtree(each)
     assert find_model(folder)[0] == "run"

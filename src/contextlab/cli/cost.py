@@ -39,12 +39,13 @@ def cost(
     """
     from contextlab.evaluation import cost as measure
     from contextlab.evaluation import write_results
+    from contextlab.files import present
     from contextlab.report import write_cost_figure
     from contextlab.training.distributed import resolve
 
     load_components(plugin)
     spec = model_spec(model, changes or [])
-    name = Path(model).stem if Path(model).exists() else model
+    name = Path(model).stem if present(Path(model)) else model
     sizes = read_lengths(lengths)
     chosen = resolve(device)
     with console.status(f"measuring {name} at {', '.join(map(str, sizes))} tokens"):
@@ -65,12 +66,13 @@ def model_spec(model: str, changes: list[str]) -> ModelSpec | HuggingFaceSpec:
     Token sizes are filled in where none are given.
     """
     from contextlab.experiments.recipes import read_yaml, set_key
-    from contextlab.files import read_json
+    from contextlab.files import present
     from contextlab.models import ModelSpec, preset
+    from contextlab.models.io import read_description
 
     data: dict[str, Any] = {}
     path = Path(model)
-    if path.is_dir():
+    if present(path) and path.is_dir():
         if not (path / "model.json").exists() and (path / "config.json").exists():
             if changes:
                 raise InputError("--set changes a spec of ours; a Hugging Face checkpoint is taken as it is")
@@ -79,8 +81,8 @@ def model_spec(model: str, changes: list[str]) -> ModelSpec | HuggingFaceSpec:
             return describe_checkpoint(path)
         if not (path / "model.json").exists():
             raise InputError(f"{path}: no saved model there (expected model.json, or a checkpoint's config.json)")
-        data = read_json(path / "model.json")
-    elif path.exists() or path.suffix in (".yaml", ".yml"):
+        data = read_description(path)[0]
+    elif present(path) or path.suffix in (".yaml", ".yml"):
         data = read_yaml(path)
     if data:
         for change in changes:

@@ -9,7 +9,8 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.models import ByteTokenizer, HuggingFaceModel, Model, load, load_tokenizer
-from contextlab.training.checkpoint import newest
+from contextlab.training.checkpoint import is_checkpoint, newest
+from contextlab.training.checkpoint import load as load_checkpoint
 
 
 def find_model(source: str | Path, device: torch.device | str = "cpu") -> tuple[str, Model | HuggingFaceModel, Any]:
@@ -35,7 +36,11 @@ def find_model(source: str | Path, device: torch.device | str = "cpu") -> tuple[
         folder = last
     elif folder.name.startswith("step_"):
         name = folder.resolve().parent.name
-    model = load(folder if folder.exists() else source, device=device).eval()
+    model: Any
+    if is_checkpoint(folder):
+        model = load_checkpoint(folder, device).eval()
+    else:
+        model = load(folder if folder.exists() else source, device=device).eval()
     tokenizer: Any = None
     if isinstance(model, HuggingFaceModel):
         tokenizer = load_tokenizer(folder) if folder.exists() else str(source)

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.files import atomic_folder, make_folder, read_record, read_tensors, write_record, write_tensors
-from contextlab.models.io import WEIGHTS, load_weights, read_description, read_weights, write_model
+from contextlab.models.io import WEIGHTS, load_model, load_weights, read_description, read_weights, write_model
+from contextlab.models.stack import Model
 from contextlab.spec import describe
 
 TENSORS, RECORD = "training.safetensors", "training.json"
@@ -42,6 +44,11 @@ class Checkpoint(NamedTuple):
 def newest(folder: Path) -> Path | None:
     """The last checkpoint in a folder, None when there is none."""
     return next(iter(_steps(folder)), None)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a checkpoint's folder, by its name."""
+    return re.fullmatch(r"step_\d{8,}", path.name) is not None and path.is_dir()
 
 
 def prepare(folder: Path) -> None:
@@ -97,6 +104,14 @@ def read(path: Path, model: Any, identity: Mapping[str, Any], expected: Mapping[
     return Checkpoint(tensors, record)
 
 
+def load(path: Path, device: torch.device | str = "cpu") -> Model:
+    """The model of a checkpoint, without the rest. Raises InputError when a file is damaged, as `read` does."""
+    try:
+        return load_model(path, device)
+    except InputError as error:
+        raise InputError(f"{error}; {remedy(path)}") from None
+
+
 def differences(was: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     """Where two trees of plain data differ: (path, value in the first, value in the second)."""
     if isinstance(was, dict) and isinstance(now, dict):
@@ -117,8 +132,8 @@ def remedy(path: Path) -> str:
 
 def _steps(folder: Path, below: float = math.inf) -> list[Path]:
     """The checkpoints of steps below `below`, the newest first."""
-    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir()]
-    return sorted((path for path in found if _step(path) < below), key=_step, reverse=True)
+    found = [path for path in folder.glob("step_*") if is_checkpoint(path) and _step(path) < below]
+    return sorted(found, key=_step, reverse=True)
 
 
 def _step(path: Path) -> int:
