@@ -74,7 +74,7 @@ def test_scores_by_their_definition(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("position", ["rope", "none"])
 def test_training_starts_at_attention_with_rope(position: Any) -> None:
-    mixer, plain = ComplexAttention(12, 2, position=position), Attention(12, 2, position=position)
+    mixer, plain = ComplexAttention(12, heads=2, position=position), Attention(12, heads=2, position=position)
     plain.load_state_dict({k: v for k, v in mixer.state_dict().items() if k not in ("delta", "shift")})
     x = torch.randn(2, 9, 12)
     torch.testing.assert_close(mixer(x)[0], plain(x)[0], rtol=1e-4, atol=1e-5)

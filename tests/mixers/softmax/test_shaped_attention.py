@@ -97,7 +97,7 @@ def test_it_leaves_the_identity_when_trained() -> None:
 
 
 def test_the_mean_is_attention_with_zero_scores() -> None:
-    mixer = ShapedAttention(12, 2, "linear", "none").double()
+    mixer = ShapedAttention(12, heads=2, projection="linear", position="none").double()
     plain = Attention(12, 2, position="none").double()
     with torch.no_grad():
         mixer.gains.copy_(torch.tensor([0.0, 0.0, -1.0])[:, None, None].expand(3, 2, 1))
@@ -114,7 +114,7 @@ def test_the_mean_is_attention_with_zero_scores() -> None:
 
 
 def test_long_sums_of_half_precisions_keep_their_digits() -> None:
-    mixer = ShapedAttention(8, 2).bfloat16()
+    mixer = ShapedAttention(8, heads=2).bfloat16()
     x = torch.ones(1, 3000, 8, dtype=torch.bfloat16)  # a sum in bfloat16 stops at 256
     with torch.no_grad():
         mixer.gains.copy_(torch.tensor([0.0, 0.0, -1.0])[:, None, None].expand(3, 2, 1))
@@ -127,7 +127,7 @@ def test_long_sums_of_half_precisions_keep_their_digits() -> None:
 def test_parameters_and_flops_of_each_projection() -> None:
     attention = 4 * 12 * (10 * 11 // 2)
     for projection, matrices, extra in (("identity", 2, 0), ("residual", 4, 4), ("linear", 4, 0)):
-        mixer = ShapedAttention(12, 3, projection)  # type: ignore[arg-type]
+        mixer = ShapedAttention(12, heads=3, projection=projection)  # type: ignore[arg-type]
         assert sum(p.numel() for p in mixer.parameters()) == matrices * 144 + 3 * 3 + extra
         assert mixer.flops(10) == 2 * 10 * matrices * 144 + attention
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
 from contextlab.state import State
@@ -26,7 +26,7 @@ from contextlab.state import State
         {"position": "alibi", "heads": 6},
     ),
 )
-class EncoderAttention(Attention):
+class EncoderAttention(AttentionMixer):
     """Softmax attention of every token to every token, as in BERT: the reference of the encoders.
 
     width: size of a token's vector.
@@ -45,6 +45,7 @@ class EncoderAttention(Attention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
         head_dim: PositiveInt | None = None,
@@ -56,14 +57,16 @@ class EncoderAttention(Attention):
     ) -> None:
         super().__init__(
             width,
-            heads,
-            kv_heads,
-            head_dim,
-            position=position,
-            rope_base=rope_base,
-            rope_fraction=rope_fraction,
-            qk_norm=qk_norm,
-            bias=bias,
+            AttentionOptions(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                position=position,
+                rope_base=rope_base,
+                rope_fraction=rope_fraction,
+                qk_norm=qk_norm,
+                bias=bias,
+            ),
         )
 
     def forward(
@@ -72,9 +75,9 @@ class EncoderAttention(Attention):
         """See `Encoder.forward`."""
         return super().forward(x, None, mask, keep_state=False)
 
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
         return softmax_attention(
-            q,
+            new.q,
             k,
             v,
             scale=self.head_dim**-0.5,

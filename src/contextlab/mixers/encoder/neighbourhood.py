@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from contextlab.mixers.encoder.attention import EncoderAttention
+from contextlab.mixers.softmax.base import Tokens
 from contextlab.ops.neighbourhood import neighbourhood_attention
 from contextlab.registry import register
 
@@ -37,6 +38,7 @@ class NeighbourhoodAttention(EncoderAttention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         window: PositiveInt = 31,
         dilation: PositiveInt = 1,
         heads: PositiveInt = 4,
@@ -45,12 +47,14 @@ class NeighbourhoodAttention(EncoderAttention):
         position: Literal["rope", "none"] = "rope",
         rope_base: Annotated[float, Field(gt=1)] = 10000.0,
     ) -> None:
-        super().__init__(width, heads, kv_heads, head_dim, position, rope_base)
+        super().__init__(
+            width, heads=heads, kv_heads=kv_heads, head_dim=head_dim, position=position, rope_base=rope_base
+        )
         self.near, self.dilation = window, dilation
 
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
         start = None if k_position is None else (k_position < 0).sum(1)
-        return neighbourhood_attention(q, k, v, self.near, self.dilation, start)
+        return neighbourhood_attention(new.q, k, v, self.near, self.dilation, start)
 
     def _pairs(self, length: int) -> int:
         return length * min(self.near, length)

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
 from contextlab.mixers.softmax.windows import in_sight
 from contextlab.ops.softmax import attend
 from contextlab.registry import register
@@ -28,7 +28,7 @@ from contextlab.state import State, WindowState
         {"block": 6, "short_conv": 3, "output_gate": True},
     ),
 )
-class BlockLocal(Attention):
+class BlockLocal(AttentionMixer):
     """Causal softmax attention to the query's own block of tokens and the block before it, with a constant state.
 
     Blocks are counted from each sequence's first token, so a query sees block + 1 to 2 block tokens, its own counted.
@@ -54,6 +54,7 @@ class BlockLocal(Attention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         block: PositiveInt = 64,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
@@ -68,24 +69,25 @@ class BlockLocal(Attention):
     ) -> None:
         super().__init__(
             width,
-            heads,
-            kv_heads,
-            head_dim,
-            position,
-            rope_base,
-            rope_fraction,
-            qk_norm=qk_norm,
-            bias=bias,
-            short_conv=short_conv,
-            output_gate=output_gate,
+            AttentionOptions(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                position=position,
+                rope_base=rope_base,
+                rope_fraction=rope_fraction,
+                qk_norm=qk_norm,
+                bias=bias,
+                short_conv=short_conv,
+                output_gate=output_gate,
+            ),
         )
         self.block = block
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, State | None]:
+    def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
         read = 0 if state is None else state.length
-        k, v, places, after = in_sight(k, v, 2 * self.block, state, mask, keep_state)
+        q = new.q
+        k, v, places, after = in_sight(new.k, new.v, 2 * self.block, state, new.mask, keep_state)
         if places is None:  # then they follow one another, up to the last that was read
             last = read + q.shape[1]
             places = torch.arange(last - k.shape[1], last, device=q.device)[None]

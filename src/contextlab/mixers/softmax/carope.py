@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.mixers.layers import Linear
-from contextlab.mixers.softmax.attention import Attention, with_conv
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens, with_conv
 from contextlab.mixers.softmax.rotary import _turned_size
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.position import (
@@ -46,7 +46,7 @@ class PhaseState(State):
         {"heads": 3, "head_dim": 6, "rope_base": 500.0, "short_conv": 3, "output_gate": True, "bias": True},
     ),
 )
-class CaropeAttention(Attention):
+class CaropeAttention(AttentionMixer):
     """Context-aware rotary positions (CARoPE): each token says, for each head, how far the rotations go on.
 
     Token t turns pair i of a head by f(x_t)^i further, with f(x) = 1 / (1 + softplus(w . x + b)) between 0 and 1, so
@@ -68,9 +68,12 @@ class CaropeAttention(Attention):
     output_gate: multiply the heads' outputs by a sigmoid gate of the token.
     """
 
+    policies_may_serve: ClassVar[bool] = True
+
     def __init__(
         self,
         width: PositiveInt,
+        *,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
         head_dim: PositiveInt | None = None,
@@ -84,17 +87,17 @@ class CaropeAttention(Attention):
     ) -> None:
         super().__init__(
             width,
-            heads,
-            kv_heads,
-            head_dim,
-            "none",  # rotations are made here
-            rope_base,
-            1.0,
-            qk_norm,
-            bias,
-            short_conv,
-            norm_eps,
-            output_gate,
+            AttentionOptions(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                qk_norm=qk_norm,
+                norm_eps=norm_eps,
+                output_gate=output_gate,
+                bias=bias,
+                short_conv=short_conv,
+                position="none",  # rotations are made here
+            ),
         )
         size = _turned_size(self.head_dim, rope_fraction, "CARoPE")
         self.pairs = size // 2
@@ -117,7 +120,7 @@ class CaropeAttention(Attention):
         table = rotations(angles, x.dtype)
         q, k = qk.split((self.heads, self.kv_heads), 2)
         q, k = rotate(q, table.repeat_interleave(self.heads // self.kv_heads, 2)), rotate(k, table)
-        y, after = self._attend(q, k, v, attended, mask, keep_state)
+        y, after = self._attend(Tokens(x, q, k, v, mask), attended, keep_state)
         if after is not None:
             after = with_conv(PhaseState(after, own(phase), length=after.length), last)
         return self._project_out(x, y.flatten(2)), after

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from contextlab.errors import InputError
-from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.position import rope_table, rotate
 from contextlab.registry import register
@@ -28,7 +28,7 @@ from contextlab.state import State
         {"heads": 3, "rope_base": 500.0, "short_conv": 3, "output_gate": True},
     ),
 )
-class ComplexAttention(Attention):
+class ComplexAttention(AttentionMixer):
     """Complex vector attention (ComplexFormer): each head weighs the angles of meaning against those of position.
 
     Pairs of dimensions are complex numbers |q| exp(i theta), and key n scores for query m the sum over pairs of
@@ -57,6 +57,7 @@ class ComplexAttention(Attention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
         head_dim: PositiveInt | None = None,
@@ -70,15 +71,17 @@ class ComplexAttention(Attention):
     ) -> None:
         super().__init__(
             width,
-            heads,
-            kv_heads,
-            head_dim,
-            "none",  # positions are turned here, after the angles of meaning
-            rope_base,
-            qk_norm=qk_norm,
-            bias=bias,
-            short_conv=short_conv,
-            output_gate=output_gate,
+            AttentionOptions(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                rope_base=rope_base,
+                qk_norm=qk_norm,
+                output_gate=output_gate,
+                bias=bias,
+                short_conv=short_conv,
+                position="none",  # positions are turned here, after the angles of meaning
+            ),
         )
         if self.head_dim % 2:
             raise InputError(
@@ -90,9 +93,8 @@ class ComplexAttention(Attention):
         self.delta = nn.Parameter(torch.ones(self.kv_heads, pairs))
         self.shift = nn.Parameter(torch.zeros(heads, pairs))  # b
 
-    def _biased(
-        self, x: Tensor, q: Tensor, k: Tensor, state: State | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _encode(self, x: Tensor, qk: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k = qk.split((self.heads, self.kv_heads), 2)
         q = turned(q, self.delta.repeat_interleave(self.heads // self.kv_heads, 0), self.shift)
         k = turned(k, self.delta)
         if self.position == "rope":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear
-from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions
 from contextlab.registry import register
-from contextlab.state import State
 
 
 @register(
@@ -27,7 +26,7 @@ from contextlab.state import State
         {"share": 0.4, "heads": 2, "head_dim": 5, "position": "none"},
     ),
 )
-class FanAttention(Attention):
+class FanAttention(AttentionMixer):
     """FANformer's attention (ATF): queries, keys and values are read from waves of the token beside a linear map.
 
     They are projections of [cos(W_p x), sin(W_p x), W x + b], as wide as x: the Fourier analysis layer without its
@@ -45,9 +44,12 @@ class FanAttention(Attention):
     bias: whether the projections behind the layer have biases.
     """
 
+    policies_may_serve: ClassVar[bool] = True
+
     def __init__(
         self,
         width: PositiveInt,
+        *,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
         head_dim: PositiveInt | None = None,
@@ -59,7 +61,16 @@ class FanAttention(Attention):
         bias: bool = False,
     ) -> None:
         super().__init__(
-            width, heads, kv_heads, head_dim, position=position, rope_base=rope_base, qk_norm=qk_norm, bias=bias
+            width,
+            AttentionOptions(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                position=position,
+                rope_base=rope_base,
+                qk_norm=qk_norm,
+                bias=bias,
+            ),
         )
         self.waves = int(share * width + 1e-4)  # so that 6 x 0.333333 gives 2
         if self.waves == 0:
@@ -71,7 +82,7 @@ class FanAttention(Attention):
         self.fan_bias = nn.Parameter(torch.zeros(linear)) if linear else None
         self.fan_phase = nn.Parameter(torch.zeros(self.waves)) if phase else None
 
-    def waved(self, x: Tensor) -> Tensor:
+    def _read_in(self, x: Tensor) -> Tensor:
         """[cos(W_p x), sin(W_p x), W x + b]. x: [B, T, width] -> [B, T, width]."""
         angle, rest = self.fan_proj(x).split((self.waves, self.width - 2 * self.waves), -1)
         if self.fan_phase is not None:
@@ -79,11 +90,6 @@ class FanAttention(Attention):
         if self.fan_bias is not None:
             rest = rest + self.fan_bias
         return torch.cat((angle.cos(), angle.sin(), rest), -1)
-
-    def _project_in(
-        self, x: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, Tensor, State | None, Tensor | None]:
-        return super()._project_in(self.waved(x), state, mask, keep_state)
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import Linear
-from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 
@@ -21,7 +21,7 @@ from contextlab.state import KVState, State, tensor_bytes
     papers=("2503.02130",),
     cases=({}, {"heads": 3, "head_dim": 4, "qk_norm": True}, {"short_conv": 3, "output_gate": True}),
 )
-class ForgettingAttention(Attention):
+class ForgettingAttention(AttentionMixer):
     """Forgetting attention (FoX): softmax attention whose scores fall by the forget gates between key and query.
 
     The score of key j for query i gains sum over l = j + 1 .. i of log f_l, with a gate f_l = sigmoid(w . x_l + b) for
@@ -41,6 +41,7 @@ class ForgettingAttention(Attention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         heads: PositiveInt = 4,
         head_dim: PositiveInt | None = None,
         qk_norm: bool = False,
@@ -50,31 +51,35 @@ class ForgettingAttention(Attention):
     ) -> None:
         super().__init__(
             width,
-            heads,
-            None,
-            head_dim,
-            "none",
-            qk_norm=qk_norm,
-            bias=bias,
-            short_conv=short_conv,
-            output_gate=output_gate,
+            AttentionOptions(
+                heads=heads,
+                head_dim=head_dim,
+                qk_norm=qk_norm,
+                output_gate=output_gate,
+                bias=bias,
+                short_conv=short_conv,
+                position="none",
+            ),
         )
         self.key_dim = self.head_dim + 1
         self.forget_proj = Linear(width, heads, bias=True)
 
-    def _biased(
-        self, x: Tensor, q: Tensor, k: Tensor, state: State | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _encode(self, x: Tensor, qk: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(x.dtype, torch.float32)  # the sum outgrows the digits of a half precision
+        q, k = qk.split((self.heads, self.kv_heads), 2)
         log_f = without_padding(F.logsigmoid(self.forget_proj(x).to(exact)), mask)
         total = log_f.cumsum(1).unsqueeze(-1)  # [B, T, H, 1]
         if isinstance(state, KVState) and state.length:
-            total = total - state.held()[0][:, -1:, :, -1:] * self.head_dim**-0.5
+            total = total + self._total(state)
         return F.pad(q.to(exact), (0, 1), value=1.0), torch.cat((k.to(exact), total * -(self.head_dim**0.5)), -1)
 
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
-            return super()._softmax(q, k, v.to(q.dtype), q_position, k_position).to(v.dtype)
+    def _total(self, state: KVState) -> Tensor:
+        """The sum of log f of the tokens that the state holds [B, 1, H, 1]: its last key ends with it."""
+        return -state.held()[0][:, -1:, :, -1:] * self.head_dim**-0.5
+
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        with torch.autocast(new.q.device.type, enabled=False):
+            return super()._score(new, k, v.to(new.q.dtype), q_position, k_position).to(v.dtype)
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`; keys are held in float32 at least, for their last dimension is the sum."""

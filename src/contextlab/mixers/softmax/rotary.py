@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -10,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from contextlab.errors import InputError
-from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
 from contextlab.ops.position import (
     clex_frequencies,
     clex_steps,
@@ -33,42 +34,16 @@ def _turned_size(head_dim: int, fraction: float, what: str) -> int:
     return size
 
 
-class TurnedOnRead(Attention):
+class TurnedOnRead(AttentionMixer):
     """Base: the state holds keys as they are, and blocks of queries turn all keys they see, each in its own way.
 
     Blocks go by a token's place in its row, so that what is answered depends neither on cuts nor on padding. Each
     block, and so each token that is read alone, turns all its keys anew: their trigonometry comes on top of attention.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        kv_heads: int | None,
-        head_dim: int | None,
-        rope_base: float,
-        rope_fraction: float,
-        qk_norm: bool,
-        bias: bool,
-        short_conv: int,
-        norm_eps: float | None,
-        output_gate: bool,
-    ) -> None:
-        super().__init__(
-            width,
-            heads,
-            kv_heads,
-            head_dim,
-            "none",  # not turned when written
-            rope_base,
-            1.0,
-            qk_norm,
-            bias,
-            short_conv,
-            norm_eps,
-            output_gate,
-        )
-        self.turned = rotary_size(self.head_dim, rope_fraction)
+    def __init__(self, width: int, options: AttentionOptions) -> None:
+        super().__init__(width, replace(options, position="none"))  # keys are not rotated when they are written
+        self.turned = rotary_size(self.head_dim, options.rope_fraction)
 
     @abstractmethod
     def _block(self, place: int) -> int:
@@ -88,11 +63,12 @@ class TurnedOnRead(Attention):
     ) -> tuple[Tensor, Tensor]:
         """The rotations of queries at q_at [B or 1, Tq] of the block and of the keys at k_at [B or 1, Tk]."""
 
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        q = new.q
         q_at, k_at = resolve_positions(q, k, q_position, k_position)
-        length, held, padded = q.shape[1], k.shape[1], q_position is not None
+        length, total, padded = q.shape[1], k.shape[1], q_position is not None
         # The first query's place in the rows with most and with least padding.
-        least, most = q_at[:, 0].aminmax() if padded else (held - length, held - length)
+        least, most = q_at[:, 0].aminmax() if padded else (total - length, total - length)
         least, most = int(least), int(most)
         k_at = k_at.clamp_min(0)  # padding, which no query sees
         y = q.new_zeros(*q.shape[:3], v.shape[-1])
@@ -102,7 +78,7 @@ class TurnedOnRead(Attention):
             begin, end = self._bounds(block)
             first = max(begin - most, 0) if block else 0
             part = slice(first, min(end - least, length))
-            seen = held - length + part.stop if not padded else held
+            seen = total - length + part.stop if not padded else total
             turns = self._tables(block, frequencies, q_at[:, part].clamp_min(0), k_at[:, :seen], q.dtype)
             got = softmax_attention(
                 rotate(q[:, part], turns[0]),
@@ -160,6 +136,7 @@ class ClexAttention(TurnedOnRead):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
         head_dim: PositiveInt | None = None,
@@ -177,16 +154,18 @@ class ClexAttention(TurnedOnRead):
     ) -> None:
         super().__init__(
             width,
-            heads,
-            kv_heads,
-            head_dim,
-            rope_base,
-            rope_fraction,
-            qk_norm,
-            bias,
-            short_conv,
-            norm_eps,
-            output_gate,
+            AttentionOptions(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                rope_base=rope_base,
+                rope_fraction=rope_fraction,
+                qk_norm=qk_norm,
+                norm_eps=norm_eps,
+                output_gate=output_gate,
+                bias=bias,
+                short_conv=short_conv,
+            ),
         )
         self.original_length, self.max_factor, self.sample = original_length, max_factor, sample
         size = _turned_size(self.head_dim, rope_fraction, "CLEX")
@@ -194,15 +173,15 @@ class ClexAttention(TurnedOnRead):
         self.ode_up = nn.Parameter(torch.randn(size // 2, hidden) * (size // 2) ** -0.5)
         self.ode_down = nn.Parameter(torch.zeros(hidden, size // 2))
 
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
-        length = q.shape[1]
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        q, length = new.q, new.q.shape[1]
         if self.sample and self.training and length == k.shape[1] <= self.original_length * self.max_factor:
             t = int(torch.randint(-(-length // self.original_length), self.max_factor + 1, ()))
             places = torch.randperm(t * self.original_length, device=q.device)[:length].sort().values
             table = rotations(places[:, None, None] * self._frequencies(t)[-1], q.dtype)
             q, k = rotate(q, table), rotate(k, table)
             return softmax_attention(q, k, v, scale=self.head_dim**-0.5, q_position=q_position, k_position=k_position)
-        return super()._softmax(q, k, v, q_position, k_position)
+        return super()._score(new, k, v, q_position, k_position)
 
     def _frequencies(self, blocks: int) -> list[Tensor]:
         return clex_frequencies(blocks, self.turned, self.rope_base, self.ode_up, self.ode_down)
@@ -269,6 +248,7 @@ class GaliAttention(TurnedOnRead):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
         head_dim: PositiveInt | None = None,
@@ -285,16 +265,18 @@ class GaliAttention(TurnedOnRead):
     ) -> None:
         super().__init__(
             width,
-            heads,
-            kv_heads,
-            head_dim,
-            rope_base,
-            rope_fraction,
-            qk_norm,
-            bias,
-            short_conv,
-            norm_eps,
-            output_gate,
+            AttentionOptions(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                rope_base=rope_base,
+                rope_fraction=rope_fraction,
+                qk_norm=qk_norm,
+                norm_eps=norm_eps,
+                output_gate=output_gate,
+                bias=bias,
+                short_conv=short_conv,
+            ),
         )
         if window >= original_length:
             raise InputError(

@@ -12,7 +12,7 @@ from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import Linear
-from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
 from contextlab.ops.linear import working_dtype
 from contextlab.registry import register
 from contextlab.state import KVState, State
@@ -42,7 +42,7 @@ class ResidualLinear(Linear):
     papers=("2311.01906", "2306.17759"),
     cases=({}, {"heads": 2, "projection": "residual"}, {"heads": 3, "projection": "linear", "position": "none"}),
 )
-class ShapedAttention(Attention):
+class ShapedAttention(AttentionMixer):
     """Shaped attention (simplified attention, SAS): alpha I + beta A - gamma C of the values, for each head.
 
     A is causal softmax attention and C what A is where all scores are zero: the mean of the values read so far. The
@@ -63,6 +63,7 @@ class ShapedAttention(Attention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         heads: PositiveInt = 4,
         projection: Projection = "identity",
         position: Literal["rope", "none"] = "rope",
@@ -74,7 +75,7 @@ class ShapedAttention(Attention):
                 f"RoPE turns pairs of dimensions, but width {width} / {heads} heads is {size}; take an even size of a "
                 "head or position 'none'"
             )
-        super().__init__(width, heads, position=position, rope_base=rope_base)
+        super().__init__(width, AttentionOptions(heads=heads, position=position, rope_base=rope_base))
         self.qkv_proj: Linear = _QueryKeyValue(width, projection)
         del self.out_proj
         out_proj = _projection(width, projection)
@@ -84,12 +85,11 @@ class ShapedAttention(Attention):
         # Rows: alpha of the values themselves, beta of attention, gamma of the mean.
         self.gains = nn.Parameter(torch.ones(3, heads, 1))
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, State | None]:
-        y, after = super()._attend(q, k, v, state, mask, keep_state)
+    def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
+        y, after = super()._attend(new, state, keep_state)
         own, attention, mean = self.gains.unbind(0)
-        return (own * v + attention * y - mean * _mean(v, state, mask)).to(v.dtype), after
+        v = new.v
+        return (own * v + attention * y - mean * _mean(v, state, new.mask)).to(v.dtype), after
 
     def _project_out(self, x: Tensor, y: Tensor) -> Tensor:
         return y if self.projection == "identity" else self.out_proj(y)

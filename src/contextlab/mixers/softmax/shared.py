@@ -10,6 +10,7 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear
 from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import Tokens
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.position import rotate
 from contextlab.state import KVState, State
@@ -25,7 +26,7 @@ class SharedKeys(Attention):
     reads_other_keys = True  # which tells policies that they cannot serve the model
 
     def __init__(self, width: int, heads: int = 4, **options: Any) -> None:
-        super().__init__(width, heads, **options)
+        super().__init__(width, heads=heads, **options)
         self.k_norm = None
         self.qkv_proj = Linear(width, heads * self.head_dim, bias=self.qkv_proj.bias is not None)
 
@@ -50,7 +51,7 @@ class SharedKeys(Attention):
             q = rotate(q, self._rotations(x, state.length - length))
         k, v = state.held()
         at = state.positions()
-        y = self._softmax(q, k, v, None if at is None else at[:, state.length - length :], at)
+        y = self._score(Tokens(x, q, k, v, mask), k, v, None if at is None else at[:, state.length - length :], at)
         return self._project_out(x, y.reshape(batch, length, -1)), None
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.mixers.softmax.attention import Attention, _places
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens, row_places
 from contextlab.ops.position import (
     RopeScaling,
 )
@@ -40,7 +40,7 @@ from contextlab.state import State, WindowState
         {"window": 3, "dilation": 2, "sinks": 2, "max_distance": 7, "qk_norm": True},
     ),
 )
-class SlidingWindow(Attention):
+class SlidingWindow(AttentionMixer):
     """Causal softmax attention over the last tokens and a few attention sinks, with a state of constant size.
 
     width: size of a token's vector.
@@ -67,6 +67,7 @@ class SlidingWindow(Attention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         window: PositiveInt = 64,
         sinks: NonNegativeInt = 0,
         heads: PositiveInt = 4,
@@ -86,18 +87,20 @@ class SlidingWindow(Attention):
     ) -> None:
         super().__init__(
             width,
-            heads,
-            kv_heads,
-            head_dim,
-            position,
-            rope_base,
-            rope_fraction,
-            qk_norm,
-            bias,
-            short_conv,
-            norm_eps,
-            output_gate,
-            rope_scaling,
+            AttentionOptions(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                position=position,
+                rope_base=rope_base,
+                rope_fraction=rope_fraction,
+                rope_scaling=rope_scaling,
+                qk_norm=qk_norm,
+                norm_eps=norm_eps,
+                output_gate=output_gate,
+                bias=bias,
+                short_conv=short_conv,
+            ),
         )
         self.window: int = window
         self.sinks = sinks
@@ -112,13 +115,12 @@ class SlidingWindow(Attention):
             fits = self.reach - 1
             raise InputError(f"max_distance {max_distance} is less than the window reaches; the nearest is {fits}")
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, State | None]:
+    def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
+        q, k, v, mask = new.q, new.k, new.v, new.mask
         special = self.dilation > 1 or self.max_distance is not None
         if state is None and not keep_state and not special:
-            places = _places(mask)
-            return self._softmax(q, k, v, places, places), None
+            places = row_places(mask)
+            return self._score(new, k, v, places, places), None
         before = WindowState.empty(k, v, self.reach, self.sinks) if state is None else state
         assert isinstance(before, WindowState)
         start = before.start if mask is None else before.start + (~mask).sum(1)
@@ -131,7 +133,7 @@ class SlidingWindow(Attention):
             return self._limited(q, k, v, places, None if state is None else before), after
         if state is None:
             given = places if padded else None
-            return self._softmax(q, k, v, given, given), after
+            return self._score(new, k, v, given, given), after
         old_k, old_v, old_places = before.held()
         k, v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
         if q.shape[1] == 1 and not padded and self.slopes is None:
@@ -139,9 +141,22 @@ class SlidingWindow(Attention):
         if not padded and (self.slopes is None or not self.sinks):
             # The keys follow one another, but for a gap after the sinks, and sinks are in sight wherever they are:
             # places in the row say nothing new, and without them the op leaves out what is beyond the window.
-            return self._softmax(q, k, v, None, None), after
+            return self._score(new, k, v, None, None), after
         k_places = torch.cat([old_places, places.expand(len(old_places), -1)], 1)
-        return self._softmax(q, k, v, places, k_places), after
+        return self._score(new, k, v, places, k_places), after
+
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        return softmax_attention(
+            new.q,
+            k,
+            v,
+            scale=self.head_dim**-0.5,
+            window=self.window,
+            sinks=self.sinks,
+            slopes=self.slopes,
+            q_position=q_position,
+            k_position=k_position,
+        )
 
     def _limited(self, q: Tensor, k: Tensor, v: Tensor, places: Tensor, before: WindowState | None) -> Tensor:
         """Attention with a dilation or a distance limit; k, v and places are the new tokens'."""
@@ -161,9 +176,9 @@ class SlidingWindow(Attention):
             if self.max_distance is not None and self.rotary:
                 # Each sink is turned back to place 0 and each query to that of the limit, whatever was their place.
                 first = read - places[:, :1]  # the place in what was read of each row's first token
-                sinks.far_k = self._turned(sinks.k, -first - torch.arange(self.sinks, device=q.device))
+                sinks.far_k = self._rotated_further(sinks.k, -first - torch.arange(self.sinks, device=q.device))
                 queries = torch.arange(read, read + q.shape[1], device=q.device)
-                sinks.far_q = self._turned(q, self.max_distance - queries)
+                sinks.far_q = self._rotated_further(q, self.max_distance - queries)
             if before is not None:
                 all_k, all_v, at = all_k[:, self.sinks :], all_v[:, self.sinks :], at[:, self.sinks :]
         return window_attention(

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
 from contextlab.state import State, WindowState
@@ -34,7 +34,7 @@ class WindowsState(State):
         {"window": 12, "heads": 8, "kv_heads": 4, "head_dim": 4, "position": "alibi", "short_conv": 3},
     ),
 )
-class MultiScaleWindow(Attention):
+class MultiScaleWindow(AttentionMixer):
     """Causal softmax attention whose heads see windows of four sizes, w/4, w/2, w and 2w.
 
     Each quarter of the heads has one of the sizes (MSWA, 2501.01039), and a state of that size: all
@@ -57,6 +57,7 @@ class MultiScaleWindow(Attention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         window: PositiveInt = 64,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
@@ -73,20 +74,30 @@ class MultiScaleWindow(Attention):
                 fits = max(4, round(value / 4) * 4)
                 raise InputError(f"{name} must be a multiple of 4, one part a size, got {value}; the nearest is {fits}")
         super().__init__(
-            width, heads, kv_heads, head_dim, position, rope_base, rope_fraction, qk_norm, bias, short_conv
+            width,
+            AttentionOptions(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                position=position,
+                rope_base=rope_base,
+                rope_fraction=rope_fraction,
+                qk_norm=qk_norm,
+                bias=bias,
+                short_conv=short_conv,
+            ),
         )
         self.windows = (window // 4, window // 2, window, 2 * window)
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, State | None]:
+    def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
         assert state is None or isinstance(state, WindowsState)
+        q, mask = new.q, new.mask
         before = [None] * 4 if state is None else state.groups
         slopes = [None] * 4 if self.slopes is None else self.slopes.chunk(4)
         outputs: list[Tensor] = []
         groups: list[WindowState] = []
         for window, own_q, own_k, own_v, slope, group in zip(
-            self.windows, q.chunk(4, 2), k.chunk(4, 2), v.chunk(4, 2), slopes, before, strict=True
+            self.windows, q.chunk(4, 2), new.k.chunk(4, 2), new.v.chunk(4, 2), slopes, before, strict=True
         ):
             seen_k, seen_v, places, after = in_sight(own_k, own_v, window, group, mask, keep_state)
             outputs.append(
@@ -128,7 +139,7 @@ class MultiScaleWindow(Attention):
         {"window": 6, "short_conv": 3, "heads": 6},
     ),
 )
-class SigmoidWindow(Attention):
+class SigmoidWindow(AttentionMixer):
     """Causal sigmoid attention over the last tokens (SWAT): what one token weighs takes nothing from the others.
 
     The weight of a key is sigmoid(q . k / sqrt(d) + s distance), with RoPE in q and k (2502.18845, eq. 5). The slope
@@ -152,6 +163,7 @@ class SigmoidWindow(Attention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         window: PositiveInt = 64,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
@@ -167,16 +179,26 @@ class SigmoidWindow(Attention):
                 f"heads must be even, half with falling and half with rising slopes, got {heads}; "
                 f"the nearest is {heads + 1}"
             )
-        super().__init__(width, heads, kv_heads, head_dim, "rope", rope_base, rope_fraction, qk_norm, bias, short_conv)
+        super().__init__(
+            width,
+            AttentionOptions(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                rope_base=rope_base,
+                rope_fraction=rope_fraction,
+                qk_norm=qk_norm,
+                bias=bias,
+                short_conv=short_conv,
+            ),
+        )
         self.window: int = window
         slopes = 2.0 ** -torch.arange(1, heads // 2 + 1, dtype=torch.get_default_dtype())
         self.register_buffer("tilt", torch.cat((-slopes, slopes)), persistent=False)
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, State | None]:
-        k, v, places, after = in_sight(k, v, self.window, state, mask, keep_state)
-        return sigmoid_attention(q, k, v, self.window, self.tilt, None if places is None else places >= 0), after
+    def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
+        k, v, places, after = in_sight(new.k, new.v, self.window, state, new.mask, keep_state)
+        return sigmoid_attention(new.q, k, v, self.window, self.tilt, None if places is None else places >= 0), after
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`: the same at every length."""

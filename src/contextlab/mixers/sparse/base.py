@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions
 
 
-class SparseAttention(Attention):
+class SparseAttention(AttentionMixer):
     """Base: attention whose queries read a part of the keys.
 
     reads: keys that a query reads at most, for counting operations, as a function of how many there are.
@@ -15,17 +15,8 @@ class SparseAttention(Attention):
 
     summaries: ClassVar[bool] = False  # whether queries are compared with summaries of blocks first
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        kv_heads: int | None,
-        head_dim: int | None,
-        position: Literal["rope", "none"],
-        rope_base: float,
-        block: int = 1,
-    ) -> None:
-        super().__init__(width, heads, kv_heads, head_dim, position, rope_base)
+    def __init__(self, width: int, options: AttentionOptions, block: int = 1) -> None:
+        super().__init__(width, options)
         self.block = block
 
     def _reads(self, length: int) -> int:

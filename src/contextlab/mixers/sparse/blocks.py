@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from contextlab.mixers.layers import Linear
+from contextlab.mixers.softmax.base import AttentionOptions, Tokens
 from contextlab.mixers.sparse.base import SparseAttention
 from contextlab.ops.softmax import resolve_positions
 from contextlab.ops.sparse import (
@@ -18,7 +19,6 @@ from contextlab.ops.sparse import (
     native_sparse_attention,
 )
 from contextlab.registry import register
-from contextlab.state import State
 
 
 @register(
@@ -46,6 +46,7 @@ class MixtureOfBlocks(SparseAttention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         block: PositiveInt = 64,
         top_k: PositiveInt = 3,
         heads: PositiveInt = 4,
@@ -54,11 +55,15 @@ class MixtureOfBlocks(SparseAttention):
         position: Literal["rope", "none"] = "rope",
         rope_base: Annotated[float, Field(gt=1)] = 10000.0,
     ) -> None:
-        super().__init__(width, heads, kv_heads, head_dim, position, rope_base, block)
+        super().__init__(
+            width,
+            AttentionOptions(heads=heads, kv_heads=kv_heads, head_dim=head_dim, position=position, rope_base=rope_base),
+            block,
+        )
         self.top_k = top_k
 
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
-        return block_topk(q, k, v, self.block, self.top_k, q_position=q_position, k_position=k_position)
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        return block_topk(new.q, k, v, self.block, self.top_k, q_position=q_position, k_position=k_position)
 
     def _reads(self, length: int) -> int:
         return self.block * self.top_k
@@ -97,6 +102,7 @@ class NativeSparseAttention(SparseAttention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         block: PositiveInt = 32,
         top_k: PositiveInt = 4,
         window: PositiveInt = 64,
@@ -106,20 +112,18 @@ class NativeSparseAttention(SparseAttention):
         position: Literal["rope", "none"] = "rope",
         rope_base: Annotated[float, Field(gt=1)] = 10000.0,
     ) -> None:
-        super().__init__(width, heads, kv_heads, head_dim, position, rope_base, block)
+        super().__init__(
+            width,
+            AttentionOptions(heads=heads, kv_heads=kv_heads, head_dim=head_dim, position=position, rope_base=rope_base),
+            block,
+        )
         self.top_k, self.near = top_k, window
         self.branch_proj = Linear(width, 3 * heads)
 
-    def _biased(
-        self, x: Tensor, q: Tensor, k: Tensor, state: State | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        # The gates travel with the queries, for `_softmax` sees no x.
-        return torch.cat((q, self.branch_proj(x).sigmoid().unflatten(-1, (self.heads, 3))), -1), k
-
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
-        q, gates = q.split((self.head_dim, 3), -1)
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        gates = self.branch_proj(new.x).sigmoid().unflatten(-1, (self.heads, 3))
         return native_sparse_attention(
-            q, k, v, gates, self.block, self.top_k, self.near, q_position=q_position, k_position=k_position
+            new.q, k, v, gates, self.block, self.top_k, self.near, q_position=q_position, k_position=k_position
         )
 
     def _reads(self, length: int) -> int:
@@ -163,6 +167,7 @@ class LandmarkAttention(SparseAttention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         block: PositiveInt = 64,
         top_k: PositiveInt | None = None,
         heads: PositiveInt = 4,
@@ -171,14 +176,18 @@ class LandmarkAttention(SparseAttention):
         position: Literal["rope", "none"] = "rope",
         rope_base: Annotated[float, Field(gt=1)] = 10000.0,
     ) -> None:
-        super().__init__(width, heads, kv_heads, head_dim, position, rope_base, block)
+        super().__init__(
+            width,
+            AttentionOptions(heads=heads, kv_heads=kv_heads, head_dim=head_dim, position=position, rope_base=rope_base),
+            block,
+        )
         self.top_k = top_k
         self.landmark = nn.Parameter(torch.ones(self.kv_heads, 1))
 
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
-        q_at, k_at = resolve_positions(q, k, q_position, k_position)
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        q_at, k_at = resolve_positions(new.q, k, q_position, k_position)
         landmarks = block_means(k, k_at, self.block) * self.landmark
-        return landmark_attention(q, k, v, landmarks, self.block, self.top_k, q_position=q_at, k_position=k_at)
+        return landmark_attention(new.q, k, v, landmarks, self.block, self.top_k, q_position=q_at, k_position=k_at)
 
     def _reads(self, length: int) -> int:
         return length if self.top_k is None else self.block * (self.top_k + 1)

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from contextlab.mixers.base import Signature
-from contextlab.mixers.softmax.attention import Attention
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
 from contextlab.ops.softmax import attend
 from contextlab.registry import register
 from contextlab.state import State, WindowState, own, tensor_bytes
@@ -41,7 +41,7 @@ class CoreState(State):
         {"group": 80, "window": 20},
     ),
 )
-class CoreContextAttention(Attention):
+class CoreContextAttention(AttentionMixer):
     """CCA: attention to the near tokens and, in the same softmax, to one core token for each group farther back.
 
     Groups of g tokens are pooled by the attention that the group's last token pays to them: with its query q and the
@@ -66,6 +66,7 @@ class CoreContextAttention(Attention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         group: PositiveInt = 16,
         window: PositiveInt = 64,
         heads: PositiveInt = 4,
@@ -74,7 +75,10 @@ class CoreContextAttention(Attention):
         position: Literal["rope", "none"] = "rope",
         rope_base: Annotated[float, Field(gt=1)] = 10000.0,
     ) -> None:
-        super().__init__(width, heads, kv_heads, head_dim, position, rope_base)
+        super().__init__(
+            width,
+            AttentionOptions(heads=heads, kv_heads=kv_heads, head_dim=head_dim, position=position, rope_base=rope_base),
+        )
         self.group, self.span = group, window
         self.slots = window + group - 2  # tokens that the next query or the next core may need
         # Given, for groups can be too long for it to be found by reading a few tokens.
@@ -82,9 +86,8 @@ class CoreContextAttention(Attention):
         shapes = (near, near, (self.slots,), (), (heads, None, 2 * self.head_dim))
         self._expected = Signature(CoreState, (), shapes)
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, State | None]:
+    def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
+        q, k, v, mask = new.q, new.k, new.v, new.mask
         if state is None:
             cores = q.new_zeros(q.shape[0], self.heads, 0, 2 * self.head_dim)
             before = CoreState(WindowState.empty(k, v, self.slots + 1), cores)

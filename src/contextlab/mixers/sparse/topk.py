@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.mixers.layers import with_loss
+from contextlab.mixers.softmax.base import AttentionOptions, Tokens
 from contextlab.mixers.sparse.base import SparseAttention
 from contextlab.ops.sparse import (
     routing_attention,
@@ -41,6 +43,7 @@ class TopkAttention(SparseAttention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         top_k: PositiveInt = 16,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
@@ -48,11 +51,14 @@ class TopkAttention(SparseAttention):
         position: Literal["rope", "none"] = "rope",
         rope_base: Annotated[float, Field(gt=1)] = 10000.0,
     ) -> None:
-        super().__init__(width, heads, kv_heads, head_dim, position, rope_base)
+        super().__init__(
+            width,
+            AttentionOptions(heads=heads, kv_heads=kv_heads, head_dim=head_dim, position=position, rope_base=rope_base),
+        )
         self.top_k = top_k
 
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
-        return topk_attention(q, k, v, self.top_k, q_position=q_position, k_position=k_position)
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+        return topk_attention(new.q, k, v, self.top_k, q_position=q_position, k_position=k_position)
 
     def _pairs(self, length: int) -> int:
         return length * (length + 1) // 2  # every score is needed to know the best
@@ -82,21 +88,20 @@ class RoutingAttention(SparseAttention):
     def __init__(
         self,
         width: PositiveInt,
+        *,
         clusters: PositiveInt = 8,
         heads: PositiveInt = 4,
         head_dim: PositiveInt | None = None,
     ) -> None:
-        super().__init__(width, heads, None, head_dim, "none", 10000.0)
+        super().__init__(width, AttentionOptions(heads=heads, head_dim=head_dim, position="none"))
         self.centroids = nn.Parameter(F.normalize(torch.randn(heads, clusters, self.head_dim), dim=-1))
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, State | None]:
-        q, k = (y * (y.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for y in (q, k))
+    def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
+        q, k = (y * (y.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for y in (new.q, new.k))
         if self.training and torch.is_grad_enabled():
             # Whole sequences only: a mean over pieces would depend on how they are cut.
             q = with_loss(q, self.centroids.sum() * 0 if keep_state else self._distance(torch.cat((q, k), 1).detach()))
-        return super()._attend(q, k, v, state, mask, keep_state)
+        return super()._attend(replace(new, q=q, k=k), state, keep_state)
 
     def _distance(self, x: Tensor) -> Tensor:
         """The mean squared distance of x [B, T, H, D] to the nearest centroids."""
@@ -109,13 +114,13 @@ class RoutingAttention(SparseAttention):
         """[B, T, H, clusters] of x [B, T, H, D] and the centroids."""
         return torch.einsum("bthd,hcd->bthc", x, self.centroids)
 
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
+    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
         with torch.no_grad():
-            q_cluster, k_cluster = self._products(q).argmax(-1), self._products(k).argmax(-1)
+            q_cluster, k_cluster = self._products(new.q).argmax(-1), self._products(k).argmax(-1)
         # Scores of unit vectors are at most 1: scaled by the root of the size they can single out a key.
         scale = self.head_dim**0.5
         return routing_attention(
-            q, k, v, q_cluster, k_cluster, scale=scale, q_position=q_position, k_position=k_position
+            new.q, k, v, q_cluster, k_cluster, scale=scale, q_position=q_position, k_position=k_position
         )
 
     def _reads(self, length: int) -> int:
