@@ -15,9 +15,8 @@ from contextlab.errors import InputError
 from contextlab.models import HuggingFaceModel, build_model, load
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import Locret, Policy, StreamingLLM, build_policy, parse_policy, takes_budget
-
-from ..models.checkpoints import BASE, CONFIGS, ENDS, V, checkpoint, reference
-from .test_base import Constant
+from tests.models.checkpoints import BASE, CONFIGS, ENDS, V, checkpoint, reference
+from tests.policies.core.test_base import Constant
 
 transformers = pytest.importorskip("transformers", minversion="5")
 

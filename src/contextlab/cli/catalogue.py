@@ -104,8 +104,7 @@ def _policy_facts(name: str) -> dict[str, Any]:
     from contextlab import registry
     from contextlab.policies import build_policy
 
-    factory: Any = registry.lookup("policy", name).factory
-    facts = {"family": factory.__module__.rsplit(".", 1)[-1].replace("_", " ")}
+    facts = {"family": registry.lookup("policy", name).family}
     try:
         return {**facts, "needs": build_policy(name).needs or "nothing"}
     except InputError:  # it has options that must be given

@@ -28,8 +28,8 @@ from contextlab.evaluation.results import table
 from contextlab.models import HuggingFaceModel, Model
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import Budget, Locret, Policy, parse_options, parse_policy, takes_budget
-from contextlab.policies.foresight import ForesightPolicy
-from contextlab.policies.selective import ReadState
+from contextlab.policies.eviction.two_pass import ForesightPolicy
+from contextlab.policies.reading.selective import ReadState
 from contextlab.prompt import Prompt, Task
 from contextlab.state import KVState, State, tensor_bytes
 from contextlab.tasks import build_task

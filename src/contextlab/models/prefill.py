@@ -13,9 +13,9 @@ from contextlab.errors import InputError, check_whole
 from contextlab.models.stack import Model, ModelState
 from contextlab.ops.kv import KVLayer, attend_held, attention_rows
 from contextlab.ops.packed import packed_attention
-from contextlab.policies.base import Policy
-from contextlab.policies.held import KeptState, Slots
-from contextlab.policies.keys import StreamingLLM
+from contextlab.policies.core.base import Policy
+from contextlab.policies.core.slots import KeptState, Slots
+from contextlab.policies.eviction.by_key import StreamingLLM
 from contextlab.spec import describe
 from contextlab.state import KVState, State
 

@@ -1,36 +1,52 @@
 """What a KV state keeps: policies for any softmax attention model, budgeted in bytes."""
 
+from importlib import import_module
+from pkgutil import walk_packages
 from typing import TYPE_CHECKING
 
 from contextlab.lazy import modules_on_demand
-from contextlab.policies.adaptive import AdaKV, PagedState
-from contextlab.policies.anchors import AnLLM
-from contextlab.policies.base import Dense, Holder, Policy, Served
-from contextlab.policies.budget import Budget
-from contextlab.policies.clusters import CHAI, ClusteredState
-from contextlab.policies.compose import PerLayer
-from contextlab.policies.dmc import DMC, MergedState
-from contextlab.policies.estimates import ExpectedAttention, HashEvict
-from contextlab.policies.eviction import EvictionPolicy, Seen
-from contextlab.policies.foresight import KVzip, Oracle
-from contextlab.policies.held import KeptState, Slots
-from contextlab.policies.infinite import infinite_retrieval
-from contextlab.policies.infllm import BlockState, InfLLM
-from contextlab.policies.keys import KeyDiff, KeyNorm, Random, StreamingLLM
-from contextlab.policies.low_rank import LowRank
-from contextlab.policies.merging import D2O, CaM, WeightedKV
-from contextlab.policies.offload import HeadOffload
-from contextlab.policies.parse import parse_options, parse_policy, takes_budget
-from contextlab.policies.prompt import ShortPrompt, compress_prompt, evaluator_heads
-from contextlab.policies.quantize import FP8, Quantize
-from contextlab.policies.retrieval import LowRankKeys, Retrieval, TopK
-from contextlab.policies.scores import A2SF, ALISA, H2O, TOVA, VATP, FastGen, PyramidInfer, PyramidKV, SnapKV
-from contextlab.policies.selective import BlockTopK, Quest, ReadState, SelectivePolicy
-from contextlab.policies.sharing import SharedPrefix, SharedPrefixState
-from contextlab.policies.specache import CopiedState, SpeCache
-from contextlab.policies.star import StarAttention
-from contextlab.policies.trained import Locret
+from contextlab.policies.core.base import Dense, Holder, Policy, Served
+from contextlab.policies.core.budget import Budget
+from contextlab.policies.core.parse import parse_options, parse_policy, takes_budget
+from contextlab.policies.core.per_layer import PerLayer
+from contextlab.policies.core.slots import KeptState, Slots
+from contextlab.policies.eviction.anchors import AnLLM
+from contextlab.policies.eviction.base import EvictionPolicy, Seen
+from contextlab.policies.eviction.by_attention import (
+    A2SF,
+    ALISA,
+    H2O,
+    TOVA,
+    VATP,
+    FastGen,
+    PyramidInfer,
+    PyramidKV,
+    SnapKV,
+)
+from contextlab.policies.eviction.by_estimate import ExpectedAttention, HashEvict
+from contextlab.policies.eviction.by_key import KeyDiff, KeyNorm, Random, StreamingLLM
+from contextlab.policies.eviction.dmc import DMC, MergedState
+from contextlab.policies.eviction.head_budgets import AdaKV, PagedState
+from contextlab.policies.eviction.merging import D2O, CaM, WeightedKV
+from contextlab.policies.eviction.trained import Locret
+from contextlab.policies.eviction.two_pass import KVzip, Oracle
+from contextlab.policies.prompt.infinite_retrieval import infinite_retrieval
+from contextlab.policies.prompt.shorten import ShortPrompt, compress_prompt, evaluator_heads
+from contextlab.policies.prompt.star_attention import StarAttention
+from contextlab.policies.reading.infllm import BlockState, InfLLM
+from contextlab.policies.reading.retrieval import LowRankKeys, Retrieval, TopK
+from contextlab.policies.reading.selective import BlockTopK, Quest, ReadState, SelectivePolicy
+from contextlab.policies.reading.specache import CopiedState, SpeCache
+from contextlab.policies.storage.clusters import CHAI, ClusteredState
+from contextlab.policies.storage.low_rank import LowRank
+from contextlab.policies.storage.offload import HeadOffload
+from contextlab.policies.storage.quantize import FP8, Quantize
+from contextlab.policies.storage.shared_prefix import SharedPrefix, SharedPrefixState
 from contextlab.registry import lookup
+
+for _module in walk_packages(__path__, f"{__name__}."):  # every file of the folders is imported, and so registers
+    if _module.name != f"{__name__}.huggingface":  # which needs transformers
+        import_module(_module.name)
 
 
 def build_policy(name: str, **options: object) -> Policy:

@@ -30,7 +30,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer, attend_held
-from contextlab.policies.base import Policy, Served
+from contextlab.policies.core.base import Policy, Served
 from contextlab.state import KVState, State
 
 NAME = "contextlab"

@@ -1,0 +1,293 @@
+"""What every policy shares: how it is attached to a model, and how an eviction policy keeps to its budget.
+
+A policy serves each softmax attention layer of a model in the layer's place: it is given the new tokens' queries, keys
+and values, answers them from what it holds, and hands on a state of its own. Our mixers and Hugging Face models call
+the same method.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from contextlab.errors import InputError
+from contextlab.ops.kv import KVLayer
+from contextlab.policies.core.slots import Slots, slot_nbytes
+from contextlab.state import KVState, State
+
+S = TypeVar("S", bound=State)
+
+
+class Holder(Protocol):
+    """How kept tokens are stored, and what that takes; `Dense` is the plain form."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether what is stored is read back as it was."""
+
+    def check(self, layers: list[KVLayer]) -> None:
+        """Raises InputError when it cannot store these layers' tokens."""
+
+    def store(self, layer: KVLayer, values: dict[str, Tensor], room: int, length: int) -> Slots:
+        """Fresh slots with these tokens: "keys", "values", "position", each [B, Hkv, n, ...]; see `Slots.of`."""
+
+    def nbytes(self, slots: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
+        """The most bytes that a store with room for so many tokens takes."""
+
+    def fitting(self, allowed: float, each: int, most: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
+        """The largest `slots` up to `most` with nbytes(slots) + slots * each <= allowed; 0 where none is."""
+
+
+class Dense:
+    """Keys and values as the model made them."""
+
+    lossless = True
+
+    def check(self, layers: list[KVLayer]) -> None:
+        """See `Holder.check`: it can store all."""
+
+    def store(self, layer: KVLayer, values: dict[str, Tensor], room: int, length: int) -> Slots:
+        """See `Holder.store`."""
+        return Slots.of(values, room, length)
+
+    def nbytes(self, slots: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
+        """See `Holder.nbytes`."""
+        return slots * slot_nbytes(batch, layer.kv_heads, layer.key_dim, layer.value_dim, dtype)
+
+    def fitting(self, allowed: float, each: int, most: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
+        """See `Holder.fitting`."""
+        return min(max(int(allowed // (self.nbytes(1, layer, batch, dtype) + each)), 0), most)
+
+
+def largest_fitting(nbytes: Callable[[int], int], allowed: float, most: int) -> int:
+    """The largest count up to `most` with nbytes(count) <= allowed, 0 where none is; nbytes rises nearly evenly."""
+    # A line through two sizes tells nearly where.
+    one, two = (nbytes(n * 2**20) for n in (1, 2))
+    low = min(max(0, int((allowed - 2 * one + two) / ((two - one) / 2**20)) - 1), most)
+    if nbytes(low) > allowed:
+        low = 0
+    high, width = most, 1
+    while low + width <= high and nbytes(low + width) <= allowed:
+        low, width = low + width, 2 * width
+    high = min(high, low + width - 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if nbytes(middle) <= allowed:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@dataclass(frozen=True)
+class Served:
+    """A policy at one layer: what a mixer calls while the policy is attached."""
+
+    policy: Policy
+    layer: KVLayer
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None = None, keep_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """See `Policy.attend`."""
+        if state is not None:
+            held = getattr(state, "start", None)  # most have it, and the first of all tensors takes longer to find
+            held = next(state.tensors()) if held is None else held
+            if len(held) != len(q):
+                raise InputError(f"the state is of a batch of {len(held)}, the tokens of {len(q)}")
+        try:
+            y, after = self.policy.attend(self.layer, q, k, v, state, mask, keep_state)
+        except RuntimeError as error:
+            raise _mixed(state, q) or error from None
+        if y.device != q.device:  # "meta" mixes with anything
+            raise _mixed(state, q) or RuntimeError(f"{type(self.policy).__name__}: an answer on {y.device}")
+        return y, after
+
+
+def _mixed(state: State | None, q: Tensor) -> InputError | None:
+    """What is wrong, where a state is of another dtype or on another device than the tokens; asked when that failed."""
+    if state is None:
+        return None
+    devices = {x.device for x in state.tensors()}
+    if q.device not in devices:
+        held = ", ".join(sorted(map(str, devices)))
+        return InputError(f"the state is on {held}, the tokens are on {q.device}; move it with state.to('{q.device}')")
+    dtypes = {x.dtype for x in state.tensors() if x.is_floating_point()}
+    if dtypes and q.dtype not in dtypes:
+        held = ", ".join(sorted(str(each) for each in dtypes))
+        return InputError(f"the state is of {held}, the tokens are of {q.dtype}; change it with state.to({q.dtype})")
+    return None
+
+
+def in_own_places(layer: KVLayer, x: Tensor, start: Tensor) -> Tensor:
+    """Queries or keys x [B, T, H, D], turned back by the padding [B] of their rows where positions count it.
+
+    Only distances matter to attention, but few bits blur a key differently when it is turned; so what is stored of a
+    row does not depend on its padding.
+    """
+    return x if layer.turn is None or layer.by_row else layer.turn(x, -start[:, None, None])
+
+
+class Policy(ABC):
+    """What a KV state keeps of the tokens that were read."""
+
+    bounds: ClassVar[Literal["held", "read", "prefill"]] = "held"
+    """What its budget limits: what is held; what a decoded token reads; or what a token of the prompt reads."""
+    storage: Holder | None = None
+    """How it stores tokens, where another policy may say which: `evict | store`."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether nothing changes as long as the budget holds all; what is stored in few bits, say, is never exact."""
+        return True
+
+    def __or__(self, other: Policy) -> Policy:
+        """`evict | store`: the left policy says which tokens are kept, the right one how they are stored."""
+        left, right = type(self).__name__, type(other).__name__
+        raise InputError(f"{left} | {right}: {left} keeps every token; put an eviction policy on the left, as in h2o")
+
+    @property
+    def chunk_invariant(self) -> bool:
+        """Whether the result is the same however the prompt is cut into pieces."""
+        return False
+
+    @property
+    def needs(self) -> str:
+        """What it must see besides keys and values, in words; "" for nothing."""
+        return ""
+
+    @abstractmethod
+    def attend(
+        self,
+        layer: KVLayer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        mask: Tensor | None = None,
+        keep_state: bool = True,
+    ) -> tuple[Tensor, State | None]:
+        """Answer new tokens from what is held and from each other (causally), and hold on.
+
+        q: [B, T, H, D], k: [B, T, Hkv, D], v: [B, T, Hkv, V], positions applied as the model does.
+        state: what this policy left at this layer before; None at the start. It stays valid.
+        mask: [B, T] bool, False at left padding.
+        keep_state: False says that the caller drops the state.
+
+        Returns [B, T, H, V] and the state after the last token.
+        """
+
+    def _continued(self, kind: type[S], layer: KVLayer, k: Tensor, v: Tensor, state: State | None) -> S:
+        """The state to go on from: this policy's own, what it keeps of a plain one, or an empty one at the start.
+
+        Raises InputError where another policy left it.
+        """
+        if state is None or isinstance(state, KVState):
+            state = self.convert(layer, KVState.empty(k, v) if state is None else state)
+        if not isinstance(state, kind):
+            raise InputError(f"the state of another policy: expected a {kind.__name__}, got {type(state).__name__}")
+        return state
+
+    @abstractmethod
+    def convert(self, layer: KVLayer, state: KVState) -> State:
+        """What it keeps of a layer that was read without it. Raises InputError where it needs more than the state."""
+
+    def at(self, layer: KVLayer) -> Policy | None:
+        """The policy that serves this layer: itself, another, or None to leave the layer alone."""
+        return self
+
+    def check(self, layers: list[KVLayer]) -> None:  # noqa: B027  (most can serve all)
+        """Raises InputError when it cannot serve these layers."""
+
+    @contextlib.contextmanager
+    def attach(self, model: nn.Module) -> Iterator[nn.Module]:
+        """While the context is open the model's softmax attention reads through this policy.
+
+        model: ours, or one of `transformers`. States that it hands on in the meantime can only be continued with
+            the same policy attached.
+        """
+        with contextlib.ExitStack() as stack:
+            places = self._places(model)
+            for mixer, served in places:
+                if getattr(mixer, "served", None) is not None:
+                    raise InputError("a policy is attached to this model already; leave its context first")
+                mixer.served = served  # type: ignore[assignment]
+                stack.callback(setattr, mixer, "served", None)
+            adapter = _adapter(model)
+            if adapter is not None:
+                stack.enter_context(adapter.attached([mixer for mixer, _ in places]))
+            yield model
+
+    def layers(self, model: nn.Module) -> list[KVLayer]:
+        """The model's layers that it serves. Raises InputError when it cannot serve the model."""
+        return [served.layer for _, served in self._places(model)]
+
+    def _places(self, model: nn.Module) -> list[tuple[nn.Module, Served]]:
+        if any(getattr(m, "reads_other_keys", False) for m in model.modules()):
+            raise InputError(
+                f"{type(self).__name__} does not serve models whose layers share keys and values (kv: shared): what to "
+                "keep of them would be chosen by the queries of one layer alone; use a model without"
+            )
+        adapter = _adapter(model)
+        if adapter is None:
+            found = [m for m in model.modules() if callable(getattr(m, "kv_layer", None))]
+            described = [(m, m.kv_layer()) for m in found]  # type: ignore[operator]
+            described = [(m, layer) for m, layer in described if layer is not None]
+        else:
+            described = adapter.attention_layers(model)
+        if not described:
+            marks = ("state_nbytes", "layer_idx")  # of our mixers, of transformers' layers
+            parts = [m for m in model.modules() if m is not model and any(hasattr(m, mark) for mark in marks)]
+            kinds = sorted({type(m).__name__ for m in parts})
+            raise InputError(
+                f"{type(self).__name__} needs a model with a KV state, but none of its layers "
+                f"({', '.join(kinds) or type(model).__name__}) keeps all keys and values; preset 'transformer' does"
+            )
+        layers = [dataclasses.replace(layer, index=i, count=len(described)) for i, (_, layer) in enumerate(described)]
+        self.check(layers)
+        served = [(m, self.at(layer), layer) for (m, _), layer in zip(described, layers, strict=True)]
+        if adapter is not None:  # there, layers that are left alone need someone to serve them, too
+            served = [(m, policy or adapter.Everything(), layer) for m, policy, layer in served]
+        return [(m, Served(policy, layer)) for m, policy, layer in served if policy is not None]
+
+    def apply(self, state: Any, model: nn.Module) -> Any:
+        """Compress the state that `model` left when it read without a policy.
+
+        state: of our `Model`, with a KVState in each layer that the policy serves, or of our `HuggingFaceModel`; it
+            stays valid.
+        Returns a state to be continued while the policy is attached.
+        """
+        places, adapter = self._places(model), _adapter(model)
+        if adapter is not None:
+            return adapter.applied(places, state, model)
+        served = {id(m): s for m, s in places}
+        blocks = [b.mixer for b in getattr(model, "blocks", [])]
+        if not blocks or not hasattr(state, "layers"):
+            raise InputError("apply: expected a model of contextlab and the state that its `read` returned")
+        layers = []
+        for i, held in enumerate(state.layers):
+            place_of = served.get(id(blocks[i % len(blocks)]))
+            inner = getattr(held, "attended", held)
+            if place_of is None or not isinstance(inner, KVState):
+                layers.append(held)
+                continue
+            kept = place_of.policy.convert(place_of.layer, inner)
+            layers.append(dataclasses.replace(held, attended=kept) if inner is not held else kept)
+        return dataclasses.replace(state, layers=layers)
+
+
+def _adapter(model: nn.Module) -> Any | None:
+    """`contextlab.policies.huggingface` where it serves this model: one of transformers with none of ours within."""
+    if "transformers" not in sys.modules or any(callable(getattr(m, "kv_layer", None)) for m in model.modules()):
+        return None
+    from contextlab.policies import huggingface
+
+    return huggingface if huggingface.model_within(model) is not None else None

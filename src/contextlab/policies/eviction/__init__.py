@@ -1,0 +1,1 @@
+"""Which tokens are kept: policies that drop tokens, or merge them into others."""

@@ -1,0 +1,395 @@
+"""Eviction: how a policy that drops tokens keeps to its budget; what it drops is one method, `score`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from contextlab.errors import InputError, check_whole
+from contextlab.ops.kv import KVLayer, attend_held, attention_rows, attention_with_mass
+from contextlab.policies.core.base import Dense, Holder, Policy, in_own_places
+from contextlab.policies.core.budget import OPEN, Amount, Budget
+from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, room_for, tokens_in_slots
+from contextlab.state import KVState, State, tensor_bytes
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an eviction policy judges tokens by.
+
+    keys: [B, Hkv, N, D] as held (rotary positions applied). values: [B, Hkv, N, V].
+    positions: [B, Hkv, N] int64, places of the tokens in their rows, -1 where a slot holds none.
+    queries: [B, n, H, D], the last `observe` ones (fewer when fewer were read), or None.
+    mass: [B, Hkv, N], the attention that each token got from all queries so far, or None.
+    length: tokens read so far, padding included. layer: the layer.
+    notes: what `EvictionPolicy.remember` returned last.
+    visible: [B, N] or, where heads hold different numbers of tokens, [B, Hkv, N] bool, False at slots that hold no
+        token; None for all True.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    queries: Tensor | None
+    mass: Tensor | None
+    length: int
+    layer: KVLayer
+    notes: dict[str, Tensor] = field(default_factory=dict)
+    visible: Tensor | None = None
+
+    @cached_property
+    def attention(self) -> Tensor | None:
+        """[B, H, n, N], the attention weights of `queries`; None without any."""
+        if self.queries is None or not self.queries.shape[1]:
+            return None
+        last, count = self.positions[:, 0, -1:], self.queries.shape[1]  # the last slot is the last query's own
+        return attention_rows(
+            self.queries, self.keys, scale=self.layer.scale, visible=self.visible, slopes=self.layer.slopes,
+            q_position=last + torch.arange(1 - count, 1, device=last.device), k_position=self.positions,
+        )  # fmt: skip
+
+
+@dataclass(eq=False)
+class EvictionPolicy(Policy):
+    """Base of the policies that keep the tokens of highest importance; a new one defines `score`.
+
+    The first `sinks` tokens of each row and the last `window` are always kept. Whenever a piece was read, and while
+    decoding whenever all slots are taken, the least important tokens are dropped; in decoding `every` slots are made
+    free at once, so that memory is moved once in as many tokens (1: token by token, as most papers define it).
+
+    budget: what may be kept, as `Budget.of` reads it; "10%", "512tok", "64MB". While a part of the full cache does not
+        hold what is protected and one token more, as at the start of every sequence, those are kept all the same.
+    sinks: first tokens of each row that are never dropped.
+    window: last tokens that are never dropped.
+    every: slots made free at a time while decoding; default an eighth of the slots that are not protected.
+    pyramid: None divides the budget evenly between layers; p >= 1 gives the last layer 1/p of the average, the first
+        as much more, and those between evenly less (PyramidKV, 2406.02069).
+    reposition: whether tokens take the positions that they have among those held, as in StreamingLLM, instead of
+        their true ones; needs rotary positions.
+    """
+
+    budget: Amount = None
+    sinks: int = 4
+    window: int = 32
+    every: int | None = None
+    pyramid: float | None = None
+    reposition: bool = False
+
+    def __post_init__(self) -> None:
+        every = {} if self.every is None else {"every": (self.every, 1)}
+        check_whole(sinks=(self.sinks, 0), window=(self.window, 1), **every)
+        if self.pyramid is not None and not self.pyramid >= 1:
+            raise InputError(f"pyramid: expected at least 1 (1 is even), got {self.pyramid!r}")
+        self.budget = self.allowed = Budget.of(self.budget)
+        self.holder: Holder = Dense()
+
+    @property
+    def observe(self) -> int:
+        """Last queries that `score` wants to see, with their attention weights; they are held and counted."""
+        return 0
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether `score` wants the attention that each token got from all queries so far (`Seen.mass`)."""
+        return False
+
+    @property
+    def pre_attention(self) -> bool:
+        """Whether tokens are judged by the new token's query before it is answered; that query is not held."""
+        return False
+
+    @property
+    def chunk_invariant(self) -> bool:
+        """See `Policy.chunk_invariant`: a piece is answered in full before anything is dropped."""
+        return self.allowed.everything and self.lossless
+
+    @property
+    def lossless(self) -> bool:
+        """See `Policy.lossless`: that of the storage."""
+        return self.holder.lossless
+
+    def __or__(self, other: Policy) -> Policy:
+        """See `Policy.__or__`; both policies stay as they are."""
+        left, right = type(self).__name__, type(other).__name__
+        if not isinstance(self.holder, Dense):
+            raise InputError(f"{left} | {right}: {left} stores its tokens in another way already; leave one out")
+        if other.storage is None:
+            raise InputError(f"{left} | {right}: {right} does not store what another policy keeps; quantize and fp8 do")
+        both = copy.copy(self)
+        both.holder = other.storage
+        return both
+
+    @abstractmethod
+    def score(self, seen: Seen) -> Tensor:
+        """The importance [B, Hkv, N] of each token held; the highest are kept. Infinite values are allowed."""
+
+    @property
+    def forgetting(self) -> float:
+        """Factor by which accumulated attention fades with each query; 1 never forgets (`accumulates` only)."""
+        return 1.0
+
+    @property
+    def needs(self) -> str:
+        """See `Policy.needs`."""
+        queries = f"the last {self.observe} queries" if self.observe else "the new query" * self.pre_attention
+        return " and ".join(filter(None, ("the attention of all queries" if self.accumulates else "", queries)))
+
+    def remember(
+        self, layer: KVLayer, notes: dict[str, Tensor], q: Tensor, places: Tensor, length: int
+    ) -> dict[str, Tensor]:
+        """What to hold beside the tokens, each tensor [B, ...], once the queries q [B, T, H, D] were read.
+
+        notes: what it returned last, empty at first; they must stay as they are. places: [B, T] int64, of the
+            queries' tokens in their rows, negative at padding. length: tokens read before them.
+        """
+        return notes
+
+    def notes_nbytes(self, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
+        """Bytes of what `remember` returns."""
+        return 0
+
+    @property
+    def protected(self) -> int:
+        """Tokens of each row that are never dropped."""
+        return self.sinks + self.window
+
+    def check(self, layers: list[KVLayer]) -> None:
+        """See `Policy.check`."""
+        self.holder.check(layers)
+        if self.allowed.kind == "tokens":
+            for layer in layers:
+                if self.slots(layer, 1, 1, torch.float32) <= self.protected:
+                    given = int(self.allowed.amount * self._share(layer))
+                    where = f" in layer {layer.index}" if self.pyramid is not None else ""
+                    raise InputError(
+                        f"budget: {given} tokens{where} do not hold the {self.protected} protected ones (sinks "
+                        f"{self.sinks} + window {self.window}) and one more; raise it to {self.protected + 1}tok or "
+                        "lower window"
+                    )
+        for layer in layers:
+            if self.reposition and layer.turn is None:
+                raise InputError("reposition: the model has no rotary positions to change; leave it out")
+            if self.accumulates and layer.slopes is not None:
+                raise InputError(f"{type(self).__name__}: attention with ALiBi's bias is not accumulated; take snapkv")
+
+    def slots(self, layer: KVLayer, length: int, batch: int, dtype: torch.dtype) -> int:
+        """The most tokens a row that this layer may hold once `length` were read."""
+        if self.allowed.everything:
+            return OPEN
+        share = self._share(layer)
+        if self.allowed.kind == "tokens":
+            return int(self.allowed.amount * share)
+        if self.allowed.kind == "ratio":
+            full = length * tensor_bytes(batch, layer.kv_heads, layer.key_dim + layer.value_dim, dtype=dtype)
+            allowed = self.allowed.amount * share * full
+        else:
+            allowed = self.allowed.amount * share / layer.count
+        fixed = tensor_bytes(batch, dtype=torch.int64) + self.notes_nbytes(layer, batch, dtype)
+        if self.observe:
+            fixed += tensor_bytes(batch, self.observe, layer.heads, layer.key_dim, dtype=dtype)
+        if self.reposition:
+            fixed += tensor_bytes(batch, layer.kv_heads, dtype=torch.int64)
+        each = tensor_bytes(batch, layer.kv_heads, dtype=torch.float32) if self.accumulates else 0
+        low = self.holder.fitting(allowed - fixed, each, length + 1, layer, batch, dtype)
+        least = self.protected + 1
+        if low < least and self.allowed.kind == "bytes" and length >= least:
+            needed = layer.count / share * (fixed + self.holder.nbytes(least, layer, batch, dtype) + least * each)
+            raise InputError(
+                f"budget: {self.allowed} does not hold the {self.protected} protected tokens (sinks {self.sinks} + "
+                f"window {self.window}) of {batch} rows and one more; it takes {math.ceil(needed)}B or a smaller window"
+            )
+        return max(low, least)
+
+    def _share(self, layer: KVLayer) -> float:
+        """What this layer gets of the average."""
+        if self.pyramid is None or layer.count == 1:
+            return 1.0
+        last = 1 / self.pyramid
+        return 2 - last - (2 - 2 * last) * layer.index / (layer.count - 1)
+
+    def empty(self, layer: KVLayer, k: Tensor, v: Tensor) -> KeptState:
+        """A state that has read nothing, for k [B, T, Hkv, D] and v [B, T, Hkv, V]."""
+        batch, _, kv_heads, dim = k.shape
+        places = torch.zeros(batch, kv_heads, 0, dtype=torch.int32, device=k.device)
+        none = {"keys": k.transpose(1, 2)[:, :, :0], "values": v.transpose(1, 2)[:, :, :0], "position": places}
+        return KeptState(
+            self.holder.store(layer, none, 0, 0),
+            torch.zeros(batch, dtype=torch.int64, device=k.device),
+            k.new_zeros(batch, kv_heads, 0, dtype=torch.float32) if self.accumulates else None,
+            k.new_zeros(batch, 0, layer.heads, dim) if self.observe else None,
+            torch.zeros(batch, kv_heads, dtype=torch.int64, device=k.device) if self.reposition else None,
+        )
+
+    def attend(
+        self,
+        layer: KVLayer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        mask: Tensor | None = None,
+        keep_state: bool = True,
+    ) -> tuple[Tensor, State | None]:
+        """See `Policy.attend`."""
+        state = self._continued(KeptState, layer, k, v, state)
+        batch, count = q.shape[:2]
+        start = state.start if mask is None else state.start + (~mask).sum(1)
+        padded = state.padded or mask is not None
+        length = state.length + count
+        limit = self.slots(layer, length, batch, k.dtype)
+        if padded and not self.lossless:
+            q, k = in_own_places(layer, q, start), in_own_places(layer, k, start)
+        if count == 1 and state.slots.used + 1 > limit:
+            judged = dataclasses.replace(state, queries=q) if self.pre_attention else state
+            state = self._evict(layer, judged, limit, self._target(limit))
+        if state.shift is not None and layer.turn is not None:
+            steps = -state.shift[:, None]  # [B, 1, Hkv]
+            q, k = layer.turn(q, steps.repeat_interleave(layer.heads // layer.kv_heads, 2)), layer.turn(k, steps)
+        places = places_after(state.length, count, start, padded)
+        new = tokens_in_slots(k, v, places)
+        used = state.slots.used + count
+        room = room_for(used, limit)
+        if count == 1:
+            slots = seen = state.slots.append(new, room)
+        else:  # a piece is answered from what it holds itself, in full, before anything of it is dropped
+            all_of = (
+                {name: torch.cat((state.slots[name], x), 2) for name, x in new.items()} if state.slots.used else new
+            )
+            seen = Slots(all_of, used, length=length)
+            slots = state.slots.append(new, room) if keep_state and used <= limit else seen
+        y, mass = self._answer(layer, q, seen, state, places, padded)
+        if not keep_state:
+            return y, None
+        queries = state.queries
+        if self.pre_attention:
+            queries = q[:, -1:]
+        elif queries is not None:
+            before = queries[:, max(0, queries.shape[1] + count - self.observe) :]
+            queries = torch.cat((before, q[:, -self.observe :]), 1)
+        notes = self.remember(layer, state.notes, q, places, state.length)
+        after = KeptState(slots, start, mass, queries, state.shift, notes, padded, length=length)
+        after = self._evict(layer, after, limit) if used > limit else after
+        return y, dataclasses.replace(after, queries=None) if self.pre_attention else after
+
+    def _answer(
+        self, layer: KVLayer, q: Tensor, slots: Slots, state: KeptState, places: Tensor, padded: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        keys, values = slots["keys"], slots["values"]
+        visible = slots["position"][:, 0] >= 0 if padded else None
+        if not self.accumulates:
+            positions = slots["position"] if layer.slopes is not None else None
+            y = attend_held(
+                q, keys, values, scale=layer.scale, visible=visible, slopes=layer.slopes, q_position=places,
+                k_position=positions,
+            )  # fmt: skip
+            return y, None
+        count, fade = q.shape[1], self.forgetting
+        weight = torch.ones(count, device=q.device)
+        if fade < 1:
+            weight = fade ** torch.arange(count - 1, -1, -1, device=q.device, dtype=torch.float32)
+        y, got = attention_with_mass(q, keys, values, scale=layer.scale, weight=weight, visible=visible)
+        mass = layer.per_kv_head(got).to(torch.float32)
+        if state.mass is not None and state.mass.shape[2]:
+            mass[..., : state.mass.shape[2]] += state.mass * fade**count
+        return y, mass
+
+    def _target(self, limit: int) -> int:
+        """Tokens kept when slots run out while decoding."""
+        free = limit - self.protected
+        return limit - min(free, max(1, free // 8) if self.every is None else self.every)
+
+    def _evict(self, layer: KVLayer, state: KeptState, limit: int, full: int | None = None) -> KeptState:
+        """Only the most important tokens of each head, in the order of their places, in `limit` slots.
+
+        full: how many a row keeps that has no slot left; default limit.
+        """
+        index, left = self.kept(layer, state, limit, full)
+        held = {name: gathered(state.slots[name], index) for name in ("keys", "values", "position")}
+        mass = None if state.mass is None else gathered(state.mass, index)
+        held, notes = self.merged(layer, state, index, left, held)
+        if state.padded:
+            dropped = torch.arange(index.shape[2], device=index.device) < index.shape[2] - left[:, None, None]
+            held["position"] = held["position"].masked_fill(dropped, -1)
+            mass = None if mass is None else mass.masked_fill(dropped, 0.0)
+        shift = state.shift
+        if shift is not None and layer.turn is not None:
+            # Tokens held always stand at 0, 1 .. without a gap, whatever their true places; so shall these.
+            before = (state.positions[:, 0] >= 0).sum(1)  # tokens of each row
+            ranks = torch.arange(index.shape[2], device=index.device) - (index.shape[2] - left)[:, None, None]
+            steps = ranks - (index - (state.slots.used - before)[:, None, None])
+            held["keys"] = layer.turn(held["keys"].transpose(1, 2), steps.transpose(1, 2)).transpose(1, 2)
+            shift = shift + (before - left)[:, None]
+        slots = self.holder.store(layer, held, limit, state.length)
+        return dataclasses.replace(state, slots=slots, mass=mass, shift=shift, notes=notes)
+
+    def merged(
+        self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, held: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Put what is left of the dropped tokens into those that are kept; by default nothing is.
+
+        state: before the eviction. index [B, Hkv, n], left [B]: see `kept`.
+        held: "keys", "values", "position" of the kept tokens, each [B, Hkv, n, ...].
+
+        Returns `held`, changed or not, and the notes to go on with; what it is given must stay as it is.
+        """
+        return held, state.notes
+
+    def kept(self, layer: KVLayer, state: KeptState, limit: int, full: int | None = None) -> tuple[Tensor, Tensor]:
+        """The slots [B, Hkv, n] int64 of the tokens to keep, rising, and how many [B] of them, the last, hold one.
+
+        Rows are judged alone: one that has fewer than `limit` tokens keeps all that it has, whatever the others do.
+        """
+        slots = state.slots
+        positions = slots["position"].long()
+        with torch.no_grad():
+            importance = self.score(self.seen(layer, state))
+            read = (state.length - state.start)[:, None, None]
+            importance = importance.masked_fill((positions < self.sinks) | (positions >= read - self.window), math.inf)
+            # Slots without a token come last, and among equals the later token is kept; stable, so that the choice
+            # is the same on every machine.
+            importance = importance.masked_fill(positions < 0, -math.inf)
+            have = (positions[:, 0] >= 0).sum(1)
+            left = torch.where(have < limit, have, limit if full is None else full)
+            keep = int(left.max()) if state.padded else min(limit if full is None else full, slots.used)
+            order = importance.flip(2).argsort(dim=2, descending=True, stable=True)[..., :keep]
+            chosen = slots.used - 1 - order
+            if state.padded:  # a row's first `left` in order of importance; the rest goes in front
+                chosen = chosen.masked_fill(torch.arange(keep, device=chosen.device) >= left[:, None, None], -1)
+            return chosen.sort(2).values.clamp_min(0), left
+
+    def seen(self, layer: KVLayer, state: KeptState) -> Seen:
+        """What `score` judges the tokens of a state by."""
+        slots = state.slots
+        return Seen(
+            slots["keys"], slots["values"], slots["position"].long(), state.queries, state.mass, state.length, layer,
+            state.notes, state.visible,
+        )  # fmt: skip
+
+    def convert(self, layer: KVLayer, state: KVState) -> State:
+        """See `Policy.convert`."""
+        if state.length and self.needs:
+            raise InputError(
+                f"{type(self).__name__} judges tokens by the queries that read them, and a state does not hold those; "
+                "attach the policy before reading"
+            )
+        keys, values = state.held()
+        empty = self.empty(layer, keys, values)
+        if not state.length:
+            return empty
+        if state.padded and not self.lossless:
+            keys = in_own_places(layer, keys, state.start)
+        batch, used = keys.shape[:2]
+        held = tokens_in_slots(keys, values, torch.arange(used, device=keys.device) - state.start[:, None])
+        limit = self.slots(layer, used, batch, keys.dtype)
+        slots = self.holder.store(layer, held, room_for(used, limit), used) if used <= limit else Slots(
+            held, used, length=used
+        )  # fmt: skip
+        kept = dataclasses.replace(empty, slots=slots, start=state.start, padded=state.padded, length=used)
+        return self._evict(layer, kept, limit) if used > limit else kept

@@ -1,0 +1,578 @@
+"""Dynamic memory compression: trained gates say of each token whether it opens a slot or joins the last one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, one_hot, relu
+
+from contextlab.errors import InputError, check_whole
+from contextlab.ops.kv import KVLayer
+from contextlab.ops.paged import picked
+from contextlab.ops.softmax import attend
+from contextlab.policies.core.base import Policy
+from contextlab.policies.core.budget import OPEN, Amount, Budget
+from contextlab.policies.core.slots import Slots, room_for
+from contextlab.policies.eviction.trained import language_training, read_trained, write_trained
+from contextlab.policies.eviction.two_pass import Recorder
+from contextlab.registry import register
+from contextlab.state import KVState, State, tensor_bytes
+
+SHUT = 5.0
+"""How far from merging gates start, as a logit; and from counting a token for nothing (Section 3.2)."""
+
+
+@dataclass
+class MergedState(State):
+    """What one layer holds where tokens were merged: heads hold different numbers of slots.
+
+    A slot is the weighted mean of neighbouring tokens of one head, and stands where the last of them stood.
+
+    pool: the slots that no token joins any more, of all heads in one list: "keys" [B, 1, room, D] (rotary positions
+        applied), "values" [B, 1, room, V], "position" int32 [B, 1, room], -1 where there is none, "weight" (the
+        tokens' sum of weights), "logit" float32 (by how much the gate preferred to merge the slot's first token with
+        the slot before), "owner" int16 (the key head).
+    last: the slot of each head that the next token may join, the same values but "owner", each [B, Hkv, ...].
+    start: [B] int64, the left-padding tokens of each row.
+    padded: whether any piece came with a mask.
+    """
+
+    pool: Slots
+    last: dict[str, Tensor]
+    start: Tensor
+    padded: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def counts(self) -> Tensor:
+        """[B, Hkv] int64, how many slots each head holds."""
+        kv_heads = self.last["position"].shape[1]
+        held = one_hot(self.pool["owner"][:, 0].long(), kv_heads) * (self.pool["position"][:, 0, :, None] >= 0)
+        return held.sum(1) + (self.last["position"] >= 0)
+
+
+@dataclass
+class _Relaxed:
+    """What a training step draws, and what it notes of the decisions: of each layer [B, Hkv, T]."""
+
+    generator: torch.Generator
+    temperature: float
+    decisions: list[Tensor] = dataclasses.field(default_factory=list)
+
+
+@register("policy", "dmc", family="merging", papers=("2403.09636",), cases=())
+@dataclass(eq=False)
+class DMC(Policy):
+    """Dynamic memory compression (DMC): each head appends a token to its cache or merges it into its last slot.
+
+    A trained gate decides of each token and key head (alpha) and gives the token a weight (omega); a slot is the
+    weighted mean of its tokens' keys and values (Section 3.1). Keys are averaged before their rotation, and stand where
+    the slot's last token stood, as in the authors' code. Merged tokens take no memory, and heads that merge much leave
+    theirs to the others. `fit` learns the gates for a ratio of compression (Section 3.2).
+
+    Differs from the paper in the gates: there the first neurons of key and query are given up for them, and all weights
+    of the model learn to do without; here a linear map of the token's values, which no rotation changes, gives alpha
+    and omega of all key heads, so that a gate that never merges leaves a model as it was, and the gates may be trained
+    alone. And in the budget, which the paper has not: where the gates append more than it holds, the merges that they
+    came closest to making are made, so the budget holds at every step. Tokens are merged over any distance, in
+    training, too, where the paper's implementation looks back 12.
+
+    budget: the most that may be held: "10%", "512tok" (a head's, on average), "64MB". None leaves it to the gates. Each
+        head holds one slot at least, as at the start of every sequence.
+    every: slots of a head made free at a time while decoding, where the budget is used up; default an eighth.
+    weights: folder of trained gates that `save` wrote; None for gates that `fit` will train.
+    """
+
+    budget: Amount = None
+    every: int | None = None
+    weights: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_whole(**({} if self.every is None else {"every": (self.every, 1)}))
+        self.allowed = Budget.of(self.budget)
+        self.gates: list[nn.Linear] = []
+        self._relaxed: _Relaxed | None = None
+        if self.weights is not None:
+            self._load(Path(self.weights))
+
+    @property
+    def lossless(self) -> bool:
+        """See `Policy.lossless`: gates merge whatever memory there is."""
+        return False
+
+    @property
+    def chunk_invariant(self) -> bool:
+        """See `Policy.chunk_invariant`: a gate sees its token alone, but a budget is kept to after each piece."""
+        return self.allowed.everything
+
+    def __or__(self, other: Policy) -> Policy:
+        """See `Policy.__or__`: refused."""
+        raise InputError(f"DMC | {type(other).__name__}: slots are averaged on, so they are held as they are; use one")
+
+    def check(self, layers: list[KVLayer]) -> None:
+        """See `Policy.check`."""
+        if not self.gates:
+            raise InputError(
+                "DMC: its gates are untrained; train them with policy.fit(model, tokens, ratio) or give weights=FOLDER "
+                "of trained ones"
+            )
+        expected = [(layer.kv_heads * layer.value_dim, 2 * layer.kv_heads) for layer in layers]
+        trained = [(gate.in_features, gate.out_features) for gate in self.gates]
+        if expected != trained:
+            raise InputError(
+                f"DMC: the gates are of another model: trained for {len(trained)} layers of {trained[0][1] // 2} key "
+                f"heads and {trained[0][0]} numbers, this one has {len(expected)} of {expected[0][1] // 2} and "
+                f"{expected[0][0]}"
+            )
+
+    def room(self, layer: KVLayer, length: int, batch: int, dtype: torch.dtype) -> int:
+        """The most slots of the pool a row, all heads together, once `length` tokens were read."""
+        if self.allowed.everything:
+            return OPEN
+        if self.allowed.kind == "tokens":
+            return (int(self.allowed.amount) - 1) * layer.kv_heads
+        slot = tensor_bytes(layer.key_dim + layer.value_dim, dtype=dtype) + 4 + 4 + _wide(dtype).itemsize
+        fixed = batch * (8 + layer.kv_heads * slot)
+        if self.allowed.kind == "ratio":
+            full = tensor_bytes(length, batch, layer.kv_heads, layer.key_dim + layer.value_dim, dtype=dtype)
+            allowed = self.allowed.amount * full
+        else:
+            allowed = self.allowed.amount / layer.count
+            if allowed < fixed:
+                raise InputError(
+                    f"budget: {self.allowed} does not hold one slot of each of {layer.kv_heads} heads in {batch} rows "
+                    f"of {layer.count} layers; it takes {fixed * layer.count}B"
+                )
+        return max(0, int((allowed - fixed) // (batch * (slot + 2))))
+
+    def attend(
+        self,
+        layer: KVLayer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        mask: Tensor | None = None,
+        keep_state: bool = True,
+    ) -> tuple[Tensor, State | None]:
+        """See `Policy.attend`."""
+        if self._relaxed is not None:
+            return self._relaxed_attend(layer, q, k, v, self._relaxed), None
+        state = self._continued(MergedState, layer, k, v, state)
+        start = state.start if mask is None else state.start + (~mask).sum(1)
+        padded = state.padded or mask is not None
+        length = state.length + q.shape[1]
+        places = torch.arange(state.length - 1, length, device=q.device) - start[:, None]  # the last slot's, too
+        slots, opens = self._slots(layer, k, v, state, places)
+        closed = opens[..., 1:] & (slots["position"][..., :-1] >= 0)
+        y = None
+        if q.shape[1] > 1:
+            y = self._answer_piece(layer, q, state.pool, slots, closed, places)
+            if not keep_state:
+                return y, None
+        limit = self.room(layer, length, len(q), k.dtype)
+        after = MergedState(
+            _pushed(state.pool, slots, closed, limit, length),
+            {name: x[:, :, -1].clone(memory_format=torch.contiguous_format) for name, x in slots.items()},
+            start, padded, length=length,
+        )  # fmt: skip
+        if y is None:
+            y = _answer_one(layer, q, after, places)
+        if after.pool.used > limit:
+            after = self._reduced(layer, after, limit, self._target(layer, limit) if q.shape[1] == 1 else limit)
+        return y, after if keep_state else None
+
+    def _gate(self, layer: KVLayer, v: Tensor) -> tuple[Tensor, Tensor]:
+        """From v [B, T, Hkv, V] each [B, Hkv, T]: the logit of merging, and the weight, above 0."""
+        gate = self.gates[layer.index].to(v.device)
+        merge, weight = gate(v.flatten(2).to(gate.weight.dtype)).mT.chunk(2, 1)
+        wide = _wide(v.dtype)
+        return merge.to(wide), weight.to(wide).sigmoid() + torch.finfo(wide).eps
+
+    def _slots(
+        self, layer: KVLayer, k: Tensor, v: Tensor, state: MergedState, places: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The last slot as it is before and after each new token, [B, Hkv, T + 1, ...], and which of them are new ones.
+
+        places: [B, T + 1], in their rows, of the token before and the new ones.
+        """
+        with torch.no_grad():
+            logit, weight = self._gate(layer, v)
+        count, last = k.shape[1], state.last
+        keys = torch.cat((last["keys"][:, :, None], k.transpose(1, 2)), 2)
+        values = torch.cat((last["values"][:, :, None], v.transpose(1, 2)), 2)
+        weight = torch.cat((last["weight"][..., None], weight), 2)
+        logit = torch.cat((last["logit"][..., None], logit.to(torch.float32)), 2)
+        step = torch.arange(count + 1, device=k.device)
+        at = places[:, None].expand_as(logit)
+        opens = (logit > 0).logical_not() | (at <= 0)
+        opens = torch.cat((torch.ones_like(opens[..., :1]), opens[..., 1:]), 2)
+        begin = torch.where(opens, step, 0).cummax(2).values  # where the slot that each token is in begins
+        # Sums over a slot are differences of sums over all, in float64 so that nothing is lost.
+        turned = _turned(layer, keys, -step)
+        sums = torch.cat((turned * weight[..., None], values * weight[..., None], weight[..., None]), 3).double()
+        sums = torch.nn.functional.pad(sums.cumsum(2), (0, 0, 1, 0))
+        before = sums.gather(2, begin[..., None].expand(*begin.shape, sums.shape[3]))
+        total = sums[:, :, 1:] - before
+        mean_keys, mean_values, total = total.split((k.shape[3], v.shape[3], 1), 3)
+        alone = (begin == step)[..., None]
+        mean_keys = _turned(layer, (mean_keys / total).to(k.dtype), step)
+        slots = {
+            "keys": torch.where(alone, keys, mean_keys),
+            "values": torch.where(alone, values, (mean_values / total).to(v.dtype)),
+            "position": at.clamp_min(-1).to(torch.int32),
+            "weight": torch.where(alone, weight[..., None], total.to(weight.dtype)).squeeze(3),
+            "logit": logit.gather(2, begin),
+        }
+        return slots, opens
+
+    def _answer_piece(
+        self, layer: KVLayer, q: Tensor, pool: Slots, slots: dict[str, Tensor], closed: Tensor, places: Tensor
+    ) -> Tensor:
+        """The answer [B, T, H, V] to a piece: each token sees the slots closed before it, and its own as it then is."""
+        keys, values, position = slots["keys"], slots["values"], slots["position"]
+        seen = torch.nn.functional.pad(closed, (0, 1))  # the last slot is seen by its own query alone
+        if pool.used:
+            held = _by_head(pool, layer.kv_heads)
+            keys, values = torch.cat((held["keys"], keys), 2), torch.cat((held["values"], values), 2)
+            seen = torch.cat((held["position"] >= 0, seen), 2)
+            position = torch.cat((held["position"], position), 2)
+        bias = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -math.inf)
+        return _attend_biased(layer, q, keys, values, bias, places[:, 1:], position)
+
+    def _target(self, layer: KVLayer, limit: int) -> int:
+        """Slots of the pool that are kept, all heads together, where it is full while decoding."""
+        each = max(1, limit // layer.kv_heads // 8) if self.every is None else self.every
+        return max(0, limit - each * layer.kv_heads)
+
+    def _reduced(self, layer: KVLayer, state: MergedState, limit: int, target: int) -> MergedState:
+        """With the merges made that the gates came closest to, so that no row has more slots in its pool than `limit`.
+
+        target: slots in the pool of a row that had more.
+        """
+        kv_heads = layer.kv_heads
+        held = {name: state.pool[name][:, 0] for name in state.pool.values}
+        owner = torch.arange(kv_heads, device=state.start.device, dtype=torch.int16).expand(len(state.start), -1)
+        held = {name: torch.cat((x, {**state.last, "owner": owner}[name]), 1) for name, x in held.items()}
+        # By head and place, empty slots first.
+        key = held["owner"].long() * OPEN + held["position"]
+        order = key.masked_fill(held["position"] < 0, -1).argsort(dim=1, stable=True)
+        held = {name: picked(x, order) for name, x in held.items()}
+        real = held["position"] >= 0
+        heads, have = (state.last["position"] >= 0).sum(1), real.sum(1)
+        excess = torch.where(have - heads > limit, have - heads - target, 0)
+        joins = torch.zeros_like(real)  # may it join the slot before?
+        joins[:, 1:] = real[:, :-1] & real[:, 1:] & (held["owner"][:, 1:] == held["owner"][:, :-1])
+        likely = held["logit"].masked_fill(~joins, -math.inf).argsort(dim=1, descending=True, stable=True)
+        rank = torch.empty_like(likely).scatter_(
+            1, likely, torch.arange(likely.shape[1], device=likely.device).expand_as(likely)
+        )
+        joins = joins & (rank < excess[:, None])
+        group = (~joins).cumsum(1) - 1
+        size = int(group[:, -1].max()) + 1
+        group = group + (size - 1 - group[:, -1:])  # groups at the right, so that empty ones stay in front
+        slot = torch.arange(group.shape[1], device=group.device).expand_as(group)
+        ends = torch.zeros(len(group), size, dtype=torch.int64, device=group.device)
+        ends.scatter_reduce_(1, group, slot, "amax")  # the last of each group
+        first = torch.full_like(ends, group.shape[1]).scatter_reduce_(1, group, slot, "amin")
+        none = first == group.shape[1]  # in front, in rows of fewer groups
+        first = first.masked_fill(none, 0)
+        place = held["position"].long()
+        steps = picked(picked(place, ends), group) - place
+        weight = held["weight"]
+        total = none.to(weight.dtype).scatter_add_(1, group, weight)
+        alone = (ends == first)[..., None]
+        merged = {name: picked(held[name], ends) for name in ("keys", "values", "position", "owner")}
+        for name in ("keys", "values"):
+            x = held[name]
+            if name == "keys" and layer.turn is not None:
+                x = layer.turn(x[:, :, None], steps[..., None])[:, :, 0]
+            given = x * weight[..., None]
+            summed = torch.zeros(*ends.shape, x.shape[2], dtype=given.dtype, device=x.device)
+            summed = summed.scatter_add(1, group[..., None].expand_as(given), given) / total[..., None]
+            merged[name] = torch.where(alone, merged[name], summed.to(x.dtype))
+        merged["weight"], merged["logit"] = total, picked(held["logit"], first)
+        merged["position"] = merged["position"].masked_fill(none, -1)
+        # The last slot of each head goes back to where the next token may join it.
+        stays = merged["position"] >= 0
+        final = stays.clone()
+        final[:, :-1] &= merged["owner"][:, 1:] != merged["owner"][:, :-1]
+        last = {}
+        goal = torch.where(final, merged["owner"].long(), kv_heads)
+        for name, old in state.last.items():
+            x = merged[name]
+            room = torch.cat((old, old[:, :1]), 1)  # and one more, for what is no last slot
+            last[name] = room.scatter(1, goal.reshape(*goal.shape, *(1 for _ in x.shape[2:])).expand_as(x), x)[
+                :, :-1
+            ].clone(memory_format=torch.contiguous_format)
+        index, empty = _rightmost(stays & ~final)
+        pool = {name: picked(merged[name], index)[:, None] for name in state.pool.values}
+        pool["position"] = pool["position"].masked_fill(empty[:, None], -1)
+        slots = Slots.of(pool, room_for(index.shape[1], limit), state.length)
+        return dataclasses.replace(state, pool=slots, last=last)
+
+    def convert(self, layer: KVLayer, state: KVState) -> State:
+        """See `Policy.convert`: all that it needs of a token is its key and value."""
+        keys, values = state.held()
+        after = _empty(keys, values)
+        if not state.length:
+            return after
+        start = state.start
+        places = torch.arange(-1, state.length, device=keys.device) - start[:, None]
+        slots, opens = self._slots(layer, keys, values, after, places)
+        closed = opens[..., 1:] & (slots["position"][..., :-1] >= 0)
+        limit = self.room(layer, state.length, len(start), keys.dtype)
+        after = MergedState(
+            _pushed(after.pool, slots, closed, limit, state.length),
+            {name: x[:, :, -1].clone(memory_format=torch.contiguous_format) for name, x in slots.items()},
+            start, state.padded, length=state.length,
+        )  # fmt: skip
+        return self._reduced(layer, after, limit, limit) if after.pool.used > limit else after
+
+    def _relaxed_attend(self, layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, drawn: _Relaxed) -> Tensor:
+        """The answer [B, T, H, V] of training, to whole rows: decisions between 0 and 1 (Section 3.2)."""
+        logit, weight = self._gate(layer, v)
+        uniform = torch.rand(logit.shape, generator=drawn.generator, device=q.device, dtype=torch.float64)
+        noise = uniform.clamp(1e-12, 1 - 1e-12).logit().to(logit.dtype)  # of two Gumbels the difference
+        logit = (logit + noise) / drawn.temperature
+        drawn.decisions.append(logit.sigmoid())
+        keys, values = partial_means(layer, k.transpose(1, 2), v.transpose(1, 2), logit, weight)
+        # A slot is seen as far as the token after it did not join it; each token sees its own as it then is.
+        bias = torch.nn.functional.pad(logsigmoid(-logit[..., 1:]), (0, 1)).to(q.dtype)
+        places = torch.arange(q.shape[1], device=q.device)[None]
+        return _attend_biased(layer, q, keys, values, bias, places, places[:, None])
+
+    def fit(
+        self,
+        model: Any,
+        tokens: Tensor,
+        ratio: float,
+        *,
+        steps: int = 1000,
+        batch: int = 8,
+        lr: float = 1e-2,
+        model_lr: float | None = None,
+        press: float = 1.0,
+        temperature: float = 0.1,
+        seed: int = 0,
+    ) -> list[float]:
+        """Train the gates so that a model's cache shrinks `ratio` times while it still foretells the next token.
+
+        Decisions are drawn anew in each step from a Gumbel-sigmoid. The loss is the next token's cross-entropy and,
+        `press` times, what is missing to the merges that the ratio asks for, as a part of all tokens, heads and layers;
+        that ratio rises from 1 in the first three quarters of the steps, then stays.
+
+        model: ours, or `contextlab.models.HuggingFaceModel`. tokens: [N, T] ids, rows without padding.
+        ratio: tokens for each slot, above 1. steps: optimizer steps, each on `batch` rows drawn anew.
+        lr: the gates' highest rate, after a tenth of the steps; it falls to 0 at the end.
+        model_lr: None leaves the model as it is and trains the gates alone. With a rate ALL ITS WEIGHTS CHANGE, as in
+            the paper; then `save` keeps the gates only, so save the model, too.
+        press: weight of the missing merges in the loss; at 1 gates alone may stop short of the ratio.
+        temperature: of the Gumbel-sigmoid. seed: of the draws.
+
+        Returns the cross-entropy of each step, nats a token. Raises InputError on impossible options.
+        """
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 1 < ratio < math.inf:
+            raise InputError(f"ratio: expected tokens for each slot, above 1 as in 2, got {ratio!r}")
+        for name, value, usual in (("temperature", temperature, "0.1"), ("press", press, "1")):
+            if not value > 0:
+                raise InputError(f"{name}: expected above 0, got {value!r}; the default is {usual}")
+        layers, like = Recorder().layers(model), next(model.parameters())
+        before, gates = self.gates, [_gate(layer, like) for layer in layers]
+        groups = [{"params": [weight for gate in gates for weight in gate.parameters()], "lr": lr}]
+        if model_lr is not None:
+            groups.append({"params": [x for x in model.parameters() if x.requires_grad], "lr": model_lr})
+        drawn = _Relaxed(torch.Generator(like.device).manual_seed(seed), temperature)
+
+        def missing(step: int) -> Tensor:
+            now = 1 + (ratio - 1) * min(1.0, (step + 1) / (0.75 * steps))
+            soft = torch.stack(drawn.decisions)[..., 1:]  # the first token joins nothing
+            drawn.decisions.clear()
+            hard = (soft > 0.5).to(soft.dtype) - soft.detach() + soft
+            every = soft[..., 0].numel() / soft.shape[1] * tokens.shape[1]
+            return press * relu(1 - 1 / now - hard.sum((0, 2, 3)) / every).mean()
+
+        self.gates, self._relaxed = gates, drawn
+        try:
+            with self.attach(model):
+                losses = language_training(model, tokens, groups, steps=steps, batch=batch, seed=seed, more=missing)
+        except BaseException:
+            self.gates = before
+            raise
+        finally:
+            self._relaxed = None
+        for gate in gates:
+            gate.requires_grad_(False)
+        return losses
+
+    def save(self, folder: str | Path) -> None:
+        """Write the trained gates: safetensors and a JSON file. Raises InputError when untrained."""
+        if not self.gates:
+            raise InputError("DMC: there is nothing to save; train the gates first with policy.fit(...)")
+        write_trained(Path(folder), "dmc", self.gates)
+
+    def _load(self, folder: Path) -> None:
+        layers, tensors = read_trained(folder, "dmc", "these are no gates; expected what DMC.save wrote")
+        gates = []
+        for i in range(layers):
+            weight, bias = tensors.get(f"{i}.weight"), tensors.get(f"{i}.bias")
+            if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1] or len(bias) % 2:
+                raise InputError(f"{folder / 'dmc.safetensors'}: damaged: the gate of layer {i} is not complete")
+            gate = nn.Linear(weight.shape[1], weight.shape[0])
+            gate.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+            gates.append(gate.requires_grad_(False))
+        self.gates = gates
+
+
+def partial_means(layer: KVLayer, keys: Tensor, values: Tensor, logit: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The last slot's key and value after each token, where tokens join it in part (Section 3.2, partial accumulation).
+
+    With b_t = sigmoid(logit_t), s_t = b_t s_{t-1} + w_t x_t and z_t = b_t z_{t-1} + w_t the slot is s_t / z_t; as a
+    matrix, x_j counts w_j b_{j+1} ... b_t in slot t. Keys are turned to where token t stands.
+
+    keys: [B, Hkv, T, D], rotated, from the first token on. values: [B, Hkv, T, V]. logit, weight: [B, Hkv, T].
+
+    Returns both, in the shapes given; the memory is O(T^2).
+    """
+    step = torch.arange(keys.shape[2], device=keys.device)
+    stays = logsigmoid(logit.double()).cumsum(2)
+    future = step > step[:, None]
+    part = (stays[..., :, None] - stays[..., None, :]).masked_fill(future, -math.inf).exp() * weight[..., None, :]
+    part = part / part.sum(3, keepdim=True)
+    mean = part.to(values.dtype) @ torch.cat((_turned(layer, keys, -step), values), 3)
+    mean_keys, mean_values = mean.split((keys.shape[3], values.shape[3]), 3)
+    return _turned(layer, mean_keys, step), mean_values
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of weights: in 16 bits their sum would soon not grow."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _turned(layer: KVLayer, x: Tensor, step: Tensor) -> Tensor:
+    """x [B, Hkv, T, D] turned by step [T] further."""
+    return x if layer.turn is None else layer.turn(x.transpose(1, 2), step[None, :, None]).transpose(1, 2)
+
+
+def _gate(layer: KVLayer, like: Tensor) -> nn.Linear:
+    """A gate that appends every token and weighs all alike, of the dtype and on the device of `like`."""
+    gate = nn.Linear(layer.kv_heads * layer.value_dim, 2 * layer.kv_heads)
+    nn.init.zeros_(gate.weight)
+    with torch.no_grad():
+        gate.bias.fill_(SHUT)[: layer.kv_heads] = -SHUT
+    return gate.to(like.device, like.dtype)
+
+
+def _empty(k: Tensor, v: Tensor) -> MergedState:
+    """A state that has read nothing, for k [B, T, Hkv, D] and v [B, T, Hkv, V]."""
+    batch, _, heads, _ = k.shape
+    wide = _wide(k.dtype)
+    last = {
+        "keys": k.new_zeros(batch, heads, k.shape[3]),
+        "values": v.new_zeros(batch, heads, v.shape[3]),
+        "position": torch.full((batch, heads), -1, dtype=torch.int32, device=k.device),
+        "weight": k.new_ones(batch, heads, dtype=wide),
+        "logit": k.new_zeros(batch, heads, dtype=torch.float32),
+    }
+    pool = {name: x[:, None, :0] for name, x in last.items()}
+    pool["owner"] = torch.zeros(batch, 1, 0, dtype=torch.int16, device=k.device)
+    start = torch.zeros(batch, dtype=torch.int64, device=k.device)
+    return MergedState(Slots.of(pool, 0, 0), last, start)
+
+
+def _rightmost(where: Tensor) -> tuple[Tensor, Tensor]:
+    """The places [B, n] int64 of what is True in [B, N], in order and at the right; and which of them are for none."""
+    count = where.sum(1)
+    width = int(count.max()) if where.shape[1] else 0
+    index = where.to(torch.uint8).argsort(dim=1, stable=True)[:, where.shape[1] - width :]
+    return index, torch.arange(width, device=where.device) < (width - count)[:, None]
+
+
+def _pushed(pool: Slots, slots: dict[str, Tensor], closed: Tensor, limit: int, length: int) -> Slots:
+    """The pool with those of the slots [B, Hkv, T + 1, ...] that were closed: [B, Hkv, T] bool."""
+    index, empty = _rightmost(closed.flatten(1))
+    if not index.shape[1]:
+        after = dataclasses.replace(pool, length=length)
+        after._written = pool._written
+        return after
+    new = {name: picked(x[:, :, :-1].flatten(1, 2), index)[:, None] for name, x in slots.items()}
+    new["position"] = new["position"].masked_fill(empty[:, None], -1)
+    new["owner"] = (index // closed.shape[2]).to(torch.int16)[:, None]
+    if pool.used + index.shape[1] > pool.room:  # it is copied anyway: without the gaps of rows that pushed less
+        index, empty = _rightmost(pool["position"][:, 0] >= 0)
+        held = {name: picked(pool[name][:, 0], index)[:, None] for name in pool.values}
+        held["position"] = held["position"].masked_fill(empty[:, None], -1)
+        pool = Slots(held, index.shape[1])
+    after = pool.append(new, room_for(pool.used + new["position"].shape[2], limit))
+    after.length = length
+    return after
+
+
+def _by_head(pool: Slots, kv_heads: int) -> dict[str, Tensor]:
+    """Keys, values and positions of a pool, [B, Hkv, n, ...]: the empty slots of heads that hold less in front."""
+    owner = pool["owner"][:, 0].long().masked_fill(pool["position"][:, 0] < 0, -1)
+    mine = owner[:, None] == torch.arange(kv_heads, device=owner.device)[:, None]  # [B, Hkv, P]
+    index, empty = _rightmost(mine.flatten(0, 1))
+    index, empty = index.unflatten(0, (-1, kv_heads)), empty.unflatten(0, (-1, kv_heads))
+    held = {
+        name: picked(pool[name][:, 0], index.flatten(1)).unflatten(1, (kv_heads, -1))
+        for name in ("keys", "values", "position")
+    }
+    held["position"] = held["position"].masked_fill(empty, -1)
+    return held
+
+
+def _answer_one(layer: KVLayer, q: Tensor, state: MergedState, places: Tensor) -> Tensor:
+    """The answer [B, 1, H, V] to one token, whose slots are the last ones of the state.
+
+    All heads score the whole pool and are masked after: more work, but of one matrix product, and many times as fast
+    as each head's own slots picked from it.
+    """
+    kv_heads, pool, last = layer.kv_heads, state.pool, state.last
+    x = (q[:, 0] * layer.scale).unflatten(1, (kv_heads, -1))  # [B, Hkv, shared, D]
+    near, far = x @ last["keys"][..., None], x.flatten(1, 2) @ pool["keys"][:, 0].mT
+    position, owner = pool["position"], pool["owner"]
+    if layer.slopes is not None:
+        slope = layer.slopes.to(x)[:, None]
+        near = near + slope.unflatten(0, (kv_heads, -1)) * (
+            last["position"][..., None, None] - places[:, -1, None, None, None]
+        )
+        far = far + slope * (position - places[:, -1, None, None])
+    hidden = (owner != torch.arange(kv_heads, device=q.device)[:, None]) | (position < 0)
+    scores = torch.cat((far.unflatten(1, (kv_heads, -1)).masked_fill(hidden[:, :, None], -math.inf), near), 3)
+    far, near = scores.softmax(3).split((pool.used, 1), 3)
+    y = (far.flatten(1, 2) @ pool["values"][:, 0]).unflatten(1, (kv_heads, -1)) + near * last["values"][:, :, None]
+    return y.flatten(1, 2)[:, None]
+
+
+def _attend_biased(
+    layer: KVLayer, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, places: Tensor, position: Tensor
+) -> Tensor:
+    """Causal attention where each key has a bias for all queries but its own.
+
+    q: [B, T, H, D]. keys: [B, Hkv, N, D], values: [B, Hkv, N, V]: the last T are the queries' own.
+    bias: [B, Hkv, N], added to the scores. places: [B or 1, T] and position: [B or 1, Hkv or 1, N], for ALiBi.
+
+    Returns [B, T, H, V]. In blocks of queries, so that no bias is larger than [B, H, 256, N].
+    """
+    count, held = q.shape[1], keys.shape[2]
+    shared = layer.heads // layer.kv_heads
+    keys, values, slot = keys.transpose(1, 2), values.transpose(1, 2), torch.arange(held, device=q.device)
+    outputs = []
+    for first in range(0, count, 256):
+        few = slice(first, min(first + 256, count))
+        stop = held - count + few.stop  # what comes later is seen by none of them
+        own = slot[held - count :][few, None]
+        scores = bias[:, :, None, :stop].masked_fill(slot[:stop] == own, 0.0).masked_fill(slot[:stop] > own, -math.inf)
+        scores = scores.repeat_interleave(shared, 1)
+        if layer.slopes is not None:
+            distance = places[:, None, few, None] - position[:, :, None, :stop]
+            by_head = distance if distance.shape[1] == 1 else distance.repeat_interleave(shared, 1)
+            scores = scores - by_head * layer.slopes.to(q.device, q.dtype)[:, None, None]
+        outputs.append(attend(q[:, few], keys[:, :stop], values[:, :stop], layer.scale, scores))
+    return torch.cat(outputs, 1)

@@ -1,0 +1,283 @@
+"""Policies whose score is trained: Locret's retaining heads; and how a policy trains what it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contextlab.errors import InputError, check_whole
+from contextlab.files import read_json, read_tensors, write_json, write_tensors
+from contextlab.ops.kv import SCORES, KVLayer, attend_held
+from contextlab.policies.core.slots import KeptState, Slots
+from contextlab.policies.eviction.base import EvictionPolicy, Seen
+from contextlab.policies.eviction.two_pass import Read, Recorder
+from contextlab.registry import register
+
+
+@register("policy", "locret", family="trained eviction", papers=("2410.01805",), cases=())
+@dataclass(eq=False)
+class Locret(EvictionPolicy):
+    """Locret: small trained heads say how much each token will matter, from its own query, key and value.
+
+    A layer's retaining head is a two-layer perceptron on all heads' queries, keys and values of a token, before their
+    rotation; it gives each key head a score, once, that is held with the token. `fit` trains it to foretell the
+    greatest attention logit (scaled, before the softmax) that the queries of an answer give the token, by a smooth L1
+    loss and a small penalty on unlike scores of neighbours. The model itself stays as it is. Differs from the paper
+    in that tokens are dropped while decoding as well, and in the training's length; ALiBi is not served.
+
+    sinks: first tokens of each row that are never dropped; the paper has none.
+    window: last tokens that are never dropped, the paper's stabilizers.
+    weights: folder of trained heads that `save` wrote; None for heads that `fit` will train.
+    hidden: hidden units of a head; the paper takes 1024 for models of billions of parameters.
+    """
+
+    accumulates = True  # what is held with each token is its score
+    sinks: int = 0
+    weights: str | Path | None = None
+    hidden: int = 128
+    reposition: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(hidden=(self.hidden, 1))
+        self.heads: list[nn.Sequential] = []
+        if self.weights is not None:
+            self._load(Path(self.weights))
+
+    @property
+    def needs(self) -> str:
+        """See `Policy.needs`."""
+        return "each token's own query"
+
+    def check(self, layers: list[KVLayer]) -> None:
+        """See `Policy.check`."""
+        if not self.heads:
+            raise InputError(
+                "Locret: its heads are untrained; train them with policy.fit(model, tokens, answer) or give "
+                "weights=FOLDER of trained ones"
+            )
+        expected = [_sizes(layer) for layer in layers]
+        trained = [(head[0].in_features, head[2].out_features) for head in self.heads]
+        if expected != trained:
+            raise InputError(
+                f"Locret: the heads are of another model: trained for {len(trained)} layers of {trained[0][0]} numbers "
+                f"and {trained[0][1]} key heads, this one has {len(expected)} of {expected[0][0]} and {expected[0][1]}"
+            )
+        super().check(layers)
+
+    def score(self, seen: Seen) -> Tensor:
+        """See `EvictionPolicy.score`: what the retaining head said when the token was read."""
+        assert seen.mass is not None
+        return seen.mass
+
+    def _answer(
+        self, layer: KVLayer, q: Tensor, slots: Slots, state: KeptState, places: Tensor, padded: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        visible = slots["position"][:, 0] >= 0 if padded else None
+        y = attend_held(q, slots["keys"], slots["values"], scale=layer.scale, visible=visible)
+        new = slice(slots.used - q.shape[1], slots.used)
+        k, v = (slots[name][:, :, new].transpose(1, 2) for name in ("keys", "values"))
+        at = places if layer.by_row else torch.arange(state.length, slots.length, device=q.device)[None]
+        with torch.no_grad():
+            head = self.heads[layer.index].to(q.device)
+            scores = head(_features(layer, q, k, v, at).to(q.device, next(head.parameters()).dtype)).mT  # [B, Hkv, T]
+        assert state.mass is not None
+        return y, torch.cat((state.mass, scores.to(torch.float32)), 2)
+
+    def fit(
+        self,
+        model: Any,
+        tokens: Tensor,
+        answer: int,
+        *,
+        steps: int = 1000,
+        batch: int = 8,
+        lr: float = 5e-4,
+        smooth: float = 0.0025,
+        seed: int = 0,
+    ) -> list[float]:
+        """Train the retaining heads on a model's own attention; the model does not change.
+
+        model: ours, or `contextlab.models.HuggingFaceModel`. tokens: [N, T] prompts, each with its answer behind it.
+        answer: how many of the last tokens are the answer. steps: optimizer steps, each on `batch` prompts drawn
+        anew. lr: the highest rate, after a tenth of the steps; it falls to 0 at the end. smooth: weight of the
+        penalty on unlike neighbours. seed: of the first weights and the draws.
+
+        Returns the loss of each step. Raises InputError on impossible options.
+        """
+        if tokens.ndim < 2 or not 0 < answer < tokens.shape[1]:
+            raise InputError(
+                f"answer: expected 1 to {tokens.shape[1] - 1 if tokens.ndim > 1 else 0} of the prompts' last tokens, "
+                f"got {answer} of {list(tokens.shape)}"
+            )
+        for name, value in (("steps", steps), ("batch", batch)):
+            if value < 1:
+                raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        recorder = Recorder()
+        layers = recorder.layers(model)
+        generator = torch.Generator().manual_seed(seed)
+        like = next(model.parameters())
+        heads = [_head(layer, self.hidden, like, generator) for layer in layers]
+        weights = [weight for head in heads for weight in head.parameters()]
+        optimizer, warm = torch.optim.AdamW(weights, lr, betas=(0.9, 0.95)), max(1, steps // 10)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda at: min((at + 1) / warm, (steps - at) / max(1, steps - warm))
+        )
+        losses = []
+        for _ in range(steps):
+            rows = torch.randint(len(tokens), (min(batch, len(tokens)),), generator=generator)
+            with recorder.attach(model), torch.no_grad():
+                model.read(tokens[rows.to(tokens.device)])
+            with torch.enable_grad():
+                loss = torch.stack(
+                    [_loss(layer, heads[layer.index], recorder.last[layer.index], answer, smooth) for layer in layers]
+                ).mean()
+                optimizer.zero_grad()
+                loss.backward()
+            nn.utils.clip_grad_value_(weights, 0.5)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+        for weight in weights:
+            weight.requires_grad_(False)
+        self.heads = heads
+        return losses
+
+    def save(self, folder: str | Path) -> None:
+        """Write the trained heads: safetensors and a JSON file of their sizes. Raises InputError when untrained."""
+        if not self.heads:
+            raise InputError("Locret: there is nothing to save; train the heads first with policy.fit(...)")
+        write_trained(Path(folder), "locret", self.heads, hidden=self.hidden)
+
+    def _load(self, folder: Path) -> None:
+        layers, tensors = read_trained(
+            folder, "locret", "these are no retaining heads; expected what Locret.save wrote"
+        )
+        heads = []
+        for i in range(layers):
+            first, last = tensors.get(f"{i}.0.weight"), tensors.get(f"{i}.2.weight")
+            if first is None or last is None or first.ndim != 2 or last.shape[1:] != first.shape[:1]:
+                raise InputError(f"{folder / 'locret.safetensors'}: damaged: the head of layer {i} is not complete")
+            head = _perceptron(first.shape[1], first.shape[0], last.shape[0])
+            head.load_state_dict({"0.weight": first, "2.weight": last}, assign=True)
+            heads.append(head.to(first.dtype).requires_grad_(False))
+        self.heads, self.hidden = heads, int(heads[0][0].out_features)  # type: ignore[arg-type]
+
+
+def write_trained(folder: Path, policy: str, modules: Sequence[nn.Module], **more: int) -> None:
+    """Write what was trained of a policy, a module a layer: POLICY.safetensors, and POLICY.json of their number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{i}.{name}": x for i, module in enumerate(modules) for name, x in module.state_dict().items()}
+    write_tensors(folder / f"{policy}.safetensors", tensors)
+    write_json(folder / f"{policy}.json", {"policy": policy, "layers": len(modules), **more})
+
+
+def read_trained(folder: Path, policy: str, otherwise: str) -> tuple[int, dict[str, Tensor]]:
+    """What `write_trained` wrote: the number of layers, and "LAYER.NAME" -> tensor.
+
+    Raises InputError where the files cannot be read, and with the words `otherwise` where they are of something else.
+    """
+    path = folder / f"{policy}.json"
+    spec, tensors = read_json(path), read_tensors(folder / f"{policy}.safetensors")
+    if not isinstance(spec, dict) or spec.get("policy") != policy or not isinstance(spec.get("layers"), int):
+        raise InputError(f"{path}: {otherwise}")
+    return spec["layers"], tensors
+
+
+def language_training(
+    model: Any,
+    tokens: Tensor,
+    groups: list[dict[str, Any]],
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    more: Callable[[int], Tensor] | None = None,
+) -> list[float]:
+    """Train weights by the cross-entropy of a model's next token, with AdamW.
+
+    model: called on [batch, T] ids. tokens: [N, T] ids. groups: {"params": weights, "lr": the highest rate}, which is
+    reached after a tenth of the steps and falls to 0 at the end; no other weight changes or gets a gradient.
+    steps: each on `batch` rows drawn anew by `seed`. more: adds to the loss of a step, called after the model.
+
+    Returns the cross-entropy of each step, nats a token. Raises InputError on impossible options.
+    """
+    check_whole(steps=(steps, 1), batch=(batch, 1))
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] < 2 or not len(tokens):
+        raise InputError(f"tokens: expected ids [rows, time] of at least two tokens, got {list(tokens.shape)}")
+    generator = torch.Generator().manual_seed(seed)
+    weights = [weight for group in groups for weight in group["params"]]
+    optimizer, warm = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0), max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda at: min((at + 1) / warm, (steps - at) / max(1, steps - warm))
+    )
+    losses = []
+    with torch.enable_grad():
+        for step in range(steps):
+            rows = torch.randint(len(tokens), (min(batch, len(tokens)),), generator=generator)
+            x = tokens[rows.to(tokens.device)]
+            logits = model(x)
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), x[:, 1:].flatten())
+            losses.append(float(loss.detach()))
+            total = loss if more is None else loss + more(step)
+            gradients = torch.autograd.grad(total, weights, allow_unused=True)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+    for weight in weights:
+        weight.grad = None
+    return losses
+
+
+def _sizes(layer: KVLayer) -> tuple[int, int]:
+    """Numbers that a retaining head reads of a token, and that it gives."""
+    kv = layer.kv_heads * (layer.key_dim + layer.value_dim)
+    return layer.heads * layer.key_dim + kv, layer.kv_heads
+
+
+def _perceptron(given: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(given, hidden, bias=False), nn.SiLU(), nn.Linear(hidden, out, bias=False))
+
+
+def _head(layer: KVLayer, hidden: int, like: Tensor, generator: torch.Generator) -> nn.Sequential:
+    """An untrained retaining head, of the dtype and on the device of `like`."""
+    given, out = _sizes(layer)
+    head = _perceptron(given, hidden, out)
+    for weight in head.parameters():
+        nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5, generator=generator)
+    return head.to(like.device, like.dtype)
+
+
+def _features(layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
+    """What a retaining head reads of tokens: q, k, v [B, T, heads, dim] -> [B, T, numbers].
+
+    at: [B or 1, T] int64, by how many steps the tokens are rotated.
+    """
+    if layer.turn is not None:  # the same token is to be judged alike wherever it stands
+        back = -at[..., None]
+        q, k = layer.turn(q, back), layer.turn(k, back)
+    return torch.cat((q.flatten(2), k.flatten(2), v.flatten(2)), 2)
+
+
+def greatest_logits(layer: KVLayer, read: Read, answer: int) -> Tensor:
+    """The greatest scaled score that any of the last `answer` queries gives each token before: [B, Hkv, T - answer]."""
+    q = (read.q[:, -answer:] * layer.scale).transpose(1, 2).unflatten(1, (layer.kv_heads, -1)).flatten(2, 3)
+    k = read.k[:, :-answer].transpose(1, 2)
+    block = max(1, SCORES // max(1, k.shape[0] * k.shape[1] * k.shape[2]))
+    return torch.stack([(rows @ k.mT).amax(2) for rows in q.split(block, 2)]).amax(0)
+
+
+def _loss(layer: KVLayer, head: nn.Module, read: Read, answer: int, smooth: float) -> Tensor:
+    """The training loss of one layer's retaining head."""
+    at = torch.arange(read.q.shape[1], device=read.q.device)[None]
+    told = head(_features(layer, read.q, read.k, read.v, at)[:, :-answer]).mT
+    wanted = greatest_logits(layer, read, answer)
+    unlike = (told[..., 1:] - told[..., :-1]).square().mean() if told.shape[2] > 1 else told.new_zeros(())
+    return nn.functional.smooth_l1_loss(told, wanted) + smooth * unlike

@@ -1,0 +1,1 @@
+"""The prompt: policies and functions that make it shorter, or read less of it."""

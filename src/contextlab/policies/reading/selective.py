@@ -1,0 +1,484 @@
+"""Selective reading: everything is kept, and each decoded token reads a few pages of it, chosen by its query."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from contextlab.errors import InputError, check_whole
+from contextlab.ops.kv import KVLayer, attend_held
+from contextlab.ops.softmax import attend
+from contextlab.policies.core.base import Policy, in_own_places
+from contextlab.policies.core.budget import OPEN, Amount, Budget
+from contextlab.registry import register
+from contextlab.state import KVState, State, tensor_bytes
+
+
+@dataclass
+class ReadState(State):
+    """All that was read, and summaries of its pages by which the next token chooses what it reads.
+
+    kv: every key and value; on the CPU, whatever the model's device, when `offloaded`.
+    summary: named values of each complete page or segment, each [B, Hkv, room, ...] on the model's device; page i of
+        a row holds its tokens i * page .., or those that "order" [B, Hkv, room, page] int32 names.
+    query: [B, H, D], the last token's; only where pages are chosen ahead.
+    read_tokens, read_nbytes: tokens of a row and bytes (pages of all rows, and summaries) that the last token read.
+    """
+
+    kv: KVState
+    summary: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    query: Tensor | None = None
+    offloaded: bool = dataclasses.field(default=False, metadata={"static": True})
+    read_tokens: int = dataclasses.field(default=0, metadata={"static": True})
+    read_nbytes: int = dataclasses.field(default=0, metadata={"static": True})
+
+    @property
+    def offloaded_nbytes(self) -> int:
+        """Bytes in the CPU's memory, fetched when they are read; by their role where the model is there, too."""
+        return self.kv.nbytes if self.offloaded else 0
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes that stay on the model's device."""
+        return self.nbytes - self.offloaded_nbytes
+
+
+class SelectivePolicy(Policy):
+    """Base of the policies that keep every token and read a few pages of them for each decoded token.
+
+    Pages of `page` neighbouring tokens are summarised once they are complete; a query chooses the pages of highest
+    `relevance` by the summaries and reads these and the latest tokens. The query heads that share a key head read the
+    same pages: a page counts as much as for the head that wants it most, compared with that head's best page.
+    A piece of several tokens reads everything, as do the prompts of the papers; the budget is for decoding.
+
+    budget: what one token may read: "512tok" (summaries not counted), "10%" (of the bytes of all keys and values) or
+        "64MB" (by all layers and rows together), these two with the summaries. A context so short that the latest
+        tokens take all of a part is read in these only.
+    window: last tokens that are always read.
+    page: tokens in a page; default 16, or more where the summaries would take over half of a budget in per cent.
+    sinks: first tokens that are always read.
+    skip: first layers that are left alone and read everything.
+    ahead: choose the pages by the query of the token before, as one must who fetches them ahead of time; here they
+        are fetched when they are read.
+    offload: keep keys and values in the CPU's memory and fetch what is read; summaries stay on the model's device.
+    """
+
+    bounds = "read"
+    vectors: ClassVar[int] = 1
+    """Vectors of a key's size in a page's summary."""
+    of_segments: ClassVar[tuple[str, ...]] = ()
+    """Names of the summaries that a segment has one of; the others, each of its pages."""
+    kind: ClassVar[type[ReadState]] = ReadState
+    """The class of its states."""
+
+    def __init__(
+        self,
+        budget: Amount = None,
+        window: int = 16,
+        page: int | None = None,
+        sinks: int = 0,
+        skip: int = 0,
+        ahead: bool = False,
+        offload: bool = False,
+    ) -> None:
+        self.budget = Budget.of(budget)
+        if page is None:
+            page = 16
+            while self.budget.kind == "ratio" and self.vectors / (2 * page) > self.budget.amount / 2:
+                page *= 2
+        check_whole(window=(window, 1), page=(page, 1), sinks=(sinks, 0), skip=(skip, 0))
+        self.window, self.page, self.sinks, self.skip = window, page, sinks, skip
+        self.ahead, self.offload = ahead, offload
+
+    @property
+    def chunk_invariant(self) -> bool:
+        """See `Policy.chunk_invariant`: pieces of several tokens read everything, single tokens do not."""
+        return self.budget.everything
+
+    @abstractmethod
+    def summarise(self, keys: Tensor) -> dict[str, Tensor]:
+        """Summaries of segments: keys [B, Hkv, S, segment, D] -> named values, each [B, Hkv, S or pages, ...].
+
+        "order" [B, Hkv, pages, page] int32, if it is among them, says which tokens of its segment a page holds.
+        """
+
+    @abstractmethod
+    def relevance(self, q: Tensor, summary: dict[str, Tensor]) -> Tensor:
+        """What queries want: q [B, Hkv, G, D], summaries as from `summarise` -> estimated scores [B, Hkv, G, pages]."""
+
+    @property
+    def segment(self) -> int:
+        """Tokens that are summarised at once: whole pages. Those of an open segment are read."""
+        return self.page
+
+    @property
+    def _sink_pages(self) -> int:
+        return -(-self.sinks // self.page)
+
+    @property
+    def latest(self) -> int:
+        """The most tokens that are read because they are the latest: the window, and what has no summary yet."""
+        return self.window + self.segment - 1 + int(self.ahead)
+
+    def at(self, layer: KVLayer) -> Policy | None:
+        """See `Policy.at`."""
+        return None if layer.index < self.skip else self
+
+    def check(self, layers: list[KVLayer]) -> None:
+        """See `Policy.check`."""
+        last = max(layer.index for layer in layers)
+        if self.skip > last:
+            raise InputError(f"skip: {self.skip} leaves none of the {len(layers)} layers; lower it to {last}")
+        least = self.latest + max(self.page, self._sink_pages * self.page)
+        if self.budget.kind == "tokens" and self.budget.amount < least:
+            raise InputError(
+                f"budget: {self.budget} does not hold the {self.latest} latest tokens (window {self.window} and an "
+                f"open segment of {self.segment}) and a page; raise it to {least}tok or lower page"
+            )
+        for layer in layers:
+            part = self.summary_nbytes(layer, self.segment) / self.token_nbytes(layer, self.segment)
+            if self.budget.kind == "ratio" and part >= self.budget.amount:
+                raise InputError(
+                    f"budget: what chooses the pages is {100 * part:.3g}% of all keys and values, not less than "
+                    f"{self.budget}; {self._remedy(part)}"
+                )
+
+    def _remedy(self, part: float) -> str:
+        return f"raise page to {math.ceil(2 * self.page * part / self.budget.amount)}"
+
+    def token_nbytes(self, layer: KVLayer, tokens: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of so many tokens' keys and values."""
+        return tensor_bytes(batch, layer.kv_heads, tokens, layer.key_dim + layer.value_dim, dtype=dtype)
+
+    def summary_nbytes(self, layer: KVLayer, tokens: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes that are read to choose among so many tokens' pages."""
+        return tensor_bytes(batch, layer.kv_heads, tokens // self.page, self.vectors, layer.key_dim, dtype=dtype)
+
+    def order_nbytes(self, layer: KVLayer, tokens: int, batch: int = 1) -> int:
+        """Bytes that are read to find so many tokens of the chosen pages."""
+        return 0
+
+    def tokens(self, layer: KVLayer, length: int, batch: int, dtype: torch.dtype) -> int:
+        """The most tokens of a row that the last of `length` may read."""
+        if self.budget.everything:
+            return OPEN
+        if self.budget.kind == "tokens":
+            return int(self.budget.amount)
+        each = self.token_nbytes(layer, 1, batch, dtype) + self.order_nbytes(layer, 1, batch)
+        summaries = self.summary_nbytes(layer, length, batch, dtype)
+        if self.budget.kind == "ratio":  # where the context is short, the latest tokens at least
+            return int(self.budget.amount * length * each - summaries) // each
+        served = layer.count - self.skip
+        fits = int(self.budget.amount / served - summaries) // each
+        least = self.latest + self.page
+        if fits < min(least, length):
+            raise InputError(
+                f"budget: {self.budget} is less than what a token reads of {length} in {batch} rows, page summaries "
+                f"and {least} tokens; it takes {served * (summaries + least * each)}B"
+            )
+        return fits
+
+    def attend(
+        self,
+        layer: KVLayer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        mask: Tensor | None = None,
+        keep_state: bool = True,
+    ) -> tuple[Tensor, State | None]:
+        """See `Policy.attend`."""
+        state = self._continued(self.kind, layer, k, v, state)
+        after = self._extended(layer, state, q, k, v, mask)
+        pages = None
+        if q.shape[1] == 1:
+            pages = self._pages(layer, q[:, 0] if state.query is None else state.query, after)
+        if pages is None:
+            y = attend_kv(layer, q, after.kv, None if state.length else (k, v))
+            tokens, summaries = after.length, 0
+        else:
+            y, tokens = self._read(layer, q, after, pages)
+            among = self._candidates(after.length)[1]
+            summaries = self.summary_nbytes(layer, among, len(q), k.dtype)
+            summaries += self.order_nbytes(layer, pages.shape[2] * self.page, len(q))
+        if not keep_state:
+            return y, None
+        read = self.token_nbytes(layer, tokens, len(q), k.dtype) + summaries
+        query = q[:, -1].detach().clone() if self.ahead else None
+        return y, dataclasses.replace(after, query=query, read_tokens=tokens, read_nbytes=read)
+
+    def convert(self, layer: KVLayer, state: KVState) -> ReadState:
+        """See `Policy.convert`."""
+        after = ReadState(state.to("cpu") if self.offload else state, offloaded=self.offload, length=state.length)
+        if self.budget.everything:
+            return after
+        batch, kv_heads, _, dim = state.keys.shape
+        summary = self._room({}, state.keys.new_empty(batch, kv_heads, 0, dim), state.keys.shape[2])
+        self._summarise(layer, summary, state, 0)
+        return dataclasses.replace(after, summary=summary)
+
+    def _extended(
+        self, layer: KVLayer, state: ReadState, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> ReadState:
+        """With the new tokens and the summaries of the pages that they complete."""
+        before = state.kv
+        if self.offload and not before.keys.is_cpu:  # someone moved the state
+            before = before.to("cpu")
+        if self.offload:
+            after = before.append(k.cpu(), v.cpu(), None if mask is None else mask.cpu())
+        else:
+            after = before.append(k, v, mask)
+        summary = state.summary
+        if not self.budget.everything:
+            if after.keys is not before.keys:  # what the old buffers' other holders may write stays theirs
+                summary = self._room(summary, k.transpose(1, 2)[:, :, :0], after.keys.shape[2])
+            self._summarise(layer, summary, after, state.length)
+        return dataclasses.replace(state, kv=after, summary=summary, length=after.length)
+
+    @torch.no_grad()
+    def _room(self, summary: dict[str, Tensor], like: Tensor, capacity: int) -> dict[str, Tensor]:
+        """Fresh buffers of summaries for `capacity` tokens and a segment more; like: [B, Hkv, 0, D]."""
+        segments = capacity // self.segment + 1
+        if not summary:
+            summary = self.summarise(like.detach().unflatten(2, (0, self.segment)))
+        fresh = {}
+        for name, x in summary.items():
+            each = 1 if name in self.of_segments else self.segment // self.page
+            fresh[name] = x.new_zeros(*x.shape[:2], segments * each, *x.shape[3:])
+            fresh[name][:, :, : x.shape[2]] = x
+        return fresh
+
+    @torch.no_grad()
+    def _summarise(self, layer: KVLayer, summary: dict[str, Tensor], kv: KVState, before: int) -> None:
+        """Write the summaries of what is complete and was not when only `before` tokens were read."""
+        if not summary:
+            return
+        batch, kv_heads, capacity, _ = kv.keys.shape
+        size, pages = self.segment, self.segment // self.page
+        device = next(iter(summary.values())).device
+        if not kv.padded:
+            first, last = before // size, kv.length // size
+            if last == first:
+                return
+            new = kv.keys[:, :, first * size : last * size].to(device)
+            at = torch.arange(first, last, device=device).expand(batch, -1)
+        else:
+            # Rows count from their own first token. Each gets as many segments as one may have completed; the
+            # summary of one that is not complete is never read, and written again when it is.
+            done = (before - kv.start).clamp_min(0) // size
+            at = done[:, None] + torch.arange((kv.length - before) // size + 1, device=done.device)
+            slots = (kv.start[:, None, None] + at[..., None] * size + torch.arange(size, device=done.device)).flatten(1)
+            new = fetched(kv.keys, slots.clamp_max(capacity - 1)[:, None].expand(-1, kv_heads, -1), device)
+            new, at = self._from_start(layer, new.transpose(1, 2), kv).transpose(1, 2), at.to(device)
+        for name, x in self.summarise(new.unflatten(2, (-1, size))).items():
+            each = x.shape[2] // at.shape[1]  # a value of each page, or one of the segment
+            rows = (at[..., None] * each + torch.arange(each, device=device)).flatten(1)
+            if name == "order":
+                x = x + (rows // pages * size)[:, None, :, None].to(x)
+            index = rows.reshape(batch, 1, -1, *(1 for _ in x.shape[3:])).expand(x.shape)
+            summary[name].scatter_(2, index, x)
+
+    def _from_start(self, layer: KVLayer, x: Tensor, kv: KVState) -> Tensor:
+        """x [B, T, H, D] in its rows' own places, so that a page's summary does not depend on the padding."""
+        return in_own_places(layer, x, kv.start.to(x.device)) if kv.padded else x
+
+    def _candidates(self, length: int) -> tuple[int, int]:
+        """The pages among which the last of `length` tokens chooses, and the first token that it reads anyway."""
+        return candidates(length - int(self.ahead), self.window, self.segment, self.page)
+
+    def _pages(self, layer: KVLayer, query: Tensor, state: ReadState) -> Tensor | None:
+        """The pages [B, Hkv, n] that a token reads, -1 for none; None for all. query: [B, H, D]."""
+        limit = self.tokens(layer, state.length, len(query), query.dtype)
+        among, _ = self._candidates(state.length)
+        count = max(0, (limit - self.latest) // self.page)
+        if among <= count:
+            return None
+        with torch.no_grad():
+            query = self._from_start(layer, query[:, None], state.kv)[:, 0]
+            grouped = (query * layer.scale).unflatten(1, (layer.kv_heads, -1))
+            scores = self.relevance(grouped, self._summary(state, among))
+            page, pages = self.page, torch.arange(among, device=query.device)
+            own = None
+            if state.kv.padded:
+                read = state.length - state.kv.start.to(query.device)
+                own = pages >= row_candidates(read - int(self.ahead), self.window, self.segment, page)[0][:, None]
+                scores = scores.masked_fill(own[:, None, None], -math.inf)
+            if layer.slopes is not None:  # rows differ by a constant
+                per = self.segment // page
+                away = (among // per - 1 - pages // per) * self.segment  # as near as a page's last token may be
+                bias = away * layer.slopes.to(scores)[:, None]
+                scores = scores - bias.unflatten(0, (layer.kv_heads, -1))
+            wanted = scores[:, :, 0]
+            if scores.shape[2] > 1:
+                wanted = (scores - scores.amax(-1, keepdim=True)).amax(2)
+            wanted[..., : self._sink_pages] = math.inf
+            if own is not None:
+                wanted = wanted.masked_fill(own[:, None], -math.inf)
+            best = wanted.topk(count, sorted=False)
+            return best.indices if own is None else best.indices.masked_fill(best.values == -math.inf, -1)
+
+    def _summary(self, state: ReadState, among: int) -> dict[str, Tensor]:
+        """Of the first `among` pages, whole segments."""
+        segments = among * self.page // self.segment
+        room = (state.kv.keys.shape[2] // self.segment) + 1
+        return {name: x[:, :, : segments * (x.shape[2] // room)] for name, x in state.summary.items()}
+
+    def _chosen(self, state: ReadState, pages: Tensor, count: int = 1) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the last `count` tokens read: some pages [B, Hkv, n], -1 for none, and the latest tokens.
+
+        Returns the tokens' slots in the buffers and their places in their rows, both [B, Hkv, N] int64, and where
+        these hold a token [B, Hkv, N] bool, None for all True.
+        """
+        batch, kv_heads, _ = pages.shape
+        device, page = pages.device, self.page
+        chosen = pages.clamp_min(0)
+        if "order" in state.summary:
+            index = chosen[..., None].expand(-1, -1, -1, page)
+            at = state.summary["order"].gather(2, index).long()
+        else:
+            at = chosen[..., None] * page + torch.arange(page, device=device)
+        if not state.kv.padded:
+            first = self._candidates(state.length - count + 1)[1]
+            tail = torch.arange(first, state.length, device=device).expand(batch, kv_heads, -1)
+            places = torch.cat((at.flatten(2), tail), 2)
+            return places, places, None
+        start = state.kv.start.to(device)
+        read = state.length - start
+        begin = row_candidates(read - count + 1 - int(self.ahead), self.window, self.segment, page)[1][:, None]
+        tail = (begin + torch.arange(self.latest + count - 1, device=device))[:, None].expand(-1, kv_heads, -1)
+        valid = (pages >= 0).repeat_interleave(page, 2)
+        seen = torch.cat((valid, tail < read[:, None, None]), 2)
+        places = torch.cat((at.flatten(2), tail), 2)
+        return (places + start[:, None, None]).clamp_max(state.length - 1), places, seen
+
+    def _read(self, layer: KVLayer, q: Tensor, state: ReadState, pages: Tensor) -> tuple[Tensor, int]:
+        """The answer [B, 1, H, V] of one token from some pages and the latest tokens, and how many tokens it read."""
+        slots, places, seen = self._chosen(state, pages)
+        kv_heads, device = pages.shape[1], pages.device
+        keys, values = fetched(state.kv.keys, slots, q.device), fetched(state.kv.values, slots, q.device)
+        bias = seen[:, :, None] if seen is not None else None
+        shared = layer.heads // layer.kv_heads
+        if layer.slopes is not None:
+            last = (
+                state.length - 1
+                if not state.kv.padded
+                else (state.length - 1 - state.kv.start.to(device))[:, None, None]
+            )
+            slope = layer.slopes.to(q).unflatten(0, (kv_heads, shared))[:, :, None]
+            tilt = (places - last)[:, :, None] * slope
+            bias = tilt if bias is None else tilt.masked_fill(~bias, -math.inf)
+        heads = q[:, 0].unflatten(1, (kv_heads, shared)).transpose(1, 2)  # as many queries on each key head
+        y = attend(heads, keys.transpose(1, 2), values.transpose(1, 2), layer.scale, bias)
+        return y.transpose(1, 2).flatten(1, 2)[:, None], slots.shape[2]
+
+
+def attend_kv(layer: KVLayer, q: Tensor, kv: KVState, new: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """The answer [B, T, H, V] of the last tokens, q [B, T, H, D], from everything that was read.
+
+    new: their keys and values, where nothing was read before them.
+    """
+    keys, values = (x.to(q.device) for x in kv.held()) if new is None else new
+    places = kv.positions()
+    places = torch.arange(kv.length)[None] if places is None else places
+    places = places.to(q.device)
+    return attend_held(
+        q, keys.transpose(1, 2), values.transpose(1, 2), scale=layer.scale, slopes=layer.slopes,
+        visible=places >= 0 if kv.padded else None, q_position=places[:, -q.shape[1] :],
+        k_position=places[:, None].expand(-1, layer.kv_heads, -1),
+    )  # fmt: skip
+
+
+def candidates(read: int, window: int, segment: int, page: int) -> tuple[int, int]:
+    """Of `read` tokens: the pages of whole segments before the last `window`, and the first token in none of them."""
+    first = max(0, read - window) // segment * segment
+    return first // page, first
+
+
+def row_candidates(read: Tensor, window: int, segment: int, page: int) -> tuple[Tensor, Tensor]:
+    """`candidates` of each row: read [B]."""
+    first = (read - window).clamp_min(0) // segment * segment
+    return first // page, first
+
+
+def told_apart(scores: Tensor) -> Tensor:
+    """Scores [..., pages] as float64, in an order that rounding does not change where pages may be exactly alike.
+
+    16 bits of each count, and among equals the later page is greater.
+    """
+    part, exponent = scores.double().frexp()
+    coarse = torch.ldexp((part * 2**16).round(), exponent - 16)
+    return coarse + torch.arange(scores.shape[-1], device=scores.device) * 2.0**-40
+
+
+def fetched(held: Tensor, slots: Tensor, device: torch.device) -> Tensor:
+    """held [B, Hkv, N, D] at slots [B, Hkv, n] int64: [B, Hkv, n, D] on `device`; copies no more than that."""
+    batch, heads, room, dim = held.shape
+    slots = slots.to(held.device)
+    rows = torch.arange(batch * heads, device=held.device)[:, None] * room + slots.flatten(0, 1)
+    return held.reshape(-1, dim).index_select(0, rows.flatten()).view(batch, heads, -1, dim).to(device)
+
+
+SMALL = {"page": 4}
+
+
+@register(
+    "policy", "quest", family="selective reading", papers=("2406.10774",), cases=(SMALL, {"page": 4, "ahead": True})
+)
+class Quest(SelectivePolicy):
+    """Quest: pages are chosen by an upper bound of the query's score with any of their keys.
+
+    A page's summary is the least and the greatest value of each channel of its keys. The paper chooses for each query
+    head; here heads that share a key head choose together.
+
+    budget: what one token may read: "10%" of all bytes, "512tok", "64MB"; see `SelectivePolicy`.
+    window: last tokens that are always read; the paper reads the open page, 1 comes nearest.
+    page: tokens in a page; default 16 as in the paper, or more where the summaries would take over half of a budget
+        in per cent.
+    sinks: first tokens that are always read; the paper has none.
+    skip: first layers that read everything; 2 in the paper.
+    ahead: choose by the query of the token before.
+    offload: keep keys and values in the CPU's memory and fetch what is read.
+    """
+
+    vectors = 2
+
+    def summarise(self, keys: Tensor) -> dict[str, Tensor]:
+        """See `SelectivePolicy.summarise`: "low" and "high" [B, Hkv, P, D]."""
+        return {"low": keys.amin(3), "high": keys.amax(3)}  # a segment is a page
+
+    def relevance(self, q: Tensor, summary: dict[str, Tensor]) -> Tensor:
+        """See `SelectivePolicy.relevance`: the sum over channels of max(q * low, q * high)."""
+        return q.clamp_min(0) @ summary["high"].mT + q.clamp_max(0) @ summary["low"].mT
+
+
+@register(
+    "policy", "block_topk", family="selective reading", papers=("2502.13189",), cases=(SMALL, {"page": 4, "sinks": 2})
+)
+class BlockTopK(SelectivePolicy):
+    """Blocks of tokens chosen by the query's product with the mean of their keys (MoBA's gate).
+
+    MoBA trains with it and chooses for the prompt's tokens as well; here it serves any model, while decoding.
+
+    budget: what one token may read: "10%" of all bytes, "512tok", "64MB"; see `SelectivePolicy`.
+    window: last tokens that are always read.
+    page: tokens in a block; default 16, or more where the means would take over half of a budget in per cent.
+    sinks: first tokens that are always read.
+    skip: first layers that read everything.
+    ahead: choose by the query of the token before.
+    offload: keep keys and values in the CPU's memory and fetch what is read.
+    """
+
+    def summarise(self, keys: Tensor) -> dict[str, Tensor]:
+        """See `SelectivePolicy.summarise`: "mean" [B, Hkv, P, D]."""
+        return {"mean": keys.mean(3)}
+
+    def relevance(self, q: Tensor, summary: dict[str, Tensor]) -> Tensor:
+        """See `SelectivePolicy.relevance`: the score of the mean key."""
+        return q @ summary["mean"].mT
