@@ -20,7 +20,7 @@ from contextlab.registry import register
 from contextlab.state import KVState, State
 
 
-@register("policy", "anllm", family="trained eviction", papers=("2402.07616",), cases=({"segment": 32},))
+@register("policy", "anllm", family="trained", papers=("2402.07616",), cases=({"segment": 32},))
 @dataclass(eq=False)
 class AnLLM(Policy):
     """AnLLM's anchors: a segment's last token has read it, and stays in its place; the others are dropped.

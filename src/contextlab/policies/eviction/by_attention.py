@@ -17,7 +17,7 @@ from contextlab.registry import register
 from contextlab.state import tensor_bytes
 
 
-@register("policy", "h2o", family="eviction by attention", papers=("2306.14048",), cases=({}, {"every": 1}))
+@register("policy", "h2o", family="by attention", papers=("2306.14048",), cases=({}, {"every": 1}))
 @dataclass(eq=False)
 class H2O(EvictionPolicy):
     """Heavy hitters (H2O): the tokens that got the most attention from all queries so far, and the last ones.
@@ -47,9 +47,7 @@ class WindowJudged(EvictionPolicy):
         return self.window
 
 
-@register(
-    "policy", "snapkv", family="eviction by attention", papers=("2404.14469",), cases=({}, {"window": 4, "kernel": 3})
-)
+@register("policy", "snapkv", family="by attention", papers=("2404.14469",), cases=({}, {"window": 4, "kernel": 3}))
 @dataclass(eq=False)
 class SnapKV(WindowJudged):
     """SnapKV: the tokens that the last queries attend to, and their neighbours.
@@ -81,7 +79,7 @@ class SnapKV(WindowJudged):
         return torch.nn.functional.avg_pool1d(votes, self.kernel, 1, self.kernel // 2)
 
 
-@register("policy", "tova", family="eviction by attention", papers=("2401.06104",))
+@register("policy", "tova", family="by attention", papers=("2401.06104",))
 @dataclass(eq=False)
 class TOVA(EvictionPolicy):
     """TOVA: the tokens that the last query attends to; all heads of a layer keep the same ones.
@@ -105,9 +103,7 @@ class TOVA(EvictionPolicy):
         return seen.attention[:, :, -1].mean(1, keepdim=True).expand(-1, seen.layer.kv_heads, -1)
 
 
-@register(
-    "policy", "a2sf", family="eviction by attention", papers=("2407.20485",), cases=({"forget": 0.3, "every": 1},)
-)
+@register("policy", "a2sf", family="by attention", papers=("2407.20485",), cases=({"forget": 0.3, "every": 1},))
 @dataclass(eq=False)
 class A2SF(H2O):
     """Accumulated attention that fades (A2SF): each query's attention counts `forget` times less a query later.
@@ -136,7 +132,7 @@ class A2SF(H2O):
 @register(
     "policy",
     "attendre",
-    family="eviction by attention",
+    family="by attention",
     papers=("2401.04881",),
     cases=({}, {"order": "frequency", "share": 0.05, "every": 1}),
 )
@@ -188,7 +184,7 @@ class Attendre(H2O):
         return y, mass
 
 
-@register("policy", "alisa", family="eviction by attention", papers=("2403.17312",), cases=({"queries": 2},))
+@register("policy", "alisa", family="by attention", papers=("2403.17312",), cases=({"queries": 2},))
 @dataclass(eq=False)
 class ALISA(EvictionPolicy):
     """ALISA's sparse window attention: the last tokens, and those that the last queries attend to.
@@ -220,7 +216,7 @@ class ALISA(EvictionPolicy):
         return seen.layer.per_kv_head(seen.attention.sum(2))
 
 
-@register("policy", "vatp", family="eviction by attention", papers=("2406.12335",), cases=({"every": 1},))
+@register("policy", "vatp", family="by attention", papers=("2406.12335",), cases=({"every": 1},))
 @dataclass(eq=False)
 class VATP(H2O):
     """Accumulated attention times the size of the value (VATP): what a token adds to the outputs.
@@ -243,7 +239,7 @@ class VATP(H2O):
 @register(
     "policy",
     "pyramid_kv",
-    family="eviction by attention",
+    family="by attention",
     papers=("2406.02069",),
     cases=({"pyramid": 1.5, "kernel": 3},),
 )
@@ -268,7 +264,7 @@ class PyramidKV(SnapKV):
 @register(
     "policy",
     "pyramid_infer",
-    family="eviction by attention",
+    family="by attention",
     papers=("2405.12532",),
     cases=({"pyramid": 1.5, "sinks": 0},),
 )
@@ -299,7 +295,7 @@ class PyramidInfer(WindowJudged):
         return (weight[-rows.shape[1] :] @ rows)[:, None].expand(-1, seen.layer.kv_heads, -1)
 
 
-@register("policy", "fastgen", family="eviction by attention", papers=("2310.01801",), cases=({"recovery": 0.5},))
+@register("policy", "fastgen", family="by attention", papers=("2310.01801",), cases=({"recovery": 0.5},))
 @dataclass(eq=False)
 class FastGen(WindowJudged):
     """FastGen's profiles: each head keeps the last tokens, or those that got the most attention, as its prompt shows.

@@ -19,7 +19,7 @@ from contextlab.state import tensor_bytes
 @register(
     "policy",
     "expected_attention",
-    family="eviction by estimate",
+    family="by estimate",
     papers=("2510.00636",),
     cases=({}, {"covariance": False, "future": 7}),
 )
@@ -137,7 +137,7 @@ class ExpectedAttention(EvictionPolicy):
 @register(
     "policy",
     "hash_evict",
-    family="eviction by estimate",
+    family="by estimate",
     papers=("2412.16187",),
     cases=({"bits": 5, "seed": 1, "every": 1},),
 )

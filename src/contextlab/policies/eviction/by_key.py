@@ -19,7 +19,7 @@ from contextlab.registry import register
 @register(
     "policy",
     "streaming_llm",
-    family="eviction by key",
+    family="by key",
     papers=("2309.17453", "2308.16137"),
     cases=({}, {"reposition": True}),
 )
@@ -61,9 +61,7 @@ class StreamingLLM(EvictionPolicy):
         return y, None
 
 
-@register(
-    "policy", "key_norm", family="eviction by key", papers=("2406.11430",), cases=({"every": 1, "reposition": True},)
-)
+@register("policy", "key_norm", family="by key", papers=("2406.11430",), cases=({"every": 1, "reposition": True},))
 @dataclass(eq=False)
 class KeyNorm(EvictionPolicy):
     """Key norm: the tokens with the smallest keys, which in trained models tend to get the most attention.
@@ -81,7 +79,7 @@ class KeyNorm(EvictionPolicy):
         return -torch.ldexp((part * 2**16).round(), exponent)
 
 
-@register("policy", "keydiff", family="eviction by key", papers=("2504.15364",))
+@register("policy", "keydiff", family="by key", papers=("2504.15364",))
 @dataclass(eq=False)
 class KeyDiff(EvictionPolicy):
     """KeyDiff: the tokens whose keys are unlike the others'.
@@ -99,7 +97,7 @@ class KeyDiff(EvictionPolicy):
         return -cosine_similarity(keys, mean, dim=-1)
 
 
-@register("policy", "random", family="eviction by key", cases=({"seed": 1, "every": 1},))
+@register("policy", "random", family="by key", cases=({"seed": 1, "every": 1},))
 @dataclass(eq=False)
 class Random(EvictionPolicy):
     """Chance: a floor for every score. Each head keeps tokens drawn uniformly.

@@ -19,7 +19,7 @@ from contextlab.policies.eviction.two_pass import Read, Recorder
 from contextlab.registry import register
 
 
-@register("policy", "locret", family="trained eviction", papers=("2410.01805",), cases=())
+@register("policy", "locret", family="trained", papers=("2410.01805",), cases=())
 @dataclass(eq=False)
 class Locret(EvictionPolicy):
     """Locret: small trained heads say how much each token will matter, from its own query, key and value.

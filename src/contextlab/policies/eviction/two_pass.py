@@ -188,7 +188,7 @@ def leave_one_out(
     return change
 
 
-@register("policy", "oracle", family="two-pass eviction", cases=())
+@register("policy", "oracle", family="two-pass", cases=())
 @dataclass(eq=False)
 class Oracle(ForesightPolicy):
     """A ceiling: keeps the tokens without which the queries to come would be answered most differently.
@@ -239,7 +239,7 @@ class Oracle(ForesightPolicy):
         )  # fmt: skip
 
 
-@register("policy", "kvzip", family="two-pass eviction", papers=("2505.23416",), cases=())
+@register("policy", "kvzip", family="two-pass", papers=("2505.23416",), cases=())
 @dataclass(eq=False)
 class KVzip(ForesightPolicy):
     """KVzip: the tokens that a model attends to when it is made to repeat the context, whatever is asked later.

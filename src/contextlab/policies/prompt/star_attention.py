@@ -16,7 +16,7 @@ from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 
 
-@register("policy", "star_attention", family="sparse prefill", papers=("2411.17116",))
+@register("policy", "star_attention", family="prefill", papers=("2411.17116",))
 class StarAttention(Policy):
     """Star Attention: the first piece is read in blocks, each token seeing its own block and the first one.
 

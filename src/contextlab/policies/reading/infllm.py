@@ -38,7 +38,7 @@ class BlockState(ReadState):
 @register(
     "policy",
     "infllm",
-    family="selective reading",
+    family="selective",
     papers=("2402.04617",),
     cases=({"page": 4, "representatives": 4}, {"page": 4, "representatives": 4, "sinks": 0, "ahead": True}),
 )

@@ -15,7 +15,7 @@ from contextlab.registry import register
 from contextlab.state import KVState, tensor_bytes
 
 
-@register("policy", "topk", family="selective reading", papers=("2106.06899",), cases=({"window": 4},))
+@register("policy", "topk", family="selective", papers=("2106.06899",), cases=({"window": 4},))
 class TopK(SelectivePolicy):
     """Exact top-k attention while decoding: each token reads the tokens whose keys fit its query best.
 
@@ -56,7 +56,7 @@ class TopK(SelectivePolicy):
 @register(
     "policy",
     "retrieval",
-    family="selective reading",
+    family="selective",
     papers=("2409.10516", "2405.02842"),
     cases=({"page": 4, "levels": 1, "window": 4}, {"page": 2, "levels": 2, "window": 4, "bound": "ball"}),
 )
@@ -132,7 +132,7 @@ class Retrieval(SelectivePolicy):
 @register(
     "policy",
     "low_rank_keys",
-    family="selective reading",
+    family="selective",
     papers=("2406.02542", "2406.19707"),
     cases=({"rank": 2, "segment": 8, "window": 4}, {"rank": 1, "segment": 8, "window": 4, "ahead": True}),
 )

@@ -428,9 +428,7 @@ def fetched(held: Tensor, slots: Tensor, device: torch.device) -> Tensor:
 SMALL = {"page": 4}
 
 
-@register(
-    "policy", "quest", family="selective reading", papers=("2406.10774",), cases=(SMALL, {"page": 4, "ahead": True})
-)
+@register("policy", "quest", family="selective", papers=("2406.10774",), cases=(SMALL, {"page": 4, "ahead": True}))
 class Quest(SelectivePolicy):
     """Quest: pages are chosen by an upper bound of the query's score with any of their keys.
 
@@ -458,9 +456,7 @@ class Quest(SelectivePolicy):
         return q.clamp_min(0) @ summary["high"].mT + q.clamp_max(0) @ summary["low"].mT
 
 
-@register(
-    "policy", "block_topk", family="selective reading", papers=("2502.13189",), cases=(SMALL, {"page": 4, "sinks": 2})
-)
+@register("policy", "block_topk", family="selective", papers=("2502.13189",), cases=(SMALL, {"page": 4, "sinks": 2}))
 class BlockTopK(SelectivePolicy):
     """Blocks of tokens chosen by the query's product with the mean of their keys (MoBA's gate).
 

@@ -29,7 +29,7 @@ class CopiedState(ReadState):
 @register(
     "policy",
     "specache",
-    family="selective reading",
+    family="selective",
     papers=("2503.16163",),
     cases=({"group": 4}, {"bits": 1, "value_bits": 4, "group": 6, "ahead": True}),
 )
