@@ -52,7 +52,7 @@ def list_(
     if wide:
         table.add_column("what it is")
     for fact in facts:
-        table.add_column(fact, no_wrap=True)
+        table.add_column(fact, no_wrap=fact != "needs")  # a sentence, where the others are words
     if papers_too:
         table.add_column("papers (arXiv)", style="dim")
     for row in rows:
