@@ -1,0 +1,78 @@
+"""Runs pieces of code one after the other, each in a process to which contextlab is new.
+
+Python, torch and transformers take seconds to start. They are imported once, here; every piece then gets a fork of this
+process, which has not imported contextlab: what a piece forgets to import, it does not have. Requests are lines of JSON
+on standard input: {"code": ...} or {"argv": [...]}, with "cwd" and "seconds"; each is answered by a line of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+
+
+def main() -> None:
+    import pandas
+    import torch
+
+    torch.set_num_threads(1)
+    del pandas
+    with contextlib.suppress(ImportError):
+        from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM  # noqa: F401
+    for line in sys.stdin:
+        assert "contextlab" not in sys.modules
+        print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+def answer(request: dict) -> dict:
+    """The exit status and all that the piece printed."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        os.setpgid(0, 0)
+        for stream in (1, 2):
+            os.dup2(write, stream)
+        os._exit(run(request))
+    os.close(write)
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(child, signal.SIGKILL))
+    signal.alarm(request["seconds"])
+    began = time.monotonic()
+    with os.fdopen(read, errors="replace") as pipe:
+        output = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    signal.alarm(0)
+    return {"status": status, "output": output, "seconds": time.monotonic() - began}
+
+
+def run(request: dict) -> int:
+    """In the child: do it, and give the exit status that Python would give."""
+    status = 0
+    try:
+        os.chdir(request["cwd"])
+        if "code" in request:
+            exec(compile(request["code"], "<block>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv = request["argv"]
+            if request.get("into"):
+                os.dup2(os.open(request["into"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+            from contextlab.cli import main as command
+
+            command()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+if __name__ == "__main__":
+    main()
