@@ -25,6 +25,8 @@ class Mixer(nn.Module, ABC):
     # "Fourier transform", "pooling", a "loop" over tokens, chunks or segments.
     parallel_form: ClassVar[str] = "?"
     reads_tokens: ClassVar[bool] = False  # whether `forward` also takes the token ids
+    hard_choices: ClassVar[bool] = False  # whether it picks what it reads, so that half precision may pick otherwise
+    amplifies_rounding: ClassVar[bool] = False  # whether what it wrote decides what it writes, and last digits grow
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -58,6 +58,8 @@ class SparseStateExpansion(MatrixMixer):
     layout: packed brings the tokens of a partition together, so that the time does not grow with partitions; masked
         reads all tokens in all partitions, with no shape that depends on the data. Both give the same.
     """
+
+    hard_choices: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -36,6 +36,8 @@ class RecurrentMemory(SegmentAttention):
     head_dim: size of a head; default width / heads.
     rope_base: base of the rotary frequencies, by which the memory stands before the segment.
     """
+
+    amplifies_rounding: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ class SparseAttention(AttentionMixer):
     reads: keys that a query reads at most, for counting operations, as a function of how many there are.
     """
 
+    hard_choices: ClassVar[bool] = True
     summaries: ClassVar[bool] = False  # whether queries are compared with summaries of blocks first
 
     def __init__(self, width: int, options: AttentionOptions, block: int = 1) -> None:

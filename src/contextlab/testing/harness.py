@@ -1,0 +1,87 @@
+"""What is held to what: the components of a kind, its laws, and the two ways to put one to the other."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from contextlab import registry
+from contextlab.errors import InputError, unknown
+from contextlab.testing import mixers
+from contextlab.testing.law import Component, Law, LawBroken, known_laws
+
+CASES: dict[str, Callable[[registry.Entry], Iterator[Component]]] = {
+    "mixer": mixers.cases,
+}
+
+
+def laws(kind: str) -> list[Law]:
+    """The laws of a kind: "mixer", "mlp", "model", "task", "learner" or "policy"."""
+    if kind not in CASES:
+        raise InputError(unknown("kind with laws", kind, CASES))
+    return known_laws(kind)
+
+
+def components(kind: str, *names: str) -> list[Component]:
+    """Registered components in all their option cases. names: which; none for all. Raises InputError on unknown ones."""
+    if kind not in CASES:
+        raise InputError(unknown("kind with laws", kind, CASES))
+    entries = [registry.lookup(kind, name) for name in names] or registry.entries(kind)
+    return [component for entry in entries for component in CASES[kind](entry)]
+
+
+def parametrize_with_laws(kind: str, *names: str, only: str | None = None) -> Any:
+    """Decorator of a pytest function with an argument `law`: one test for each law and option case.
+
+    kind: "mixer", "mlp", "model", "task", "learner" or "policy". names: registered names; none for all.
+    only: the name of one law; None for all.
+
+    ```python
+    @parametrize_with_laws("mixer", "my_mixer")
+    def test_my_mixer_keeps_the_laws(law):
+        law()
+    ```
+    """
+    import pytest
+
+    chosen = laws(kind)
+    if only is not None:
+        chosen = [each for each in chosen if each.name == only]
+        if not chosen:
+            raise InputError(unknown(f"law of {kind}", only, [each.name for each in laws(kind)]))
+    return pytest.mark.parametrize(
+        "law",
+        [
+            pytest.param(functools.partial(law, component), id=f"{component.label}: {law.name}")
+            for component in components(kind, *names)
+            for law in chosen
+            if law.holds_for(component)
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Held:
+    """What came of one law for one component: `broken` is None where it is held."""
+
+    law: Law
+    component: Component
+    broken: LawBroken | None
+
+
+def check(kind: str, name: str, *, examples: int = 25) -> Iterator[Held]:
+    """Hold a registered component to every law of its kind, in all its option cases, one after another.
+
+    examples: the cases that are tried for each law; they are the same each time.
+    """
+    for component in components(kind, name):
+        for law in laws(kind):
+            if law.holds_for(component):
+                try:
+                    law(component, examples=examples)
+                except LawBroken as broken:
+                    yield Held(law, component, broken)
+                else:
+                    yield Held(law, component, None)
