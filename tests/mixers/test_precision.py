@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import contextlab.mixers  # noqa: F401  (registers every mixer)
 from contextlab import registry
-from contextlab.mixers import build_mixer
 from contextlab.ops import gla, simple_gla, titans
+from contextlab.testing import laws
+from contextlab.testing.mixers import cases
 
 OPTIONS = {"parallel": {"mixers": ["attention", "mamba2"]}}
+LAWS = {law.name: law for law in laws("mixer")}
 NAMES = [entry.name for entry in registry.entries("mixer") if entry.factory.__module__.startswith("contextlab.")]
 
 
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("law", ["bfloat16", "autocast"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_mixer_runs_in_half_precision(name: str, autocast: bool) -> None:
-    torch.manual_seed(0)
-    mixer = build_mixer(name, width=32, **OPTIONS.get(name, {}))
-    exact = build_mixer(name, width=32, **OPTIONS.get(name, {}))
-    exact.load_state_dict(mixer.state_dict())
-    x = torch.randn(2, 70, 32).bfloat16()
-    tokens = torch.randint(0, 4, (2, 70)) if mixer.reads_tokens else None
-    given = (x.float() if autocast else x).requires_grad_()
-    if not autocast:
-        mixer, exact = mixer.bfloat16(), exact.bfloat16().float()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y, state = mixer(given, tokens=tokens)
-        if state is not None:
-            more = mixer(given[:, :3], state, tokens=None if tokens is None else tokens[:, :3])[0]
-            assert more.isfinite().all()
-    y.float().square().sum().backward()
-    assert given.grad is not None
-    assert given.grad.isfinite().all()
-    if name in ("topk_attention", "routing", "nsa", "moba", "landmark", "sse"):
-        return  # choices that rounding tips over change the answer at once
-    expected, _ = exact(x.float(), tokens=tokens)
-    error = (y.float() - expected).norm() / expected.norm()
-    assert error < 0.1
+def test_every_mixer_runs_in_half_precision(name: str, law: str) -> None:
+    """With its defaults; tests/mixers/test_laws.py has the cases."""
+    plain = dataclasses.replace(registry.lookup("mixer", name), cases=(OPTIONS.get(name, {}),))
+    LAWS[law](next(cases(plain)))
 
 
 def test_recurrences_do_not_lose_digits_under_autocast() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from contextlab import registry
 from contextlab.errors import InputError, unknown
-from contextlab.testing import mixers
+from contextlab.testing import mixer_numbers, mixers  # noqa: F401  (importing them makes their laws known)
 from contextlab.testing.law import Component, Law, LawBroken, known_laws
 
 CASES: dict[str, Callable[[registry.Entry], Iterator[Component]]] = {
@@ -25,7 +25,7 @@ def laws(kind: str) -> list[Law]:
 
 
 def components(kind: str, *names: str) -> list[Component]:
-    """Registered components in all their option cases. names: which; none for all. Raises InputError on unknown ones."""
+    """Registered components in each option case. names: which; none for all. Raises InputError on unknown ones."""
     if kind not in CASES:
         raise InputError(unknown("kind with laws", kind, CASES))
     entries = [registry.lookup(kind, name) for name in names] or registry.entries(kind)

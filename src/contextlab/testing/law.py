@@ -9,7 +9,7 @@ def causality(component: Component, reading: Reading) -> None: ...
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky, HypothesisException
 from torch import Tensor
 
-from contextlab import registry
 from contextlab.errors import InputError
 
 
@@ -44,7 +43,7 @@ class Component:
     name: str
     factory: Callable[..., Any]
     options: Mapping[str, Any] = field(default_factory=dict)
-    make: Callable[..., Any] | None = None
+    make: Callable[..., Any] | None = field(default=None, repr=False)
 
     @property
     def label(self) -> str:
@@ -75,9 +74,9 @@ class Law:
     kind: str
     name: str
     statement: str
-    check: Callable[..., None]
-    draws: Mapping[str, st.SearchStrategy[Any]] = field(default_factory=dict)
-    holds_for: Callable[[Component], bool] = always
+    check: Callable[..., None] = field(repr=False)
+    draws: Mapping[str, st.SearchStrategy[Any]] = field(default_factory=dict, repr=False)
+    holds_for: Callable[[Component], bool] = field(default=always, repr=False)
 
     def __call__(self, component: Component, *, examples: int | None = None) -> None:
         """Hold the component to the law. Raises LawBroken.

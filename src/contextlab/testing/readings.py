@@ -1,4 +1,4 @@
-"""What the laws of mixers draw: batches of sequences, how they are cut, how they are padded; and mixers to read them."""
+"""What the laws of mixers draw: batches of sequences, how they are cut and padded; and mixers to read them."""
 
 from __future__ import annotations
 

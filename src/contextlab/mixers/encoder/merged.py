@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -39,6 +39,8 @@ class MergedAttention(Encoder):
     """
 
     parallel_form = "attention"
+
+    hard_choices: ClassVar[bool] = True  # what is merged with what
 
     def __init__(
         self, width: PositiveInt, heads: PositiveInt = 4, ratio: Annotated[float, Field(gt=0, le=0.5)] = 0.25

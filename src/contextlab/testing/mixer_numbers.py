@@ -1,0 +1,183 @@
+"""Other laws of mixers: gradients, refusals, encoders, half precision, what they say of themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from contextlab.mixers.base import Mixer, sequence_cost, token_cost
+from contextlab.state import RecurrentState
+from contextlab.testing.law import Component, close, law, refused, require
+from contextlab.testing.mixers import both_ways, causal
+from contextlab.testing.readings import WIDTH, Reading, read, readings
+
+
+@law(
+    "mixer",
+    "gradients in pieces",
+    "Gradients through a state that is handed on are those of reading whole.",
+    holds_for=causal,
+    reading=readings(longest=80),
+)
+def gradients_in_pieces(component: Component, reading: Reading) -> None:
+    """Of the inputs and of all parameters."""
+    mixer = component.build().double()
+    weight = torch.randn_like(reading.x) * reading.real[..., None]
+    inputs = reading.x.clone().requires_grad_()
+    wanted = [inputs, *mixer.parameters()]
+
+    def gradients(y: Tensor) -> tuple[Tensor, ...]:  # zero for what so short a sequence does not use
+        return torch.autograd.grad((y * weight).sum(), wanted, materialize_grads=True)
+
+    whole = gradients(mixer(inputs, None, reading.mask)[0])
+    pieces = gradients(read(mixer, Reading(inputs, reading.cuts, reading.mask))[0])
+    for got, expected in zip(pieces, whole, strict=True):
+        require(got.isfinite().all(), "gradients are not finite")
+        close(got, expected, 1e-8, "gradients")
+
+
+def hold_to_gradcheck(mixer: Mixer, padding: int) -> None:
+    """Gradients of x against finite differences, float64."""
+    x = torch.randn(2, 5, WIDTH, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(5) >= torch.tensor([padding, 0])[:, None] if padding else None
+
+    def real_outputs(x: Tensor) -> Tensor:
+        y = mixer(x, None, mask, False)[0]
+        return y if mask is None else y[mask]
+
+    require(torch.autograd.gradcheck(real_outputs, (x,), fast_mode=True), "gradcheck fails")
+
+
+@law("mixer", "gradients", "Gradients are those of finite differences.")
+def gradients(component: Component) -> None:
+    """By torch.autograd.gradcheck."""
+    hold_to_gradcheck(component.build().double(), 0)
+
+
+@law("mixer", "gradients, padded", "Gradients are those of finite differences under left padding, too.")
+def gradients_padded(component: Component) -> None:
+    """Two tokens of the first row are padding."""
+    hold_to_gradcheck(component.build().double(), 2)
+
+
+@law("mixer", "parameters", "Every parameter has a gradient.")
+def parameters(component: Component) -> None:
+    """Over 80 tokens."""
+    mixer = component.build().double()
+    x = torch.randn(3, 80, WIDTH, dtype=torch.float64, requires_grad=True)  # for mixers without parameters
+    mixer(x, keep_state=False)[0].square().sum().backward()
+    unused = [n for n, p in mixer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    require(not unused, f"without a gradient: {', '.join(unused)}")
+
+
+@law("mixer", "flops", "flops grow with the length.")
+def flops(component: Component) -> None:
+    """From 16 to 32 tokens."""
+    mixer = component.build()
+    few, many = mixer.flops(16), mixer.flops(32)
+    require(0 < few < many, f"flops(16) is {few}, flops(32) is {many}")
+
+
+@law("mixer", "strange states", "States of another batch, mixer or option are refused.", holds_for=causal)
+def strange_states(component: Component) -> None:
+    """`Mixer.__call__` does so for all that `forward` hands on."""
+    mixer, x = component.build(), torch.randn(2, 3, WIDTH)
+    _, state = mixer(x)
+    if state is None:
+        raise AssertionError("no state was handed on")
+    refused(lambda: mixer(torch.randn(3, 1, WIDTH), state), "the state is of a batch of 2, x of 3")
+    copied = state.select(torch.tensor([1, 0]))  # comes from nowhere, so it is checked, and fits
+    mixer(x, copied)
+    other = RecurrentState({"another's": torch.zeros(2, 5)}, length=3)
+    refused(lambda: mixer(x, other), "the state of another mixer")
+    if any(isinstance(p, Tensor) and p.ndim > 1 for p in pytree.tree_leaves(copied)):
+        wide = copied.map(lambda tensor: torch.cat([tensor] * 2, -1) if tensor.ndim > 1 else tensor)
+        refused(lambda: mixer(x, wide), "the state of a mixer with other options")
+
+
+@law("mixer", "strange inputs", "Inputs and masks of another shape are refused.")
+def strange_inputs(component: Component) -> None:
+    """`Mixer.__call__` does so."""
+    mixer = component.build()
+    refused(lambda: mixer(torch.randn(2, 3, WIDTH + 1)), "expected x [B, T, 24], got [2, 3, 25]")
+    mask = torch.ones(3, 3, dtype=torch.bool)
+    refused(lambda: mixer(torch.randn(2, 3, WIDTH), None, mask), "expected mask bool [2, 3], got bool [3, 3]")
+
+
+@law(
+    "mixer",
+    "no state",
+    "An encoder keeps no state; padding takes no gradient.",
+    holds_for=both_ways,
+    reading=readings(),
+)
+def no_state(component: Component, reading: Reading) -> None:
+    """Nor does it take one."""
+    mixer, x = component.build().double(), reading.x.clone().requires_grad_()
+    y, state = mixer(x, None, reading.mask)
+    require(state is None, "a state was handed on")
+    foretold = mixer.state_nbytes(x.shape[1], x.shape[0], x.dtype)
+    require(foretold == 0, f"state_nbytes is {foretold}, expected 0")
+    require(y.isfinite().all(), "outputs are not finite")
+    gradient = torch.autograd.grad(y[reading.real].square().sum(), x)[0]
+    require(gradient.isfinite().all(), "gradients are not finite")
+    require(not gradient[~reading.real].any(), "padding has a gradient")
+
+
+@law("mixer", "both ways", "An encoder reads both ways and refuses a state.", holds_for=both_ways)
+def reads_both_ways(component: Component) -> None:
+    """The first token sees the last, and the last the first."""
+    mixer = component.build().double()
+    x = torch.randn(1, 9, WIDTH, dtype=torch.float64, requires_grad=True)
+    first, last = (torch.autograd.grad(mixer(x)[0][0, at].square().sum(), x)[0][0] for at in (0, 8))
+    require(first[8].any(), "the first token does not see the last")
+    require(last[0].any(), "the last token does not see the first")
+    given = torch.randn(1, 2, WIDTH, dtype=torch.float64)
+    refused(lambda: mixer(given, RecurrentState()), "reads both ways and takes no state")
+
+
+def hold_to_half(component: Component, autocast: bool) -> None:
+    """Outputs and gradients in bfloat16, against float32 with the same parameters."""
+    torch.manual_seed(0)
+    mixer, exact = component.build(noise=False), component.build(noise=False)
+    exact.load_state_dict(mixer.state_dict())
+    x = torch.randn(2, 70, WIDTH).bfloat16()
+    given = (x.float() if autocast else x).requires_grad_()
+    if not autocast:
+        mixer, exact = mixer.bfloat16(), exact.bfloat16().float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y, state = mixer(given)
+        if state is not None:
+            more = mixer(given[:, :3], state)[0]
+            require(more.isfinite().all(), "outputs from the state are not finite")
+    y.float().square().sum().backward()
+    require(given.grad is not None and given.grad.isfinite().all(), "gradients are not finite")
+    if mixer.hard_choices:
+        return  # choices that rounding tips over change the answer at once
+    expected, _ = exact(x.float())
+    error = float((y.detach().float() - expected.detach()).norm() / expected.detach().norm())
+    require(error < 0.1, f"outputs are {error:.3g} of their norm off, allowed 0.1")
+
+
+@law("mixer", "bfloat16", "In bfloat16 outputs and gradients are finite, and within a tenth of float32's.")
+def bfloat16(component: Component) -> None:
+    """Parameters and inputs alike."""
+    hold_to_half(component, autocast=False)
+
+
+@law("mixer", "autocast", "Under autocast outputs and gradients are finite, and within a tenth of float32's.")
+def autocast(component: Component) -> None:
+    """Parameters and inputs in float32."""
+    hold_to_half(component, autocast=True)
+
+
+@law("mixer", "description", "It says how it works: parallel_form is set, its costs are of a known order.")
+def description(component: Component) -> None:
+    """What `contextlab list mixers` prints."""
+    mixer = component.build()
+    require(mixer.parallel_form != "?", "parallel_form is not set; for example 'attention', 'chunks', 'scan' or 'loop'")
+    growth = sequence_cost(mixer)
+    require(growth in ("T", "T log T", "T^2"), f"flops grow as {growth}")
+    token = token_cost(mixer)
+    require(token in ("none", "1", "log T", "T"), f"a token costs {token}")
