@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from contextlab import registry
 from contextlab.errors import InputError, unknown
-from contextlab.testing import mixer_numbers, mixers  # noqa: F401  (importing them makes their laws known)
+from contextlab.testing import learners, mixer_numbers, mixers, tasks  # noqa: F401  (importing them makes their laws known)
 from contextlab.testing.law import Component, Law, LawBroken, known_laws
 
 CASES: dict[str, Callable[[registry.Entry], Iterator[Component]]] = {
     "mixer": mixers.cases,
+    "task": tasks.cases,
+    "learner": learners.cases,
 }
 
 
@@ -32,11 +34,11 @@ def components(kind: str, *names: str) -> list[Component]:
     return [component for entry in entries for component in CASES[kind](entry)]
 
 
-def parametrize_with_laws(kind: str, *names: str, only: str | None = None) -> Any:
+def parametrize_with_laws(kind: str, *names: str, leave_out: Collection[str] = ()) -> Any:
     """Decorator of a pytest function with an argument `law`: one test for each law and option case.
 
     kind: "mixer", "mlp", "model", "task", "learner" or "policy". names: registered names; none for all.
-    only: the name of one law; None for all.
+    leave_out: names of laws.
 
     ```python
     @parametrize_with_laws("mixer", "my_mixer")
@@ -46,18 +48,17 @@ def parametrize_with_laws(kind: str, *names: str, only: str | None = None) -> An
     """
     import pytest
 
-    chosen = laws(kind)
-    if only is not None:
-        chosen = [each for each in chosen if each.name == only]
-        if not chosen:
-            raise InputError(unknown(f"law of {kind}", only, [each.name for each in laws(kind)]))
+    known = [law.name for law in laws(kind)]
+    for name in leave_out:
+        if name not in known:
+            raise InputError(unknown(f"law of {kind}", name, known))
     return pytest.mark.parametrize(
         "law",
         [
             pytest.param(functools.partial(law, component), id=f"{component.label}: {law.name}")
             for component in components(kind, *names)
-            for law in chosen
-            if law.holds_for(component)
+            for law in laws(kind)
+            if law.name not in leave_out and law.holds_for(component)
         ],
     )
 

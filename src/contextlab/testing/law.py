@@ -37,6 +37,7 @@ class Component:
 
     factory: what is registered, a class or function; it need not be registered to be held to a law.
     make: called without arguments, or with further options, it gives a fresh one; None calls the factory.
+    beside: what it is tried with, of a learner the task.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Component:
     factory: Callable[..., Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     make: Callable[..., Any] | None = field(default=None, repr=False)
+    beside: Any = field(default=None, repr=False)
 
     @property
     def label(self) -> str:

@@ -1,0 +1,222 @@
+"""The laws of tasks. Each is put to the task in every option case that it was registered with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from contextlab import registry
+from contextlab.errors import InputError
+from contextlab.prompt import HIGHER_IS_BETTER, Prompt, Task
+from contextlab.tasks.base import TokenTask
+from contextlab.testing.law import Component, law, refused, require
+
+SHOWS_ITS_ANSWERS = {"mad_compression": "it asks for what was shown", "count_and_copy": "it asks for what was shown"}
+"""Tasks that the law "hidden answers" does not hold for, with the reason."""
+UNEVEN_ANSWERS = {
+    "phonebook": "the first digits of its numbers are four, the others ten",
+    "induction_head_trigger=any": "the trigger of a prompt is no answer of that prompt",
+}
+"""Tasks of tokens (or option=value of one) whose chance is not even odds among all answers, with the reason."""
+
+
+def cases(entry: registry.Entry) -> Iterator[Component]:
+    """A registered task in each of its option cases."""
+    for options in entry.cases:
+        yield Component("task", entry.name, entry.factory, options, functools.partial(entry.build, **options))
+
+
+def generator(seed: int) -> torch.Generator:
+    """A fresh one on the CPU."""
+    return torch.Generator().manual_seed(seed)
+
+
+def first_case(component: Component) -> bool:
+    """Whether it has the options of the first case that it is registered with."""
+    return component.options == registry.lookup("task", component.name).cases[0]
+
+
+def hold_to_prompts(task: Task) -> None:
+    """A prompt of two rows: shapes, ranges of tokens, words."""
+    prompt = task.sample(2, generator(0))
+    words = task.words(prompt, 1)
+    require(words and not words.isspace(), "words(prompt) is empty")
+    shape = prompt.inputs.shape[:2]
+    for name in ("targets", "scored", "shot"):
+        got = getattr(prompt, name).shape[:2]
+        require(got == shape, f"{name} [{list(got)}] and inputs [{list(shape)}] differ in batch or length")
+    require(prompt.scored.dtype == torch.bool, f"scored is {prompt.scored.dtype}, expected torch.bool")
+    require(prompt.scored.any(1).all(), "a prompt has no scored position")
+    require(prompt.shot.min() >= 0, "shot is negative")
+    if task.read_in == "token":
+        low, high = int(prompt.inputs.min()), int(prompt.inputs.max())
+        require(low >= 0 and high < task.input_size, f"tokens {low}..{high}, expected 0..{task.input_size - 1}")
+        high = int(prompt.targets[prompt.scored].max())
+        require(high < task.output_size, f"target {high}, expected at most {task.output_size - 1}")
+    else:
+        size = prompt.inputs.shape[2]
+        require(size == task.input_size, f"inputs are {size} wide, input_size is {task.input_size}")
+        require(prompt.inputs.isfinite().all(), "inputs are not finite")
+
+
+@law("task", "prompts", "Its prompts have the shapes, token ids and words that it says.")
+def prompts(component: Component) -> None:
+    """In the component's own options."""
+    hold_to_prompts(component.build())
+
+
+@law(
+    "task",
+    "presets",
+    "Its presets draw prompts of the shapes and token ids that they say.",
+    holds_for=first_case,
+)
+def presets(component: Component) -> None:
+    """And of the task without any option, where that is possible."""
+    entry = registry.lookup("task", component.name)
+    plain = {} if all(not p.required for p in entry.parameters) else component.options
+    for options in (plain, *component.factory.presets.values()):  # type: ignore[attr-defined]
+        hold_to_prompts(entry.build(**options))
+
+
+@law("task", "seed", "Equal generators draw equal prompts, others draw others.")
+def seed(component: Component) -> None:
+    """64 prompts."""
+    task = component.build()
+    prompt, again, other = (task.sample(64, generator(n)) for n in (3, 3, 4))
+    for name in ("inputs", "targets", "scored", "shot"):
+        require(torch.equal(getattr(prompt, name), getattr(again, name)), f"the same seed draws other {name}")
+    require(not torch.equal(prompt.inputs, other.inputs), "another seed draws the same inputs")
+
+
+@law("task", "next batch", "A generator's next batch has other prompts.")
+def next_batch(component: Component) -> None:
+    """Nothing is drawn from a seed of the task's own."""
+    task, drawn = component.build(), generator(5)
+    first, second = task.sample(16, drawn), task.sample(16, drawn)
+    same = (first.inputs == second.inputs).flatten(1).all(1) if first.inputs.shape == second.inputs.shape else None
+    require(same is None or not same.all(), "the next batch has the same prompts")
+
+
+@law("task", "best learner", "Its first learner answers every prompt, finitely and better than chance.")
+def best_learner(component: Component) -> None:
+    """In every metric that `chance` names; there is at least one."""
+    task = component.build()
+    prompt = task.sample(64, generator(3))
+    learners = task.learners()
+    require(learners, "learners() is empty; name the best known one first")
+    require("oracle" not in next(iter(learners)), "an oracle is named first; the best known learner is no oracle")
+    answer = next(iter(learners.values()))(prompt)
+    expected = (*prompt.inputs.shape[:2], task.output_size)
+    require(answer.shape == expected, f"it answers {list(answer.shape)}, expected {list(expected)}")
+    require(answer.isfinite().all(), "its answers are not finite")
+    errors = task.errors(answer, prompt)
+    require(task.metric in errors, f"errors has no {task.metric!r}, the task's metric")
+    require(task.chance(), "chance() is empty: say what a predictor gets that has learned nothing")
+    for metric, chance in task.chance().items():
+        got = errors[metric][prompt.scored].double().mean().item()
+        higher = task.higher_is_better if metric == task.metric else metric in HIGHER_IS_BETTER
+        require(got > chance if higher else got < chance, f"{metric} is {got:.4g}, chance {chance:.4g}")
+
+
+def of_prompts(task: Task, prompt: Prompt, prediction: Tensor) -> dict[str, Tensor]:
+    """Each metric's mean in each prompt, [B]."""
+    scored = prompt.scored.double()
+    errors = task.errors(prediction, prompt)
+    return {metric: (each.double() * scored).sum(1) / scored.sum(1) for metric, each in errors.items()}
+
+
+@law("task", "chance", "chance() is what guessing gets.")
+def chance(component: Component) -> None:
+    """Of tokens an even guess among the answers; else zeros, or random numbers where a choice is scored."""
+    task = component.build()
+    said = task.chance()
+    if isinstance(task, TokenTask):
+        prompt = task.sample(256, generator(1))
+        # An even guess among as many answers as chance stands for covers all that are asked for.
+        asked = prompt.targets[prompt.scored].unique().numel()
+        options = [f"{component.name}_{key}={value}" for key, value in component.options.items()]
+        if not {component.name, *options} & UNEVEN_ANSWERS.keys():
+            among = round(math.exp(said["cross_entropy"]))
+            require(asked <= among, f"{asked} answers are asked for, chance stands for {among}")
+            accuracy = said.get("accuracy", 0)
+            even = math.exp(-said["cross_entropy"])
+            require(accuracy == 0 or math.isclose(accuracy, even, rel_tol=1e-6), f"{accuracy} is not 1 in {among}")
+        return
+    prompt = task.sample(4000, generator(1))
+    shape = (*prompt.inputs.shape[:2], task.output_size)
+    nothing = of_prompts(task, prompt, torch.zeros(shape))
+    guessed = of_prompts(task, prompt, torch.randn(shape, generator=generator(2)))
+    for metric, value in said.items():
+        got = (guessed if metric in ("accuracy", "error_rate", "suboptimality") else nothing)[metric]
+        spread = 5 * got.std().item() / math.sqrt(len(got)) + 0.02 * value  # some are Monte-Carlo means themselves
+        found = got.mean().item()
+        require(abs(found - value) < spread, f"{metric} of guesses is {found:.4g}, chance says {value:.4g}")
+
+
+@law("task", "hidden answers", "No token shows the answer that is asked for at it.")
+def hidden_answers(component: Component) -> None:
+    """Nor do the three tokens before it, in nine of ten cases."""
+    task = component.build()
+    if task.read_in != "token" or component.name in SHOWS_ITS_ANSWERS:
+        return
+    prompt = task.sample(32, generator(1))
+    for back in range(4):
+        shown = prompt.inputs.roll(back, 1)
+        shown[:, :back] = -1
+        told = (shown == prompt.targets)[prompt.scored].float().mean().item()
+        require(told < 0.9, f"{told:.0%} of the answers stand {back} tokens before")
+
+
+def sizes(factory: type) -> list[str]:
+    """The options of a task that are whole numbers."""
+    hints = typing.get_type_hints(factory)  # without what pydantic adds
+    options = [each.name for each in dataclasses.fields(factory)]
+    return [name for name in options if int in (hints[name], *typing.get_args(hints[name]))]
+
+
+def hold_to_small_sizes(entry: registry.Entry, option: str) -> None:
+    """One option of a task at -1, 0, 1 and 2."""
+    refused(lambda: entry.build(**{**entry.cases[0], option: -1}), option)
+    for size in (0, 1, 2):
+        try:
+            use(entry.build(**{**entry.cases[0], option: size}))
+        except InputError as error:
+            message = str(error)
+            wrong = "\n" in message or "at most 0" in message or "at most -" in message
+            require(not wrong, f"{option}={size} is refused by {message!r}: say in one line what would do")
+
+
+def use(task: Task) -> None:
+    """Everything that one does with a task."""
+    prompt = task.sample(1, generator(0))
+    shape = prompt.inputs.shape[:2]
+    require(shape == prompt.scored.shape == prompt.shot.shape == prompt.targets.shape[:2], "shapes differ")
+    require(prompt.scored.any(), "nothing is scored")
+    require(isinstance(task.words(prompt), str), "words() is no text")
+    require(task.facets(prompt), "facets() is empty")
+    for name, learner in task.learners().items():
+        answer = learner(prompt)
+        expected = (1, prompt.length, task.output_size)
+        require(answer.shape == expected, f"{name} answers {list(answer.shape)}, expected {list(expected)}")
+        require(answer.isfinite().all(), f"the answers of {name} are not finite")
+    require(next(iter(task.splits())) == "train", "the first split is not 'train'")
+
+
+@law(
+    "task",
+    "small sizes",
+    "Small sizes work, or one line says what would.",
+    holds_for=first_case,
+)
+def small_sizes(component: Component) -> None:
+    """-1 is refused."""
+    entry = registry.lookup("task", component.name)
+    for option in sizes(component.factory):  # type: ignore[arg-type]
+        hold_to_small_sizes(entry, option)

@@ -1,0 +1,126 @@
+"""The laws that every registered task is held to, in each of its option cases.
+
+The law "small sizes" is put to each option by itself in test_bad_input.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import contextlab.tasks  # noqa: F401  (registers every task)
+from contextlab import build_task, registry
+from contextlab.prompt import Prompt
+from contextlab.tasks.recall import AssociativeRecall
+from contextlab.tasks.regression import LinearRegression
+from contextlab.testing import Component, LawBroken, laws, parametrize_with_laws
+
+LAWS = {law.name: law for law in laws("task")}
+
+
+@parametrize_with_laws("task", leave_out=("small sizes",))
+def test_laws(law: Callable[[], None]) -> None:
+    law()
+
+
+@pytest.mark.parametrize("entry", registry.entries("task"), ids=lambda entry: entry.name)
+def test_every_task_has_an_easy_and_a_hard_preset(entry: registry.Entry) -> None:
+    assert {"easy", "hard"} <= set(entry.factory.presets)
+
+
+# Tasks that break one law each, and must be caught. They are no registered ones, so they do not check their options.
+
+
+@dataclass(frozen=True)
+class Regression(LinearRegression):
+    dimensions: int = 2
+    examples: int = 6
+
+    def __post_init__(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Recall(AssociativeRecall):
+    vocabulary: int = 8
+
+    def __post_init__(self) -> None: ...
+
+
+class Wider(Regression):
+    """Says another size of inputs than it draws."""
+
+    @property
+    def input_size(self) -> int:
+        return 99
+
+
+class Fixed(Regression):
+    """Draws from a seed of its own."""
+
+    def sample(self, batch: int, generator: torch.Generator, device: Any = "cpu") -> Prompt:
+        return super().sample(batch, torch.Generator().manual_seed(0), device)
+
+
+class Unseeded(Regression):
+    """Draws from the global generator."""
+
+    def sample(self, batch: int, generator: torch.Generator, device: Any = "cpu") -> Prompt:
+        return super().sample(batch, torch.Generator().manual_seed(int(torch.randint(2**31, ()))), device)
+
+
+class Hopeless(Regression):
+    """Names a learner first that has learned nothing."""
+
+    def learners(self) -> dict[str, Any]:
+        return {"zero": lambda prompt: torch.zeros_like(prompt.targets)}
+
+
+class Boasts(Regression):
+    """Says a chance of 0."""
+
+    def chance(self) -> dict[str, float]:
+        return {"squared_error": 0.0}
+
+
+class ShowsAnswers(Recall):
+    """Shows each answer where it asks for it."""
+
+    def sample(self, batch: int, generator: torch.Generator, device: Any = "cpu") -> Prompt:
+        prompt = super().sample(batch, generator, device)
+        prompt.targets = prompt.inputs
+        return prompt
+
+
+@pytest.mark.parametrize(
+    ("broken", "law", "reason"),
+    [
+        (Wider, "prompts", "inputs are 5 wide, input_size is 99"),
+        (Fixed, "seed", "another seed draws the same inputs"),
+        (Unseeded, "seed", "the same seed draws other inputs"),
+        (Fixed, "next batch", "the next batch has the same prompts"),
+        (Hopeless, "best learner", "squared_error is .*, chance"),
+        (Boasts, "chance", "squared_error of guesses is .*, chance says 0"),
+        (ShowsAnswers, "hidden answers", "100% of the answers stand 0 tokens before"),
+    ],
+)
+def test_a_broken_task_is_found_out(broken: type, law: str, reason: str) -> None:
+    with pytest.raises(LawBroken, match=reason):
+        LAWS[law](Component("task", broken.__name__, broken))
+
+
+def test_a_broken_preset_and_a_broken_size_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = registry.Entry("task", "wider", Wider)
+    monkeypatch.setitem(registry._entries["task"], "wider", entry)
+    for law, reason in (("presets", "input_size is 99"), ("small sizes", "dimensions=0|it is not refused")):
+        with pytest.raises(LawBroken, match=reason):
+            LAWS[law](Component("task", "wider", Wider))
+
+
+def test_no_oracle_is_the_best_known() -> None:
+    for entry in registry.entries("task"):
+        for options in entry.cases:
+            assert "oracle" not in next(iter(build_task(entry.name, **options).learners()))
