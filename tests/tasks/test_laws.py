@@ -45,8 +45,6 @@ class Regression(LinearRegression):
 
 @dataclass(frozen=True)
 class Recall(AssociativeRecall):
-    vocabulary: int = 8
-
     def __post_init__(self) -> None: ...
 
 
@@ -76,7 +74,7 @@ class Hopeless(Regression):
     """Names a learner first that has learned nothing."""
 
     def learners(self) -> dict[str, Any]:
-        return {"zero": lambda prompt: torch.zeros_like(prompt.targets)}
+        return {"zero": lambda prompt: torch.full_like(prompt.targets, 9.0)}
 
 
 class Boasts(Regression):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlab.cli.about import doctor, schema
 from contextlab.cli.catalogue import list_, show
+from contextlab.cli.check import check
 from contextlab.cli.compress import compress
 from contextlab.cli.cost import cost
 from contextlab.cli.learners import learners, similarity
@@ -13,5 +14,5 @@ from contextlab.cli.shared import app
 
 app.command()(run)
 app.command("list")(list_)
-for command in (show, learners, similarity, report, cost, compress, doctor, schema):
+for command in (show, learners, similarity, report, cost, compress, check, doctor, schema):
     app.command()(command)

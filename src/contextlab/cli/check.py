@@ -1,0 +1,76 @@
+"""`contextlab check`: hold a component to the laws of its kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from contextlab.cli.shared import PluginOption, console, load_components
+
+if TYPE_CHECKING:
+    from contextlab.testing import Held
+
+
+def check(
+    kind: Annotated[str, typer.Argument(help="mixer, mlp, model, task, learner or policy.")],
+    name: Annotated[str, typer.Argument(help="As `contextlab list` prints it.")],
+    examples: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Cases to try for each law that has them; the same each time.")
+    ] = 25,
+    plugin: PluginOption = None,
+) -> None:
+    """Hold a component, yours too, to every law of its kind, in each option case that it is registered with.
+
+    Prints each law, held or broken, with the smallest case found that breaks it. Exit code 1 when one is broken.
+
+    Examples:
+
+      contextlab check mixer gated_delta_net
+
+      contextlab check task my_task --plugin my_task.py
+    """
+    load_components(plugin)
+    from contextlab.testing import check as hold
+    from contextlab.testing import components
+
+    kind = kind.removesuffix("s") if kind not in ("policies",) else "policy"
+    found: list[Held] = []
+    cases = len(components(kind, name))
+    with console.status("") as status:
+        for each in hold(kind, name, examples=examples):
+            found.append(each)
+            status.update(f"{escape(each.component.label)}: {escape(each.law.name)}")
+    _show(kind, name, cases, found)
+    if any(each.broken for each in found):
+        raise typer.Exit(1)
+
+
+def _show(kind: str, name: str, cases: int, found: list[Held]) -> None:
+    """A row a law: how many cases hold; below, each break with its case."""
+    table = Table(header_style="dim", box=None)
+    table.add_column("law", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("what it says", style="dim")
+    by_law: dict[str, list[Held]] = {}
+    for each in found:
+        by_law.setdefault(each.law.name, []).append(each)
+    for law, results in by_law.items():
+        broken = [each for each in results if each.broken is not None]
+        word = f"[bold red]broken in {len(broken)} of {len(results)}[/]" if broken else "[green]held[/]"
+        table.add_row(escape(law), word, escape(results[0].law.statement))
+    console.print(f"[bold]{kind} {escape(name)}[/], in {cases} case{'s' * (cases != 1)}")
+    console.print(table)
+    for results in by_law.values():
+        for each in results:
+            if each.broken is not None:
+                console.print(
+                    f"\n[bold red]{escape(each.law.name)}[/] with {escape(each.component.label)}", highlight=False
+                )
+                console.print(f"  {escape(each.broken.reason)}", highlight=False)
+                if each.broken.case:
+                    console.print(f"  [dim]smallest case found: {escape(each.broken.case)}[/]", highlight=False)
+    kept = sum(all(each.broken is None for each in results) for results in by_law.values())
+    console.print(f"\n{kept} of {len(by_law)} laws held.")

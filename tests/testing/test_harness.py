@@ -1,0 +1,162 @@
+"""`contextlab.testing` as a stranger uses it: by pytest, by the command line; and what README says of the laws."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from contextlab import registry
+from contextlab.errors import InputError
+from contextlab.testing import Component, Law, LawBroken, check, components, laws, parametrize_with_laws
+from tests.cli.conftest import call  # noqa: F401
+
+PLUGIN = '''
+import torch
+from contextlab.mixers.base import Mixer
+from contextlab.registry import register
+from contextlab.state import RecurrentState
+
+@register("mixer", "running_mean", cases=({}, {"peek": True}), family="static")
+class RunningMean(Mixer):
+    """The mean of the tokens so far."""
+
+    parallel_form = "scan"
+
+    def __init__(self, width: int, peek: bool = False) -> None:
+        super().__init__(width)
+        self.weight = torch.nn.Parameter(torch.ones(width))
+        self.peek = peek
+
+    def forward(self, x, state=None, mask=None, keep_state=True):
+        ones = x.new_ones(x.shape[:2]) if mask is None else mask.to(x.dtype)
+        total, count = (x * ones[..., None]).cumsum(1), ones.cumsum(1)
+        if state is not None:
+            total, count = total + state["total"][:, None], count + state["count"][:, None]
+        read = x.shape[1] + (0 if state is None else state.length)
+        after = RecurrentState({"total": total[:, -1].clone(), "count": count[:, -1].clone()}, length=read)
+        y = total / count.clamp_min(1)[..., None] * self.weight
+        if self.peek:
+            y = y + x.roll(-1, 1)
+        return y, after if keep_state else None
+
+    def state_nbytes(self, length, batch=1, dtype=torch.float32):
+        return batch * (self.width + 1) * dtype.itemsize
+
+    def flops(self, length):
+        return 2 * length * self.width
+'''
+
+USE = '''
+import plugin
+from contextlab.testing import parametrize_with_laws
+
+@parametrize_with_laws("mixer", "running_mean")
+def test_it_keeps_the_laws(law):
+    law()
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "plugin.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._entries, "mixer", dict(registry._entries["mixer"]))
+    monkeypatch.delitem(sys.modules, "contextlab_plugin_plugin", raising=False)
+
+
+def test_a_strangers_mixer_is_checked_by_the_command_line(call, plugin: Path, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = call("check", "mixer", "running_mean", "--plugin", str(plugin), "--examples", "8")
+    assert code == 1, err
+    assert "mixer running_mean, in 2 cases" in out
+    assert re.search(r"size +held +state.nbytes is what", out)
+    assert re.search(r"causality +broken in 1 of 2 +Outputs do not change", out)
+    assert "causality with running_mean[peek=True]" in out
+    assert "smallest case found: reading: batch 1, 2 tokens, uncut, position 0" in out
+    assert f"of {len([law for law in laws('mixer') if 'encoder' not in law.statement])} laws held" in out
+
+
+def test_a_strangers_mixer_is_tested_by_pytest(plugin: Path) -> None:
+    (plugin.parent / "test_plugin.py").write_text(USE)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_plugin.py"]
+    done = subprocess.run(command, cwd=plugin.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    failed = set(re.findall(r"FAILED .*::test_it_keeps_the_laws\[(.*?)\](?: -|$)", done.stdout, re.M))
+    assert "running_mean[peek=True]: causality" in failed
+    assert all("peek" in each for each in failed)
+
+
+def test_wrong_names_are_refused_with_the_nearest(call) -> None:  # noqa: F811
+    code, _, err = call("check", "mixer", "atention")
+    assert code == 2
+    assert "did you mean 'attention'" in err
+    code, _, err = call("check", "mixr", "attention")
+    assert code == 2
+    assert "unknown kind with laws 'mixr'; did you mean 'mixer'" in err
+    with pytest.raises(InputError, match="unknown law of task 'sed'; did you mean 'seed'"):
+        parametrize_with_laws("task", leave_out=("sed",))
+
+
+def test_without_hypothesis_one_line_says_what_to_install() -> None:
+    code = "import sys; sys.modules['hypothesis'] = None; import contextlab.testing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ResourceError: contextlab.testing needs hypothesis: pip install 'contextlab[testing]'" in done.stderr
+
+
+def test_every_law_has_a_name_and_one_line_that_says_what_holds() -> None:
+    for kind in ("mixer", "task", "learner"):
+        assert laws(kind)
+        for law in laws(kind):
+            assert law.statement.endswith(".")
+            assert len(law.statement) <= 90
+            assert "\n" not in law.statement
+
+
+def test_a_law_that_a_component_keeps_only_at_times_is_told_as_such() -> None:
+    calls = []
+
+    def once(component: Component, number: int) -> None:
+        calls.append(number)
+        assert len(calls) != 3
+
+    with pytest.raises(LawBroken, match="not deterministic"):
+        Law("mixer", "fickle", "It holds.", once, {"number": st.integers(0, 5)})(Component("mixer", "x", object))
+
+
+def test_the_smallest_number_that_breaks_a_law_is_found() -> None:
+    def small(component: Component, number: int) -> None:
+        assert torch.rand(()) < 1
+        if number >= 17:
+            raise ValueError("too\nlarge")
+
+    law = Law("mixer", "small", "It holds.", small, {"number": st.integers(0, 1000)})
+    with pytest.raises(LawBroken) as caught:
+        law(Component("mixer", "x", object, {"a": 1}), examples=100)
+    words = "mixer x[a=1] breaks the law 'small': ValueError: too large (smallest case found: number: 17, seed 0)"
+    assert str(caught.value) == words
+    with pytest.raises(ValueError, match="too"):
+        raise caught.value.__cause__
+
+
+def test_check_tells_of_every_law_and_case() -> None:
+    found = list(check("learner", "copier", examples=2))
+    assert len(found) == len(laws("learner")) * len(components("learner", "copier"))
+    assert all(each.broken is None for each in found)
+
+
+def test_the_readme_counts_the_laws() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    counted = {kind: int(n) for n, kind in re.findall(r"(\d+) laws of (\w+)s\b", text)}
+    assert counted.get("mixer") == len(laws("mixer"))
+    assert all(number == len(laws("policy" if kind == "policie" else kind)) for kind, number in counted.items())
