@@ -66,9 +66,8 @@ def _show(kind: str, name: str, cases: int, found: list[Held]) -> None:
     for results in by_law.values():
         for each in results:
             if each.broken is not None:
-                console.print(
-                    f"\n[bold red]{escape(each.law.name)}[/] with {escape(each.component.label)}", highlight=False
-                )
+                where = escape(each.component.label)
+                console.print(f"\n[bold red]{escape(each.law.name)}[/] with {where}", highlight=False)
                 console.print(f"  {escape(each.broken.reason)}", highlight=False)
                 if each.broken.case:
                     console.print(f"  [dim]smallest case found: {escape(each.broken.case)}[/]", highlight=False)
