@@ -89,7 +89,9 @@ def test_a_strangers_mixer_is_checked_by_the_command_line(call, plugin: Path, mo
 
 def test_a_strangers_mixer_is_tested_by_pytest(plugin: Path) -> None:
     (plugin.parent / "test_plugin.py").write_text(USE)
-    few = "from hypothesis import settings\nsettings.register_profile('few', max_examples=4)\nsettings.load_profile('few')\n"
+    few = (
+        "from hypothesis import settings\nsettings.register_profile('f', max_examples=4)\nsettings.load_profile('f')\n"
+    )
     (plugin.parent / "conftest.py").write_text(few)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_plugin.py"]
     done = subprocess.run(command, cwd=plugin.parent, capture_output=True, text=True, timeout=300)
