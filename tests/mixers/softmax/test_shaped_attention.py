@@ -98,7 +98,7 @@ def test_it_leaves_the_identity_when_trained() -> None:
 
 def test_the_mean_is_attention_with_zero_scores() -> None:
     mixer = ShapedAttention(12, heads=2, projection="linear", position="none").double()
-    plain = Attention(12, 2, position="none").double()
+    plain = Attention(12, heads=2, position="none").double()
     with torch.no_grad():
         mixer.gains.copy_(torch.tensor([0.0, 0.0, -1.0])[:, None, None].expand(3, 2, 1))
         plain.qkv_proj.weight[:24] = 0
