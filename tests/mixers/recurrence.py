@@ -51,7 +51,7 @@ def agrees(name: str, options: Mapping[str, Any], length: int = LENGTH) -> None:
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # constants, too, are made with all their digits
     try:
-        mixer = registry.lookup("mixer", name).build(width=WIDTH, **options).eval()
+        mixer = registry.lookup("mixer", name).build(width=WIDTH, **options).double().eval()
     finally:
         torch.set_default_dtype(usual)
     mixer.given = options
