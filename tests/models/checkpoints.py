@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from contextlab.compat import cache_argument, cache_name
+
 V = 31  # token ids
 ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 BASE = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -89,3 +91,13 @@ def checkpoint(kind: str, folder: Path, dtype: torch.dtype = torch.float64, **ch
     model = reference(kind, dtype, **changes)
     model.save_pretrained(folder)
     return model
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in an output of transformers, whatever the installed release calls it."""
+    return output[cache_name(output)]
+
+
+def with_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """The argument that hands a model its cache."""
+    return {cache_argument(model.forward): cache}

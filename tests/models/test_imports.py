@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -12,6 +14,10 @@ from contextlab.ops import rope_frequencies
 from .checkpoints import V, checkpoint
 
 transformers = pytest.importorskip("transformers", minversion="5")
+
+NORM_BY_GROUP = (
+    "group_size" in inspect.signature(transformers.models.mamba2.modeling_mamba2.MambaRMSNormGated).parameters
+)
 
 CASES = [
     ("llama", {}),
@@ -54,6 +60,8 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "changes"), CASES)
 def test_logits_are_those_of_transformers(kind, changes, tmp_path, monkeypatch):
+    if kind == "mamba2" and changes.get("n_groups") != 1 and not NORM_BY_GROUP:
+        pytest.skip("this release of transformers normalizes all groups of Mamba-2 together, unlike the paper's code")
     theirs = checkpoint(kind, tmp_path, **changes)
     ours = load(tmp_path, native=True)
     assert isinstance(ours, Model)

@@ -18,6 +18,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from contextlab.compat import cache_argument
 from contextlab.errors import InputError, ResourceError, nearest
 from contextlab.files import read_json
 from contextlab.models.generation import generate
@@ -90,10 +91,10 @@ class HuggingFaceModel(nn.Module):
             output_size=config.vocab_size,
         )
         known = inspect.signature(model.forward).parameters
-        caches = [name for name in ("past_key_values", "cache_params", "state") if name in known]
-        if not caches:
+        cache = cache_argument(model.forward)
+        if cache is None:
             raise InputError(f"{self.spec.kind}: the model takes no cache, so it has no state to hand on")
-        self._cache = caches[0]
+        self._cache = cache
         self._knows_positions = "position_ids" in known
         self._masked = "attention_mask" in known and self.spec.kind not in UNPADDED
         self._reach: list[tuple[int, int | None]] | None = None

@@ -5,6 +5,7 @@ Importing this module registers the model type "contextlab"; it needs the packag
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from contextlab.compat import cache_name
 from contextlab.errors import InputError
 from contextlab.models.io import load_model, save_model
 from contextlab.models.spec import ModelSpec
@@ -34,10 +36,19 @@ class ContextlabConfig(PretrainedConfig):
         self.num_hidden_layers = self.spec.get("depth")
 
 
+CACHE: Any = cache_name(field.name for field in dataclasses.fields(CausalLMOutputWithPast))
+"""What the installed transformers calls the cache of an output, and hands on from step to step of `generate`."""
+
+
 class StateCache:
-    """A `ModelState` where transformers expects a cache."""
+    """A `ModelState` where transformers expects a cache.
+
+    It never changes but by `reorder_cache`: each call of the model returns another.
+    """
 
     is_compileable = False
+    is_croppable = False
+    is_linear = (False,)  # it counts the tokens read, as caches of attention do
 
     def __init__(self, state: ModelState | None = None) -> None:
         self.state = state
@@ -47,7 +58,7 @@ class StateCache:
         return 0 if self.state is None else self.state.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows, for beam search. beam_idx: [B] int64."""
+        """Keep these rows, for beam search."""
         if self.state is not None:
             self.state = self.state.select(beam_idx)
 
@@ -80,42 +91,71 @@ class ContextlabForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: StateCache | None = None,
+        cache: StateCache | None = None,
         use_cache: bool | None = None,
         labels: Tensor | None = None,
-        **_: Any,
+        past_key_values: StateCache | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **others: Any,
     ) -> CausalLMOutputWithPast:
         """input_ids: [B, T] int64. attention_mask: [B, T or all that was read], 0 at left padding.
 
-        past_key_values: what `use_cache=True` returned for the tokens before. labels: [B, T], -100 where none counts;
-        the loss is the cross-entropy of the next token.
+        cache or past_key_values, whatever the release of transformers: what `use_cache=True` returned for the tokens
+        before. labels: [B, T], -100 where none counts; the loss is the cross-entropy of the next token.
+        num_items_in_batch: what its sum is divided by, when a batch comes in pieces; None: the labels that count.
+
+        Raises InputError for a cache of another kind, and for an argument that would change the outcome here.
         """
+        _refuse_others(others)
         mask = None if attention_mask is None else _left_padding(attention_mask[:, -input_ids.shape[1] :].bool())
-        state = past_key_values.state if isinstance(past_key_values, StateCache) else None
-        if use_cache or state is not None:
-            logits, after = self.model.read(input_ids, state, mask)
-            cache = StateCache(after)
+        before = _one_cache(cache, past_key_values)
+        if use_cache or before is not None:
+            logits, after = self.model.read(input_ids, None if before is None else before.state, mask)
+            kept = StateCache(after)
         else:
-            logits, cache = self.model(input_ids, mask), None
+            logits, kept = self.model(input_ids, mask), None
+        handed_on: dict[str, Any] = {CACHE: kept}
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)  # type: ignore[arg-type]
+            scored, due = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+            if num_items_in_batch is None:
+                loss = F.cross_entropy(scored, due, ignore_index=-100)
+            else:
+                loss = F.cross_entropy(scored, due, ignore_index=-100, reduction="sum") / num_items_in_batch
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **handed_on)
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """transformers' own `generate`; a cache is read on from under either of its names."""
+        cache = _one_cache(options.pop("cache", None), options.pop("past_key_values", None))
+        if cache is not None:
+            options[CACHE] = cache
+        theirs: Any = GenerationMixin.generate
+        return theirs(self, *args, **options)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
-        past_key_values: StateCache | None = None,
+        next_sequence_length: int | None = None,
+        cache: StateCache | None = None,
         attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: StateCache | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Only the tokens that the state has not read. input_ids, attention_mask: [B, T]."""
-        read = past_key_values.get_seq_length() if past_key_values is not None else 0
+        """Only the tokens that the state has not read.
+
+        next_sequence_length: how many of the last these are, as transformers counts them; None: all.
+        """
+        if next_sequence_length is not None:
+            if next_sequence_length < 1:
+                raise InputError(
+                    f"generate: the cache has read all {input_ids.shape[1]} tokens given; give those that follow, too"
+                )
+            input_ids = input_ids[:, -next_sequence_length:]
         return {
-            "input_ids": input_ids[:, read:],
+            "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            "cache": _one_cache(cache, past_key_values),
             "use_cache": use_cache,
         }
 
@@ -123,9 +163,9 @@ class ContextlabForCausalLM(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
-    def _reorder_cache(self, past_key_values: StateCache, beam_idx: Tensor) -> StateCache:
-        past_key_values.reorder_cache(beam_idx)
-        return past_key_values
+    def _reorder_cache(self, cache: StateCache, beam_idx: Tensor) -> StateCache:
+        cache.reorder_cache(beam_idx)
+        return cache
 
     def get_input_embeddings(self) -> Any:
         """The token embedding."""
@@ -153,6 +193,26 @@ class ContextlabForCausalLM(PreTrainedModel, GenerationMixin):
         if (folder / "generation_config.json").exists():
             wrapped.generation_config = GenerationConfig.from_pretrained(folder)
         return wrapped
+
+
+def _one_cache(cache: StateCache | None, past_key_values: StateCache | None) -> StateCache | None:
+    """The cache, under whichever of its two names it came."""
+    if cache is not None and past_key_values is not None:
+        raise InputError("cache and past_key_values are two names of one argument; give one of them")
+    found = past_key_values if cache is None else cache
+    if found is not None and not isinstance(found, StateCache):
+        raise InputError(
+            f"cache: expected what use_cache=True returned, got a {type(found).__name__}; leave it out at the start"
+        )
+    return found
+
+
+def _refuse_others(others: dict[str, Any]) -> None:
+    """Raises InputError for an argument with a value that would have to change something."""
+    for name, value in others.items():
+        asked = bool(value.any()) if isinstance(value, Tensor) else bool(value)  # token_type_ids are zeros, say
+        if asked and name != "return_dict":
+            raise InputError(f"{name}: our models under transformers do not take it; leave it out")
 
 
 def _left_padding(mask: Tensor) -> Tensor | None:

@@ -28,6 +28,7 @@ from transformers.cache_utils import (
 )
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
+from contextlab.compat import cache_argument
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer, attend_held
 from contextlab.policies.core.base import Policy, Served
@@ -260,7 +261,8 @@ def _key_at(module: Any, rotary: Any, by_layer: dict[str, Any], place: int, dtyp
     AttentionInterface.register(f"{NAME}_keys", _raise)
     try:
         module.config._attn_implementation = f"{NAME}_keys"
-        module(hidden_states=token, position_embeddings=where, attention_mask=None, past_key_values=None)
+        cache = cache_argument(module.forward)
+        module(hidden_states=token, position_embeddings=where, attention_mask=None, **({cache: None} if cache else {}))
     except _Asked as asked:
         return asked.key.transpose(1, 2)
     finally:
@@ -334,7 +336,7 @@ def _leave(module: Any, _args: Any, _result: Any) -> None:
 
 def _layer_of(cache: Any, index: int) -> KeptLayer:
     if not isinstance(cache, Cache) or cache.offloading:
-        raise InputError("policies serve a DynamicCache that is not offloaded; leave past_key_values out")
+        raise InputError("policies serve a DynamicCache that is not offloaded; give the model no cache of your own")
     while cache.layer_class_to_replicate is not None and len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())
     layer = cache.layers[index]
@@ -346,8 +348,8 @@ def _layer_of(cache: Any, index: int) -> KeptLayer:
         cache.layers[index] = layer = KeptLayer()
     if not isinstance(layer, KeptLayer):
         raise InputError(
-            f"policies serve a DynamicCache, but this one's layers are a {type(layer).__name__}; leave past_key_values "
-            "and cache_implementation out"
+            f"policies serve a DynamicCache, but this one's layers are a {type(layer).__name__}; give no cache of "
+            "your own and leave cache_implementation out"
         )
     return layer
 
