@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.evaluation.compress import _drawn, build_prompts, compress
+from contextlab.evaluation.compress import build_prompts, compress
+from contextlab.evaluation.compress.prompts import draw
 from contextlab.experiments import find_model
 from contextlab.models import build_model, load
 from contextlab.policies import build_policy
@@ -62,7 +63,7 @@ def found() -> pd.DataFrame:
 def test_without_a_policy_it_is_the_plain_model(found: pd.DataFrame) -> None:
     for text in ("needle", "text"):
         task = build_prompts(text, 192, model())
-        drawn = _drawn(task, 2, 0, torch.device("cpu"))
+        drawn = draw(task, 2, 0, torch.device("cpu"))
         with torch.no_grad():
             logits = model()(drawn.prompt.inputs)
         each = F.cross_entropy(logits.transpose(1, 2), drawn.prompt.targets, reduction="none")
@@ -99,7 +100,7 @@ def test_a_full_budget_changes_nothing_and_smaller_ones_are_kept_to(found: pd.Da
 def test_the_divergence_is_that_of_reading_by_hand(found: pd.DataFrame) -> None:
     reader, task = model(), build_prompts("needle", 192, model())
     policy = build_policy("streaming_llm", sinks=2, budget="16kB")  # 8 for each of two rows
-    drawn = _drawn(task, 2, 0, torch.device("cpu"))
+    drawn = draw(task, 2, 0, torch.device("cpu"))
     x, first = drawn.prompt.inputs, drawn.question
     with torch.no_grad():
         p = reader(x)[:, first:].double().softmax(-1)
@@ -114,13 +115,13 @@ def test_prompts_are_cut_where_their_question_begins() -> None:
     for text, begins in (("needle", "\nQuestion: what is"), ("kv_retrieval", '\n\nKey: "')):
         task = build_prompts(text, 512, model())
         for seed in range(3):
-            drawn = _drawn(task, 3, seed, torch.device("cpu"))
+            drawn = draw(task, 3, seed, torch.device("cpu"))
             words = [bytes(row[drawn.question :].tolist()).decode() for row in drawn.prompt.inputs]
             assert any(each.startswith(begins) for each in words)  # of the row whose question begins first
             assert all(begins in each for each in words)
     assert 430 < build_prompts("kv_retrieval", 512, model()).sample(1, torch.Generator()).length <= 512
     recall = build_prompts("mqar", 128, model())
-    assert _drawn(recall, 4, 0, torch.device("cpu")).question >= 2 * recall.pairs  # type: ignore[attr-defined]
+    assert draw(recall, 4, 0, torch.device("cpu")).question >= 2 * recall.pairs  # type: ignore[attr-defined]
     assert build_prompts("mqar:pairs=4,vocabulary=64", 128, model()).pairs == 4  # type: ignore[attr-defined]
 
 
@@ -167,7 +168,7 @@ def test_policies_that_watch_or_learn_are_prepared_on_the_prompts() -> None:
     for policy in ("oracle", "kvzip:sinks=2", "locret:window=4"):
         assert abs(value(found, policy, "kl", "100%")) < 1e-6
     task = build_prompts("needle", 192, reader)
-    drawn = _drawn(task, 4, 0, torch.device("cpu"))
+    drawn = draw(task, 4, 0, torch.device("cpu"))
     for name, seen in (("oracle", drawn.prompt.length), ("kvzip", drawn.question)):
         policy = build_policy(name, budget="25%", sinks=0 if name == "oracle" else 2)
         policy.watch(reader, drawn.prompt.inputs[:, :seen])

@@ -5,8 +5,9 @@ from pkgutil import walk_packages
 from typing import TYPE_CHECKING
 
 from contextlab.lazy import modules_on_demand
-from contextlab.policies.core.base import Dense, Holder, Policy, Served
+from contextlab.policies.core.base import Policy, Served
 from contextlab.policies.core.budget import Budget
+from contextlab.policies.core.holders import Dense, Holder
 from contextlab.policies.core.parse import parse_options, parse_policy, takes_budget
 from contextlab.policies.core.per_layer import PerLayer
 from contextlab.policies.core.slots import KeptState, Slots

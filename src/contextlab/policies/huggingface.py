@@ -316,6 +316,21 @@ def applied(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> A
     return model.recached(state, compress)
 
 
+def states(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> list[tuple[Served, State]]:
+    """See `Policy.states`; for a `HuggingFaceModel` and the state that its `read` returned."""
+    found: list[tuple[Served, State]] = []
+
+    def look(cache: Cache, _start: Tensor, _padded: bool) -> None:
+        for module, served in places:
+            index: Any = module.layer_idx
+            left = getattr(cache.layers[index], "state", None)
+            if left is not None:
+                found.append((served, left))
+
+    model.recached(state, look)
+    return found
+
+
 def _enter(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     """Before a module's forward: the layer of the cache that it will write into becomes one of ours."""
     cache = next((x for x in (*args, *options.values()) if isinstance(x, (Cache, EncoderDecoderCache))), None)

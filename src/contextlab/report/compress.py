@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from contextlab import registry
+from contextlab.errors import InputError
 from contextlab.evaluation.compress import FULL, OWN, is_text
-from contextlab.policies import Budget, parse_options
+from contextlab.policies import Budget, Policy, parse_policy
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.figures import COLOURS, DASHES, MARKERS, finish
 from contextlab.report.naming import bytes_in_words, metric_title, value_in_words
@@ -121,18 +122,25 @@ def compress_words(results: pd.DataFrame) -> list[str]:
     return sentences
 
 
+@lru_cache(maxsize=1024)
+def _built(policy: str) -> Policy | None:
+    """A policy as it was written; None where it is a plugin's, or goes by a name that someone gave it."""
+    try:
+        return parse_policy(policy)
+    except InputError:
+        return None
+
+
 def _bounds(policy: str) -> str:
     """What the budget of a policy as it was written limits: what is "held", or "read", or read at "prefill"."""
-    name = parse_options(policy.partition("|")[0], "policy")[0]
-    if name not in registry.names("policy"):  # results may tell of a plugin's policies
-        return "held"
-    bounds: str = registry.lookup("policy", name).factory.bounds  # type: ignore[attr-defined]
-    return bounds
+    built = _built(policy)
+    return "held" if built is None else built.bounds
 
 
 def _is_oracle(policy: str) -> bool:
     """Whether a policy as it was written chooses by what it cannot know."""
-    return parse_options(policy.partition("|")[0], "policy")[0] == "oracle"
+    built = _built(policy)
+    return built is not None and built.reads_first == "everything"
 
 
 class _Kept(NamedTuple):

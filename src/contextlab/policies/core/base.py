@@ -8,83 +8,23 @@ the same method.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
-from contextlab.policies.core.slots import Slots, slot_nbytes
+from contextlab.policies.core.budget import Amount, Budget
+from contextlab.policies.core.holders import Holder
 from contextlab.state import KVState, State
 
 S = TypeVar("S", bound=State)
-
-
-class Holder(Protocol):
-    """How kept tokens are stored, and what that takes; `Dense` is the plain form."""
-
-    @property
-    def lossless(self) -> bool:
-        """Whether what is stored is read back as it was."""
-
-    def check(self, layers: list[KVLayer]) -> None:
-        """Raises InputError when it cannot store these layers' tokens."""
-
-    def store(self, layer: KVLayer, values: dict[str, Tensor], room: int, length: int) -> Slots:
-        """Fresh slots with these tokens: "keys", "values", "position", each [B, Hkv, n, ...]; see `Slots.of`."""
-
-    def nbytes(self, slots: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
-        """The most bytes that a store with room for so many tokens takes."""
-
-    def fitting(self, allowed: float, each: int, most: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
-        """The largest `slots` up to `most` with nbytes(slots) + slots * each <= allowed; 0 where none is."""
-
-
-class Dense:
-    """Keys and values as the model made them."""
-
-    lossless = True
-
-    def check(self, layers: list[KVLayer]) -> None:
-        """See `Holder.check`: it can store all."""
-
-    def store(self, layer: KVLayer, values: dict[str, Tensor], room: int, length: int) -> Slots:
-        """See `Holder.store`."""
-        return Slots.of(values, room, length)
-
-    def nbytes(self, slots: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
-        """See `Holder.nbytes`."""
-        return slots * slot_nbytes(batch, layer.kv_heads, layer.key_dim, layer.value_dim, dtype)
-
-    def fitting(self, allowed: float, each: int, most: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
-        """See `Holder.fitting`."""
-        return min(max(int(allowed // (self.nbytes(1, layer, batch, dtype) + each)), 0), most)
-
-
-def largest_fitting(nbytes: Callable[[int], int], allowed: float, most: int) -> int:
-    """The largest count up to `most` with nbytes(count) <= allowed, 0 where none is; nbytes rises nearly evenly."""
-    # A line through two sizes tells nearly where.
-    one, two = (nbytes(n * 2**20) for n in (1, 2))
-    low = min(max(0, int((allowed - 2 * one + two) / ((two - one) / 2**20)) - 1), most)
-    if nbytes(low) > allowed:
-        low = 0
-    high, width = most, 1
-    while low + width <= high and nbytes(low + width) <= allowed:
-        low, width = low + width, 2 * width
-    high = min(high, low + width - 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if nbytes(middle) <= allowed:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 @dataclass(frozen=True)
@@ -139,10 +79,65 @@ def in_own_places(layer: KVLayer, x: Tensor, start: Tensor) -> Tensor:
 class Policy(ABC):
     """What a KV state keeps of the tokens that were read."""
 
-    bounds: ClassVar[Literal["held", "read", "prefill"]] = "held"
+    bounds: Literal["held", "read", "prefill"] = "held"
     """What its budget limits: what is held; what a decoded token reads; or what a token of the prompt reads."""
     storage: Holder | None = None
     """How it stores tokens, where another policy may say which: `evict | store`."""
+    only_scores: ClassVar[bool] = False
+    """Whether all that it does is score tokens, so that another policy may use that score (`ada_kv:of=NAME`)."""
+    fits_budget: bool = False
+    """Whether what is trained of it (`train_on`) is for its budget, and not for any."""
+
+    @property
+    def takes_budget(self) -> bool:
+        """Whether it has a budget, or a part of it has."""
+        return hasattr(self, "budget")
+
+    @property
+    def limits(self) -> list[Budget]:
+        """The budgets that limit it, each once; empty where it keeps everything."""
+        budget = Budget.of(getattr(self, "budget", None))
+        return [] if budget.everything else [budget]
+
+    def with_budget(self, budget: Amount) -> Policy:
+        """The same policy with another budget, what was trained of it shared; itself where it takes none."""
+        if not self.takes_budget:
+            return self
+        other = copy.copy(self)
+        other.budget = Budget.of(budget)  # type: ignore[attr-defined]
+        return other
+
+    @property
+    def reads_first(self) -> Literal["", "prompt", "everything"]:
+        """What of a text it must read before it serves it (`prepare`): nothing, what it chooses from, or all of it."""
+        return ""
+
+    def prepare(self, model: nn.Module, tokens: Tensor, prompt: int, mask: Tensor | None = None) -> None:  # noqa: B027
+        """Read the text that is served next; see `reads_first`.
+
+        model: ours, or `contextlab.models.HuggingFaceModel`. tokens: [B, T] ids, all that will be read.
+        prompt: how many of the first it chooses from. mask: [B, T] bool, False at left padding.
+        """
+
+    @property
+    def untrained(self) -> str:
+        """What of it must be trained and is not, in words such as "its heads"; "" for nothing."""
+        return ""
+
+    def train_on(  # noqa: B027  (most need no training)
+        self, model: nn.Module, tokens: Tensor, answer: int, *, steps: int, seed: int = 0
+    ) -> None:
+        """Train what is `untrained`; the model stays as it is.
+
+        model: see `prepare`. tokens: [N, T] ids, prompts without padding. answer: how many of the last are the answer.
+        """
+
+    def bytes_read(self, state: State) -> int:
+        """Bytes of keys and values, of all rows, that the last token read of a state it left at a layer.
+
+        0 where it does not choose what a token reads.
+        """
+        return 0
 
     @property
     def lossless(self) -> bool:
@@ -228,7 +223,11 @@ class Policy(ABC):
 
     def layers(self, model: nn.Module) -> list[KVLayer]:
         """The model's layers that it serves. Raises InputError when it cannot serve the model."""
-        return [served.layer for _, served in self._places(model)]
+        return [served.layer for served in self.served(model)]
+
+    def served(self, model: nn.Module) -> list[Served]:
+        """The model's layers that it serves, and the policy that serves each. Raises InputError as `layers` does."""
+        return [served for _, served in self._places(model)]
 
     def _places(self, model: nn.Module) -> list[tuple[nn.Module, Served]]:
         if any(getattr(m, "reads_other_keys", False) for m in model.modules()):
@@ -268,20 +267,34 @@ class Policy(ABC):
         places, adapter = self._places(model), _adapter(model)
         if adapter is not None:
             return adapter.applied(places, state, model)
+        layers = list(state.layers) if hasattr(state, "layers") else []
+        for i, place, held in self._of_blocks(model, state, places):
+            inner = getattr(held, "attended", held)
+            if isinstance(inner, KVState):
+                kept = place.policy.convert(place.layer, inner)
+                layers[i] = dataclasses.replace(held, attended=kept) if inner is not held else kept
+        return dataclasses.replace(state, layers=layers)
+
+    def states(self, model: nn.Module, state: Any) -> list[tuple[Served, State]]:
+        """What it left in each layer that it serves, in the state that `model.read` returned while it was attached."""
+        places, adapter = self._places(model), _adapter(model)
+        if adapter is not None:
+            return list(adapter.states(places, state, model))
+        return [(place, getattr(held, "attended", held)) for _, place, held in self._of_blocks(model, state, places)]
+
+    @staticmethod
+    def _of_blocks(
+        model: nn.Module, state: Any, places: list[tuple[nn.Module, Served]]
+    ) -> Iterator[tuple[int, Served, Any]]:
+        """Each of our model's layer states that is served: its number, by whom, and the state."""
         served = {id(m): s for m, s in places}
         blocks = [b.mixer for b in getattr(model, "blocks", [])]
         if not blocks or not hasattr(state, "layers"):
-            raise InputError("apply: expected a model of contextlab and the state that its `read` returned")
-        layers = []
+            raise InputError("expected a model of contextlab and the state that its `read` returned")
         for i, held in enumerate(state.layers):
-            place_of = served.get(id(blocks[i % len(blocks)]))
-            inner = getattr(held, "attended", held)
-            if place_of is None or not isinstance(inner, KVState):
-                layers.append(held)
-                continue
-            kept = place_of.policy.convert(place_of.layer, inner)
-            layers.append(dataclasses.replace(held, attended=kept) if inner is not held else kept)
-        return dataclasses.replace(state, layers=layers)
+            place = served.get(id(blocks[i % len(blocks)]))
+            if place is not None:
+                yield i, place, held
 
 
 def _adapter(model: nn.Module) -> Any | None:

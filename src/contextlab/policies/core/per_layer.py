@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.core.base import Policy
+from contextlab.policies.core.budget import Amount, Budget
 from contextlab.state import KVState, State
 
 
@@ -34,6 +36,9 @@ class PerLayer(Policy):
         self.policies, self.default = dict(policies), default
         if not self._each:
             raise InputError("PerLayer: no layer has a policy; give one for a layer, or a default")
+        bounds = {policy.bounds for policy in self._each if policy.takes_budget}
+        self.bounds = bounds.pop() if len(bounds) == 1 else "held"
+        self.fits_budget = any(policy.fits_budget for policy in self._each)
 
     @property
     def _each(self) -> list[Policy]:
@@ -55,6 +60,45 @@ class PerLayer(Policy):
     def needs(self) -> str:
         """See `Policy.needs`."""
         return " and ".join(dict.fromkeys(policy.needs for policy in self._each if policy.needs))
+
+    @property
+    def takes_budget(self) -> bool:
+        """See `Policy.takes_budget`."""
+        return any(policy.takes_budget for policy in self._each)
+
+    @property
+    def limits(self) -> list[Budget]:
+        """See `Policy.limits`."""
+        return list(dict.fromkeys(limit for policy in self._each for limit in policy.limits))
+
+    def with_budget(self, budget: Amount) -> PerLayer:
+        """See `Policy.with_budget`: all of its policies with the same one."""
+        other = {id(policy): policy.with_budget(budget) for policy in self._each}
+        return PerLayer(
+            {index: policy and other[id(policy)] for index, policy in self.policies.items()},
+            self.default and other[id(self.default)],
+        )
+
+    @property
+    def reads_first(self) -> Literal["", "prompt", "everything"]:
+        """See `Policy.reads_first`: the most that any of its policies must."""
+        return max((policy.reads_first for policy in self._each), key=("", "prompt", "everything").index)
+
+    def prepare(self, model: nn.Module, tokens: Tensor, prompt: int, mask: Tensor | None = None) -> None:
+        """See `Policy.prepare`."""
+        for policy in self._each:
+            policy.prepare(model, tokens, prompt, mask)
+
+    @property
+    def untrained(self) -> str:
+        """See `Policy.untrained`."""
+        return " and ".join(dict.fromkeys(policy.untrained for policy in self._each if policy.untrained))
+
+    def train_on(self, model: nn.Module, tokens: Tensor, answer: int, *, steps: int, seed: int = 0) -> None:
+        """See `Policy.train_on`: each as if it served all layers."""
+        for policy in self._each:
+            if policy.untrained:
+                policy.train_on(model, tokens, answer, steps=steps, seed=seed)
 
     def __or__(self, other: Policy) -> PerLayer:
         """See `Policy.__or__`."""

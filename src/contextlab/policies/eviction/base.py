@@ -14,8 +14,9 @@ from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held, attention_rows, attention_with_mass
-from contextlab.policies.core.base import Dense, Holder, Policy, in_own_places
+from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.core.budget import OPEN, Amount, Budget
+from contextlab.policies.core.holders import Dense, Holder
 from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, room_for, tokens_in_slots
 from contextlab.state import KVState, State, tensor_bytes
 
@@ -27,7 +28,8 @@ class Seen:
     keys: [B, Hkv, N, D] as held (rotary positions applied). values: [B, Hkv, N, V].
     positions: [B, Hkv, N] int64, places of the tokens in their rows, -1 where a slot holds none.
     queries: [B, n, H, D], the last `observe` ones (fewer when fewer were read), or None.
-    mass: [B, Hkv, N], the attention that each token got from all queries so far, or None.
+    mass: [B, Hkv, N], the attention that each token got from all queries so far, or the number that `mark` gave it; or
+        None.
     length: tokens read so far, padding included. layer: the layer.
     notes: what `EvictionPolicy.remember` returned last.
     visible: [B, N] or, where heads hold different numbers of tokens, [B, Hkv, N] bool, False at slots that hold no
@@ -75,6 +77,8 @@ class EvictionPolicy(Policy):
         their true ones; needs rotary positions.
     """
 
+    only_scores = True  # a subclass that does more than score says that it does not
+
     budget: Amount = None
     sinks: int = 4
     window: int = 32
@@ -101,6 +105,30 @@ class EvictionPolicy(Policy):
         return False
 
     @property
+    def marks(self) -> bool:
+        """Whether a number is given to each token when it is read (`mark`), and held with it (`Seen.mass`)."""
+        return False
+
+    def mark(self, layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
+        """The numbers [B, Hkv, T] of new tokens, where the policy `marks` them.
+
+        q: [B, T, H, D], k: [B, T, Hkv, D], v: [B, T, Hkv, V]. at: [B or 1, T] int64, by how many steps they are
+        rotated.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives tokens no numbers")
+
+    def marked(self, layer: KVLayer, q: Tensor, slots: Slots, state: State, places: Tensor) -> Tensor:
+        """`mark` of the tokens that were put into slots last: q [B, T, H, D] of them, in float32.
+
+        state: before them. places: [B, T] int64, theirs in their rows.
+        """
+        new = slice(slots.used - q.shape[1], slots.used)
+        k, v = (slots[name][:, :, new].transpose(1, 2) for name in ("keys", "values"))
+        at = places if layer.by_row else torch.arange(state.length, slots.length, device=q.device)[None]
+        with torch.no_grad():
+            return self.mark(layer, q, k, v, at).to(torch.float32)
+
+    @property
     def pre_attention(self) -> bool:
         """Whether tokens are judged by the new token's query before it is answered; that query is not held."""
         return False
@@ -114,6 +142,12 @@ class EvictionPolicy(Policy):
     def lossless(self) -> bool:
         """See `Policy.lossless`: that of the storage."""
         return self.holder.lossless
+
+    def with_budget(self, budget: Amount) -> EvictionPolicy:
+        """See `Policy.with_budget`."""
+        other = copy.copy(self)
+        other.budget = other.allowed = Budget.of(budget)
+        return other
 
     def __or__(self, other: Policy) -> Policy:
         """See `Policy.__or__`; both policies stay as they are."""
@@ -176,7 +210,7 @@ class EvictionPolicy(Policy):
         for layer in layers:
             if self.reposition and layer.turn is None:
                 raise InputError("reposition: the model has no rotary positions to change; leave it out")
-            if self.accumulates and layer.slopes is not None:
+            if (self.accumulates or self.marks) and layer.slopes is not None:
                 raise InputError(f"{type(self).__name__}: attention with ALiBi's bias is not accumulated; take snapkv")
 
     def slots(self, layer: KVLayer, length: int, batch: int, dtype: torch.dtype) -> int:
@@ -196,7 +230,7 @@ class EvictionPolicy(Policy):
             fixed += tensor_bytes(batch, self.observe, layer.heads, layer.key_dim, dtype=dtype)
         if self.reposition:
             fixed += tensor_bytes(batch, layer.kv_heads, dtype=torch.int64)
-        each = tensor_bytes(batch, layer.kv_heads, dtype=torch.float32) if self.accumulates else 0
+        each = tensor_bytes(batch, layer.kv_heads, dtype=torch.float32) if self.accumulates or self.marks else 0
         low = self.holder.fitting(allowed - fixed, each, length + 1, layer, batch, dtype)
         least = self.protected + 1
         if low < least and self.allowed.kind == "bytes" and length >= least:
@@ -222,7 +256,7 @@ class EvictionPolicy(Policy):
         return KeptState(
             self.holder.store(layer, none, 0, 0),
             torch.zeros(batch, dtype=torch.int64, device=k.device),
-            k.new_zeros(batch, kv_heads, 0, dtype=torch.float32) if self.accumulates else None,
+            k.new_zeros(batch, kv_heads, 0, dtype=torch.float32) if self.accumulates or self.marks else None,
             k.new_zeros(batch, 0, layer.heads, dim) if self.observe else None,
             torch.zeros(batch, kv_heads, dtype=torch.int64, device=k.device) if self.reposition else None,
         )
@@ -289,7 +323,10 @@ class EvictionPolicy(Policy):
                 q, keys, values, scale=layer.scale, visible=visible, slopes=layer.slopes, q_position=places,
                 k_position=positions,
             )  # fmt: skip
-            return y, None
+            if not self.marks:
+                return y, None
+            assert state.mass is not None
+            return y, torch.cat((state.mass, self.marked(layer, q, slots, state, places)), 2)
         count, fade = q.shape[1], self.forgetting
         weight = torch.ones(count, device=q.device)
         if fade < 1:

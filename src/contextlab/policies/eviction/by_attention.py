@@ -154,6 +154,7 @@ class Attendre(H2O):
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
     """
 
+    only_scores = False
     order: Literal["recency", "frequency"] = "recency"
     share: float = 1 / 64
 
@@ -310,6 +311,7 @@ class FastGen(WindowJudged):
     recovery: part in [0, 1] of the attention that the last tokens must hold; 0 makes all heads local.
     """
 
+    only_scores = False
     accumulates = True
     recovery: float = 0.95
 

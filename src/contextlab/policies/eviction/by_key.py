@@ -34,6 +34,7 @@ class StreamingLLM(EvictionPolicy):
     reposition: whether tokens take the positions that they have among those held, as in the paper.
     """
 
+    only_scores = False
     window: int = 1
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from contextlab.policies.eviction.two_pass import Recorder
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 
-SHUT = 5.0
+INITIAL_LOGIT = 5.0
 """How far from merging gates start, as a logit; and from counting a token for nothing (Section 3.2)."""
 
 
@@ -91,6 +92,7 @@ class DMC(Policy):
     budget: Amount = None
     every: int | None = None
     weights: str | Path | None = None
+    fits_budget = True
 
     def __post_init__(self) -> None:
         check_whole(**({} if self.every is None else {"every": (self.every, 1)}))
@@ -99,6 +101,31 @@ class DMC(Policy):
         self._relaxed: _Relaxed | None = None
         if self.weights is not None:
             self._load(Path(self.weights))
+
+    def with_budget(self, budget: Amount) -> DMC:
+        """See `Policy.with_budget`."""
+        other = copy.copy(self)
+        other.budget = other.allowed = Budget.of(budget)
+        return other
+
+    @property
+    def untrained(self) -> str:
+        """See `Policy.untrained`."""
+        return "" if self.gates else "its gates"
+
+    def train_on(self, model: Any, tokens: Tensor, answer: int, *, steps: int, seed: int = 0) -> None:
+        """See `Policy.train_on`: for the ratio that its budget asks for, for 2 where that holds everything."""
+        length = tokens.shape[1]
+        if self.allowed.kind == "bytes":
+            dtype = next(model.parameters()).dtype
+            full = sum(
+                tensor_bytes(length, each.kv_heads, each.key_dim + each.value_dim, dtype=dtype)
+                for each in Recorder().layers(model)
+            )
+        else:
+            full = length if self.allowed.kind == "tokens" else 1
+        ratio = full / self.allowed.amount
+        self.fit(model, tokens, ratio if ratio > 1 else 2.0, steps=steps, seed=seed)
 
     @property
     def lossless(self) -> bool:
@@ -116,18 +143,18 @@ class DMC(Policy):
 
     def check(self, layers: list[KVLayer]) -> None:
         """See `Policy.check`."""
-        if not self.gates:
+        if self.untrained:
             raise InputError(
                 "DMC: its gates are untrained; train them with policy.fit(model, tokens, ratio) or give weights=FOLDER "
                 "of trained ones"
             )
-        expected = [(layer.kv_heads * layer.value_dim, 2 * layer.kv_heads) for layer in layers]
-        trained = [(gate.in_features, gate.out_features) for gate in self.gates]
-        if expected != trained:
+        trained = [(gate.in_features, gate.out_features // 2) for gate in self.gates]
+        sizes = {layer.index: (layer.kv_heads * layer.value_dim, layer.kv_heads) for layer in layers}
+        count, (numbers, kv_heads) = layers[0].count, sizes[layers[0].index]
+        if len(trained) != count or any(size != trained[index] for index, size in sizes.items()):
             raise InputError(
-                f"DMC: the gates are of another model: trained for {len(trained)} layers of {trained[0][1] // 2} key "
-                f"heads and {trained[0][0]} numbers, this one has {len(expected)} of {expected[0][1] // 2} and "
-                f"{expected[0][0]}"
+                f"DMC: the gates are of another model: trained for {len(trained)} layers of {trained[0][1]} key "
+                f"heads and {trained[0][0]} numbers, this one has {count} of {kv_heads} and {numbers}"
             )
 
     def room(self, layer: KVLayer, length: int, batch: int, dtype: torch.dtype) -> int:
@@ -464,7 +491,7 @@ def _gate(layer: KVLayer, like: Tensor) -> nn.Linear:
     gate = nn.Linear(layer.kv_heads * layer.value_dim, 2 * layer.kv_heads)
     nn.init.zeros_(gate.weight)
     with torch.no_grad():
-        gate.bias.fill_(SHUT)[: layer.kv_heads] = -SHUT
+        gate.bias.fill_(INITIAL_LOGIT)[: layer.kv_heads] = -INITIAL_LOGIT
     return gate.to(like.device, like.dtype)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held, attention_with_mass
 from contextlab.ops.paged import attend_paged, picked
-from contextlab.policies.core.base import Dense, Policy
-from contextlab.policies.core.budget import Amount
+from contextlab.policies.core.base import Policy
+from contextlab.policies.core.budget import Amount, Budget
+from contextlab.policies.core.holders import Dense
 from contextlab.policies.core.slots import Slots, places_after, room_for, tokens_in_slots
 from contextlab.policies.eviction.base import EvictionPolicy, Seen
 from contextlab.registry import entries, lookup, register
@@ -77,16 +79,6 @@ class Paged(Dense):
         )
 
 
-def serves(policy: Any) -> bool:
-    """Whether a policy is a score and nothing else, so that heads may keep different numbers of tokens."""
-    own = ("attend", "_answer", "_evict", "kept", "merged", "seen", "slots", "convert", "at", "store")
-    return (
-        isinstance(policy, type)
-        and issubclass(policy, EvictionPolicy)
-        and all(getattr(policy, name, None) is getattr(EvictionPolicy, name, None) for name in own)
-    )
-
-
 @register(
     "policy",
     "ada_kv",
@@ -111,6 +103,8 @@ class AdaKV(EvictionPolicy):
     window: last tokens that no head drops; default that policy's.
     every: slots of a head made free at a time while decoding; default an eighth. The paper compresses the prompt only.
     """
+
+    only_scores = False
 
     def __init__(
         self,
@@ -139,13 +133,15 @@ class AdaKV(EvictionPolicy):
         """The policy whose score it is. Raises InputError where that is more than a score, or has no such options."""
         name = of if isinstance(of, str) else type(of).__name__
         factory = lookup("policy", of).factory if isinstance(of, str) else type(of)
-        if not serves(factory):
-            fit = sorted(each.name for each in entries("policy") if serves(each.factory))
+        if not getattr(factory, "only_scores", False):
+            fit = sorted(each.name for each in entries("policy") if getattr(each.factory, "only_scores", False))
             raise InputError(f"of: {name} does more than score tokens; expected one of {', '.join(fit)}")
         given = {name: x for name, x in (("sinks", sinks), ("window", window)) if x is not None}
         if not isinstance(of, str):
             if options or given:
                 raise InputError(f"{next(iter({**options, **given}))}: this {name} has its own; leave it out")
+            if type(of.holder) is not Dense:
+                raise InputError(f"of: this {name} stores its tokens in another way; give it without")
             return of
         known = {each.name for each in lookup("policy", of).parameters}
         for option in given:
@@ -174,9 +170,43 @@ class AdaKV(EvictionPolicy):
         return self.of.accumulates
 
     @property
+    def marks(self) -> bool:
+        """See `EvictionPolicy.marks`."""
+        return self.of.marks
+
+    def mark(self, layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
+        """See `EvictionPolicy.mark`."""
+        return self.of.mark(layer, q, k, v, at)
+
+    @property
     def pre_attention(self) -> bool:
         """See `EvictionPolicy.pre_attention`."""
         return self.of.pre_attention
+
+    @property
+    def reads_first(self) -> Literal["", "prompt", "everything"]:
+        """See `Policy.reads_first`."""
+        return self.of.reads_first
+
+    def prepare(self, model: nn.Module, tokens: Tensor, prompt: int, mask: Tensor | None = None) -> None:
+        """See `Policy.prepare`."""
+        self.of.prepare(model, tokens, prompt, mask)
+
+    @property
+    def untrained(self) -> str:
+        """See `Policy.untrained`."""
+        return self.of.untrained
+
+    def train_on(self, model: nn.Module, tokens: Tensor, answer: int, *, steps: int, seed: int = 0) -> None:
+        """See `Policy.train_on`."""
+        self.of.train_on(model, tokens, answer, steps=steps, seed=seed)
+
+    def with_budget(self, budget: Amount) -> AdaKV:
+        """See `Policy.with_budget`."""
+        other = copy.copy(self)
+        other.budget = other.allowed = Budget.of(budget)
+        other.of = copy.copy(self.of)  # what either is prepared for is its own
+        return other
 
     @property
     def forgetting(self) -> float:
@@ -267,7 +297,7 @@ class AdaKV(EvictionPolicy):
         if self.accumulates:
             weight = fade ** torch.arange(count - 1, -1, -1, device=q.device, dtype=torch.float32)
         own = tail["keys"], tail["values"]
-        far = None
+        far, near = None, None
         if state.paged:
             at = state.pages["position"]
             y, far, near = attend_paged(
@@ -283,6 +313,9 @@ class AdaKV(EvictionPolicy):
         else:
             y, near = attention_with_mass(q, *own, scale=layer.scale, weight=weight, visible=visible)
             near = layer.per_kv_head(near)
+        if self.marks:
+            new = self.marked(layer, q, tail, state, places)
+            return y, {"pages": state.mass["pages"], "tail": torch.cat((state.mass["tail"], new), 2)}
         if weight is None or near is None:
             return y, {}
         mass = {"pages": state.mass["pages"] * fade**count, "tail": near.to(torch.float32)}
@@ -402,7 +435,7 @@ class AdaKV(EvictionPolicy):
         pages = {name: x.new_empty(batch, 0, 1, *x.shape[3:]) for name, x in held.items()}
         owner = torch.zeros(batch, 0, dtype=torch.int16, device=keys.device)
         mass = {}
-        if self.accumulates:
+        if self.accumulates or self.marks:
             mass = {"pages": keys.new_zeros(batch, 0, 1, dtype=torch.float32)}
             mass["tail"] = keys.new_zeros(batch, layer.kv_heads, used, dtype=torch.float32)
         after = PagedState(pages, owner, tail, state.start, mass, padded=state.padded, length=used)

@@ -41,6 +41,7 @@ class CaM(H2O):
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
     """
 
+    only_scores = False
     sinks: int = 4
     merge: int = 16
     by: Literal["recent", "attention"] = "recent"
@@ -117,6 +118,8 @@ class WeightedKV(H2O):
     every: slots made free at a time while decoding; default an eighth; 1 drops token by token.
     """
 
+    only_scores = False
+
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the mean attention of the queries that could see the token."""
         assert seen.mass is not None
@@ -161,6 +164,7 @@ class D2O(H2O):
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
     """
 
+    only_scores = False
     sinks: int = 4
     memory: float = 0.7
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError, check_whole
 from contextlab.files import read_json, read_tensors, write_json, write_tensors
-from contextlab.ops.kv import SCORES, KVLayer, attend_held
-from contextlab.policies.core.slots import KeptState, Slots
+from contextlab.ops.kv import SCORES, KVLayer
 from contextlab.policies.eviction.base import EvictionPolicy, Seen
 from contextlab.policies.eviction.two_pass import Read, Recorder
 from contextlab.registry import register
@@ -36,7 +35,7 @@ class Locret(EvictionPolicy):
     hidden: hidden units of a head; the paper takes 1024 for models of billions of parameters.
     """
 
-    accumulates = True  # what is held with each token is its score
+    marks = True  # what is held with each token is its score
     sinks: int = 0
     weights: str | Path | None = None
     hidden: int = 128
@@ -56,17 +55,17 @@ class Locret(EvictionPolicy):
 
     def check(self, layers: list[KVLayer]) -> None:
         """See `Policy.check`."""
-        if not self.heads:
+        if self.untrained:
             raise InputError(
                 "Locret: its heads are untrained; train them with policy.fit(model, tokens, answer) or give "
                 "weights=FOLDER of trained ones"
             )
-        expected = [_sizes(layer) for layer in layers]
         trained = [(head[0].in_features, head[2].out_features) for head in self.heads]
-        if expected != trained:
+        count, (numbers, kv_heads) = layers[0].count, _sizes(layers[0])
+        if len(trained) != count or any(_sizes(layer) != trained[layer.index] for layer in layers):
             raise InputError(
                 f"Locret: the heads are of another model: trained for {len(trained)} layers of {trained[0][0]} numbers "
-                f"and {trained[0][1]} key heads, this one has {len(expected)} of {expected[0][0]} and {expected[0][1]}"
+                f"and {trained[0][1]} key heads, this one has {count} of {numbers} and {kv_heads}"
             )
         super().check(layers)
 
@@ -75,19 +74,20 @@ class Locret(EvictionPolicy):
         assert seen.mass is not None
         return seen.mass
 
-    def _answer(
-        self, layer: KVLayer, q: Tensor, slots: Slots, state: KeptState, places: Tensor, padded: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        visible = slots["position"][:, 0] >= 0 if padded else None
-        y = attend_held(q, slots["keys"], slots["values"], scale=layer.scale, visible=visible)
-        new = slice(slots.used - q.shape[1], slots.used)
-        k, v = (slots[name][:, :, new].transpose(1, 2) for name in ("keys", "values"))
-        at = places if layer.by_row else torch.arange(state.length, slots.length, device=q.device)[None]
-        with torch.no_grad():
-            head = self.heads[layer.index].to(q.device)
-            scores = head(_features(layer, q, k, v, at).to(q.device, next(head.parameters()).dtype)).mT  # [B, Hkv, T]
-        assert state.mass is not None
-        return y, torch.cat((state.mass, scores.to(torch.float32)), 2)
+    def mark(self, layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
+        """See `EvictionPolicy.mark`: what the layer's retaining head says."""
+        head = self.heads[layer.index].to(q.device)
+        scores: Tensor = head(_features(layer, q, k, v, at).to(q.device, next(head.parameters()).dtype)).mT
+        return scores
+
+    @property
+    def untrained(self) -> str:
+        """See `Policy.untrained`."""
+        return "" if self.heads else "its heads"
+
+    def train_on(self, model: Any, tokens: Tensor, answer: int, *, steps: int, seed: int = 0) -> None:
+        """See `Policy.train_on`."""
+        self.fit(model, tokens, answer, steps=steps, seed=seed)
 
     def fit(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class Read:
 @dataclass(eq=False)
 class Recorder(EvictionPolicy):
     """Keeps everything, and the queries, keys and values of the piece read last, by layer."""
+
+    only_scores = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,12 +64,20 @@ class ForesightPolicy(EvictionPolicy):
 
     watched: int = field(init=False, default=0)
     """Tokens of the text that it has read, padding included; 0 before `watch`."""
-    sees_what_follows: ClassVar[bool] = False
-    """Whether it must have seen what is read after it has chosen, too; otherwise what it chooses from."""
     layers_watched: int = field(init=False, default=0)
     """Layers of the model that it has watched."""
     _keys: Read = field(init=False, repr=False)
     """What the first layer read: its keys tell another text; what was dropped shows in later layers only."""
+
+    @property
+    def reads_first(self) -> Literal["", "prompt", "everything"]:
+        """See `Policy.reads_first`."""
+        return "prompt"
+
+    def prepare(self, model: nn.Module, tokens: Tensor, prompt: int, mask: Tensor | None = None) -> None:
+        """See `Policy.prepare`: `watch` of as much as it must read."""
+        last = prompt if self.reads_first == "prompt" else tokens.shape[1]
+        self.watch(model, tokens[:, :last], None if mask is None else mask[:, :last])
 
     def watch(self, model: nn.Module, tokens: Tensor, mask: Tensor | None = None) -> None:
         """Read a text with all of it in view; then the policy serves this text's rows, padded as they are here.
@@ -101,8 +111,8 @@ class ForesightPolicy(EvictionPolicy):
         name = type(self).__name__
         if not self.watched:
             raise InputError(f"{name} has not seen the text that it shall keep; call policy.watch(model, tokens) first")
-        if len(layers) != self.layers_watched:
-            raise InputError(f"{name} watched a model of {self.layers_watched} layers, this one has {len(layers)}")
+        if layers[0].count != self.layers_watched:
+            raise InputError(f"{name} watched a model of {self.layers_watched} layers, this one has {layers[0].count}")
         super().check(layers)
 
     def _must_be_known(self, seen: Seen) -> None:
@@ -202,7 +212,6 @@ class Oracle(ForesightPolicy):
     ahead: how many queries to come count; default all that were watched.
     """
 
-    sees_what_follows = True
     sinks: int = 0
     window: int = 1
     ahead: int | None = None
@@ -214,6 +223,11 @@ class Oracle(ForesightPolicy):
         if ahead is not None and (isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1):
             raise InputError(f"ahead: expected a whole number of at least 1, got {ahead!r}; leave it out for all")
         self._read: dict[int, Read] = {}
+
+    @property
+    def reads_first(self) -> Literal["", "prompt", "everything"]:
+        """See `Policy.reads_first`."""
+        return "everything"
 
     def _watch(
         self, model: Any, recorder: Recorder, layers: list[KVLayer], tokens: Tensor, mask: Tensor | None

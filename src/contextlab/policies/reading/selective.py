@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from abc import abstractmethod
@@ -88,13 +89,31 @@ class SelectivePolicy(Policy):
         offload: bool = False,
     ) -> None:
         self.budget = Budget.of(budget)
-        if page is None:
-            page = 16
-            while self.budget.kind == "ratio" and self.vectors / (2 * page) > self.budget.amount / 2:
-                page *= 2
-        check_whole(window=(window, 1), page=(page, 1), sinks=(sinks, 0), skip=(skip, 0))
-        self.window, self.page, self.sinks, self.skip = window, page, sinks, skip
+        self.given_page = page
+        self.page = self._page_size()
+        check_whole(window=(window, 1), page=(self.page, 1), sinks=(sinks, 0), skip=(skip, 0))
+        self.window, self.sinks, self.skip = window, sinks, skip
         self.ahead, self.offload = ahead, offload
+
+    def _page_size(self) -> int:
+        """Tokens in a page: as given, or as many as the budget allows."""
+        if self.given_page is not None:
+            return self.given_page
+        page = 16
+        while self.budget.kind == "ratio" and self.vectors / (2 * page) > self.budget.amount / 2:
+            page *= 2
+        return page
+
+    def with_budget(self, budget: Amount) -> SelectivePolicy:
+        """See `Policy.with_budget`; where no page was given, its size follows the budget."""
+        other = copy.copy(self)
+        other.budget = Budget.of(budget)
+        other.page = other._page_size()
+        return other
+
+    def bytes_read(self, state: State) -> int:
+        """See `Policy.bytes_read`."""
+        return state.read_nbytes if isinstance(state, ReadState) else 0
 
     @property
     def chunk_invariant(self) -> bool:

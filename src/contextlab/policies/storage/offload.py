@@ -69,6 +69,10 @@ class HeadOffload(Policy):
         read = tensor_bytes(len(k), layer.kv_heads, after.length, layer.key_dim + layer.value_dim, dtype=k.dtype)
         return y, ReadState(after, offloaded=True, read_tokens=after.length, read_nbytes=read, length=after.length)
 
+    def bytes_read(self, state: State) -> int:
+        """See `Policy.bytes_read`: all that is held."""
+        return state.read_nbytes if isinstance(state, ReadState) else 0
+
     def convert(self, layer: KVLayer, state: KVState) -> ReadState:
         """See `Policy.convert`."""
         return ReadState(state.to("cpu"), offloaded=True, length=state.length)

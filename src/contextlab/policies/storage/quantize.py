@@ -11,7 +11,8 @@ from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held
-from contextlab.policies.core.base import Policy, in_own_places, largest_fitting
+from contextlab.policies.core.base import Policy, in_own_places
+from contextlab.policies.core.holders import largest_fitting
 from contextlab.policies.core.slots import Slots
 from contextlab.registry import register
 from contextlab.state import KVState, State, own, tensor_bytes

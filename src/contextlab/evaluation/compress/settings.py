@@ -1,0 +1,221 @@
+"""The ways to keep the context that are compared: policies as they are written or made, at each budget."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from contextlab.errors import InputError
+from contextlab.evaluation.compress.prompts import DECODED, AnyModel, draw
+from contextlab.policies import Budget, Policy, Served, parse_policy
+from contextlab.prompt import Task
+from contextlab.registry import entries
+from contextlab.state import tensor_bytes
+
+if TYPE_CHECKING:
+    from contextlab.evaluation.compress.reading import Reading
+
+FULL, OWN = "full", "own"
+"""Budgets in the table: of the cache without a policy, and of policies that take none."""
+MOST_FITTED = 256
+"""Prompts on which a policy is trained."""
+Policies = Sequence[str | Policy] | Mapping[str, str | Policy]
+"""Policies as they are written, or made; a mapping gives them names."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to keep the context.
+
+    label: the policy as it was written or named, or a model's name. budget: as it was written, or FULL, or OWN.
+    base: the policy, None for none. amount: the budget that it takes; None for that which it has.
+    """
+
+    label: str
+    budget: str
+    model: AnyModel
+    kind: str = "policy"
+    base: Policy | None = None
+    amount: Budget | None = None
+
+    def policy(self, rows: int) -> Policy | None:
+        """The policy for so many sequences at once; a budget in bytes is one sequence's."""
+        amount = self.amount
+        if self.base is None or amount is None:
+            return self.base
+        each = dataclasses.replace(amount, amount=amount.amount * rows) if amount.kind == "bytes" else amount
+        return self.base.with_budget(each)
+
+    def served(self) -> list[Served]:
+        """The layers that the policy serves, and by what; none without one.
+
+        Raises InputError when it cannot serve the model.
+        """
+        policy = self.policy(1)
+        if policy is None:
+            return []
+        device = next(self.model.parameters()).device  # it serves what it has seen; any text will do
+        policy.prepare(self.model, torch.zeros(1, 2, dtype=torch.int64, device=device), 2)
+        return policy.served(self.model)
+
+
+class Refusals:
+    """What cannot be measured: it is told in `left_out` where that is given, otherwise raised."""
+
+    def __init__(self, left_out: list[str] | None) -> None:
+        self.left_out = left_out
+
+    @contextlib.contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Within it, an InputError is told, beginning with `what`."""
+        try:
+            yield
+        except InputError as error:
+            if self.left_out is None:
+                raise
+            self.left_out.append(f"{what}: {error}")
+
+
+@contextlib.contextmanager
+def naming(setting: Setting) -> Iterator[None]:
+    """Errors say which policy they are about."""
+    try:
+        yield
+    except InputError as error:
+        if setting.base is None:
+            raise
+        raise InputError(f"policy {setting.label}: {error}") from None
+
+
+def check_settings(policies: Policies, budgets: Sequence[str]) -> None:
+    """Raises InputError where a policy or a budget cannot be read, or a policy takes a budget and there is none."""
+    for each in budgets:
+        Budget.of(each)
+    for _ in _labelled(policies, budgets):
+        pass
+
+
+def _labelled(policies: Policies, budgets: Sequence[str]) -> Iterator[tuple[str, Policy, Sequence[str]]]:
+    """Each policy's label, the policy, and the budgets that it takes; one that was made with its own keeps that."""
+    named = policies.items() if isinstance(policies, Mapping) else ((None, each) for each in policies)
+    made: set[str] = set()
+    for name, each in named:
+        if not isinstance(each, str | Policy):
+            raise InputError(f"compress: expected policies or what they are called, got {each!r}")
+        policy = parse_policy(each) if isinstance(each, str) else each
+        label = name or (each if isinstance(each, str) else name_of(policy))
+        if not isinstance(each, str):
+            if label in made:
+                raise InputError(f"compress: two policies are called {label!r}; give a mapping of names to policies")
+            made.add(label)
+        if not policy.takes_budget or policy.limits:
+            yield label, policy, ()
+            continue
+        if isinstance(each, str) and not budgets:
+            raise InputError(f"policy {label}: expected a budget, such as --budget 10%, 512tok or 64MB")
+        yield label, policy, budgets
+
+
+def name_of(policy: Policy) -> str:
+    """The name under which a policy's class is registered, or that of the class."""
+    known = {entry.factory: entry.name for entry in entries("policy")}
+    return known.get(type(policy), type(policy).__name__)
+
+
+def settings_of(
+    model: AnyModel, policies: Policies, budgets: Sequence[str], fit: int, refusals: Refusals
+) -> Iterator[Setting]:
+    """One for each policy and budget, each tried on the model unless it is to be trained first."""
+    check_settings(policies, budgets)
+    for label, policy, amounts in _labelled(policies, budgets):
+        own = ", ".join(map(str, policy.limits)) or OWN
+        for amount in amounts or (None,):
+            setting = Setting(
+                label, amount or own, model, base=policy, amount=None if amount is None else Budget.of(amount)
+            )
+            with refusals.of(f"{label} at {setting.budget}"):
+                if not policy.untrained:
+                    with naming(setting):
+                        setting.served()
+                elif not fit:
+                    raise InputError(
+                        f"policy {label}: it must be trained; --fit STEPS does so on prompts of each task, and "
+                        "weights=FOLDER is for one that was trained with policy.fit"
+                    )
+                yield setting
+
+
+def trained(
+    settings: Iterable[Setting],
+    task: Task,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    tell: Callable[[str], None],
+    decoded: int = DECODED,
+) -> list[Setting]:
+    """The settings with what must be trained of their policies trained on prompts of the task.
+
+    Once for a policy, or for a policy and budget where it is trained for that.
+    """
+    done: dict[tuple[str, str], Policy] = {}
+    found = []
+    for setting in settings:
+        if setting.base is not None and setting.base.untrained:
+            key = setting.label, setting.budget if setting.base.fits_budget else ""
+            if key not in done:
+                tell(f"training {setting.label}, {steps} steps")
+                drawn = draw(task, MOST_FITTED, seed + 1, device, decoded)
+                done[key] = copy.deepcopy(setting.base.with_budget(setting.amount) if setting.amount else setting.base)
+                answer = drawn.prompt.length - drawn.question
+                with naming(setting):
+                    done[key].train_on(setting.model, drawn.prompt.inputs, answer, steps=steps, seed=seed)
+            setting = dataclasses.replace(setting, base=done[key])
+        found.append(setting)
+    return found
+
+
+def check_model(setting: Setting, built: Mapping[tuple[str, int], Task]) -> None:
+    """Refuse a model that cannot read the prompts."""
+    for (text, n), task in built.items():
+        size, longest = setting.model.spec.input_size or 0, getattr(setting.model.spec, "max_length", None)
+        if setting.model.spec.read_in != "token" or task.input_size > size:
+            raise InputError(f"{setting.label}: cannot read task {text!r}, which shows {task.input_size} token ids")
+        if longest is not None and n > longest:
+            raise InputError(f"{setting.label}: reads at most {longest} tokens, and --lengths has {n}")
+
+
+def check_budget(setting: Setting, read: int, reading: Reading) -> None:
+    """Refuse a part of the cache that the policy cannot keep to, for example because of what it protects.
+
+    read: tokens that were read. reading: of one sequence.
+    """
+    dtype = next(setting.model.parameters()).dtype
+    for bounds in ("held", "read"):
+        cache = allowed = taken = 0.0
+        for each in reading.layers:
+            limit, layer = next(iter(each.policy.limits), None), each.layer
+            if limit is not None and limit.kind == "ratio" and each.policy.bounds == bounds:
+                size = tensor_bytes(read, layer.kv_heads, layer.key_dim + layer.value_dim, dtype=dtype)
+                cache, allowed = cache + size, allowed + limit.amount * size
+                taken += each.held_bytes if bounds == "held" else each.read_bytes
+        if taken <= allowed:
+            continue
+        budget, least = f"{100 * allowed / cache:g}%", math.ceil(1000 * taken / cache) / 10
+        if bounds == "read":
+            raise InputError(
+                f"policy {setting.label}: budget {budget} of {read} tokens is less than what a token reads, the latest "
+                f"ones and what chooses the others, {least:g}% of them here; raise the budget or take longer prompts"
+            )
+        raise InputError(
+            f"policy {setting.label}: budget {budget} of {read} tokens is less than what it must keep, which takes "
+            f"{least:g}% of them here; raise the budget, take longer prompts, or protect fewer tokens "
+            f"({setting.label.partition('|')[0].partition(':')[0]}:window=4)"
+        )
