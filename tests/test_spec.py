@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
-from contextlab.models import ModelSpec
+from contextlab.models import ModelSpec, build_model, preset
 from contextlab.spec import Spec
+from contextlab.tasks import build_task
 from contextlab.training import TrainSpec
 
 
@@ -166,6 +168,52 @@ def test_schemas_can_be_exported():
     for spec in (ExperimentSpec, ModelSpec, TrainSpec):
         schema = spec.model_json_schema()
         assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModelSpec(width=0), "width: input should be greater than 0, got int 0"),
+        (lambda: ModelSpec(widht=8), "widht: unknown key; did you mean 'width'?"),
+        (lambda: ModelSpec(layers=[{"mixer": "attention", "kv": "ow"}]), "layers.0.kv: input should be 'own' or"),
+        (lambda: TrainSpec(betas=(True, 0.5)), "got bool True"),
+        (lambda: TrainSpec(batch=True), "batch: expected a number, got bool True"),
+        (lambda: TrainSpec(curriculum={"a": {"start": True, "end": 4}}), "start: expected a number, got bool True"),
+        (lambda: preset("mambaformer", heads=3), "width 64 is not divisible by 3 heads; the nearest that divides it"),
+        (lambda: build_model("mambaformer", heads=3), "width 64 is not divisible by 3 heads"),
+        (lambda: build_model({"width": True}), "width: expected a number, got bool True"),
+        (lambda: build_model({"layers": [{"mixer": "attention", "options": 3}]}), "layers.0.options: input should be"),
+        (
+            lambda: ModelSpec.parse({"layers": [{"mixer": "attention", "options": {"kv_heads": True}}]}),
+            "kv_heads: expected a number, got bool True",
+        ),
+        (
+            lambda: ModelSpec.parse({"mlp": {"kind": "swiglu", "options": {"ratio": True}}}),
+            "ratio: expected a number, got bool True",
+        ),
+        (lambda: build_task("linear_regression", dimensions=True), "dimensions: expected a number, got bool True"),
+        (lambda: registry.lookup("task", "linear_regression").check([1]), "expected a mapping of task"),
+        (lambda: build_model(itself()), "nested too deeply, or in itself"),
+    ],
+)
+def test_every_way_to_a_spec_gives_the_same_line(make, message):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def itself():
+    """A spec with options that hold themselves."""
+    options = {}
+    options["kv_heads"] = options
+    return {"layers": [{"mixer": "attention", "options": options}]}
+
+
+def test_switches_may_be_true_and_numbers_may_be_text():
+    spec = ModelSpec.parse({"input_injection": False, "width": "16", "mlp_ratio": 2})
+    assert (spec.input_injection, spec.width, spec.mlp_ratio) == (False, 16, 2.0)
+    assert build_task("linear_regression", spectrum=2).spectrum == 2.0
 
 
 @pytest.mark.parametrize("key", ["[", "a(b", "[\n"])

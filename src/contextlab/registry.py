@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from contextlab.errors import InputError, unknown
-from contextlab.spec import explain, refuse_extremes
+from contextlab.spec import describe, explain, refuse_bools, refuse_extremes
 
 Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy"]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -87,6 +87,16 @@ class Entry:
     @cached_property
     def options_model(self) -> type[BaseModel]:
         """A pydantic model of the options, from the factory's annotations (so that specs can check them early)."""
+        return self._model_without(frozenset())
+
+    @cached_property
+    def _models(self) -> dict[frozenset[str], type[BaseModel]]:
+        return {}
+
+    def _model_without(self, elsewhere: frozenset[str]) -> type[BaseModel]:
+        """The model of the options but those that are given elsewhere."""
+        if elsewhere in self._models:
+            return self._models[elsewhere]
         target: Any = self.factory
         if inspect.isclass(target):
             owner = next(each for each in target.__mro__ if "__init__" in vars(each))
@@ -95,10 +105,13 @@ class Entry:
         hints = get_type_hints(target, include_extras=True)
         fields: dict[str, Any] = {}
         for parameter in self._options():
+            if parameter.name in elsewhere:
+                continue
             required = parameter.default is inspect.Parameter.empty
             fields[parameter.name] = (hints.get(parameter.name, Any), ... if required else parameter.default)
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
-        return create_model(f"{self.name}_options", __config__=config, **fields)
+        self._models[elsewhere] = create_model(f"{self.name}_options", __config__=config, **fields)
+        return self._models[elsewhere]
 
     def _options(self) -> list[inspect.Parameter]:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -111,20 +124,24 @@ class Entry:
         """
         known = [p.name for p in self._options()]
         prefix = f"{path}." if path else ""
+        if not isinstance(options, Mapping):
+            whose = f"{self.kind} {self.name!r}'s options"
+            raise InputError(f"{path or 'options'}: expected a mapping of {whose}, got {describe(options)}")
         for name in options:
             if name not in known:
                 raise InputError(f"{prefix}{unknown(f'option of {self.kind} {self.name!r}', name, known)}")
+        elsewhere = frozenset(given).difference(options)
+        model = self._model_without(elsewhere) if elsewhere else self.options_model
         try:
-            checked = self.options_model.model_validate(dict(options))
+            checked = model.model_validate(dict(options))
         except ValidationError as error:
-            faults = [f for f in error.errors() if not (f["type"] == "missing" and f["loc"][0] in set(given))]
-            if not faults:
-                return dict(options)
-            if faults[0]["type"] == "missing":
-                raise InputError(f"{prefix}{faults[0]['loc'][0]}: {self.kind} {self.name!r} requires it") from None
+            fault = error.errors()[0]
+            if fault["type"] == "missing":
+                raise InputError(f"{prefix}{fault['loc'][0]}: {self.kind} {self.name!r} requires it") from None
             raise InputError(f"{self.kind} {self.name!r}: {explain(error, None, path)}") from None
         found = {name: getattr(checked, name) for name in options}
         for name, value in found.items():
+            refuse_bools(f"{self.kind} {self.name!r}: {prefix}{name}", options[name], value)
             refuse_extremes(f"{self.kind} {self.name!r}: {prefix}{name}", value)
         return found
 

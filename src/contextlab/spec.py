@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from contextlab.errors import InputError, nearest
 from contextlab.memory import LARGEST_WHOLE
@@ -22,11 +22,25 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
-    @model_validator(mode="after")
-    def _sizes(self) -> Spec:
-        for name in self.model_fields_set:
-            refuse_extremes(name, getattr(self, name), FLOAT32)
-        return self
+    def __init__(self, /, **data: Any) -> None:
+        """Raises InputError with the key and what was expected, as `parse` does."""
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise InputError(explain(error, type(self))) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined] # specs inside a spec keep their path
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _numbers(cls, data: Any, handler: ModelWrapValidatorHandler[Spec]) -> Spec:
+        """Hold numbers to what tensors can be made of, and refuse true and false in their place."""
+        made = handler(data)
+        if isinstance(data, Mapping):
+            for name in data.keys() & made.model_fields_set:
+                refuse_bools(name, data[name], getattr(made, name))
+                refuse_extremes(name, getattr(made, name), FLOAT32)
+        return made
 
     @classmethod
     def parse(cls: type[S], data: Any, path: str = "") -> S:
@@ -42,6 +56,8 @@ class Spec(BaseModel):
             return cls.model_validate(dict(data))
         except ValidationError as error:
             raise InputError(explain(error, cls, path)) from None
+        except RecursionError:
+            raise InputError(f"{path or cls.__name__}: nested too deeply, or in itself") from None
 
 
 def refuse_extremes(name: str, value: Any, largest: float = LARGEST) -> None:
@@ -61,6 +77,24 @@ def refuse_extremes(name: str, value: Any, largest: float = LARGEST) -> None:
         raise InputError(f"{name}: expected 0, or a number of size {SMALLEST:g} to {largest:g}, got {describe(value)}")
 
 
+def refuse_bools(name: str, given: Any, made: Any) -> None:
+    """Refuse true and false where a number is wanted, of which Python makes 1 and 0.
+
+    given: a value as the user wrote it. made: what was made of it; lists and mappings are looked through.
+
+    Raises InputError.
+    """
+    if isinstance(given, bool):
+        if isinstance(made, int | float) and not isinstance(made, bool):
+            raise InputError(f"{name}: expected a number, got bool {given}")
+    elif isinstance(given, Mapping) and isinstance(made, Mapping):
+        for key in given.keys() & made.keys():
+            refuse_bools(f"{name}.{key}", given[key], made[key])
+    elif isinstance(given, list | tuple) and isinstance(made, list | tuple) and len(given) == len(made):
+        for i, (one, other) in enumerate(zip(given, made, strict=True)):
+            refuse_bools(f"{name}.{i}", one, other)
+
+
 def describe(value: Any) -> str:
     """A short, one-line picture of a value for error messages."""
     huge = isinstance(value, int) and value.bit_length() > 1000  # Python writes no more than 4300 digits
@@ -72,7 +106,7 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None, path: 
     """The first fault of a pydantic error as one line: path, what was wrong, what was expected."""
     faults = error.errors(include_url=False)
     first = faults[0]
-    location = [str(part) for part in first["loc"] if not _is_tag(part)]
+    location = [_shown(part) for part in first["loc"] if not _is_tag(part)]
     if first["type"] == "extra_forbidden" and _is_tag(first["loc"][-1]):
         location.append(repr(first["loc"][-1]))  # the user's own key, however odd
     where = ".".join(([path] if path else []) + location) or (model.__name__ if model else "input")
@@ -97,6 +131,13 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None, path: 
         )
         message += f"; did you mean {near!r}?" if near else ""
     return f"{where}: {message}, got {describe(first['input'])}{more}"
+
+
+def _shown(part: Any) -> str:
+    """A key for a message, on one line."""
+    text = str(part)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _is_tag(part: Any) -> bool:

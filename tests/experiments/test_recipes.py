@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from contextlab import registry
@@ -9,6 +11,7 @@ from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec, load_recipe, recipes
 from contextlab.experiments.recipes import find_recipe, read_yaml, set_key
 from contextlab.models import ModelSpec
+from contextlab.strict_yaml import check_tree, parse_yaml
 
 
 def test_every_recipe_that_ships_is_a_valid_experiment():
@@ -31,15 +34,39 @@ def test_every_recipe_that_ships_is_a_valid_experiment():
         ("name: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("a: " + "[" * 60 + "]" * 60, "nested more than 40 levels deep"),
         ("a: " + "[" * 5000 + "]" * 5000, "nested more than 40 levels deep"),
-        ("a: [" + "1," * 120_000 + "1]", "stands for more than 100000 values"),
-        ("x: " + "y" * (1 << 20), "a recipe is at most"),
+        ("a: [" + "1," * 20_000 + "1]", "stands for more than 20000 values"),
+        ("x: " + "y" * (1 << 20), "bytes; expected at most 1048576"),
+        ("name: a\ntasks: {}\nname: b\n", "line 3, column 1: the key str 'name' stands twice in one mapping"),
+        ("tasks:\n  a: {task: x, task: y}\n", "line 2, column 16: the key str 'task' stands twice"),
+        ("a: &a {x: 1}\nb: {<<: [" + "*a," * 17 + "]}\n", "merges more than 16 mappings into one"),
+        ("a: !!bool maybe", "a value cannot be read"),
+        ("a: !!int ''", "a value cannot be read"),
+        ("a: !!timestamp x", "a value cannot be read"),
+        ("a: 2001-13-45", "a value cannot be read (month must be in 1..12)"),
+        ("a: &a [*a]", "nested more than 40 levels deep"),
+        ("a: *b", "not valid YAML at line 1, column 4: found undefined alias"),
+        ("a: 1\n--- \nb: 2", "not valid YAML at line 2, column 1: but found another document"),
+        ("{[1]: 2}", "found unhashable key"),
         (
             "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
             + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 10)}]\n" for i in range(8)),
-            "stands for more than 100000 values",
+            "stands for more than 20000 values",
         ),
     ],
-    ids=["empty", "comment", "list", "words", "broken", "code", "nested", "recursion", "wide", "large", "bomb"],
+    ids=[
+        "empty",
+        "comment",
+        "list",
+        "words",
+        "broken",
+        "code",
+        "nested",
+        "recursion",
+        "wide",
+        "large",
+        "bomb",
+        *range(11),
+    ],
 )
 def test_files_that_are_no_recipe_are_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "recipe.yaml"
@@ -80,7 +107,21 @@ def test_set_changes_keys():
         ("=3", "expected path.to.key=value"),
         ("seeds.7=3", "expected an index from 0 to 0"),
         ("name.first=x", "has no keys"),
-        ("train.steps=[", "is not a YAML value"),
+        ("train.steps=[", "--set train.steps: '[': not valid YAML at line 1"),
+        ("train.steps=" + "[" * 100, "nested more than 40 levels deep"),
+        ("train.steps=[" + "1," * 20_000 + "]", "stands for more than 20000 values"),
+        ("train.steps=" + "y" * (1 << 20 | 1), "1048577 characters; expected at most 1048576"),
+        ("train.steps=" + "9" * 5000, "a value cannot be read"),
+        ("train={steps: 1, steps: 2}", "the key str 'steps' stands twice in one mapping"),
+        ("train.steps=&a [*a]", "nested more than 40 levels deep"),
+        ("train." * 50 + "x=1", "nested more than 40 levels deep"),
+        ("a." * 30 + "x=" + "[" * 20 + "]" * 20, "nested more than 40 levels deep"),
+        ("train.steps=true", "train: steps: expected a number, got bool True"),
+        ("tasks.regression.options.noise=true", "noise: expected a number, got bool True"),
+        ("tasks.regression.options=3", "tasks.regression.options: input should be a valid dictionary, got int 3"),
+        ("seeds=[true]", "seeds.0: expected a number, got bool True"),
+        ("seeds.²=3", "expected an index from 0 to 0 of a list, got '²'"),
+        ("\x1b[31m.x", "expected path.to.key=value"),
         ("train.stepz=3", "train.stepz: unknown key; did you mean 'steps'?"),
     ],
 )
@@ -88,6 +129,31 @@ def test_bad_changes_are_refused(change, message):
     with pytest.raises(InputError) as caught:
         load_recipe("demo", [change])
     assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_only_regular_files_are_recipes(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", "/dev/zero"):
+        with pytest.raises(InputError, match="is a device or a pipe; expected a file"):
+            load_recipe(path)
+    for name in ("x" * 300, "x" * 300 + ".yaml", "a\0b", "a\nb.yaml"):
+        with pytest.raises(InputError) as caught:
+            load_recipe(name)
+        assert str(caught.value).isprintable()
+
+
+def test_what_yaml_allows_is_read():
+    text = "base: &b {x: 1, y: [1.5, ~, on]}\nmore: {<<: *b, x: 2}\nlist: [*b, *b]\n1: one\nfeet: 1_000\n"
+    base = {"x": 1, "y": [1.5, None, True]}
+    read = {"base": base, "more": {**base, "x": 2}, "list": [base, base], 1: "one", "feet": 1000}
+    assert parse_yaml(text, "text") == read
+    assert parse_yaml("", "text") is None
+    assert parse_yaml("[" * 39 + "1" + "]" * 39, "text") == eval("[" * 39 + "1" + "]" * 39)
+    check_tree(list(range(19_999)), "text")
+    with pytest.raises(InputError, match="text: stands for more than 20000 values"):
+        check_tree(list(range(20_000)), "text")
 
 
 @pytest.mark.parametrize("name", ["mixers-on-recall", "mixers-on-recall-quick"])

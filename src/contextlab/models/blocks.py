@@ -155,7 +155,7 @@ class InputBlock(nn.Module):
 
 def make_blocks(spec: ModelSpec) -> nn.ModuleList:
     """The blocks of a spec in order; layers with the same `share` are one block, or one body of several."""
-    pattern = spec.pattern()
+    pattern, sources = spec.pattern(), spec.sources()
     blocks: list[nn.Module] = []
     shared: dict[str, tuple[LayerSpec, nn.Module]] = {}
     for index, layer in enumerate(pattern):
@@ -165,7 +165,7 @@ def make_blocks(spec: ModelSpec) -> nn.ModuleList:
             if first != layer:
                 raise InputError(f"layers: the layers that share {layer.share!r} must be described alike")
         else:
-            source = pattern[spec.source(index)]
+            source = pattern[sources[index]]
             part = InputBody(spec, layer) if layer.with_input else Block(spec, layer, source)
             if layer.share is not None:
                 shared[layer.share] = layer, part

@@ -94,7 +94,10 @@ def read_description(folder: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def read_weights(folder: Path, digest: str | None) -> dict[str, Tensor]:
-    """The tensors of a saved model. digest: as `read_description` gives it. Raises InputError when they are damaged."""
+    """The tensors of a saved model, of any shape. Raises InputError when they are damaged.
+
+    digest: as `read_description` gives it.
+    """
     waiting = folder / _waiting(digest or "")
     return read_tensors(waiting if digest is not None and waiting.exists() else folder / WEIGHTS, digest)
 

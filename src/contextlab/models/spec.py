@@ -9,7 +9,26 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from contextlab import registry
 from contextlab.errors import InputError, unknown
 from contextlab.mixers.base import head_size
-from contextlab.spec import Spec
+from contextlab.spec import Spec, describe
+
+MOST_LAYERS = 10_000
+"""Layers that a model may apply to a token, depth x loops. Each costs about 25 KB and a millisecond before it has a
+parameter; the deepest networks that were trained have 10,000 (1806.05393)."""
+
+
+def check_layers(depth: object, loops: object = 1) -> None:
+    """Refuse more layers than a model may have, before any is made. Other types than int are left to the spec.
+
+    Raises InputError.
+    """
+    if not (isinstance(depth, int) and isinstance(loops, int)) or min(depth, loops) < 1:
+        return
+    if depth * loops > MOST_LAYERS:
+        most = f"depth of at most {MOST_LAYERS // loops}" if loops <= MOST_LAYERS else f"loops of at most {MOST_LAYERS}"
+        raise InputError(
+            f"depth {describe(depth)} x loops {describe(loops)}: a model applies at most {MOST_LAYERS} layers; use "
+            + most
+        )
 
 
 class MlpSpec(Spec):
@@ -147,15 +166,14 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _possible(self) -> ModelSpec:
+        check_layers(self.depth, self.loops)
         if not self.layers:
             raise InputError("layers: expected at least one mixer, for example [attention]")
         for layer in self.layers:
             knows_heads = any(p.name == "heads" for p in registry.lookup("mixer", layer.mixer).parameters)
             if knows_heads and "heads" not in layer.options and "head_dim" not in layer.options:
                 head_size(self.width * (1 + layer.with_input), self.heads)
-        for i, layer in enumerate(self.pattern()):
-            if layer.kv == "shared":
-                self.source(i)
+        self.sources()
         if self.position == "learned" and self.max_length is None:
             raise InputError("max_length: learned positions need it; give the longest sequence, for example 512")
         if self.tied and self.pool is not None:
@@ -172,32 +190,39 @@ class ModelSpec(Spec):
         """The layers in order, the pattern repeated to `depth`."""
         return [self.layers[i % len(self.layers)] for i in range(self.depth)]
 
-    def source(self, index: int) -> int:
-        """The layer whose keys and values layer `index` reads: its own, or those of the nearest that makes them.
+    def sources(self) -> list[int]:
+        """For each layer the layer whose keys and values it reads: its own, or those of the nearest that makes them.
 
         Raises InputError when there is none, or when the two layers' options do not fit together.
         """
+        found: list[int] = []
+        below: int | None = None  # the nearest attention layer so far that makes its own
         pattern = self.pattern()
-        layer = pattern[index]
-        if layer.kv == "own":
-            return index
-        for below in range(index - 1, -1, -1):
+        for index, layer in enumerate(pattern):
+            if layer.kv == "own":
+                found.append(index)
+                if layer.mixer == "attention" and not layer.with_input:
+                    below = index
+                continue
+            if below is None:
+                raise InputError(
+                    f"layers: layer {index} reads shared keys, but no attention layer below it makes its own"
+                )
             other = pattern[below]
-            if other.mixer == "attention" and other.kv == "own" and not other.with_input:
-                for name in OF_KEYS:
-                    if layer.options.get(name, other.options.get(name)) != other.options.get(name):
-                        raise InputError(
-                            f"layers: layer {index} reads the keys of layer {below}, so its {name} cannot be "
-                            f"{layer.options[name]!r} (that of layer {below}: {other.options.get(name)!r})"
-                        )
-                if other.options.get("short_conv"):
-                    raise InputError(f"layers: layer {index} cannot read the keys of layer {below}, made by short_conv")
-                return below
-        raise InputError(f"layers: layer {index} reads shared keys, but no attention layer below it makes its own")
+            for name in OF_KEYS:
+                if layer.options.get(name, other.options.get(name)) != other.options.get(name):
+                    raise InputError(
+                        f"layers: layer {index} reads the keys of layer {below}, so its {name} cannot be "
+                        f"{layer.options[name]!r} (that of layer {below}: {other.options.get(name)!r})"
+                    )
+            if other.options.get("short_conv"):
+                raise InputError(f"layers: layer {index} cannot read the keys of layer {below}, made by short_conv")
+            found.append(below)
+        return found
 
     def for_task(self, task: Any) -> ModelSpec:
         """This spec with read-in and sizes set to the task's. Raises InputError when it says otherwise already."""
-        for layer in self.pattern():
+        for layer in self.pattern()[: len(self.layers)]:
             if not registry.lookup("mixer", layer.mixer).factory.causal:  # type: ignore[attr-defined]
                 raise InputError(
                     f"layers: {layer.mixer!r} reads both ways and would see the answers; this task needs causal "

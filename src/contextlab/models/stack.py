@@ -15,7 +15,7 @@ from contextlab.mixers.layers import Linear
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
-from contextlab.models.spec import ModelSpec
+from contextlab.models.spec import ModelSpec, check_layers
 from contextlab.ops.position import sinusoidal
 from contextlab.spec import describe
 from contextlab.state import RecurrentState, State
@@ -56,7 +56,7 @@ class Model(nn.Module):
             nn.init.normal_(self.positions.weight, std=0.02)
         self.blocks = make_blocks(spec)
         self.atoms = share_atoms(spec, self.blocks)
-        self._sources = [spec.source(i) for i in range(spec.depth)]
+        self._sources = spec.sources()
         self._read_above = {source for i, source in enumerate(self._sources) if source != i}
         self.read_out_norm = make_norm(spec, spec.width)
         self.read_out: nn.Module
@@ -288,6 +288,7 @@ def preset(name: str, **options: Any) -> ModelSpec:
     stray = [key for key in options if key not in own and key not in fields]
     if stray:
         entry.check({stray[0]: options[stray[0]]})  # raises, with the nearest name
+    check_layers(options.get("depth", 1), options.get("loops", 1))  # before a preset makes a list of its layers
     spec = entry.build(**{key: value for key, value in options.items() if key in own})
     changes = {key: value for key, value in options.items() if key not in own}
     return ModelSpec.parse({**spec.model_dump(), **changes}) if changes else spec
