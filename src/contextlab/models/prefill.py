@@ -14,6 +14,7 @@ from contextlab.models.stack import Model, ModelState
 from contextlab.ops.kv import KVLayer, attend_held, attention_rows
 from contextlab.ops.packed import packed_attention
 from contextlab.policies.core.base import Policy
+from contextlab.policies.core.ranking import in_order
 from contextlab.policies.core.slots import KeptState, Slots
 from contextlab.policies.eviction.by_key import StreamingLLM
 from contextlab.spec import describe
@@ -220,7 +221,7 @@ class _Lazy(Policy):
         left = (part * self.have.double() - 1e-9).ceil().long().clamp_min(self.window + self.sinks).minimum(self.have)
         ends = (place < self.sinks) | (place >= self.have[:, None] - self.window)
         score = self.attention.masked_fill(ends, float("inf")).masked_fill(~self.there, float("-inf"))
-        order = score.argsort(dim=1, descending=True, stable=True)[:, : int(left.max())]
+        order = in_order(score, int(left.max()))
         chosen = torch.arange(order.shape[1], device=order.device) < left[:, None]
         index = order.masked_fill(~chosen, -1).sort(1).values  # shorter prompts are padded in front
         self.there, index = index >= 0, index.clamp_min(0)

@@ -14,6 +14,7 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer, attention_rows
 from contextlab.policies import EvictionPolicy, build_policy
+from tests.policies.core.test_base import model, tokens
 
 HEADS, KV_HEADS, DIM, LENGTH = 4, 2, 8, 40
 
@@ -367,3 +368,23 @@ def test_expected_attention_refuses_alibi() -> None:
     at = layer(turn=None, slopes=torch.ones(HEADS))
     with pytest.raises(InputError, match="not defined with ALiBi"):
         build_policy("expected_attention").check([at])
+
+
+def test_a_profile_of_fastgen_once_set_stays() -> None:
+    """Even one that the head's attention does not bear out: heads are judged once, when a row first drops something."""
+    reader, x = model(depth=1), tokens(4, 140)
+    policy: Any = build_policy("fastgen", budget="24tok", sinks=1, window=4, recovery=0.58)
+    with policy.attach(reader), torch.no_grad():
+        _, state = reader.read(x[:, :20])
+        assert (state.layers[0].notes["profile"] == -1).all()  # nothing was dropped yet
+        _, state = reader.read(x[:, 20:40], state)
+        held = state.layers[0]
+        judged = held.notes["profile"]
+        assert set(judged.unique().tolist()) == {0, 1}
+        state.layers[0] = dataclasses.replace(held, notes={"profile": 1 - judged})
+        for t in range(40, 140):
+            _, state = reader.read(x[:, t : t + 1], state)
+            assert torch.equal(state.layers[0].notes["profile"], 1 - judged)
+    after = state.layers[0].positions[..., 1:]
+    last = after.shape[2] == after[..., -1:] - after[..., :1] + 1  # are these the last tokens, without a gap?
+    assert torch.equal(last[..., 0], judged == 0)

@@ -17,6 +17,7 @@ from contextlab.ops.kv import KVLayer, attend_held, attention_rows, attention_wi
 from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.core.budget import OPEN, Amount, Budget
 from contextlab.policies.core.holders import Dense, Holder
+from contextlab.policies.core.ranking import in_order
 from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, room_for, tokens_in_slots
 from contextlab.state import KVState, State, tensor_bytes
 
@@ -389,14 +390,11 @@ class EvictionPolicy(Policy):
             importance = self.score(self.seen(layer, state))
             read = (state.length - state.start)[:, None, None]
             importance = importance.masked_fill((positions < self.sinks) | (positions >= read - self.window), math.inf)
-            # Slots without a token come last, and among equals the later token is kept; stable, so that the choice
-            # is the same on every machine.
-            importance = importance.masked_fill(positions < 0, -math.inf)
+            importance = importance.masked_fill(positions < 0, -math.inf)  # slots without a token come last
             have = (positions[:, 0] >= 0).sum(1)
             left = torch.where(have < limit, have, limit if full is None else full)
             keep = int(left.max()) if state.padded else min(limit if full is None else full, slots.used)
-            order = importance.flip(2).argsort(dim=2, descending=True, stable=True)[..., :keep]
-            chosen = slots.used - 1 - order
+            chosen = in_order(importance, keep)
             if state.padded:  # a row's first `left` in order of importance; the rest goes in front
                 chosen = chosen.masked_fill(torch.arange(keep, device=chosen.device) >= left[:, None, None], -1)
             return chosen.sort(2).values.clamp_min(0), left

@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from contextlab.errors import check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.softmax import softmax_attention
+from contextlab.policies.core.ranking import coarse
 from contextlab.policies.core.slots import KeptState, Slots
 from contextlab.policies.eviction.base import EvictionPolicy, Seen
 from contextlab.registry import register
@@ -76,8 +77,7 @@ class KeyNorm(EvictionPolicy):
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the key's negated L2 norm."""
         # Rotation leaves a norm as it is but for rounding, which must not choose between equal tokens: 16 bits count.
-        part, exponent = _widened(seen.keys).norm(dim=-1).to(torch.float32).frexp()
-        return -torch.ldexp((part * 2**16).round(), exponent)
+        return -coarse(_widened(seen.keys).norm(dim=-1).to(torch.float32))
 
 
 @register("policy", "keydiff", family="by key", papers=("2504.15364",))

@@ -17,6 +17,7 @@ from contextlab.ops.paged import attend_paged, picked
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.budget import Amount, Budget
 from contextlab.policies.core.holders import Dense
+from contextlab.policies.core.ranking import in_order
 from contextlab.policies.core.slots import Slots, places_after, room_for, tokens_in_slots
 from contextlab.policies.eviction.base import EvictionPolicy, Seen
 from contextlab.registry import entries, lookup, register
@@ -403,8 +404,7 @@ class AdaKV(EvictionPolicy):
     ) -> tuple[Tensor, Tensor]:
         """Which slots [B, Hkv, N] bool go into pages, and how many [B] of each row's last stay in the tail."""
         _, kv_heads, slots = importance.shape
-        order = importance.flip(2).argsort(dim=2, descending=True, stable=True)
-        order = slots - 1 - order  # among equals the later token first, as in `EvictionPolicy.kept`
+        order = in_order(importance, slots)
         rank = torch.empty_like(order).scatter_(2, order, torch.arange(slots, device=order.device).expand_as(order))
         page = torch.arange(slots // size, device=order.device)
         best = importance.gather(2, order)[..., : len(page) * size].unflatten(2, (-1, size))
@@ -412,8 +412,9 @@ class AdaKV(EvictionPolicy):
         least = max(-(-(self.sinks + self.window) // size), int(self.floor * whole) // size)
         own = (importance > -math.inf).sum(2, keepdim=True) // size  # pages that a head can fill
         worth = worth.masked_fill(page < least, math.inf).masked_fill(page >= own, -math.inf)
-        chosen = worth.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : kv_heads * whole // size]
-        count = torch.nn.functional.one_hot(chosen // max(1, len(page)), kv_heads).sum(1)
+        by_page = worth.transpose(1, 2).flatten(1)  # so that heads of equal worth have as many pages
+        chosen = by_page.argsort(dim=1, descending=True, stable=True)[:, : kv_heads * whole // size]
+        count = torch.nn.functional.one_hot(chosen % kv_heads, kv_heads).sum(1)
         spare = (have - whole).clamp_min(0).masked_fill(drops, 0)
         last = torch.arange(slots, 0, -1, device=order.device) <= spare[:, None, None]
         all_but_last = (importance > -math.inf) & ~last

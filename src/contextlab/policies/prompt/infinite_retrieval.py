@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d
 
 from contextlab.errors import InputError, check_whole
+from contextlab.policies.core.ranking import in_order
 from contextlab.policies.prompt.shorten import Head, ShortPrompt, _Observer, _real, observed
 from contextlab.spec import describe
 
@@ -75,7 +76,7 @@ def infinite_retrieval(
         whole = torch.cat((valid, valid.new_ones(len(rows), question.shape[1])), 1)
         paid = observed(model, text, heads, question.shape[1], None if bool(valid.all()) else whole)
         score = avg_pool1d(paid[..., : seen.shape[1]].sum((1, 2))[:, None], kernel, 1, kernel // 2)[:, 0]
-        best = score.masked_fill(~valid, float("-inf")).argsort(dim=1, descending=True, stable=True)[:, :keep]
+        best = in_order(score.masked_fill(~valid, float("-inf")), keep)
         of = sentence[rows].gather(1, index)
         wanted = torch.zeros(len(rows), length + 1, dtype=torch.bool, device=tokens.device)
         wanted.scatter_(1, of.gather(1, best).masked_fill(~valid.gather(1, best), length), True)

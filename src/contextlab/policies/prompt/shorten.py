@@ -13,6 +13,7 @@ from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_held, attention_rows
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.budget import Budget
+from contextlab.policies.core.ranking import in_order
 from contextlab.spec import describe
 from contextlab.state import KVState, State
 
@@ -84,7 +85,7 @@ def compress_prompt(
     score = rows.mean((1, 2)).masked_fill(place >= have[:, None] - window, 0.0)  # which would else lift its neighbours
     score = avg_pool1d(score[:, None], kernel, 1, kernel // 2)[:, 0]
     score = score.masked_fill(ends, float("inf")).masked_fill(~real, float("-inf"))
-    order = score.argsort(dim=1, descending=True, stable=True)[:, : int(left.max())]
+    order = in_order(score, int(left.max()))
     chosen = torch.arange(order.shape[1], device=order.device) < left[:, None]
     index = order.masked_fill(~chosen, -1).sort(1).values  # what a shorter prompt has not stands in front
     there = index >= 0

@@ -12,13 +12,13 @@ from torch import Tensor
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.core.budget import Amount
+from contextlab.policies.core.ranking import best, coarse
 from contextlab.policies.reading.selective import (
     ReadState,
     SelectivePolicy,
     candidates,
     fetched,
     row_candidates,
-    told_apart,
 )
 from contextlab.registry import register
 from contextlab.state import KVState, State, own
@@ -115,7 +115,7 @@ class InfLLM(SelectivePolicy):
 
         In the first layer a word has the same key wherever it stands, so that blocks may be exactly alike.
         """
-        return told_apart(q @ summary["mean"].mT)
+        return coarse(q @ summary["mean"].mT)
 
     def attend(
         self,
@@ -240,8 +240,8 @@ class InfLLM(SelectivePolicy):
         if self.representatives < page:
             index = (slots - (kv.length - scores.shape[2])).clamp(0, scores.shape[2] - 1)
             judged = scores.gather(2, index[:, None].expand(-1, kv_heads, -1)).unflatten(2, (-1, page))
-            best = judged.topk(self.representatives, dim=-1).indices
-            keys = keys.gather(3, best[..., None].expand(*best.shape, keys.shape[-1]))
+            chosen = best(judged, self.representatives)
+            keys = keys.gather(3, chosen[..., None].expand(*chosen.shape, keys.shape[-1]))
         mean = self.summarise(keys)["mean"]
         summary["mean"].scatter_(2, at[:, None, :, None].expand(mean.shape), mean)
 

@@ -17,6 +17,7 @@ from contextlab.ops.kv import KVLayer, attend_held
 from contextlab.ops.softmax import attend
 from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.core.budget import OPEN, Amount, Budget
+from contextlab.policies.core.ranking import best
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 
@@ -340,8 +341,8 @@ class SelectivePolicy(Policy):
             wanted[..., : self._sink_pages] = math.inf
             if own is not None:
                 wanted = wanted.masked_fill(own[:, None], -math.inf)
-            best = wanted.topk(count, sorted=False)
-            return best.indices if own is None else best.indices.masked_fill(best.values == -math.inf, -1)
+            chosen = best(wanted, count)
+            return chosen if own is None else chosen.masked_fill(wanted.gather(-1, chosen) == -math.inf, -1)
 
     def _summary(self, state: ReadState, among: int) -> dict[str, Tensor]:
         """Of the first `among` pages, whole segments."""
@@ -424,16 +425,6 @@ def row_candidates(read: Tensor, window: int, segment: int, page: int) -> tuple[
     """`candidates` of each row: read [B]."""
     first = (read - window).clamp_min(0) // segment * segment
     return first // page, first
-
-
-def told_apart(scores: Tensor) -> Tensor:
-    """Scores [..., pages] as float64, in an order that rounding does not change where pages may be exactly alike.
-
-    16 bits of each count, and among equals the later page is greater.
-    """
-    part, exponent = scores.double().frexp()
-    coarse = torch.ldexp((part * 2**16).round(), exponent - 16)
-    return coarse + torch.arange(scores.shape[-1], device=scores.device) * 2.0**-40
 
 
 def fetched(held: Tensor, slots: Tensor, device: torch.device) -> Tensor:

@@ -13,7 +13,8 @@ from contextlab.errors import check_whole
 from contextlab.ops.kv import KVLayer, attend_held
 from contextlab.policies.core.base import in_own_places
 from contextlab.policies.core.budget import Amount
-from contextlab.policies.reading.selective import ReadState, SelectivePolicy, fetched, told_apart
+from contextlab.policies.core.ranking import coarse
+from contextlab.policies.reading.selective import ReadState, SelectivePolicy, fetched
 from contextlab.policies.storage.quantize import Packed, Quantize
 from contextlab.registry import register
 from contextlab.state import KVState, own
@@ -102,7 +103,7 @@ class SpeCache(SelectivePolicy):
 
     def relevance(self, q: Tensor, summary: dict[str, Tensor]) -> Tensor:
         """See `SelectivePolicy.relevance`: the scores with the copy's keys, of which in few bits many are alike."""
-        return told_apart(q @ summary["keys"].mT)
+        return coarse(q @ summary["keys"].mT)
 
     def convert(self, layer: KVLayer, state: KVState) -> CopiedState:
         """See `Policy.convert`."""
