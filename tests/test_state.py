@@ -79,7 +79,7 @@ def test_kv_state_holds_what_was_read(pieces: list[int], grad: bool) -> None:
         for piece in pieces:
             read.append(tokens(piece))
             state = state.append(*read[-1])
-    for held, parts in zip(state.held(), zip(*read, strict=True), strict=True):
+    for held, parts in zip(state.cached(), zip(*read, strict=True), strict=True):
         assert torch.equal(held, torch.cat(parts, 1))
 
 
@@ -114,16 +114,16 @@ def test_branches_do_not_write_over_each_other(share: Any, grad: bool) -> None:
         two = other.append(*second)
         three = state.append(*third)
         four = one.append(*third)
-    base = state.held()
+    base = state.cached()
     for got, parts in ((one, [first]), (two, [second]), (three, [third]), (four, [first, third])):
-        for i, held in enumerate(got.held()):
+        for i, held in enumerate(got.cached()):
             assert torch.equal(held, torch.cat([base[i], *(part[i] for part in parts)], 1))
 
 
 def test_gradients_flow_through_the_buffers_and_do_not_stop_later_decoding() -> None:
     k, v = (x.requires_grad_() for x in tokens(3))
     state = KVState.empty(k, v).append(k, v)
-    loss = state.held()[0].square().sum()
+    loss = state.cached()[0].square().sum()
     with torch.no_grad():
         state.append(*tokens(1))
     loss.backward()
@@ -190,7 +190,7 @@ def test_window_state_without_padding_gives_only_the_slots_in_use(total: int, wi
     for t in range(total):
         part = slice(t, t + 1)
         state = state.append(k[:, part], v[:, part], torch.tensor([[t]]))
-    keys, _, places = state.held()
+    keys, _, places = state.cached()
     recent = range(max(0, total - window + 1), total)
     expected = sorted({*recent, *range(min(sinks, total))})
     assert places.tolist() == [expected, expected]

@@ -84,7 +84,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, State):
-        for name in _held(type(value)):  # type: ignore[arg-type]  # a class hashes, whatever its instances do
+        for name in _tensor_fields(type(value)):  # type: ignore[arg-type]  # a class hashes, whatever its instances do
             yield from _tensors(getattr(value, name))
     elif isinstance(value, dict | list | tuple):
         for inner in value.values() if isinstance(value, dict) else value:
@@ -92,7 +92,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 @cache
-def _held(cls: type[State]) -> tuple[str, ...]:
+def _tensor_fields(cls: type[State]) -> tuple[str, ...]:
     """The names of the fields that hold tensors."""
     return tuple(each.name for each in dataclasses.fields(cls) if not each.metadata.get("static"))
 
@@ -191,8 +191,8 @@ class KVState(State):
     @staticmethod
     def bytes_at(length: int, batch: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
         """The exact `nbytes` after `length` tokens."""
-        held = tensor_bytes(batch, heads, KVState.capacity(length), key_dim + value_dim, dtype=dtype)
-        return held + tensor_bytes(batch, dtype=torch.int64)
+        kept = tensor_bytes(batch, heads, KVState.capacity(length), key_dim + value_dim, dtype=dtype)
+        return kept + tensor_bytes(batch, dtype=torch.int64)
 
     def append(self, k: Tensor, v: Tensor, mask: Tensor | None = None) -> KVState:
         """The state after reading k [B, T, Hkv, D] and v [B, T, Hkv, V]; this one stays valid.
@@ -219,9 +219,11 @@ class KVState(State):
         after._written = mark
         return after
 
-    def held(self) -> tuple[Tensor, Tensor]:
+    def cached(self) -> tuple[Tensor, Tensor]:
         """The keys [B, length, Hkv, D] and values [B, length, Hkv, V], as views of the buffers."""
         return self.keys[:, :, : self.length].transpose(1, 2), self.values[:, :, : self.length].transpose(1, 2)
+
+    held = cached  # the name that policies call it by
 
     def positions(self) -> Tensor | None:
         """Each row's token positions [B, length], negative at padding; None when nothing is padded."""
@@ -270,8 +272,8 @@ class WindowState(State):
     ) -> int:
         """The exact `nbytes`, at any length."""
         slots = sinks + window - 1
-        held = tensor_bytes(batch, heads, slots, key_dim + value_dim, dtype=dtype)
-        return held + tensor_bytes(batch, slots + 1, dtype=torch.int64)
+        kept = tensor_bytes(batch, heads, slots, key_dim + value_dim, dtype=dtype)
+        return kept + tensor_bytes(batch, slots + 1, dtype=torch.int64)
 
     def append(self, k: Tensor, v: Tensor, position: Tensor, mask: Tensor | None = None) -> WindowState:
         """The state after reading k [B, T, Hkv, D] and v [B, T, Hkv, V]; this one stays valid.
@@ -300,7 +302,7 @@ class WindowState(State):
         padded = self.padded or mask is not None
         return WindowState(keys, values, at, start, self.sinks, padded, length=self.length + read)
 
-    def held(self) -> tuple[Tensor, Tensor, Tensor]:
+    def cached(self) -> tuple[Tensor, Tensor, Tensor]:
         """Keys [B, n, Hkv, D], values [B, n, Hkv, V], places [B, n]; unpadded, only the slots in use."""
         keys, values, at = self.keys.transpose(1, 2), self.values.transpose(1, 2), self.position
         slots = at.shape[1]

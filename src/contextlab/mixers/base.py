@@ -77,9 +77,9 @@ class Mixer(nn.Module, ABC):
             if self._expected is None:
                 self._expected = _signature(self, x)
             self._expected.check(state, name)
-        held = next(state.tensors(), x)
-        if len(held) != len(x):
-            raise InputError(f"{name}: the state is of a batch of {len(held)}, x of {len(x)}")
+        first = next(state.tensors(), x)
+        if len(first) != len(x):
+            raise InputError(f"{name}: the state is of a batch of {len(first)}, x of {len(x)}")
 
     @abstractmethod
     def forward(

@@ -27,6 +27,7 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: [..., inputs] -> [..., outputs]."""
         return dense(x, self.weight, self.bias)
 
 
@@ -38,6 +39,7 @@ class TernaryLinear(Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: [..., inputs] -> [..., outputs]."""
         scale = self.weight.abs().mean().clamp_min(1e-5)
         weight = _straight_through((self.weight / scale).round().clamp(-1, 1) * scale, self.weight)
         x = F.rms_norm(x, x.shape[-1:], eps=1e-6)
@@ -54,14 +56,17 @@ class RMSNorm(nn.RMSNorm):
     """`torch.nn.RMSNorm`, in fewer passes over memory on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: [..., D] -> [..., D], divided by the root mean square of the last dimension."""
         return rms_norm(x, self.weight, self.eps)
 
 
 def with_loss(y: Tensor, loss: Tensor) -> Tensor:
-    """y itself; on the way back the gradient of `loss` is added to that of whatever y goes into.
+    """y, unchanged; in the backward pass `loss` is minimised too, as if it had been added to the training loss.
 
-    For terms that a layer wants in the training loss (balance of experts, nearness of centroids) and that no caller
-    has to collect: the loss that is reported does not hold them.
+    For a layer's own terms (balance of experts, nearness of centroids), which no caller then has to collect. The loss
+    that is reported does not include them.
+
+    y: [...], any shape. loss: scalar. Returns the same shape as y.
     """
     joined: Tensor = _WithLoss.apply(y, loss)
     return joined

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.models.stack import Model, ModelState
-from contextlab.ops.kv import KVLayer, attend_held, attention_rows
+from contextlab.ops.kv import KVLayer, attend_cached, attention_rows
 from contextlab.ops.packed import packed_attention
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.ranking import in_order
@@ -247,7 +247,7 @@ class _Lazy(Policy):
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         places = place[:, None].expand(-1, layer.kv_heads, -1)
         given: dict[str, Any] = {"scale": layer.scale, "visible": self.mask, "slopes": layer.slopes}
-        y = attend_held(q, keys, values, **given, q_position=place, k_position=places)
+        y = attend_cached(q, keys, values, **given, q_position=place, k_position=places)
         if self.judges:
             rows = attention_rows(q[:, -1:], keys, **given, q_position=place[:, -1:], k_position=places)
             self.attention = rows[:, :, 0].mean(1)

@@ -85,7 +85,11 @@ def naive_atlas(
     muon_steps: int = 0,
     gain: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What defines `atlas`: token by token, each gradient from its own window."""
+    """What defines `atlas` (2505.23735): token by token, each gradient from its own window.
+
+    Arguments as for `atlas`, q [B, H, L, K], k [B, H, P + L, K], v [B, H, P + L, V]. Returns the answers [B, H, L, V]
+    and M and S [B, H, K, V] after the mini-batch.
+    """
     past, start, os = k.shape[2] - q.shape[2], M, []
     for t in range(q.shape[2]):
         S = m[..., t].exp()[..., None, None] * S

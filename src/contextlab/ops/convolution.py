@@ -51,7 +51,10 @@ def causal_conv(
 def naive_causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The definition of `causal_conv`: a window that slides over the tokens. Returns (y, final state)."""
+    """The definition of `causal_conv`: a window that slides over the tokens.
+
+    Arguments as for `causal_conv`. Returns y [B, T, C] and the last inputs [B, W-1, C].
+    """
     batch, length, channels = x.shape
     window = x.new_zeros(batch, weight.shape[1] - 1, channels) if initial_state is None else initial_state
     ys = []

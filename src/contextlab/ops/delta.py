@@ -82,7 +82,10 @@ def delta_rule(
     output_final_state: bool = False,
     chunk_size: int = 32,
 ) -> tuple[Tensor, Tensor | None]:
-    """The delta rule without decay (2406.06484, eq. 2); arguments and result as for `gated_delta_rule`."""
+    """The delta rule without decay (2406.06484, eq. 2).
+
+    q, k: [B, T, H, K]. v: [B, T, H, V]. beta: [B, T, H]. Other arguments, result and errors as for `gated_delta_rule`.
+    """
     return gated_delta_rule(q, k, v, None, beta, scale, initial_state, output_final_state, chunk_size)
 
 
@@ -95,7 +98,10 @@ def naive_gated_delta_rule(
     scale: float | None = None,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence that defines `gated_delta_rule`, one token after the other. Returns (o, final state)."""
+    """The recurrence that defines `gated_delta_rule`, one token after the other (2412.06464, eq. 10).
+
+    Arguments as there. Returns o [B, T, H, V] and the final state [B, H, K, V].
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     S = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1]) if initial_state is None else initial_state
     os = []

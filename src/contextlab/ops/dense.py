@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_FORWARD_FROM, _WEIGHT_FROM = 2**22, 2**24  # multiply-adds from which oneDNN's overhead pays; measured on Zen 5
+_FORWARD_FROM, _WEIGHT_FROM = 2**22, 2**24  # multiply-adds from which oneDNN's overhead pays
 _READ_FROM = 2**17
-"""Numbers of a matrix from which on oneDNN is faster for a few tokens, too: MKL reads it with one thread alone."""
+"""Numbers of a matrix from which on oneDNN is faster for a few tokens, too: MKL reads it with one thread alone.
+
+These are of a Zen 5 CPU. To measure them again: `python benchmarks/training.py` and `python benchmarks/decode.py`.
+"""
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -156,7 +156,10 @@ def naive_dplr_delta_rule(
     scale: float | None = None,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence that defines `dplr_delta_rule`, one token after the other. Returns (o, final state)."""
+    """The recurrence that defines `dplr_delta_rule`, one token after the other.
+
+    Arguments as there. Returns o [B, T, H, V] and the final state [B, H, K, V].
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     S = _start(v, k, initial_state)
     os = []
@@ -176,7 +179,10 @@ def naive_kda(
     scale: float | None = None,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence that defines `kda`, one token after the other. Returns (o, final state)."""
+    """The recurrence that defines `kda`, one token after the other.
+
+    Arguments as there. Returns o [B, T, H, V] and the final state [B, H, K, V].
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     S = _start(v, k, initial_state)
     os = []

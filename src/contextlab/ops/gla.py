@@ -68,7 +68,10 @@ def rwkv6(
 def naive_gla(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float | None = None, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence that defines `gla`, one token after the other. Returns (o, final state)."""
+    """The recurrence that defines `gla`, one token after the other.
+
+    Arguments as there. Returns o [B, T, H, V] and the final state [B, H, K, V].
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     S = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1]) if initial_state is None else initial_state
     os = []
@@ -87,7 +90,10 @@ def naive_rwkv6(
     scale: float | None = None,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence that defines `rwkv6`, one token after the other. Returns (o, final state)."""
+    """The recurrence that defines `rwkv6`, one token after the other.
+
+    Arguments as there. Returns o [B, T, H, V] and the final state [B, H, K, V].
+    """
     scale = 1.0 if scale is None else scale
     S = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1]) if initial_state is None else initial_state
     os = []
@@ -185,7 +191,7 @@ def halves(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
 
 
 def joined(left: Tensor, right: Tensor) -> Tensor:
-    """The inverse of `_halves`."""
+    """left, right: [..., N, L, C] -> [..., 2 N L, C], pieces of L in turns; undoes `halves`."""
     return torch.stack((left, right), -3).flatten(-4, -2)
 
 

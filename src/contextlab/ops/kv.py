@@ -12,7 +12,10 @@ from contextlab.ops.dense import product
 from contextlab.ops.softmax import attend, softmax_attention
 
 SCORES = 2**20
-"""Attention scores that are made at once where their sum is wanted: 4 MB stay in a core's cache."""
+"""Attention scores that are made at once where their sum is wanted: 4 MB stay in a core's cache.
+
+To measure this and the next three again: `python benchmarks/policies.py --policy h2o`.
+"""
 IN_CACHE = 2**20
 """Scores of one head that are made at once on a CPU."""
 WIDTHS = 512
@@ -52,7 +55,7 @@ class KVLayer:
         return x if self.heads == self.kv_heads else x.unflatten(1, (self.kv_heads, -1)).sum(2)
 
 
-def attend_held(
+def attend_cached(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -63,7 +66,7 @@ def attend_held(
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention of the last T tokens over all that are held; each sees those in slots up to its own.
+    """Softmax attention of the last T tokens over all that are in a cache; each sees the slots up to its own.
 
     q: [B, T, H, D]. k: [B, Hkv, N, D], v: [B, Hkv, N, V]: the last T slots are the queries' own.
     visible: [B, N] bool, False at slots that hold no token; None for all True.
@@ -71,28 +74,31 @@ def attend_held(
 
     Returns [B, T, H, V]; zeros where a query sees nothing.
     """
-    length, held = q.shape[1], k.shape[2]
+    length, n_keys = q.shape[1], k.shape[2]
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     if slopes is None and visible is None and length == 1:
         return attend(q, k, v, scale)
     if slopes is None:
         if visible is None:
             return softmax_attention(q, k, v, scale=scale)
-        slots = torch.arange(held, device=q.device)
+        slots = torch.arange(n_keys, device=q.device)
         return softmax_attention(
-            q, k, v, scale=scale, q_position=slots[None, held - length :], k_position=slots.where(visible, -1)
+            q, k, v, scale=scale, q_position=slots[None, n_keys - length :], k_position=slots.where(visible, -1)
         )
     assert q_position is not None
     assert k_position is not None
     outputs, shared = [], q.shape[2] // k.shape[2]
     for first in range(0, length, 256):  # no bias is larger than [B, H, 256, N]
         last = min(first + 256, length)
-        seen = _seen(held - length + first, last - first, held, q.device)
+        seen = _seen(n_keys - length + first, last - first, n_keys, q.device)
         seen = seen if visible is None else seen & visible[:, None, None, :]
         distance = q_position[:, None, first:last, None] - k_position[:, :, None, :]
         bias = distance.repeat_interleave(shared, 1) * -slopes.to(q.device, q.dtype)[:, None, None]
         outputs.append(attend(q[:, first:last], k, v, scale, bias.masked_fill(~seen, float("-inf"))))
     return torch.cat(outputs, 1)
+
+
+attend_held = attend_cached  # the name that policies call it by
 
 
 def naive_attention_with_mass(
@@ -106,10 +112,13 @@ def naive_attention_with_mass(
     share: float | None = None,
     latest: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What defines `attention_with_mass`: the whole matrix of attention weights."""
-    length, held, shared = q.shape[1], k.shape[2], q.shape[2] // k.shape[1]
+    """What defines `attention_with_mass`: the whole matrix of attention weights.
+
+    Arguments as there. Returns the outputs [B, T, H, V] and the mass [B, H, N].
+    """
+    length, n_keys, shared = q.shape[1], k.shape[2], q.shape[2] // k.shape[1]
     scores = q.transpose(1, 2) @ k.repeat_interleave(shared, 1).mT * scale
-    seen = _seen(held - length, length, held, q.device)
+    seen = _seen(n_keys - length, length, n_keys, q.device)
     seen = seen if visible is None else seen & visible[:, None, None, :]
     p = scores.masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num(0.0)
     y = (p @ v.repeat_interleave(shared, 1)).transpose(1, 2)
@@ -128,7 +137,7 @@ def attention_with_mass(
     share: float | None = None,
     latest: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attention as `attend_held`, and the attention that each held token got from all queries (H2O, 2306.14048).
+    """Attention as `attend_cached`, and the attention that each cached token got from all queries (H2O, 2306.14048).
 
     One pass over blocks of queries: whole rows of the attention matrix are made, used for both and dropped, so the
     memory beyond the results is one block's, O(N).
@@ -146,14 +155,14 @@ def attention_with_mass(
     if q.shape[1] == 1:
         return _mass_of_one(q, k, v, scale, weight, visible, share)
     batch, length, heads, _ = q.shape
-    kv_heads, held = k.shape[1:3]
-    block = min(length, max(16, SCORES // max(1, batch * heads * held)))
+    kv_heads, n_keys = k.shape[1:3]
+    block = min(length, max(16, SCORES // max(1, batch * heads * n_keys)))
     exact = torch.promote_types(q.dtype, torch.float32)  # counts outgrow the digits of a half precision
-    mass, weight = q.new_zeros(batch, kv_heads, heads // kv_heads, held, dtype=exact), weight.to(exact)
+    mass, weight = q.new_zeros(batch, kv_heads, heads // kv_heads, n_keys, dtype=exact), weight.to(exact)
     q, outputs = (q * scale).transpose(1, 2).unflatten(1, (kv_heads, -1)), []
     for first in range(0, length, block):
         last = min(first + block, length)
-        stop = held - length + last
+        stop = n_keys - length + last
         rows = q[..., first:last, :].flatten(2, 3)  # the query heads of one key head are as many queries on it
         scores = (rows @ k[:, :, :stop].mT).unflatten(2, (-1, last - first))
         future = torch.ones(last - first, last - first, dtype=torch.bool, device=q.device).triu(1)
@@ -203,10 +212,10 @@ def _mass_by_head(
 ) -> tuple[Tensor, Tensor]:
     """`attention_with_mass` one head at a time, in blocks of memory that stay in the cache."""
     batch, length, heads, _ = q.shape
-    held, shared = k.shape[2], heads // k.shape[1]
-    block = min(length, max(32, IN_CACHE // held))
+    n_keys, shared = k.shape[2], heads // k.shape[1]
+    block = min(length, max(32, IN_CACHE // n_keys))
     exact = torch.promote_types(q.dtype, torch.float32)
-    y, mass = q.new_empty(batch, heads, length, v.shape[-1]), q.new_zeros(batch, heads, held, dtype=exact)
+    y, mass = q.new_empty(batch, heads, length, v.shape[-1]), q.new_zeros(batch, heads, n_keys, dtype=exact)
     q, weight = (q * scale).transpose(1, 2), weight.to(exact)
     future = torch.ones(block, block + WIDTHS, dtype=torch.bool).triu(1)
     for row in range(batch):
@@ -217,8 +226,8 @@ def _mass_by_head(
             )
             for first in range(0, length, block):
                 last = min(first + block, length)
-                rows, own = last - first, held - length + first
-                stop = min(held, -(-(own + rows) // WIDTHS) * WIDTHS)
+                rows, own = last - first, n_keys - length + first
+                stop = min(n_keys, -(-(own + rows) // WIDTHS) * WIDTHS)
                 p = product(queries[first:last], keys[:stop])
                 p[:, own:].masked_fill_(future[:rows, : stop - own], float("-inf"))
                 if hidden is not None:
@@ -250,22 +259,22 @@ def attention_rows(
 ) -> Tensor:
     """The attention weights of a few queries: q [B, T, H, D], k [B, Hkv, N, D] -> [B, H, T, N].
 
-    The last T slots are the queries' own; slopes and positions as for `attend_held`.
+    The last T slots are the queries' own; slopes and positions as for `attend_cached`.
     visible: [B, N] or [B, Hkv, N] bool, False at slots that hold no token; None for all True.
     """
-    length, held = q.shape[1], k.shape[2]
+    length, n_keys = q.shape[1], k.shape[2]
     rows = (q * scale).transpose(1, 2).unflatten(1, (k.shape[1], -1))
     scores = (rows.flatten(2, 3) @ k.mT).unflatten(2, rows.shape[2:4]).flatten(1, 2)
     if slopes is not None and q_position is not None and k_position is not None:
         distance = (q_position[:, None, :, None] - k_position[:, :, None, :]).repeat_interleave(rows.shape[2], 1)
         scores = scores - distance * slopes.to(q.device, q.dtype)[:, None, None]
-    seen = _seen(held - length, length, held, q.device)
+    seen = _seen(n_keys - length, length, n_keys, q.device)
     if visible is not None:
         by_head = visible[:, None] if visible.ndim == 2 else visible.repeat_interleave(rows.shape[2], 1)
         seen = seen & by_head[:, :, None]
     return scores.masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num(0.0)
 
 
-def _seen(first: int, rows: int, held: int, device: torch.device) -> Tensor:
+def _seen(first: int, rows: int, n_keys: int, device: torch.device) -> Tensor:
     """[rows, N] bool: slots up to each query's own, which are first, first + 1 .."""
-    return torch.arange(held, device=device) <= torch.arange(first, first + rows, device=device)[:, None]
+    return torch.arange(n_keys, device=device) <= torch.arange(first, first + rows, device=device)[:, None]

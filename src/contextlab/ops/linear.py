@@ -23,7 +23,10 @@ from contextlab.ops import backend
 from contextlab.ops.precision import without_autocast
 
 SINGLE_CHUNK = 128
-"""Sequences up to this length are one quadratic chunk: cheaper than passing states at training lengths."""
+"""Sequences up to this length are one quadratic chunk: cheaper than passing states at training lengths.
+
+To measure it again: `python benchmarks/ops.py`.
+"""
 
 
 @without_autocast
@@ -82,7 +85,10 @@ def naive_simple_gla(
     scale: float | None = None,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence that defines `simple_gla`, one token after the other. Returns (o, final state)."""
+    """The recurrence that defines `simple_gla`, one token after the other.
+
+    Arguments as there. Returns o [B, T, H, V] and the final state [B, H, K, V].
+    """
     heads, repeat = v.shape[2], v.shape[2] // k.shape[2]
     q, k = (x.repeat_interleave(repeat, 2) for x in (q, k))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -105,7 +111,7 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Causal linear attention without decay or denominator (2006.16236, eq. 9 without its z).
 
-    Arguments, shapes and result as for `simple_gla`.
+    q, k: [B, T, H, K]. v: [B, T, H, V]. Other arguments, result and errors as for `simple_gla`.
     """
     return simple_gla(q, k, v, None, None, scale, initial_state, output_final_state)
 
@@ -139,8 +145,9 @@ def lightning_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Lightning attention: decays exp(-slope_h), slopes as ALiBi's (2307.14995, eq. 8).
 
+    q, k: [B, T, H, K]. v: [B, T, H, V].
     layer, layers: index of the layer and their number; deeper layers decay less.
-    Other arguments, shapes and result as for `simple_gla`.
+    Other arguments, result and errors as for `simple_gla`.
     """
     gamma = lightning_decay(v.shape[2], v.device, layer, layers)
     return simple_gla(q, k, v, None, gamma, scale, initial_state, output_final_state)

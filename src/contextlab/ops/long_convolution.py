@@ -42,7 +42,10 @@ def long_convolution(
 
 
 def naive_long_convolution(x: Tensor, filters: Tensor, initial_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The definition of `long_convolution`, token by token. Returns (y, final state)."""
+    """The definition of `long_convolution`, token by token.
+
+    Arguments as there. Returns y [B, T, C] and the inputs that the filter reaches [B, n, C].
+    """
     tokens = x if initial_state is None else torch.cat((initial_state, x), 1)
     before = tokens.shape[1] - x.shape[1]
     ys = []

@@ -99,7 +99,10 @@ def naive_mamba3(
     D: Tensor | None = None,
     initial_state: Mamba3State | None = None,
 ) -> tuple[Tensor, Mamba3State]:
-    """The recurrence that defines `mamba3`, one token after the other. Returns (y, final state)."""
+    """The recurrence that defines `mamba3`, one token after the other (2603.15569).
+
+    Arguments as there. Returns y [B, T, H, P] and the final state.
+    """
     batch, _, heads, value = x.shape
     size = B.shape[-1]
     S, key, last, angle = initial_state or Mamba3State(

@@ -80,7 +80,10 @@ def naive_mesa(
     ridge: Tensor,
     initial_state: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What defines `mesa`, one token after the other, each system solved directly. Returns (o, final state)."""
+    """What defines `mesa`, one token after the other, each system solved directly.
+
+    Arguments as there. Returns o [B, T, H, V] and the final state (G [B, H, K, K], H [B, H, K, V]).
+    """
     if initial_state is None:
         G = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], k.shape[-1])
         H = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1])
@@ -97,7 +100,10 @@ def naive_mesa(
 
 
 def conjugate_gradients(times: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> Tensor:
-    """x with times(x) = b, for a symmetric positive definite map of the last dimension; so many steps from zero."""
+    """x [..., K] with times(x) = b, by conjugate gradients from zero.
+
+    times: a symmetric positive definite map of the last dimension. b: [..., K]. steps: iterations; K are exact.
+    """
     x, r = torch.zeros_like(b), b
     p, size = r, r.square().sum(-1, keepdim=True)
     tiny = torch.finfo(b.dtype).tiny

@@ -72,7 +72,10 @@ def naive_mlstm(
     scale: float | None = None,
     initial_state: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The recurrence that defines `mlstm`, one token after the other. Returns (h, state)."""
+    """The recurrence that defines `mlstm`, one token after the other (2405.04517, eqs. 19 to 27).
+
+    Arguments as there. Returns h [B, T, H, V] and the state, the matrix [B, H, K, V + 1] and the maximum [B, H].
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     shape = (*v.shape[::2][:2], k.shape[-1], v.shape[-1] + 1)
     S, m = (v.new_zeros(shape), v.new_zeros(shape[:2])) if initial_state is None else initial_state

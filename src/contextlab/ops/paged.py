@@ -106,7 +106,10 @@ def naive_attend_paged(
     scale: float,
     page_visible: Tensor | None = None,
 ) -> Tensor:
-    """What defines `attend_paged`: each row and head alone, all that it holds in one matrix."""
+    """What defines `attend_paged`: each row and head alone, all that it holds in one matrix.
+
+    Arguments as there. Returns [B, T, H, V].
+    """
     length, shared = q.shape[1], q.shape[2] // k.shape[1]
     visible = torch.ones(page_keys.shape[:3], dtype=torch.bool) if page_visible is None else page_visible
     rows = []

@@ -265,7 +265,7 @@ def xpos_attention(
     Returns [B, Tq, H, V].
     """
     rates = xpos_rates(size, scale_base).to(q.device)
-    length, held = q.shape[1], k.shape[1]
+    length, n_keys = q.shape[1], k.shape[1]
     chunk = min(1024, int(-8 / rates[0].item()))
     if chunk < 64:
         raise InputError(f"scale_base must be at least 16, got {scale_base:g}")
@@ -273,7 +273,7 @@ def xpos_attention(
     outputs = []
     for first in range(0, length, chunk):
         last = min(first + chunk, length)
-        seen = held if q_position is not None else held - length + last
+        seen = n_keys if q_position is not None else n_keys - length + last
         origin = q_at[:, first : first + 1]
         part_q = _faded(q[:, first:last], rates, q_at[:, first:last] - origin)
         # Keys after the chunk are seen by no query of it; the clamp keeps what the mask hides finite.

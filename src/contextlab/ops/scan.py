@@ -41,7 +41,10 @@ def linear_scan(x: Tensor, g: Tensor, initial_state: Tensor | None = None) -> tu
 
 
 def naive_linear_scan(x: Tensor, g: Tensor, initial_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The recurrence that defines `linear_scan`, one token after the other. Returns (h, last h)."""
+    """The recurrence that defines `linear_scan`, one token after the other.
+
+    x, g, initial_state: as there. Returns h [B, T, ...] and the last of them [B, ...].
+    """
     h, hs = torch.zeros_like(x[:, 0]) if initial_state is None else initial_state, []
     for t in range(x.shape[1]):
         h = g[:, t].exp() * h + x[:, t]
@@ -101,7 +104,10 @@ def naive_selective_scan(
     D: Tensor | None = None,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence that defines `selective_scan`, one token after the other. Returns (y, final state)."""
+    """The recurrence that defines `selective_scan`, one token after the other (2312.00752, algorithm 2).
+
+    Arguments as there. Returns y [B, T, E] and the final state [B, E, N].
+    """
     h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state
     ys = []
     for t in range(x.shape[1]):

@@ -22,7 +22,10 @@ def naive_softmax_attention(
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention by its definition (1706.03762, eq. 1), query by query; see `softmax_attention`."""
+    """Softmax attention by its definition (1706.03762, eq. 1), query by query.
+
+    q: [B, Tq, H, D]. k: [B, Tk, Hkv, D]. v: [B, Tk, Hkv, V]. Others as for `softmax_attention`. Returns [B, Tq, H, V].
+    """
     q_at, k_at = resolve_positions(q, k, q_position, k_position)
     batch, _, heads, dim = q.shape
     shared = heads // k.shape[2]  # query heads on one key head
@@ -72,11 +75,11 @@ def softmax_attention(
     Returns [B, Tq, H, V].
     """
     _check(q, k, v, causal, window, sinks, slopes)
-    length, held = q.shape[1], k.shape[1]
-    if q_position is None and k_position is None and slopes is None and (window is None or window >= held):
+    length, n_keys = q.shape[1], k.shape[1]
+    if q_position is None and k_position is None and slopes is None and (window is None or window >= n_keys):
         if not causal or length == 1:
             return attend(q, k, v, scale)
-        if length == held:
+        if length == n_keys:
             return attend(q, k, v, scale, is_causal=True)
     q_at, k_at = resolve_positions(q, k, q_position, k_position)
 
@@ -93,8 +96,8 @@ def softmax_attention(
         queries = slice(first, min(first + chunk, length))
         keys: Tensor | slice = slice(None)
         if causal and q_position is None:  # then places in k are positions, and most keys are out of sight
-            last = held - length + queries.stop
-            low = max(0, held - length + first - window + 1) if window is not None else 0
+            last = n_keys - length + queries.stop
+            low = max(0, n_keys - length + first - window + 1) if window is not None else 0
             keys = slice(low, last)
             if sinks > 0 and low > 0:
                 keys = torch.cat([torch.arange(min(sinks, low)), torch.arange(low, last)]).to(k.device)
@@ -108,7 +111,8 @@ def attend(
     """PyTorch's SDPA on the layout [B, T, H, D], with grouped heads; mask: bool or bias [B or 1, H or 1, Tq, Tk].
 
     On a CPU with several threads SDPA takes as long as with one where sequences are short: there plain matrix
-    products are 1.2 to 1.9 times as fast (two threads, forward and backward, 16 to 128 tokens).
+    products are 1.2 to 1.9 times as fast (two threads, forward and backward, 16 to 128 tokens;
+    `python benchmarks/training.py` measures the whole step).
     """
     batch, length, heads, dim = q.shape
     if is_causal and length <= 128 and heads == k.shape[2] and _many_threads(q):
@@ -199,7 +203,7 @@ def _check(
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raises InputError unless q, k and v fit together."""
+    """Raises InputError unless q [B, Tq, H, D], k [B, Tk, Hkv, D] and v [B, Tk, Hkv, V] fit together."""
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or q.shape[-1] != k.shape[-1] or k.shape[:3] != v.shape[:3]:
         raise InputError(
             "expected q [B, Tq, H, D], k [B, Tk, Hkv, D], v [B, Tk, Hkv, V], "

@@ -57,8 +57,10 @@ def block_topk(
 ) -> Tensor:
     """Each query sees its own block and the best of the blocks before, `top_k` in all (MoBA, 2502.13189).
 
-    A block is as good as the product of the query and the mean of the block's keys. block: tokens of a block.
-    Other arguments and result as for `topk_attention`.
+    A block is as good as the product of the query and the mean of the block's keys.
+
+    q: [B, Tq, H, D]. k: [B, Tk, Hkv, D]. v: [B, Tk, Hkv, V]. block: tokens of a block. Others as for `topk_attention`.
+    Returns [B, Tq, H, V].
     """
     _at_least_one(block=block, top_k=top_k)
     q_at, k_at = resolve_positions(q, k, q_position, k_position)

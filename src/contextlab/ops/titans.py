@@ -90,7 +90,10 @@ def naive_titans(
     scale: float | None = None,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence that defines `titans`, one token after the other. Returns (o, final state)."""
+    """The recurrence that defines `titans`, one token after the other (2501.00663, eqs. 9 to 14).
+
+    Arguments as there. Returns o [B, T, H, V] and the final state [B, H, 2, K, V], memory and momentum.
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if initial_state is None:
         initial_state = v.new_zeros(v.shape[0], v.shape[2], 2, k.shape[-1], v.shape[-1])
@@ -144,7 +147,7 @@ def _chunks(
     for n in range(k.shape[2]):
         states.append(state)
         state = transition[:, :, n] @ state + write[:, :, n]
-    held = torch.stack(states, 2)
+    starts = torch.stack(states, 2)
     read = weight * (q @ k.mT) * theta.unsqueeze(-2)
     own = torch.cat((q * keep.unsqueeze(-1), q * surprise.unsqueeze(-1)), -1)
-    return (own - read @ errors) @ held + read @ known, state
+    return (own - read @ errors) @ starts + read @ known, state

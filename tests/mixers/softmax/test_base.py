@@ -36,7 +36,7 @@ class Server:
         before = KVState.empty(k, v) if state is None else state
         assert isinstance(before, KVState)
         after = before.append(k, v, mask)
-        k, v = (x.repeat_interleave(self.layer.heads // self.layer.kv_heads, 2) for x in after.held())
+        k, v = (x.repeat_interleave(self.layer.heads // self.layer.kv_heads, 2) for x in after.cached())
         at = torch.arange(k.shape[1])
         distance = at[-q.shape[1] :, None] - at
         scores = torch.einsum("bihd,bjhd->bhij", q, k) * self.layer.scale

@@ -82,8 +82,8 @@ class Rwkv7(MatrixMixer):
         removed = removed * (removed.square().sum(-1, keepdim=True) + 1e-12).rsqrt()
         k = k * (1 + (rate - 1) * self.replacement)
         r, k, v, g, rate = (y.unflatten(-1, (self.heads, -1)) for y in (r, k, v, g, rate))
-        held = None if before is None else before["matrix"]
-        o, matrix = dplr_delta_rule(r, k, v, -removed, removed * rate, g, 1.0, held, keep_state)
+        initial = None if before is None else before["matrix"]
+        o, matrix = dplr_delta_rule(r, k, v, -removed, removed * rate, g, 1.0, initial, keep_state)
         o = F.layer_norm(o, o.shape[-1:], eps=self.value * 1e-5).flatten(2) * self.norm_weight + self.norm_bias
         o = o + ((r * k * self.bonus).sum(-1, keepdim=True) * v).flatten(2)
         y = self.out_proj(o * gate)

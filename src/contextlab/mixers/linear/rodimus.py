@@ -63,9 +63,9 @@ class Rodimus(ChannelDecayMixer):
         g, tau = F.softplus(g), tau.sigmoid()
         k = k * (k.square().sum(-1, keepdim=True) + 1e-6).rsqrt() * g**tau
         v = self.gate_out(self.gate_in(up)).sigmoid() * up
-        held = None if before is None else before["matrix"]
+        initial = None if before is None else before["matrix"]
         q, k, v, decay = (y.unsqueeze(2) for y in (q, k, v, -g * tau))
-        o, matrix = gla(q, k, v, decay, None, held, keep_state)
+        o, matrix = gla(q, k, v, decay, None, initial, keep_state)
         o = (o.squeeze(2) + shifted * self.residual) * F.silu(gate)
         y = self.out_proj(F.rms_norm(o, o.shape[-1:], eps=1e-5) * self.norm_weight)
         return y, self._kept(x, before, matrix, conv) if keep_state else None

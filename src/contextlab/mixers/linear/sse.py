@@ -110,11 +110,11 @@ class SparseStateExpansion(MatrixMixer):
         q, v = F.silu(q), F.silu(v).unflatten(-1, (self.heads, self.value))
         e = self.class_proj(x).softmax(-1)
         chosen = torch.zeros_like(e, dtype=torch.bool).scatter(-1, e.topk(self.top_k, -1).indices, True)
-        held = [None, None] if before is None else before["matrix"].split(self._states(), 1)
+        initial = [None, None] if before is None else before["matrix"].split(self._states(), 1)
         read = self._masked if self.layout == "masked" or x.shape[1] < 2 else self._packed
-        o, matrix = read(q, k, v, g, e * chosen, chosen, held[1], keep_state)
+        o, matrix = read(q, k, v, g, e * chosen, chosen, initial[1], keep_state)
         if self.always_on:
-            near, first = gla(q, k, v, g, None, held[0], keep_state)
+            near, first = gla(q, k, v, g, None, initial[0], keep_state)
             o = o + near
             matrix = torch.cat((first, matrix), 1) if first is not None and matrix is not None else None
         y = self.out_proj(self.norm(o).flatten(2) * F.silu(gate))
@@ -170,8 +170,8 @@ class SparseStateExpansion(MatrixMixer):
         tokens = tokens.gather(1, index.expand(-1, -1, tokens.shape[-1]))
         tokens = tokens.view(batch * self.partitions, most, self.heads, -1)
         q, k, g, v = tokens.split((self.key, self.key, self.key, self.value), -1)
-        held = None if state is None else state.reshape(-1, self.heads, *state.shape[2:])
-        o, last = gla(q * e, k * e, v, g * chosen, None, held, final)
+        initial = None if state is None else state.reshape(-1, self.heads, *state.shape[2:])
+        o, last = gla(q * e, k * e, v, g * chosen, None, initial, final)
         o = o.reshape(batch, index.shape[1], -1)
         total = o.new_zeros(batch, length, o.shape[-1]).scatter_add(1, index.expand_as(o), o)
         last = None if last is None else last.reshape(batch, -1, *last.shape[2:])

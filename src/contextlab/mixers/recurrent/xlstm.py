@@ -133,8 +133,8 @@ class Slstm(Mixer):
         z, o = (y.unflatten(-1, (self.heads, -1)) for y in self.straight_proj(x).chunk(2, -1))
         i, f = (y.unflatten(-1, (self.heads, -1)) for y in self.gate_proj(gated).chunk(2, -1))
         gates = (torch.stack((z, i, f, o), 3) + self.bias).to(work)
-        held = None if before is None else tuple(before[name] for name in "hcnm")
-        h, after = slstm(gates, self.R.to(work), held, mask)  # type: ignore[arg-type]
+        initial = None if before is None else tuple(before[name] for name in "hcnm")
+        h, after = slstm(gates, self.R.to(work), initial, mask)  # type: ignore[arg-type]
         y = F.layer_norm(h, h.shape[-1:], eps=1e-6).to(x.dtype).flatten(2) * self.norm_weight
         y = self.out_proj(y)
         if not keep_state:
@@ -146,8 +146,8 @@ class Slstm(Mixer):
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`: the same at every length."""
-        held = tensor_bytes(batch, 4, self.width, dtype=working_dtype(dtype))
-        return held + (0 if self.conv is None else self.conv.state_nbytes(batch, dtype))
+        memory = tensor_bytes(batch, 4, self.width, dtype=working_dtype(dtype))
+        return memory + (0 if self.conv is None else self.conv.state_nbytes(batch, dtype))
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""

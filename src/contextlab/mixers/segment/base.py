@@ -104,17 +104,17 @@ class SegmentMixer(Mixer):
         rest = first[:, None] + torch.arange(size - 1, device=x.device)
         kept = _taken(F.pad(line, (0, 0, 0, size)), rest) if line.shape[1] else old
         kept = torch.where(torch.arange(size - 1, device=x.device)[:, None] < left[:, None, None], kept, 0.0)
-        held = {name: own(tensor) for name, tensor in memory.items()}
-        after = SegmentState({"tokens": own(kept), "waiting": left, **held}, padded, length=read + length)
+        kept_memory = {name: own(tensor) for name, tensor in memory.items()}
+        after = SegmentState({"tokens": own(kept), "waiting": left, **kept_memory}, padded, length=read + length)
         return y, after
 
     @staticmethod
-    def _places(held: int, length: int, waiting: Tensor, real: Tensor | int, most: int) -> Tensor:
+    def _places(old: int, length: int, waiting: Tensor, real: Tensor | int, most: int) -> Tensor:
         """Where each place of a row's line comes from in [old, new]; -1 for nowhere. [B, most + length]."""
         line = torch.arange(most + length, device=waiting.device)[None]
         waiting = waiting[:, None]
         count = real[:, None] if isinstance(real, Tensor) else real
-        new = held + (length - count) + line - waiting
+        new = old + (length - count) + line - waiting
         return torch.where(line < waiting, line, torch.where(line < waiting + count, new, -1))
 
     def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:

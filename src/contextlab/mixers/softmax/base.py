@@ -197,7 +197,7 @@ class AttentionMixer(Mixer):
             raise InputError(f"a {type(before).__name__} was left by a policy; attach that policy to continue it")
         after = before.append(k, v, mask)
         if state is not None:
-            k, v = after.held()
+            k, v = after.cached()
         places = after.positions()
         y = self._score(new, k, v, None if places is None else places[:, before.length :], places)
         return y, after if keep_state else None

@@ -75,7 +75,7 @@ class ForgettingAttention(AttentionMixer):
 
     def _total(self, state: KVState) -> Tensor:
         """The sum of log f of the tokens that the state holds [B, 1, H, 1]: its last key ends with it."""
-        return -state.held()[0][:, -1:, :, -1:] * self.head_dim**-0.5
+        return -state.cached()[0][:, -1:, :, -1:] * self.head_dim**-0.5
 
     def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
         with torch.autocast(new.q.device.type, enabled=False):

@@ -107,30 +107,30 @@ class LatentAttention(Mixer):
             after = before.append(entry, entry[..., :0], mask)
         places = None if after is None else after.positions()
         attend = self._absorbed if length == 1 else self._expanded
-        held = entry if state is None or after is None else after.held()[0]
-        y = attend(q, q_rope, held, None if places is None else places[:, read:], places)
+        entries = entry if state is None or after is None else after.cached()[0]
+        y = attend(q, q_rope, entries, None if places is None else places[:, read:], places)
         return self.out_proj(y.flatten(2)), after if keep_state else None
 
     def _expanded(
-        self, q: Tensor, q_rope: Tensor, held: Tensor, q_places: Tensor | None, places: Tensor | None
+        self, q: Tensor, q_rope: Tensor, entries: Tensor, q_places: Tensor | None, places: Tensor | None
     ) -> Tensor:
         """Attention [B, T, heads, value_dim] over the keys and values of each head, made from what is held."""
-        latent, k_rope = held.split((self.rank, self.rope_dim), -1)
+        latent, k_rope = entries.split((self.rank, self.rope_dim), -1)
         kv = self.kv_up(latent[:, :, 0]).unflatten(-1, (self.heads, -1))
         k, v = kv.split((self.head_dim, self.value_dim), -1)
         q, k = torch.cat((q, q_rope), -1), torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1)
         return softmax_attention(q, k, v, q_position=q_places, k_position=places)
 
     def _absorbed(
-        self, q: Tensor, q_rope: Tensor, held: Tensor, q_places: Tensor | None, places: Tensor | None
+        self, q: Tensor, q_rope: Tensor, entries: Tensor, q_places: Tensor | None, places: Tensor | None
     ) -> Tensor:
         """The same for one token, in the space of the latents: q . (W c) = (W^T q) . c."""
         up = self.kv_up.weight.view(self.heads, self.head_dim + self.value_dim, self.rank)
         key_up, value_up = up.split((self.head_dim, self.value_dim), 1)
         q = torch.cat((torch.einsum("bthd,hdr->bthr", q, key_up), q_rope), -1)
         scale = (self.head_dim + self.rope_dim) ** -0.5
-        latent = held[..., : self.rank]
-        mean = softmax_attention(q, held, latent, scale=scale, q_position=q_places, k_position=places)
+        latent = entries[..., : self.rank]
+        mean = softmax_attention(q, entries, latent, scale=scale, q_position=q_places, k_position=places)
         return torch.einsum("bthr,hdr->bthd", mean, value_up)
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:

@@ -32,6 +32,7 @@ class ResidualLinear(Linear):
         self.skip_gain, self.gain = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: [..., width] -> [..., width]."""
         return (self.skip_gain * x + self.gain * super().forward(x)).to(x.dtype)
 
 
@@ -128,8 +129,8 @@ def _mean(v: Tensor, state: State | None, mask: Tensor | None) -> Tensor:
     count = real.cumsum(1)
     if state is not None:
         assert isinstance(state, KVState)
-        held, places = state.held()[1], state.positions()
+        values, places = state.cached()[1], state.positions()
         before = None if places is None else places >= 0
-        total = total + without_padding(held, before).sum(1, keepdim=True, dtype=total.dtype)
-        count = count + (held.shape[1] if before is None else before.sum(1, keepdim=True))
+        total = total + without_padding(values, before).sum(1, keepdim=True, dtype=total.dtype)
+        count = count + (values.shape[1] if before is None else before.sum(1, keepdim=True))
     return total / count.clamp_min(1)[..., None, None]

@@ -49,7 +49,7 @@ class SharedKeys(Attention):
             q = self.q_norm(q)
         if self.rotary:
             q = rotate(q, self._rotations(x, state.length - length))
-        k, v = state.held()
+        k, v = state.cached()
         at = state.positions()
         y = self._score(Tokens(x, q, k, v, mask), k, v, None if at is None else at[:, state.length - length :], at)
         return self._project_out(x, y.reshape(batch, length, -1)), None

@@ -134,7 +134,7 @@ class SlidingWindow(AttentionMixer):
         if state is None:
             given = places if padded else None
             return self._score(new, k, v, given, given), after
-        old_k, old_v, old_places = before.held()
+        old_k, old_v, old_places = before.cached()
         k, v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
         if q.shape[1] == 1 and not padded and self.slopes is None:
             return softmax_attention(q, k, v), after  # all that the state holds is in sight

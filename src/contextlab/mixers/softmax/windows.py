@@ -259,7 +259,7 @@ def in_sight(
         places = places - start[:, None]
     after = before.append(k, v, places, mask) if keep_state else None
     if state is not None:
-        old_k, old_v, old_places = before.held()
+        old_k, old_v, old_places = before.cached()
         k, v = torch.cat((old_k, k), 1), torch.cat((old_v, v), 1)
         places = torch.cat((old_places, places.expand(len(old_places), -1)), 1)
     return k, v, places if padded else None, after

@@ -101,7 +101,7 @@ class CoreContextAttention(AttentionMixer):
         padded = near.padded or mask is not None
         if padded:
             places = places - (near.start if mask is None else near.start + (~mask).sum(1))[:, None]
-        old_k, old_v, old_at = near.held()
+        old_k, old_v, old_at = near.cached()
         line = torch.cat((torch.cat((old_k, old_v), -1), torch.cat((k, v), -1)), 1)
         at = torch.cat((old_at[: len(places)], places), 1)
         cores = self._cores(before, q, line, places, padded)
@@ -117,14 +117,14 @@ class CoreContextAttention(AttentionMixer):
         places: [B or 1, T] of the new ones in their rows.
         """
         old, length, g = before.cores, q.shape[1], self.group
-        total, held = (before.length + length) // g, line.shape[1] - length
+        total, earlier = (before.length + length) // g, line.shape[1] - length
         groups = (length + g - 1) // g if padded else total - old.shape[2]  # at most, or as many in every row
         if not groups:
             return old
         first = places[:, :1].clamp_min(0).div(g, rounding_mode="floor")  # [B or 1, 1]: cores that there were
         # Tokens follow one another, so that the place of one says where in the line all are.
         index = first * g + torch.arange(groups * g, device=q.device) - places[:, :1]
-        tokens = _taken(line, index + held).unflatten(1, (groups, g))
+        tokens = _taken(line, index + earlier).unflatten(1, (groups, g))
         last = _taken(q, index[:, g - 1 :: g]).unflatten(2, (self.kv_heads, -1))
         scores = torch.einsum("bnhsd,bnghd->bhsng", last, tokens[..., : self.head_dim]) * self.head_dim**-0.5
         both = torch.cat((old, torch.einsum("bhsng,bnghd->bhsnd", scores.softmax(-1), tokens).flatten(1, 2)), 2)
@@ -141,12 +141,12 @@ class CoreContextAttention(AttentionMixer):
 
         at: [B or 1, N], the places of the tokens of `line`. read: tokens before the first query.
         """
-        length, held = q.shape[1], line.shape[1] - q.shape[1]
+        length, earlier = q.shape[1], line.shape[1] - q.shape[1]
         chunk = min(max(self.span + self.group, 128), 1024)
         outputs = []
         for first in range(0, max(length, 1), chunk):
             queries = slice(first, min(first + chunk, length))
-            tokens = slice(max(0, held + first - self.slots), held + queries.stop)
+            tokens = slice(max(0, earlier + first - self.slots), earlier + queries.stop)
             place, token = places[:, queries, None], at[:, None, tokens]
             seen = (place + 1 - self.span).clamp_min(0).div(self.group, rounding_mode="floor")  # cores: [B or 1, Tq, 1]
             far = cores[:, :, : max(0, read + queries.stop - self.span) // self.group].transpose(1, 2)

@@ -113,7 +113,7 @@ class Mamba3(MatrixMixer):
         y = self.out_proj(o.flatten(2) * F.silu(z))
         if after is None:
             return y, None
-        memory = {name: own(held) for name, held in after._asdict().items() if held is not None}
+        memory = {name: own(tensor) for name, tensor in after._asdict().items() if tensor is not None}
         return y, RecurrentState(memory, length=x.shape[1] + (0 if before is None else before.length))
 
     def _per_head(self, norm: RMSNorm, x: Tensor, bias: Tensor) -> Tensor:

@@ -131,8 +131,8 @@ class Hyena(Mixer):
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`: grows with the tokens read until the filters are full."""
-        held = min(length, self.filter_length - 1)
-        past = tensor_bytes(self.order - 1, batch, held, self.width, dtype=dtype)
+        reach = min(length, self.filter_length - 1)
+        past = tensor_bytes(self.order - 1, batch, reach, self.width, dtype=dtype)
         return past + (0 if self.conv is None else self.conv.state_nbytes(batch, dtype))
 
     def flops(self, length: int) -> int:

@@ -54,11 +54,11 @@ class NGram(Mixer):
         ids, values = tokens[..., None, None], without_padding(x, mask).unsqueeze(2)
         before = state if isinstance(state, KVState) else KVState.empty(ids[:, :0], values[:, :0])
         after = before.append(ids, values, mask) if keep_state or before.length else None
-        held = tokens if after is None else after.held()[0][..., 0, 0]
-        seen = values[:, :, 0] if after is None else after.held()[1][:, :, 0]
+        read = tokens if after is None else after.cached()[0][..., 0, 0]
+        seen = values[:, :, 0] if after is None else after.cached()[1][:, :, 0]
         parts = []
         for first in range(before.length, before.length + length, BLOCK):
-            match = self._matches(held, first, min(first + BLOCK, before.length + length)).to(x.dtype)
+            match = self._matches(read, first, min(first + BLOCK, before.length + length)).to(x.dtype)
             parts.append(match @ seen[:, : match.shape[2]] / match.sum(-1, keepdim=True).clamp_min(1))
         found = torch.cat(parts, 1) if parts else x
         return self.v_proj(found) + self.own_proj(x), after if keep_state else None

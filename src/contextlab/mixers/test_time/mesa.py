@@ -68,9 +68,9 @@ class MesaNet(MatrixMixer):
         qk, conv = self._convolved(qk, before, keep_state, "silu")
         q, k, v = _unit_queries_and_keys(torch.cat((qk, v), -1), self.heads, self.key)
         beta, g = (y + bias for y, bias in zip((beta, g), self.gate_bias, strict=True))
-        held = None if before is None else (before["keys"], before["matrix"])
+        initial = None if before is None else (before["keys"], before["matrix"])
         ridge = F.softplus(self.ridge) + self.least_ridge
-        o, after = mesa(q, k, v, F.logsigmoid(g), beta.sigmoid(), ridge, held, keep_state, self.steps)
+        o, after = mesa(q, k, v, F.logsigmoid(g), beta.sigmoid(), ridge, initial, keep_state, self.steps)
         y = self.out_proj(self.norm(o).flatten(2))
         if after is None:
             return y, None

@@ -65,8 +65,8 @@ class Titans(MatrixMixer):
         qkv, conv = self._convolved(qkv, before, keep_state, "silu")
         q, k, v = _unit_queries_and_keys(qkv, self.heads, self.key)
         theta, m, g = (y + bias for y, bias in zip(steps, self.gate_bias, strict=True))
-        held = None if before is None else before["matrix"]
-        o, matrix = titans(q, k, v, theta.sigmoid(), F.logsigmoid(m), F.logsigmoid(g), None, held, keep_state)
+        initial = None if before is None else before["matrix"]
+        o, matrix = titans(q, k, v, theta.sigmoid(), F.logsigmoid(m), F.logsigmoid(g), None, initial, keep_state)
         y = self.out_proj(self.norm(o).flatten(2) * F.silu(gate))
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contextlab.ops.kv import KVLayer
-from contextlab.ops.partial import merged, partial_attention
+from contextlab.ops.merge import attention_with_lse, merge_attention
 from contextlab.policies.core.base import Policy
 from contextlab.policies.reading.selective import attend_kv
 from contextlab.registry import register
@@ -99,17 +99,17 @@ class SharedPrefix(Policy):
         before = prefix.length - prefix.start  # tokens of the prefix, [1]
         at = _places(suffix, before)
         seen = at >= before if suffix.padded else None
-        own = partial_attention(
+        own = attention_with_lse(
             q, k, v, scale=layer.scale, causal=True, visible=seen, slopes=layer.slopes, q_position=at[:, -count:],
             k_position=at,
         )  # fmt: skip
         k, v = (x.transpose(1, 2) for x in prefix.held())
         there = _places(prefix, 0)
-        y, total = partial_attention(  # all rows' queries, as if they were one row's
+        y, total = attention_with_lse(  # all rows' queries, as if they were one row's
             q.flatten(0, 1)[None], k, v, scale=layer.scale, visible=there >= 0 if prefix.padded else None,
             slopes=layer.slopes, q_position=at[:, -count:].expand(batch, -1).reshape(1, -1), k_position=there,
         )  # fmt: skip
-        return merged([own, (y[0].unflatten(0, (batch, count)), total[0].unflatten(0, (batch, count)))])
+        return merge_attention([own, (y[0].unflatten(0, (batch, count)), total[0].unflatten(0, (batch, count)))])
 
 
 def common_tokens(*tensors: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Attention over parts of the tokens, and the parts made one: exact, whatever the cut."""
+"""Attention over parts of the tokens with its log-sum-exp (LSE), and the exact merging of parts, whatever the cut."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from contextlab.ops.kv import SCORES
 
 
-def partial_attention(
+def attention_with_lse(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -20,7 +20,7 @@ def partial_attention(
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention over some of the tokens, with what is needed to add the others: see `merged`.
+    """Softmax attention over some of the tokens, with what is needed to add the others: see `merge_attention`.
 
     One pass over blocks of queries; the memory beyond the results is one block's, O(N).
 
@@ -29,19 +29,19 @@ def partial_attention(
     visible: [B, N] bool, False at slots that hold no token; None for all True.
     slopes: [H] of ALiBi; then q_position [B or 1, T] and k_position [B or 1, N] tell how far apart tokens stand.
 
-    Returns [B, T, H, V] and the logarithm of the sum of exponentiated scores [B, T, H]: zeros and -inf where a query
-    sees nothing.
+    Returns the answers [B, T, H, V] and their LSE, the logarithm of the sum of exponentiated scores [B, T, H]: zeros
+    and -inf where a query sees nothing.
     """
     batch, length, heads, _ = q.shape
-    kv_heads, held = k.shape[1:3]
-    if not held:
+    kv_heads, n_keys = k.shape[1:3]
+    if not n_keys:
         return q.new_zeros(batch, length, heads, v.shape[-1]), q.new_full((batch, length, heads), float("-inf"))
     shared = heads // kv_heads
-    block = min(length, max(16, SCORES // max(1, batch * heads * held)))
+    block = min(length, max(16, SCORES // max(1, batch * heads * n_keys)))
     q, outputs, sums = (q * scale).transpose(1, 2).unflatten(1, (kv_heads, shared)), [], []
     for first in range(0, length, block):
         last = min(first + block, length)
-        stop = held - length + last if causal else held
+        stop = n_keys - length + last if causal else n_keys
         rows = q[..., first:last, :].flatten(2, 3)  # the query heads of one key head are as many queries on it
         scores = (rows @ k[:, :, :stop].mT).unflatten(2, (shared, last - first))
         if slopes is not None:
@@ -66,11 +66,11 @@ def partial_attention(
     return y.flatten(1, 2).transpose(1, 2), logs.flatten(1, 2).transpose(1, 2)
 
 
-def merged(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Attention over all parts, each an answer [..., V] and its log-sum [...] from `partial_attention`.
+def merge_attention(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Attention over all parts, each an answer [..., V] and its LSE [...] from `attention_with_lse`.
 
-    Each part counts by its share of the sum of all exponentiated scores; so the result is that of one softmax. Zeros
-    where a query sees nothing.
+    Each part counts by its share of the sum of all exponentiated scores; so the result is that of one softmax. Returns
+    [..., V], zeros where a query sees nothing.
     """
     share = torch.stack([total for _, total in parts]).softmax(0).nan_to_num(0.0)
     return torch.stack([y * part[..., None] for (y, _), part in zip(parts, share, strict=True)]).sum(0)

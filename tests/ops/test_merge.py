@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contextlab.ops import partial
-from contextlab.ops.partial import merged, partial_attention
+from contextlab.ops import merge
+from contextlab.ops.merge import attention_with_lse, merge_attention
 from contextlab.ops.softmax import naive_softmax_attention
 
 LENGTH = 12
@@ -37,31 +37,31 @@ def test_parts_make_one_softmax(cut: int, kv_heads: int, alibi: bool, pad: int, 
     at = LENGTH - cut
     k, v, q = k.transpose(1, 2), v.transpose(1, 2), q[:, at:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(partial, "SCORES", scores)
+        patch.setattr(merge, "SCORES", scores)
         parts = [
-            partial_attention(
+            attention_with_lse(
                 q, k[:, :, part], v[:, :, part], scale=0.4, causal=own, visible=places[:, part] >= 0, slopes=slopes,
                 q_position=places[:, at:], k_position=places[:, part],
             )
             for part, own in ((slice(0, at), False), (slice(at, None), True))
         ]  # fmt: skip
-    torch.testing.assert_close(merged(parts), expected[:, at:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(merge_attention(parts), expected[:, at:], rtol=0, atol=1e-12)
 
 
 def test_what_sees_nothing_is_zero() -> None:
     q, k, v = tensors(0, 2)
     nothing = torch.zeros(2, LENGTH, dtype=torch.bool)
-    y, total = partial_attention(q, k.transpose(1, 2), v.transpose(1, 2), scale=1.0, visible=nothing)
+    y, total = attention_with_lse(q, k.transpose(1, 2), v.transpose(1, 2), scale=1.0, visible=nothing)
     assert not y.any()
     assert (total == -torch.inf).all()
-    assert not merged([(y, total), (y, total)]).any()
+    assert not merge_attention([(y, total), (y, total)]).any()
 
 
 def test_long_rows_are_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (x.repeat(1, 4, 1, 1) for x in tensors(1, 2))
-    whole, _ = partial_attention(q, k.transpose(1, 2), v.transpose(1, 2), scale=0.4, causal=True)
-    monkeypatch.setattr(partial, "SCORES", 1)
-    blocks, _ = partial_attention(q, k.transpose(1, 2), v.transpose(1, 2), scale=0.4, causal=True)
+    whole, _ = attention_with_lse(q, k.transpose(1, 2), v.transpose(1, 2), scale=0.4, causal=True)
+    monkeypatch.setattr(merge, "SCORES", 1)
+    blocks, _ = attention_with_lse(q, k.transpose(1, 2), v.transpose(1, 2), scale=0.4, causal=True)
     torch.testing.assert_close(blocks, whole, rtol=0, atol=1e-12)
     torch.testing.assert_close(whole, naive_softmax_attention(q, k, v, scale=0.4), rtol=0, atol=1e-12)
 
@@ -71,9 +71,9 @@ def test_gradients() -> None:
 
     def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         early, late = (
-            partial_attention(q, k[:, :, part], v[:, :, part], scale=0.4) for part in (slice(5), slice(5, None))
+            attention_with_lse(q, k[:, :, part], v[:, :, part], scale=0.4) for part in (slice(5), slice(5, None))
         )
-        return merged([early, late])
+        return merge_attention([early, late])
 
     inputs = [x[:, :8].requires_grad_() for x in (q[:, :3], k, v)]
     inputs = [inputs[0], *(x.transpose(1, 2).detach().requires_grad_() for x in inputs[1:])]
