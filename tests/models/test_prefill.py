@@ -146,7 +146,8 @@ def _naive(
     alive, counts = torch.ones(x.shape[1], dtype=torch.bool), []
     seen: dict[str, Tensor] = {}
 
-    def masked(self: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
+    def masked(self: Any, new: Any, k: Tensor, v: Tensor, *_: Any) -> Tensor:
+        q = new.q
         shared = q.shape[2] // k.shape[2]
         scores = torch.einsum("thd,shd->hts", q[0], k[0].repeat_interleave(shared, 1)) * q.shape[3] ** -0.5
         at = torch.arange(q.shape[1])
@@ -157,7 +158,7 @@ def _naive(
         return torch.einsum("hts,shd->thd", weights, v[0].repeat_interleave(shared, 1))[None]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(reader.blocks[0].mixer), "_softmax", masked)
+        patch.setattr(type(reader.blocks[0].mixer), "_score", masked)
         embedded = h = reader.read_in(x)
         if reader.spec.position in ("learned", "sinusoidal"):
             embedded, _ = reader._add_positions(embedded, 0, None, None, None)

@@ -38,13 +38,13 @@ def test_what_is_observed_is_the_attention_and_no_more_is_read(position: str, mo
     reader, x, pads = model(position, kv_heads=2), tokens(), (0, 9)
     taken: list[tuple[Tensor, Tensor]] = []
     mixer = type(reader.blocks[0].mixer)
-    whole = mixer._softmax
+    whole = mixer._score
 
-    def noted(self: Any, q: Tensor, k: Tensor, *rest: Any) -> Tensor:
-        taken.append((q, k))
-        return whole(self, q, k, *rest)
+    def noted(self: Any, new: Any, k: Tensor, *rest: Any) -> Tensor:
+        taken.append((new.q, k))
+        return whole(self, new, k, *rest)
 
-    monkeypatch.setattr(mixer, "_softmax", noted)
+    monkeypatch.setattr(mixer, "_score", noted)
     reader(x, masked(x, pads))
     ran: list[int] = []
     for i, block in enumerate(reader.blocks):
