@@ -169,7 +169,8 @@ def _naive(
             if i in keep:
                 left = min(read, max(math.ceil(round(keep[i] * read, 6)), window + sinks))
                 ends = [t for t in range(read) if t < sinks or t >= read - window]
-                others = sorted((t for t in range(read) if alive[t] and t not in ends), key=lambda t: -seen["last"][t])
+                others = [t for t in range(read) if alive[t] and t not in ends]
+                others.sort(key=lambda t: (-seen["last"][t], -t))  # of equal ones the later
                 alive[:read] = False
                 alive[[*ends, *others[: left - len(ends)]]] = True
     return reader.read_out(reader.read_out_norm(h))[0, read - 1 :], counts

@@ -39,7 +39,7 @@ def naive(
         each = [float(weights[:, :, i].sum()) for i in range(len(seen))]
         half = kernel // 2
         phrase = [sum(each[max(0, i - half) : i + half + 1]) for i in range(len(seen))]
-        best = sorted(range(len(seen)), key=lambda i: -phrase[i])[:keep]
+        best = sorted(range(len(seen)), key=lambda i: (-phrase[i], -i))[:keep]
         wanted = {sentence_of[seen[i]] for i in best}
         held = [t for t in seen if sentence_of[t] in wanted]
         first = stop

@@ -76,7 +76,7 @@ def test_the_best_scored_and_the_ends_are_kept_in_order(keep: str, pads: tuple[i
         score = [float(weights[row, :, :, t].mean()) if t < 36 else 0.0 for t in range(40)]
         pooled = {t: sum(score[s] for s in range(max(0, t - 1), min(40, t + 2))) / 3 for t in range(pad + 2, 36)}
         left = min(40 - pad, 14) if keep == "14tok" else math.ceil((40 - pad) / 2)
-        best = sorted(pooled, key=lambda t: -pooled[t])[: left - 6]
+        best = sorted(pooled, key=lambda t: (-pooled[t], -t))[: left - 6]
         expected = sorted([pad, pad + 1, *best, *range(36, 40)])
         there = torch.ones_like(short.index[row], dtype=torch.bool) if short.mask is None else short.mask[row]
         assert short.index[row, there].tolist() == expected[-left:]
