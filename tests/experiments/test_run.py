@@ -134,8 +134,10 @@ def test_a_taken_folder_is_never_written_over(tmp_path):
     before = done.report.read_bytes()
     with pytest.raises(InputError, match="holds a finished run, which is not written over"):
         run(tiny(), out=folder)
-    with pytest.raises(InputError, match="holds a finished run"):
-        run(tiny(), out=folder, resume=True)
+    same_results(run(tiny(), out=folder, resume=True).results, done.results)  # nothing is missing, nothing is written
+    assert read_json(folder / "record.json") == done.record
+    with pytest.raises(InputError, match="started with another spec"):
+        run(tiny(seeds=[3]), out=folder, resume=True)
     write_json(folder / "record.json", {**done.record, "status": "interrupted"})
     with pytest.raises(InputError, match="unfinished run .*--resume"):
         run(tiny(), out=folder)
@@ -246,7 +248,9 @@ def test_a_worker_that_dies_is_recorded_and_can_be_resumed(tmp_path):
     assert done.record["status"] == "failed"
     os.environ["SURVIVE"] = "1"
     try:
-        again = run(spec, out=tmp_path / "run", resume=True)
+        with pytest.raises(InputError, match=f"started with 1 plugin.*add --plugin {plugin}"):
+            run(spec, out=tmp_path / "run", resume=True)
+        again = run(spec, out=tmp_path / "run", resume=True, plugins=[str(plugin)])
     finally:
         del os.environ["SURVIVE"]
     assert again.record["status"] == "finished"

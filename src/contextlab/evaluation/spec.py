@@ -25,8 +25,8 @@ class EvaluateSpec(Spec):
     prompts: PositiveInt = 1024
     batch: PositiveInt = 256
     seed: NonNegativeInt = 20_000
-    splits: tuple[str, ...] | None = None
-    learners: tuple[str, ...] | None = None
+    splits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    learners: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     similarity: NonNegativeInt = 128
     rollouts: NonNegativeInt = 128
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from contextlab.experiments.models import find_model
 from contextlab.experiments.recipes import find_recipe, load_recipe, quick_form, recipes
-from contextlab.experiments.run import Run, open_run, run
+from contextlab.experiments.run import Run, evaluate_run, open_run, run
 from contextlab.experiments.spec import ExperimentSpec, ModelEntry, MultiTaskEntry, TaskEntry
 from contextlab.lazy import modules_on_demand
 from contextlab.plugins import load_plugins
@@ -18,6 +18,7 @@ __all__ = [
     "MultiTaskEntry",
     "Run",
     "TaskEntry",
+    "evaluate_run",
     "find_model",
     "find_recipe",
     "load_plugins",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PrivateAttr, model_validator
 
 from contextlab import registry
 from contextlab.errors import ContextlabError, InputError, unknown
 from contextlab.evaluation.compress import check_settings
 from contextlab.evaluation.spec import CompressSpec, EvaluateSpec
+from contextlab.experiments.jobs import Job
 from contextlab.models import ModelSpec, preset
 from contextlab.prompt import Task
 from contextlab.spec import Spec
@@ -108,9 +109,14 @@ class Training:
     evaluate: Mapping[str, EvaluateSpec]
 
     @property
+    def job(self) -> Job:
+        """What a run does with it."""
+        return Job("training", self.task_name, self.model_name, self.seed)
+
+    @property
     def key(self) -> str:
         """Its folder's name in the run."""
-        return f"{self.task_name}.{self.model_name}.seed{self.seed}"
+        return self.job.key
 
 
 class ExperimentSpec(Spec):
@@ -139,6 +145,8 @@ class ExperimentSpec(Spec):
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
     compress: CompressSpec | None = None
     seeds: tuple[NonNegativeInt, ...] = (0,)
+    _tasks: dict[str, Task] = PrivateAttr(default_factory=dict)
+    _trainings: dict[Job, Training] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _possible(self) -> ExperimentSpec:
@@ -177,8 +185,24 @@ class ExperimentSpec(Spec):
                 raise InputError(f"compress: {error}") from None
         return self
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> ExperimentSpec:
+        """A copy, in which nothing is resolved yet."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied._tasks, copied._trainings = {}, {}
+        return copied
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ExperimentSpec) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
     def build_task(self, name: str) -> Task:
-        """The task called `name` in this experiment. Raises InputError with the key's path."""
+        """The task called `name` in this experiment, built once. Raises InputError with the key's path."""
+        if name not in self._tasks:
+            self._tasks[name] = self._new_task(name)
+        return self._tasks[name]
+
+    def _new_task(self, name: str) -> Task:
         entry = self.tasks[name]
         path = f"tasks.{name}"
         try:
@@ -235,12 +259,21 @@ class ExperimentSpec(Spec):
         return spec
 
     def trainings(self) -> list[Training]:
-        """Every training of the experiment, in order."""
+        """Every training of the experiment, in order, resolved once."""
+        if not self._trainings:
+            self._trainings.update((training.job, training) for training in self._resolve())
+        return list(self._trainings.values())
+
+    def training(self, job: Job) -> Training:
+        """The training that a job of kind "training" is."""
+        self.trainings()
+        return self._trainings[job]
+
+    def _resolve(self) -> Iterator[Training]:
         built = {name: self.build_task(name) for name in self.tasks}
         groups = {name: (name,) for name in self.tasks if self.alone} | {
             name: entry.tasks for name, entry in self.multitask.items()
         }
-        found = []
         for group, members in groups.items():
             tasks = {name: built[name] for name in members}
             evaluate = {name: self.evaluate_spec(name) for name in members}
@@ -254,8 +287,7 @@ class ExperimentSpec(Spec):
                     raise InputError(f"{'tasks' if group in self.tasks else 'multitask'}.{group}: {error}") from None
                 called = name if group in self.tasks else f"{name}+{group}"
                 for seed in self.seeds:
-                    found.append(Training(group, called, seed, tasks, model, train, evaluate))
-        return found
+                    yield Training(group, called, seed, tasks, model, train, evaluate)
 
     def _entry(self, name: str) -> TaskEntry | MultiTaskEntry:
         return self.tasks[name] if name in self.tasks else self.multitask[name]

@@ -1,7 +1,8 @@
-"""One job of a run in a process of its own: `python -m contextlab.experiments.worker FOLDER KEY`.
+"""One job of a run in a process of its own: `python -m contextlab.experiments.worker NAME`, started by `workers`.
 
-It writes one JSON object a line to standard output (see run.Progress) and ends when its standard input closes,
-so that no worker outlives the run that started it.
+The job comes as one line of JSON on standard input. The worker writes one JSON object a line to standard output (see
+`progress.Progress`) and ends when its standard input closes, so that no worker outlives the run that started it. It
+imports the plugins that it is told, never those that a file names.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from contextlab.errors import ContextlabError
-from contextlab.experiments.recipes import read_yaml
-from contextlab.experiments.run import RECORD, SPEC, run_job
+from contextlab.experiments.folder import RunFolder
+from contextlab.experiments.jobs import Job
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.files import read_json
+from contextlab.experiments.work import do_job
 from contextlab.memory import plain_memory_errors
 from contextlab.plugins import load_plugins
 
@@ -49,22 +49,28 @@ def _say(**message: Any) -> None:
     print(json.dumps(message), flush=True)
 
 
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _end_with_parent() -> None:
     sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(folder: str, key: str) -> int:
+def main() -> int:
     """Do the job. Returns the exit code: 0 done (however it ended), 2 user's fault, 130 interrupted."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job hands on that SIGINT is ignored
+        signal.signal(number, _stop)
     try:
-        run = Path(folder)
-        record = read_json(run / RECORD)
-        torch.set_num_threads(record["threads"])
+        order = json.loads(sys.stdin.readline())
+        torch.set_num_threads(order["threads"])
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        load_plugins(record["plugins"])
-        spec = ExperimentSpec.parse(read_yaml(run / SPEC))
+        load_plugins(order["plugins"])
+        spec = ExperimentSpec.parse(order["spec"])
+        job, device = Job(**order["job"]), torch.device(order["device"])
         with plain_memory_errors():
-            run_job(run, spec, key, torch.device(record["device"]), _Lines())
+            do_job(RunFolder(order["folder"]), spec, job, device, _Lines(), order["training"])
     except KeyboardInterrupt:
         return 130
     except ContextlabError as error:
@@ -74,4 +80,4 @@ def main(folder: str, key: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2]))
+    sys.exit(main())

@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -85,8 +86,9 @@ class TrainResult:
     step: the last step, counted from 1; of a diverged training the step that failed.
     seconds: that this call took.
     steps_per_second: of this call.
-    message: one line about a diverged training.
+    message: one line about a diverged training, or one that was resumed with another number of threads.
     checkpoint: folder of the last checkpoint.
+    threads: of the last step on CPU.
     """
 
     history: pd.DataFrame
@@ -96,6 +98,7 @@ class TrainResult:
     steps_per_second: float
     message: str = ""
     checkpoint: Path | None = None
+    threads: int = 1
 
 
 def train_step(model: nn.Module, task: Task, spec: TrainSpec, state: TrainState) -> Step:
@@ -182,14 +185,15 @@ def train(
     device: "auto", "cpu", "cuda"; None leaves the model where it is.
     folder: where checkpoints are kept; None keeps none.
     resume: go on from the folder's newest checkpoint, if there is one; on CPU, with as many threads,
-        the result is bit for bit that of a training that was never stopped. One that has ended is only read.
+        the result is bit for bit that of a training that was never stopped; with another number, a warning and the
+        result's message say so. One that has ended is only read.
     progress: called as progress(step, steps, loss) each time that a row is recorded.
 
     Under `torchrun` the batch is split over the processes, and the first alone writes and shows progress.
     Ctrl-C or SIGTERM lets the current step end, writes a checkpoint, raises KeyboardInterrupt; a second one
-    does not wait. `compile: auto` never compiles on CPU: a small transformer (width 64, depth 4, batch 128,
-    32 tokens) took 23 s to compile and was slower after it, 147 ms a step against 112 (`benchmarks/training.py
-    --compile`).
+    does not wait. Where Ctrl-C is ignored, as in a shell's background jobs, it stays so. `compile: auto` never compiles
+    on CPU: a small transformer (width 64, depth 4, batch 128, 32 tokens) took 23 s to compile and was slower after it,
+    147 ms a step against 112 (`benchmarks/training.py --compile`).
 
     Raises InputError (a model of other sizes, an impossible curriculum, a folder of another training, a
     damaged checkpoint) and ResourceError (no such device, a folder that cannot be written).
@@ -261,6 +265,7 @@ class _Run:
     tokens: int = 0
     status: str = ""
     earlier: float = 0.0
+    threads: list[int] = field(default_factory=lambda: [torch.get_num_threads()])  # of its steps, in order
     first_step: int = 0
     began: float = field(default_factory=time.perf_counter)
     path: Path | None = None
@@ -322,6 +327,27 @@ class _Run:
         self.rows, self.pending = found.record["history"], found.record["pending"]
         self.tokens, self.status = found.record["tokens"], found.record["status"]
         self.earlier = found.record["seconds"]
+        self._note_threads(found.record)
+
+    def _note_threads(self, record: Mapping[str, Any]) -> None:
+        """Say so where the steps before were made with another number of threads: sums are then rounded otherwise."""
+        used = [*record.get("earlier_threads", ()), record.get("threads")]
+        self.threads = [count for count in used if isinstance(count, int)]
+        now = torch.get_num_threads()
+        if not self.threads or (now != self.threads[-1] and not self.status):
+            self.threads.append(now)
+            if self.threads_message:
+                warnings.warn(f"{self.path}: {self.threads_message}", stacklevel=4)
+
+    @property
+    def threads_message(self) -> str:
+        """One line about a training that was made with several numbers of threads."""
+        if len(self.threads) < 2:
+            return ""
+        return (
+            f"trained with {', then with '.join(map(str, self.threads))} threads: last digits may differ from those of "
+            "a training that was never stopped"
+        )
 
     def save(self) -> None:
         """Write a checkpoint, by the first process."""
@@ -336,7 +362,8 @@ class _Run:
                 "seconds": self.earlier + self.seconds,
                 "tokens": self.tokens,
                 "versions": {"torch": torch.__version__},
-                "threads": torch.get_num_threads(),
+                "threads": self.threads[-1],
+                "earlier_threads": self.threads[:-1],
                 "pending": self.pending,
                 "history": self.rows,
             }
@@ -349,7 +376,7 @@ class _Run:
 
     def result(self) -> TrainResult:
         seconds, done = self.seconds, self.state.step - self.first_step
-        message = ""
+        message = self.threads_message
         if self.status == "diverged":
             message = (
                 f"the loss or its gradient was not finite at step {self.state.step}; the parameters are of "
@@ -359,7 +386,9 @@ class _Run:
             self.rows, columns=["step", "loss", "learning_rate", "gradient_norm", "tokens", "seconds"]
         )
         status: Literal["finished", "diverged"] = "diverged" if self.status == "diverged" else "finished"
-        return TrainResult(history, status, self.state.step, seconds, done / seconds, message, self.path)
+        return TrainResult(
+            history, status, self.state.step, seconds, done / seconds, message, self.path, self.threads[-1]
+        )
 
 
 @contextmanager
@@ -375,7 +404,8 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread handle signals
         yield lambda: False
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield lambda: bool(wishes)
     finally:

@@ -1,0 +1,227 @@
+"""A run's folder: where things lie, who may work in it, and which jobs are done.
+
+experiment.yaml             the ExperimentSpec, to run it again
+record.json                 status, versions, machine, backends, device, threads, the files there are
+trainings/<key>/            checkpoints, record.json, log.txt and the tables of one training
+learners/<task>.parquet     results of the task's learners, <task>.facets.parquet and <task>.record.json
+results.parquet             all measurements, tidy
+facets.parquet              errors by facets of the predictions, such as the distance of the fact
+similarity.parquet          how alike models' predictions are to learners'
+compress/                   tables of what a model loses under policies, one a seed, and what was left out
+compress.parquet            these together, and compress.html, where the recipe asks for it
+report.html                 the report
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from contextlab.errors import InputError, ResourceError
+from contextlab.evaluation.spec import EvaluateSpec
+from contextlab.experiments.jobs import Job, all_jobs
+from contextlab.experiments.spec import ExperimentSpec
+from contextlab.files import make_folder, read_json
+from contextlab.training.checkpoint import newest
+
+FINAL = ("finished", "diverged")
+"""How a training can have ended so that there is nothing left to do of it."""
+SPEC, RECORD, RESULTS, REPORT = "experiment.yaml", "record.json", "results.parquet", "report.html"
+COMPRESSED, COMPRESS_PAGE = "compress.parquet", "compress.html"
+LOCK = ".lock"
+HALF_WRITTEN = re.compile(r"\.[\w.+-]+\.(yaml|json|parquet|html)\.[a-z0-9_]{8}")
+"""Names of what a process that was killed while it wrote leaves behind (`files.write_atomic`)."""
+
+
+class RunFolder:
+    """The places of a run's files. Nothing is written by making one.
+
+    path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.spec, self.record = self.path / SPEC, self.path / RECORD
+        self.results, self.report = self.path / RESULTS, self.path / REPORT
+        self.compressed, self.compress_page = self.path / COMPRESSED, self.path / COMPRESS_PAGE
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def training(self, job: Job) -> Path:
+        """The folder of a training."""
+        return self.path / "trainings" / job.key
+
+    def table(self, job: Job) -> Path:
+        """Where the job's results lie, once they are whole."""
+        if job.kind == "training":
+            return self.training(job) / RESULTS
+        return self._beside(job, "parquet")
+
+    def left_out(self, job: Job) -> Path:
+        """What policies did not allow, in a job of kind "compress"."""
+        return self._beside(job, "left_out.json")
+
+    def job_record(self, job: Job) -> Path:
+        """Where the job's record lies, once it has ended in any way."""
+        return self.training(job) / RECORD if job.kind == "training" else self._beside(job, RECORD)
+
+    def lock(self, job: Job) -> Path:
+        """The file that whoever does the job holds locked."""
+        record = self.job_record(job)
+        return record.with_name(LOCK if job.kind == "training" else f".{record.name.removesuffix(RECORD)}lock")
+
+    def log(self, job: Job) -> Path:
+        """What the job's process wrote as errors."""
+        return self.training(job) / "log.txt" if job.kind == "training" else self._beside(job, "log.txt")
+
+    def _beside(self, job: Job, end: str) -> Path:
+        name = job.task if job.kind == "learners" else f"{job.model}.seed{job.seed}"
+        return self.path / job.kind / f"{name}.{end}"
+
+    def status(self) -> str | None:
+        """How far the run is; None where there is no record of one."""
+        return str(read_record(self.record)["status"]) if self.record.exists() else None
+
+    def done(self, job: Job, spec: ExperimentSpec) -> bool:
+        """Whether nothing is left to do of the job: it ended, with this evaluation, and all that it wrote is there."""
+        record = read_record(self.job_record(job)) if self.job_record(job).exists() else {}
+        if any(not (self.path / name).exists() for name in record.get("files", ())):
+            return False
+        if job.kind == "training":
+            ended = record.get("status") in FINAL and newest(self.training(job)) is not None
+            if not ended or record["status"] == "diverged":
+                return ended
+        elif record.get("status", "finished") != "finished":
+            return False
+        wanted = evaluations(job, spec)
+        return self.table(job).exists() and record.get("evaluate_spec", wanted) == wanted
+
+    def whole(self, spec: ExperimentSpec) -> bool:
+        """Whether all files of a run that has finished are there."""
+        pages = [self.results, self.report] + ([self.compressed, self.compress_page] if spec.compress else [])
+        named = [self.path / name for name in read_record(self.record).get("files", ())]
+        return all(path.exists() for path in (*pages, *named)) and all(self.done(job, spec) for job in all_jobs(spec))
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed while they wrote left behind."""
+        for path in self.path.rglob(".*"):
+            if HALF_WRITTEN.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+
+    def unused(self, spec: ExperimentSpec) -> bool:
+        """Whether a new run may begin here: nothing lies here but what one that was killed at once had begun."""
+        names = {path.name for path in self.path.iterdir() if not HALF_WRITTEN.fullmatch(path.name)} - {LOCK}
+        return not names or (names == {SPEC} and self.spec.is_file() and self.spec.read_bytes() == spec_text(spec))
+
+
+def evaluations(job: Job, spec: ExperimentSpec) -> dict[str, dict[str, Any]]:
+    """What is measured in the job, by task, as plain data; nothing of jobs under policies."""
+    found: dict[str, EvaluateSpec] = {}
+    if job.kind == "training":
+        found = dict(spec.training(job).evaluate)
+    elif job.kind == "learners":
+        found = {job.task: spec.evaluate_spec(job.task)}
+    return {task: each.model_dump(mode="json") for task, each in found.items()}
+
+
+def spec_text(spec: ExperimentSpec) -> bytes:
+    """What experiment.yaml holds of the spec."""
+    import yaml
+
+    return yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False).encode()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record of a run or of a job. Raises InputError when the file is damaged, saying what to do."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("status"), str):
+        raise InputError(f"{path}: damaged: expected a record with its status; delete it to do that work again")
+    return record
+
+
+def find_folder(spec: ExperimentSpec, out: str | Path | None, resume: bool) -> Iterator[RunFolder]:
+    """Folders that the run may take, best first; whoever locks one has it. Nothing is written.
+
+    Raises InputError where there is none: a folder that is taken is never written over.
+    """
+    if out is None:
+        base = Path("runs") / spec.name
+        numbered = itertools.chain([base], (Path(f"{base}-{number}") for number in itertools.count(2)))
+        if not resume:
+            yield from (RunFolder(p) for p in numbered if not p.exists() or (p.is_dir() and RunFolder(p).unused(spec)))
+            return
+        there = [RunFolder(path) for path in itertools.takewhile(Path.exists, numbered) if path.is_dir()]
+        begun = [each for each in there if each.spec.exists()]
+        left = [each for each in begun if each.status() != "finished" or not each.whole(spec)]
+        if not left:
+            raise InputError(f"{base}: there is no unfinished run to resume; start one without --resume")
+        yield left[-1]
+        return
+    folder = RunFolder(out)
+    if folder.path.exists() and not folder.path.is_dir():
+        raise InputError(f"{folder}: is a file; expected a folder for the run")
+    status = folder.status()
+    if resume:
+        if status is None and not folder.spec.exists():
+            raise InputError(f"{folder}: there is no run to resume; start one without --resume")
+    elif status == "finished":
+        raise InputError(f"{folder}: holds a finished run, which is not written over; choose another folder with --out")
+    elif status is not None:
+        raise InputError(f"{folder}: holds an unfinished run ({status}); go on with --resume, or choose another --out")
+    elif folder.path.is_dir() and not folder.unused(spec):
+        raise InputError(f"{folder}: holds files that are no run; choose an empty or new folder with --out")
+    yield folder
+
+
+@contextlib.contextmanager
+def claimed(spec: ExperimentSpec, out: str | Path | None, resume: bool) -> Iterator[RunFolder]:
+    """The run's folder, for this process alone: of several that ask at once each gets another."""
+    for folder in find_folder(spec, out, resume):
+        with _lock(folder) as got:
+            if got and (resume or (folder.status() is None and folder.unused(spec))):
+                yield folder
+                return
+        if out is not None or resume:
+            break
+    raise InputError(f"{folder}: another process is working on this run; wait for it to end")
+
+
+@contextlib.contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keep other processes out of a run that exists."""
+    with _lock(folder) as got:
+        if not got:
+            raise InputError(f"{folder}: another process is working on this run; wait for it to end")
+        yield
+
+
+@contextlib.contextmanager
+def _lock(folder: RunFolder) -> Iterator[bool]:
+    make_folder(folder.path)
+    with open_lock(folder.path / LOCK) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def open_lock(path: Path) -> IO[bytes]:
+    """Open a lock file, and no other file that a link leads to."""
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK) or path.is_symlink():
+            raise InputError(f"{path}: is a link; expected a file of this run; remove it and try again") from None
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; expected a file of this run; remove it and try again") from None
+        raise ResourceError(f"cannot write {path.parent}: {error.strerror}; choose another folder with --out") from None

@@ -1,0 +1,75 @@
+"""Run: a run on disk, read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from contextlab.errors import InputError, unknown
+from contextlab.evaluation import Measured, read_results
+from contextlab.experiments.folder import RECORD, REPORT, RESULTS, RunFolder, read_record
+from contextlab.experiments.recipes import load_recipe
+from contextlab.models import Model, load_model
+from contextlab.prompt import Task
+from contextlab.report.naming import record_tasks
+from contextlab.training.checkpoint import newest
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk.
+
+    folder: where it lies. results: all measurements. records: one dict a training.
+    record: the run's own record (status, versions, machine). report: the HTML page.
+    facets: errors by facets of the predictions. similarity: of models to learners. Empty where nothing was measured.
+    compressed: what a model loses under policies; empty where the recipe does not ask.
+    """
+
+    folder: Path
+    results: pd.DataFrame
+    records: list[dict[str, Any]]
+    record: dict[str, Any]
+    facets: pd.DataFrame
+    similarity: pd.DataFrame
+    compressed: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def report(self) -> Path:
+        return self.folder / REPORT
+
+    def task(self, name: str) -> Task:
+        """A task of the run, by its name there. Raises InputError with the nearest name."""
+        spec = load_recipe(RunFolder(self.folder).spec)
+        if name not in spec.tasks:
+            raise InputError(unknown("task of this run", name, spec.tasks))
+        return spec.build_task(name)
+
+    def models(self, task: str) -> dict[str, Model]:
+        """The models trained on a task, alone or among others, by name; ":seed" is added where there are several."""
+        records = [r for r in self.records if task in record_tasks(r) and r["status"] == "finished"]
+        several = len({r["seed"] for r in records}) > 1
+        found = {}
+        for record in records:
+            last = newest(self.folder / "trainings" / record["key"])
+            if last is not None:
+                found[f"{record['model']}:{record['seed']}" if several else record["model"]] = load_model(last)
+        if not found:
+            raise InputError(f"{self.folder}: no finished training of task {task!r} with a checkpoint")
+        return found
+
+
+def open_run(folder: str | Path) -> Run:
+    """Read a run from disk. Raises InputError when the folder holds none, or none that has results."""
+    at = RunFolder(folder)
+    if not at.record.exists():
+        raise InputError(f"{folder}: no run there (expected {RECORD} and {RESULTS})")
+    record = read_record(at.record)
+    if not at.results.exists():
+        raise InputError(f"{folder}: the run has no results yet (status: {record['status']}); go on with --resume")
+    records = [read_record(path) for path in sorted(at.path.glob(f"trainings/*/{RECORD}"))]
+    found = Measured.read([at.results])
+    compressed = read_results(at.compressed) if at.compressed.exists() else pd.DataFrame()
+    return Run(at.path, found.results, records, record, found.facets, found.similarity, compressed)

@@ -1,0 +1,217 @@
+"""To do one job of a run in this process, and write what it gives."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import traceback
+from typing import Any
+
+import torch
+
+from contextlab.errors import ContextlabError, InputError
+from contextlab.evaluation import Measured, measure, measure_learners, static_cost, write_results
+from contextlab.evaluation.compress import compress
+from contextlab.experiments.folder import RunFolder, evaluations, open_lock, read_record
+from contextlab.experiments.jobs import Job
+from contextlab.experiments.progress import Progress
+from contextlab.experiments.spec import ExperimentSpec, Training
+from contextlab.files import make_folder, read_json, write_json
+from contextlab.memory import lack_of_memory
+from contextlab.models import Model, build_model, load_model
+from contextlab.training import train
+from contextlab.training.checkpoint import RECORD as CHECKPOINT_RECORD
+from contextlab.training.checkpoint import newest
+
+
+def do_job(
+    folder: RunFolder, spec: ExperimentSpec, job: Job, device: torch.device, tell: Progress, training: bool = True
+) -> str:
+    """Do one job and write its tables and its record. A fault of the job is recorded, not raised.
+
+    training: whether models may be trained; False measures those that are.
+
+    Returns its status: "finished", "diverged" or "failed".
+    """
+    make_folder(folder.job_record(job).parent)
+    with open_lock(folder.lock(job)) as handle:
+        # A worker of a run that was killed may still be saving: it ends within a step, so wait for it.
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return _recorded(folder, spec, job, device, tell, training)
+
+
+def _recorded(
+    folder: RunFolder, spec: ExperimentSpec, job: Job, device: torch.device, tell: Progress, training: bool
+) -> str:
+    path = folder.job_record(job)
+    before = read_record(path) if path.exists() else {}
+    record = {**before, **job.fields, "status": "running", "message": ""}
+    record.pop("evaluate_spec", None)
+    if folder.table(job).exists():
+        write_json(path, record)  # from here on it is not known what the table there was measured with
+    try:
+        if job.kind == "training":
+            _train_and_measure(folder, spec, job, record, device, tell, training)
+        elif job.kind == "learners":
+            tell.phase(job.key, "evaluating")
+            found = measure_learners(
+                spec.build_task(job.task), spec.evaluate_spec(job.task), run=spec.name, task_name=job.task
+            )
+            found.write(folder.table(job))
+        else:
+            _measure_compressed(folder, spec, job, device, tell)
+        if record["status"] == "running":
+            record |= {"status": "finished", "evaluate_spec": evaluations(job, spec)}
+    except KeyboardInterrupt:
+        record |= {"status": "interrupted", "message": "stopped by the user"}
+        raise
+    except Exception as raised:  # one job's failure must not take the others with it
+        record |= {"status": "failed", "message": _fault(raised)}
+        if not isinstance(lack_of_memory(raised) or raised, ContextlabError):
+            with folder.log(job).open("a") as log:
+                log.write(traceback.format_exc())
+    finally:
+        record["files"] = _tables(folder, job) if record["status"] == "finished" else []
+        write_json(path, record)
+        tell.done(job.key, record["status"], record["message"])
+    if record["status"] == "failed":  # what did not fit is let go before the next job
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return str(record["status"])
+
+
+def _fault(raised: Exception) -> str:
+    error = lack_of_memory(raised) or raised
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+
+
+def _tables(folder: RunFolder, job: Job) -> list[str]:
+    """The tables that the job wrote, as paths in the run's folder."""
+    table = folder.table(job)
+    own = "*.parquet" if job.kind == "training" else f"{table.stem}.*parquet"
+    return sorted(str(path.relative_to(folder.path)) for path in table.parent.glob(own))
+
+
+def _train_and_measure(
+    folder: RunFolder,
+    spec: ExperimentSpec,
+    job: Job,
+    record: dict[str, Any],
+    device: torch.device,
+    tell: Progress,
+    may_train: bool,
+) -> None:
+    training = spec.training(job)
+    record |= {
+        "tasks": list(training.tasks),
+        "model_spec": training.model.model_dump(mode="json"),
+        "train_spec": training.train.model_dump(mode="json"),
+    }
+    if may_train:
+        model = _train(folder, training, record, device, tell)
+        if record["status"] == "diverged":
+            return
+    else:
+        model = load_trained(folder, job).to(device)
+        record |= _as_trained(folder, job, model)
+    tell.phase(job.key, "evaluating")
+    parts = [_measure(model, spec, training, name, record["seconds"]) for name in training.tasks]
+    Measured.join(parts).write(folder.table(job))
+
+
+def _train(
+    folder: RunFolder, training: Training, record: dict[str, Any], device: torch.device, tell: Progress
+) -> Model:
+    key = training.key
+    model = build_model(training.model, seed=training.seed)
+    record["parameters"] = model.parameter_count
+    tell.phase(key, "training")
+    result = train(
+        model,
+        list(training.tasks.values()),
+        training.train,
+        seed=training.seed,
+        device=device,
+        folder=folder.training(training.job),
+        resume=True,  # an empty folder starts at step 0; the run as a whole has been told whether to resume
+        progress=lambda step, steps, loss: tell.update(key, step, steps, loss),
+    )
+    record |= {
+        "message": result.message,
+        "steps": result.step,
+        "threads": result.threads,
+        "seconds": float(result.history["seconds"].iloc[-1]),  # of all calls, where the training was resumed
+        "history": result.history.to_dict("list"),
+    }
+    if result.status == "diverged":
+        record["status"] = "diverged"
+    return model
+
+
+def _as_trained(folder: RunFolder, job: Job, model: Model) -> dict[str, Any]:
+    """What the last checkpoint says of a training that has finished, as records have it."""
+    last = newest(folder.training(job))
+    assert last is not None
+    found = read_json(last / CHECKPOINT_RECORD)
+    rows = found["history"]
+    history = {name: [row[name] for row in rows] for name in rows[-1]}
+    return {"parameters": model.parameter_count, "steps": found["step"], "seconds": rows[-1]["seconds"]} | {
+        "threads": found.get("threads"),
+        "history": history,
+    }
+
+
+def trained(folder: RunFolder, job: Job) -> bool:
+    """Whether the training has a checkpoint of its end, from finite losses."""
+    last = newest(folder.training(job))
+    return last is not None and read_json(last / CHECKPOINT_RECORD).get("status") == "finished"
+
+
+def load_trained(folder: RunFolder, job: Job) -> Model:
+    """The model of a training that has finished. Raises InputError where it has not."""
+    last = newest(folder.training(job))
+    if last is None or not trained(folder, job):
+        raise InputError(f"the training of {job.model} has not finished")
+    return load_model(last)
+
+
+def _measure(model: Model, spec: ExperimentSpec, training: Training, task: str, seconds: float) -> Measured:
+    """The tables of a trained model on one of its tasks: quality, then costs."""
+    who: dict[str, Any] = {
+        "name": training.model_name,
+        "run": spec.name,
+        "seed": training.seed,
+        "task_name": task,
+    }
+    found = measure(model, training.tasks[task], training.evaluate[task], **who)
+    costs = static_cost(model, int(found.results["length"].iloc[0]), **who)
+    took = costs.iloc[:1].assign(metric="training_seconds", value=seconds, ci_low=None, ci_high=None)
+    return Measured.join([found, Measured(costs), Measured(took)])
+
+
+def _measure_compressed(
+    folder: RunFolder, spec: ExperimentSpec, job: Job, device: torch.device, tell: Progress
+) -> None:
+    """What the model of one seed loses under the recipe's policies."""
+    wanted = spec.compress
+    assert wanted is not None
+    of_seed = {training.model_name: training.job for training in spec.trainings() if training.seed == job.seed}
+    models = {name: load_trained(folder, of_seed[name]).to(device) for name in (wanted.model, *wanted.compare)}
+    doing = ""
+
+    def progress(text: str) -> None:
+        nonlocal doing
+        if doing != (doing := text.partition(":")[0]):
+            tell.phase(job.key, doing)
+
+    left_out: list[str] = []
+    model = models.pop(wanted.model)
+    found = compress(
+        model, wanted.policies, wanted.budgets, wanted.tasks, wanted.lengths, prompts=wanted.prompts,
+        batch=wanted.batch, seed=job.seed, name=wanted.model, compare=models, decoded=wanted.decoded, fit=wanted.fit,
+        left_out=left_out, progress=progress,
+    )  # fmt: skip
+    write_json(folder.left_out(job), left_out)
+    write_results(found, folder.table(job))
