@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from contextlab.cli.shared import console
 
+if TYPE_CHECKING:
+    from contextlab.experiments.jobs import Job
+
 
 class Bars:
     """A live bar for each training; one line an event when the output is no terminal."""
 
-    def __init__(self, total: int, quiet: bool) -> None:
+    def __init__(self, jobs: Iterable[Job], quiet: bool) -> None:
         self.quiet = quiet
+        self.jobs = {job.key: job for job in jobs}
         self.bars: dict[str, TaskID] = {}
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -39,25 +46,21 @@ class Bars:
     def phase(self, key: str, text: str) -> None:
         if self.quiet:
             print(f"{key}: {text}", flush=True)
-        elif not key.startswith("learners."):
-            self.progress.update(self._bar(key), description=f"{_short(key)} [dim]{text}[/]")
+        elif self.jobs[key].kind != "learners":
+            self.progress.update(self._bar(key), description=f"{self._title(key)} [dim]{text}[/]")
 
     def done(self, key: str, status: str, message: str) -> None:
         text = f"{status}: {message}" if message else status
         if self.quiet:
             print(f"{key}: {text}", flush=True)
-        elif not key.startswith("learners.") or status != "finished":
+        elif self.jobs[key].kind != "learners" or status != "finished":
             colour = "green" if status == "finished" else "red"
-            self.progress.update(self._bar(key), description=f"{_short(key)} [{colour}]{escape(text[:60])}[/]")
+            self.progress.update(self._bar(key), description=f"{self._title(key)} [{colour}]{escape(text[:60])}[/]")
 
     def _bar(self, key: str) -> TaskID:
         if key not in self.bars:
-            self.bars[key] = self.progress.add_task(_short(key), total=None, loss="")
+            self.bars[key] = self.progress.add_task(self._title(key), total=None, loss="")
         return self.bars[key]
 
-
-def _short(key: str) -> str:
-    """regression.transformer.seed0 -> regression / transformer / 0, without the seed when it is 0."""
-    parts = key.split(".")
-    seed = parts[-1].removeprefix("seed")
-    return escape(" / ".join(parts[:-1] + ([f"seed {seed}"] if seed not in ("0", parts[-1]) else [])))
+    def _title(self, key: str) -> str:
+        return escape(self.jobs[key].title)

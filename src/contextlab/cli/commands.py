@@ -9,10 +9,10 @@ from contextlab.cli.compress import compress
 from contextlab.cli.cost import cost
 from contextlab.cli.learners import learners, similarity
 from contextlab.cli.report import report
-from contextlab.cli.run import run
+from contextlab.cli.run import evaluate, run
 from contextlab.cli.shared import app
 
 app.command()(run)
 app.command("list")(list_)
-for command in (show, learners, similarity, report, cost, compress, check, doctor, schema):
+for command in (show, learners, similarity, evaluate, report, cost, compress, check, doctor, schema):
     app.command()(command)

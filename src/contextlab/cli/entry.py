@@ -22,7 +22,7 @@ ClickException: Any = typer.BadParameter.__mro__[2]  # click's own, or that of t
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a part failed, 2 wrong input, 130 interrupted."""
     yield_cores()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _stop)
     try:
         with plain_memory_errors(largest_given(sys.argv[1:])), limited_memory():
             code = app(standalone_mode=False)
@@ -33,9 +33,14 @@ def main() -> None:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; unfinished runs go on with --resume", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop(number: int, frame: object) -> None:
+    """End in order, as Ctrl-C does; also where SIGINT is ignored, as in a shell's background jobs."""
+    raise KeyboardInterrupt

@@ -1,9 +1,11 @@
-"""`contextlab run`: train, evaluate and report an experiment."""
+"""`contextlab run` and `contextlab evaluate`: train, evaluate and report an experiment."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,10 @@ from contextlab.cli.shared import PluginOption, SetOption, console
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
 
+JobsOption = Annotated[
+    int | None, typer.Option(help="Trainings at once.", show_default="one a core on CPU, one on CUDA")
+]
+
 
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or an unfinished run's folder.")],
@@ -23,10 +29,20 @@ def run(
     ] = None,
     changes: SetOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run, or make again what one lacks.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Try all that the recipe names, say what a run would do and take, and stop.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Run the recipe's form for a laptop.")] = False,
-    jobs: Annotated[
-        int | None, typer.Option(help="Trainings at once.", show_default="one a core on CPU, one on CUDA")
+    jobs: JobsOption = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Of each training; equal threads give equal bits, whatever --jobs.",
+            show_default="its share of the cores",
+        ),
     ] = None,
     plugin: PluginOption = None,
 ) -> None:
@@ -36,6 +52,8 @@ def run(
 
       contextlab run demo
 
+      contextlab run demo --check
+
       contextlab run demo --set train.steps=200 --set 'seeds=[0,1,2]' --out runs/short
 
       contextlab run mixers-on-recall --quick
@@ -44,8 +62,10 @@ def run(
     """
     from contextlab.experiments import load_plugins, load_recipe, quick_form
     from contextlab.experiments import run as run_experiment
+    from contextlab.experiments.folder import RunFolder
+    from contextlab.experiments.jobs import all_jobs
+    from contextlab.experiments.record import require_plugins
 
-    load_plugins(plugin or [])
     if quick:
         recipe = quick_form(recipe)
     path = Path(recipe)
@@ -53,14 +73,117 @@ def run(
         if out is not None and out != path:
             raise InputError(f"{recipe} is a run's folder already; leave out --out")
         out, recipe = path, str(path / "experiment.yaml")
+        require_plugins(RunFolder(path), plugin or [])
+    load_plugins(plugin or [])
     spec = load_recipe(recipe, changes or [])
-    with Bars(total=len(spec.trainings()), quiet=not sys.stdout.isatty()) as bars:
+    if check:
+        _print_check(spec, device, jobs, threads)
+        return
+    with going_on(), Bars(all_jobs(spec), quiet=not sys.stdout.isatty()) as bars:
         done = run_experiment(
-            spec, out=out, device=device, resume=resume, jobs=jobs, plugins=plugin or [], progress=bars
+            spec, out=out, device=device, resume=resume, jobs=jobs, threads=threads, plugins=plugin or [], progress=bars
         )
+    print_run(done)
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run whose models are trained.")],
+    changes: SetOption = None,
+    jobs: JobsOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Measure a trained run again with another evaluation, and report; nothing is trained.
+
+    Examples:
+
+      contextlab evaluate runs/demo --set evaluate.prompts=8192
+
+      contextlab evaluate runs/demo --set 'tasks.recall.evaluate={splits: [train]}'
+    """
+    from contextlab.experiments import evaluate_run
+    from contextlab.experiments.folder import RunFolder
+    from contextlab.experiments.jobs import all_jobs
+    from contextlab.experiments.recipes import load_recipe
+    from contextlab.experiments.record import require_plugins
+    from contextlab.plugins import load_plugins
+
+    at = RunFolder(folder)
+    if not at.spec.exists():
+        raise InputError(f"{folder}: no run there (expected {at.spec.name} and {at.record.name})")
+    require_plugins(at, plugin or [])
+    load_plugins(plugin or [])
+    with going_on(), Bars(all_jobs(load_recipe(at.spec)), quiet=not sys.stdout.isatty()) as bars:
+        done = evaluate_run(folder, changes or [], jobs=jobs, plugins=plugin or [], progress=bars)
+    print_run(done)
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Say how to go on with a run that is stopped: typer itself would end without a word."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr, flush=True)
+        raise typer.Exit(130) from None
+
+
+def print_run(done: Any) -> None:
+    """Print what a run found. Ends with exit code 1 where a part of it has failed."""
     _print_summary(done)
     if done.record["status"] != "finished":
         raise typer.Exit(1)
+
+
+def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) -> None:
+    """Print what a run would train and about how long it would take, all of it tried and timed here."""
+    from contextlab.experiments.check import check
+    from contextlab.experiments.estimate import estimate
+    from contextlab.report.naming import count_in_words
+    from contextlab.training.distributed import resolve
+
+    chosen = resolve(device)
+    with console.status("trying each task and model ..."):
+        check(spec, chosen)
+    with console.status("timing a few steps of each training ..."):
+        found = estimate(spec, chosen, jobs, threads)
+    rows = [
+        {
+            "task": each.task,
+            "model": each.model,
+            "seeds": str(each.seeds),
+            "parameters": count_in_words(each.parameters),
+            "steps": f"{each.steps:,}",
+            "training": seconds_in_words(each.training),
+            "evaluation": seconds_in_words(each.evaluating),
+        }
+        for each in found.trainings
+    ]
+    print_table("what would be trained", rows)
+    trainings = sum(each.seeds for each in found.trainings)
+    console.print(
+        f"{trainings} trainings, {found.steps:,} steps in all; learners of {len(found.learners)} tasks "
+        f"({seconds_in_words(sum(found.learners.values()))})"
+    )
+    at_once = f"{found.jobs} at once, {found.threads} threads each" if found.jobs > 1 else f"{found.threads} threads"
+    console.print(f"About [bold]{seconds_in_words(found.seconds)}[/] in all on {chosen.type} ({at_once}).")
+    left_out = [
+        *(["what compress measures"] if spec.compress is not None else []),
+        *(["compiling"] if any(t.train.compile == "on" for t in spec.trainings()) else []),
+    ]
+    console.print(
+        "[dim]An estimate: each training's steps and one batch of prompts were timed alone; one training's columns are "
+        "seconds of one seed." + (f" Not counted: {', '.join(left_out)}." if left_out else "") + " Nothing was written."
+        "[/dim]"
+    )
+
+
+def seconds_in_words(seconds: float) -> str:
+    """90 -> 1.5 min."""
+    for unit, size in (("s", 60.0), ("min", 60.0), ("h", 48.0)):
+        if seconds < size:
+            return f"{seconds:.2g} {unit}" if seconds < 10 else f"{seconds:.0f} {unit}"
+        seconds /= 60.0 if unit != "h" else 24.0
+    return f"{seconds:.1f} days"
 
 
 def _print_summary(done: Any) -> None:
@@ -76,6 +199,10 @@ def _print_summary(done: Any) -> None:
     for record in done.records:
         if record["status"] not in ("finished",):
             console.print(f"[red]{escape(record['key'])} {record['status']}: {escape(record['message'])}[/]")
+    keys = {record["key"] for record in done.records}
+    for each in done.record.get("failed", ()):
+        if each["job"] not in keys:
+            console.print(f"[red]{escape(each['job'])} failed: {escape(each['message'])}[/]")
     if not done.compressed.empty:
         print_table("how much of the full cache's quality is kept", _narrowed(kept_table(done.compressed)))
         for sentence in compress_words(done.compressed):

@@ -10,7 +10,8 @@ import torch
 from contextlab.errors import ContextlabError, InputError, unknown
 from contextlab.evaluation import predict
 from contextlab.evaluation.compress import build_prompts
-from contextlab.experiments.spec import ExperimentSpec, Training
+from contextlab.experiments.jobs import Training
+from contextlab.experiments.spec import ExperimentSpec
 from contextlab.memory import lack_of_memory
 from contextlab.models import Model, build_model
 from contextlab.prompt import Prompt, Task
@@ -41,14 +42,14 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
             first = Turns(list(training.tasks.values()), training.train, training.seed)(0)
             if first not in training.tasks.values():
                 with _trying(f"{_of(training)}.train.curriculum: at step 0"):
-                    prompt = first.sample(2, torch.Generator().manual_seed(0))
+                    prompt = first.sample(1, torch.Generator().manual_seed(0))
                 _try_model(training, model, first, prompt.to(device))
             if spec.compress is not None and training.model_name in (spec.compress.model, *spec.compress.compare):
                 _try_compress(spec, training, model)
 
 
 def _try_task(spec: ExperimentSpec, name: str) -> Prompt:
-    """Two prompts of the task, which its best learner has answered."""
+    """A prompt of the task, which its best learner has answered."""
     task, wanted = spec.build_task(name), spec.evaluate_spec(name)
     own = spec.tasks[name].evaluate
 
@@ -67,7 +68,7 @@ def _try_task(spec: ExperimentSpec, name: str) -> Prompt:
             if learner not in known:
                 raise InputError(f"{where('learners')}: {unknown('learner of this task', learner, known)}")
     with _trying(f"tasks.{name}: drawing a prompt"):
-        prompt = task.sample(2, torch.Generator().manual_seed(0))
+        prompt = task.sample(1, torch.Generator().manual_seed(0))
     with _trying(f"tasks.{name}: its learners"):
         best, learner_of = next(iter(task.learners().items()), (None, None))
     if learner_of is None:

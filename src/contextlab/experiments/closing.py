@@ -9,7 +9,7 @@ import yaml
 
 from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation import Measured, read_results, write_results
-from contextlab.experiments.folder import FINAL, RunFolder, read_record
+from contextlab.experiments.folder import FINAL, RunFolder, read_run_record
 from contextlab.experiments.jobs import Job, all_jobs, compress_jobs
 from contextlab.experiments.opened import Run
 from contextlab.experiments.record import write_status
@@ -61,7 +61,7 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
 
 def _job_record(folder: RunFolder, job: Job) -> dict[str, Any]:
     path = folder.job_record(job)
-    return read_record(path) if path.exists() else {}
+    return read_run_record(path) if path.exists() else {}
 
 
 def _close_compressed(folder: RunFolder, spec: ExperimentSpec, done: list[Job]) -> pd.DataFrame:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from contextlab.evaluation import EvaluateSpec, predict
+from contextlab.experiments.jobs import Training
 from contextlab.experiments.record import shares
-from contextlab.experiments.spec import ExperimentSpec, Training
+from contextlab.experiments.spec import ExperimentSpec
 from contextlab.models import Model, build_model
 from contextlab.prompt import Prompt, Task
 from contextlab.training import TrainState, train_step

@@ -15,20 +15,17 @@ report.html                 the report
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import itertools
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from contextlab.errors import InputError, ResourceError
+from contextlab.errors import InputError
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.experiments.jobs import Job, all_jobs
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.files import make_folder, read_json
+from contextlab.files import locked, make_folder, read_record
 from contextlab.training.checkpoint import newest
 
 FINAL = ("finished", "diverged")
@@ -36,7 +33,7 @@ FINAL = ("finished", "diverged")
 SPEC, RECORD, RESULTS, REPORT = "experiment.yaml", "record.json", "results.parquet", "report.html"
 COMPRESSED, COMPRESS_PAGE = "compress.parquet", "compress.html"
 LOCK = ".lock"
-HALF_WRITTEN = re.compile(r"\.[\w.+-]+\.(yaml|json|parquet|html)\.[a-z0-9_]{8}")
+HALF_WRITTEN = re.compile(r"\.[A-Za-z0-9][\w.+-]{0,39}\.[0-9a-f]{12}")
 """Names of what a process that was killed while it wrote leaves behind (`files.write_atomic`)."""
 
 
@@ -88,11 +85,11 @@ class RunFolder:
 
     def status(self) -> str | None:
         """How far the run is; None where there is no record of one."""
-        return str(read_record(self.record)["status"]) if self.record.exists() else None
+        return str(read_run_record(self.record)["status"]) if self.record.exists() else None
 
     def done(self, job: Job, spec: ExperimentSpec) -> bool:
         """Whether nothing is left to do of the job: it ended, with this evaluation, and all that it wrote is there."""
-        record = read_record(self.job_record(job)) if self.job_record(job).exists() else {}
+        record = read_run_record(self.job_record(job)) if self.job_record(job).exists() else {}
         if any(not (self.path / name).exists() for name in record.get("files", ())):
             return False
         if job.kind == "training":
@@ -107,7 +104,7 @@ class RunFolder:
     def whole(self, spec: ExperimentSpec) -> bool:
         """Whether all files of a run that has finished are there."""
         pages = [self.results, self.report] + ([self.compressed, self.compress_page] if spec.compress else [])
-        named = [self.path / name for name in read_record(self.record).get("files", ())]
+        named = [self.path / name for name in read_run_record(self.record).get("files", ())]
         return all(path.exists() for path in (*pages, *named)) and all(self.done(job, spec) for job in all_jobs(spec))
 
     def tidy(self) -> None:
@@ -139,12 +136,9 @@ def spec_text(spec: ExperimentSpec) -> bytes:
     return yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False).encode()
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_run_record(path: Path) -> dict[str, Any]:
     """A record of a run or of a job. Raises InputError when the file is damaged, saying what to do."""
-    record = read_json(path)
-    if not isinstance(record, dict) or not isinstance(record.get("status"), str):
-        raise InputError(f"{path}: damaged: expected a record with its status; delete it to do that work again")
-    return record
+    return read_record(path, {"status": str}, "delete it, and what it tells of is done again")
 
 
 def find_folder(spec: ExperimentSpec, out: str | Path | None, resume: bool) -> Iterator[RunFolder]:
@@ -191,37 +185,29 @@ def claimed(spec: ExperimentSpec, out: str | Path | None, resume: bool) -> Itera
                 return
         if out is not None or resume:
             break
-    raise InputError(f"{folder}: another process is working on this run; wait for it to end")
+    raise _busy(folder)
 
 
 @contextlib.contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
+def held(folder: RunFolder) -> Iterator[None]:
     """Keep other processes out of a run that exists."""
     with _lock(folder) as got:
         if not got:
-            raise InputError(f"{folder}: another process is working on this run; wait for it to end")
+            raise _busy(folder)
         yield
 
 
 @contextlib.contextmanager
 def _lock(folder: RunFolder) -> Iterator[bool]:
     make_folder(folder.path)
-    with open_lock(folder.path / LOCK) as handle:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            stack.enter_context(locked(folder.path / LOCK, wait=False))
+        except BlockingIOError:
             yield False
         else:
             yield True
 
 
-def open_lock(path: Path) -> IO[bytes]:
-    """Open a lock file, and no other file that a link leads to."""
-    try:
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK) or path.is_symlink():
-            raise InputError(f"{path}: is a link; expected a file of this run; remove it and try again") from None
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; expected a file of this run; remove it and try again") from None
-        raise ResourceError(f"cannot write {path.parent}: {error.strerror}; choose another folder with --out") from None
+def _busy(folder: RunFolder) -> InputError:
+    return InputError(f"{folder}: another process is working on this run; wait for it to end")

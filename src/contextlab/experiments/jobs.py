@@ -1,9 +1,15 @@
-"""Job: one piece of a run's work, as a value; and the list of an experiment's jobs."""
+"""Job: one piece of a run's work, as a value; what a training is; and the list of an experiment's jobs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from contextlab.evaluation.spec import EvaluateSpec
+from contextlab.models import ModelSpec
+from contextlab.prompt import Task
+from contextlab.training.spec import TrainSpec
 
 if TYPE_CHECKING:
     from contextlab.experiments.spec import ExperimentSpec
@@ -45,6 +51,35 @@ class Job:
     def fields(self) -> dict[str, Any]:
         """What records say of it."""
         return {"key": self.key, "kind": self.kind, "task": self.task, "model": self.model, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model to be trained on one task, or on several, from one seed, everything resolved.
+
+    task_name: of the task, or of the entry of `multitask`.
+    model_name: in the results; of a training on several tasks "MODEL+TASK_NAME".
+    tasks: name -> task that it is trained and measured on.
+    evaluate: name of a task -> what is measured on it.
+    """
+
+    task_name: str
+    model_name: str
+    seed: int
+    tasks: Mapping[str, Task]
+    model: ModelSpec
+    train: TrainSpec
+    evaluate: Mapping[str, EvaluateSpec]
+
+    @property
+    def job(self) -> Job:
+        """What a run does with it."""
+        return Job("training", self.task_name, self.model_name, self.seed)
+
+    @property
+    def key(self) -> str:
+        """Its folder's name in the run."""
+        return self.job.key
 
 
 def first_jobs(spec: ExperimentSpec) -> list[Job]:

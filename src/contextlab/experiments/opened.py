@@ -10,12 +10,12 @@ import pandas as pd
 
 from contextlab.errors import InputError, unknown
 from contextlab.evaluation import Measured, read_results
-from contextlab.experiments.folder import RECORD, REPORT, RESULTS, RunFolder, read_record
+from contextlab.experiments.folder import RECORD, REPORT, RESULTS, RunFolder, read_run_record
 from contextlab.experiments.recipes import load_recipe
-from contextlab.models import Model, load_model
+from contextlab.models import Model
 from contextlab.prompt import Task
 from contextlab.report.naming import record_tasks
-from contextlab.training.checkpoint import newest
+from contextlab.training.checkpoint import load, newest
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Run:
         for record in records:
             last = newest(self.folder / "trainings" / record["key"])
             if last is not None:
-                found[f"{record['model']}:{record['seed']}" if several else record["model"]] = load_model(last)
+                found[f"{record['model']}:{record['seed']}" if several else record["model"]] = load(last)
         if not found:
             raise InputError(f"{self.folder}: no finished training of task {task!r} with a checkpoint")
         return found
@@ -66,10 +66,10 @@ def open_run(folder: str | Path) -> Run:
     at = RunFolder(folder)
     if not at.record.exists():
         raise InputError(f"{folder}: no run there (expected {RECORD} and {RESULTS})")
-    record = read_record(at.record)
+    record = read_run_record(at.record)
     if not at.results.exists():
         raise InputError(f"{folder}: the run has no results yet (status: {record['status']}); go on with --resume")
-    records = [read_record(path) for path in sorted(at.path.glob(f"trainings/*/{RECORD}"))]
+    records = [read_run_record(path) for path in sorted(at.path.glob(f"trainings/*/{RECORD}"))]
     found = Measured.read([at.results])
     compressed = read_results(at.compressed) if at.compressed.exists() else pd.DataFrame()
     return Run(at.path, found.results, records, record, found.facets, found.similarity, compressed)

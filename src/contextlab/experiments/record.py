@@ -12,7 +12,7 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.evaluation.machine import machine_record
-from contextlab.experiments.folder import RunFolder, evaluations, read_record, spec_text
+from contextlab.experiments.folder import RunFolder, evaluations, read_run_record, spec_text
 from contextlab.experiments.jobs import first_jobs
 from contextlab.experiments.recipes import read_yaml
 from contextlab.experiments.spec import ExperimentSpec
@@ -61,7 +61,7 @@ def go_on(
     if folder.status() is None:  # it was killed before there was a record
         _change_spec(folder, spec)
         return begin(folder, spec, device, jobs, threads, plugins)
-    record = read_record(folder.record)
+    record = read_run_record(folder.record)
     require_plugins(folder, plugins)
     if record["device"] != device.type:
         raise InputError(
@@ -86,7 +86,7 @@ def require_plugins(folder: RunFolder, plugins: Sequence[str]) -> None:
     """Refuse to go on without the plugins that a run was begun with: they are imported only when named again."""
     if not folder.record.exists():
         return
-    recorded = [str(each) for each in read_record(folder.record).get("plugins") or ()]
+    recorded = [str(each) for each in read_run_record(folder.record).get("plugins") or ()]
     missing = [each for each in recorded if each not in plugin_names(plugins)]
     if missing:
         options = " ".join(f"--plugin {each}" for each in recorded)
@@ -117,7 +117,7 @@ def change_evaluation(folder: RunFolder, before: ExperimentSpec, spec: Experimen
         path = folder.job_record(job)
         if not path.exists() and not folder.table(job).exists():
             continue
-        record = read_record(path) if path.exists() else {**job.fields, "status": "finished", "message": ""}
+        record = read_run_record(path) if path.exists() else {**job.fields, "status": "finished", "message": ""}
         if "evaluate_spec" not in record:  # runs of older versions
             write_json(path, {**record, "evaluate_spec": evaluations(job, before)})
     write_atomic(folder.spec, spec_text(spec))

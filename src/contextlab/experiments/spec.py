@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PrivateAttr, model_validator
@@ -12,7 +11,7 @@ from contextlab import registry
 from contextlab.errors import ContextlabError, InputError, unknown
 from contextlab.evaluation.compress import check_settings
 from contextlab.evaluation.spec import CompressSpec, EvaluateSpec
-from contextlab.experiments.jobs import Job
+from contextlab.experiments.jobs import Job, Training
 from contextlab.models import ModelSpec, preset
 from contextlab.prompt import Task
 from contextlab.spec import Spec
@@ -88,35 +87,6 @@ class ModelEntry(Spec):
         if option in ModelSpec.model_fields or self.preset not in registry.names("model"):
             return option in ModelSpec.model_fields
         return any(p.name == option for p in registry.lookup("model", self.preset).parameters)
-
-
-@dataclass(frozen=True)
-class Training:
-    """One model to be trained on one task, or on several, from one seed, everything resolved.
-
-    task_name: of the task, or of the entry of `multitask`.
-    model_name: in the results; of a training on several tasks "MODEL+TASK_NAME".
-    tasks: name -> task that it is trained and measured on.
-    evaluate: name of a task -> what is measured on it.
-    """
-
-    task_name: str
-    model_name: str
-    seed: int
-    tasks: Mapping[str, Task]
-    model: ModelSpec
-    train: TrainSpec
-    evaluate: Mapping[str, EvaluateSpec]
-
-    @property
-    def job(self) -> Job:
-        """What a run does with it."""
-        return Job("training", self.task_name, self.model_name, self.seed)
-
-    @property
-    def key(self) -> str:
-        """Its folder's name in the run."""
-        return self.job.key
 
 
 class ExperimentSpec(Spec):

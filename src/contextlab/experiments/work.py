@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import traceback
 from typing import Any
@@ -12,16 +11,14 @@ import torch
 from contextlab.errors import ContextlabError, InputError
 from contextlab.evaluation import Measured, measure, measure_learners, static_cost, write_results
 from contextlab.evaluation.compress import compress
-from contextlab.experiments.folder import RunFolder, evaluations, open_lock, read_record
-from contextlab.experiments.jobs import Job
+from contextlab.experiments.folder import RunFolder, evaluations, read_run_record
+from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.progress import Progress
-from contextlab.experiments.spec import ExperimentSpec, Training
-from contextlab.files import make_folder, read_json, write_json
+from contextlab.experiments.spec import ExperimentSpec
+from contextlab.files import locked, make_folder, read_record, write_json
 from contextlab.memory import lack_of_memory
-from contextlab.models import Model, build_model, load_model
-from contextlab.training import train
-from contextlab.training.checkpoint import RECORD as CHECKPOINT_RECORD
-from contextlab.training.checkpoint import newest
+from contextlab.models import Model, build_model
+from contextlab.training import checkpoint, train
 
 
 def do_job(
@@ -34,9 +31,8 @@ def do_job(
     Returns its status: "finished", "diverged" or "failed".
     """
     make_folder(folder.job_record(job).parent)
-    with open_lock(folder.lock(job)) as handle:
-        # A worker of a run that was killed may still be saving: it ends within a step, so wait for it.
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    # A worker of a run that was killed may still be saving: it ends within a step, so wait for it.
+    with locked(folder.lock(job)):
         return _recorded(folder, spec, job, device, tell, training)
 
 
@@ -44,7 +40,7 @@ def _recorded(
     folder: RunFolder, spec: ExperimentSpec, job: Job, device: torch.device, tell: Progress, training: bool
 ) -> str:
     path = folder.job_record(job)
-    before = read_record(path) if path.exists() else {}
+    before = read_run_record(path) if path.exists() else {}
     record = {**before, **job.fields, "status": "running", "message": ""}
     record.pop("evaluate_spec", None)
     if folder.table(job).exists():
@@ -152,9 +148,9 @@ def _train(
 
 def _as_trained(folder: RunFolder, job: Job, model: Model) -> dict[str, Any]:
     """What the last checkpoint says of a training that has finished, as records have it."""
-    last = newest(folder.training(job))
+    last = checkpoint.newest(folder.training(job))
     assert last is not None
-    found = read_json(last / CHECKPOINT_RECORD)
+    found = read_record(last / checkpoint.RECORD, checkpoint.KEYS)
     rows = found["history"]
     history = {name: [row[name] for row in rows] for name in rows[-1]}
     return {"parameters": model.parameter_count, "steps": found["step"], "seconds": rows[-1]["seconds"]} | {
@@ -165,16 +161,16 @@ def _as_trained(folder: RunFolder, job: Job, model: Model) -> dict[str, Any]:
 
 def trained(folder: RunFolder, job: Job) -> bool:
     """Whether the training has a checkpoint of its end, from finite losses."""
-    last = newest(folder.training(job))
-    return last is not None and read_json(last / CHECKPOINT_RECORD).get("status") == "finished"
+    last = checkpoint.newest(folder.training(job))
+    return last is not None and read_record(last / checkpoint.RECORD, checkpoint.KEYS).get("status") == "finished"
 
 
 def load_trained(folder: RunFolder, job: Job) -> Model:
     """The model of a training that has finished. Raises InputError where it has not."""
-    last = newest(folder.training(job))
+    last = checkpoint.newest(folder.training(job))
     if last is None or not trained(folder, job):
         raise InputError(f"the training of {job.model} has not finished")
-    return load_model(last)
+    return checkpoint.load(last)
 
 
 def _measure(model: Model, spec: ExperimentSpec, training: Training, task: str, seconds: float) -> Measured:

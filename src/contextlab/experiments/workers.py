@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from contextlab.experiments.folder import RunFolder
+from contextlab.experiments.folder import RunFolder, read_run_record
 from contextlab.experiments.jobs import Job
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.spec import ExperimentSpec
@@ -51,7 +51,7 @@ class _Workers:
     def __init__(
         self, folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any], tell: Progress, training: bool
     ) -> None:
-        self.folder, self.tell, self.threads = folder, tell, record["threads"]
+        self.folder, self.spec, self.tell, self.threads = folder, spec, tell, record["threads"]
         self.order = {
             "folder": str(folder),
             "spec": spec.model_dump(mode="json", exclude_unset=True),
@@ -102,10 +102,15 @@ class _Workers:
 
     def _died(self, job: Job, code: int) -> None:
         """A worker that could not say how it ended: killed, out of memory, out of disk."""
+        path = self.folder.job_record(job)
+        before = read_run_record(path) if path.exists() else {}
+        if self.folder.done(job, self.spec):  # it had done its work by then
+            self.tell.done(job.key, before.get("status", "finished"), "")
+            return
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         lines = [line for line in self.folder.log(job).read_text(errors="replace").splitlines() if line.strip()]
         message = f"the worker process ended with {cause}" + (f": {lines[-1]}" if lines else "")
-        write_json(self.folder.job_record(job), {**job.fields, "status": "failed", "message": message})
+        write_json(path, {**before, **job.fields, "status": "failed", "message": message})
         self.tell.done(job.key, "failed", message)
 
     def stop(self) -> None:
