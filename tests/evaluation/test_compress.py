@@ -216,6 +216,12 @@ def test_models_of_transformers_are_compressed_alike(tmp_path: Path) -> None:
             assert value(tables[0], policy, "state_bytes") <= value(tables[0], "full", "state_bytes")
     for policy in policies[:3]:
         assert value(tables[0], policy, "state_bytes") <= 0.25 * 192 * TOKEN
+    quest = "quest:page=8,window=4"
+    reads = [
+        value(compress(each, [quest], ["50%"], ["needle"], [192], prompts=2), quest, "read_bytes")
+        for each in (theirs, ours)
+    ]
+    assert 0 < reads[0] == reads[1] <= 0.5 * 192 * TOKEN
 
 
 def test_what_a_token_reads_is_measured_and_must_be_within_the_budget() -> None:

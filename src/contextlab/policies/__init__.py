@@ -5,6 +5,7 @@ from pkgutil import walk_packages
 from typing import TYPE_CHECKING
 
 from contextlab.lazy import modules_on_demand
+from contextlab.policies.core.adapters import Adapter, register_adapter, register_adapter_of
 from contextlab.policies.core.base import Policy, Served
 from contextlab.policies.core.budget import Budget
 from contextlab.policies.core.holders import Dense, Holder
@@ -45,6 +46,7 @@ from contextlab.policies.storage.quantize import FP8, Quantize
 from contextlab.policies.storage.shared_prefix import SharedPrefix, SharedPrefixState
 from contextlab.registry import lookup
 
+register_adapter_of("transformers", f"{__name__}.huggingface")
 for _module in walk_packages(__path__, f"{__name__}."):  # every file of the folders is imported, and so registers
     if _module.name != f"{__name__}.huggingface":  # which needs transformers
         import_module(_module.name)
@@ -70,6 +72,7 @@ __all__ = [
     "TOVA",
     "VATP",
     "AdaKV",
+    "Adapter",
     "AnLLM",
     "BlockState",
     "BlockTopK",
@@ -123,5 +126,7 @@ __all__ = [
     "infinite_retrieval",
     "parse_options",
     "parse_policy",
+    "register_adapter",
+    "register_adapter_of",
     "takes_budget",
 ]

@@ -31,6 +31,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from contextlab.compat import cache_argument
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer, attend_held
+from contextlab.policies.core.adapters import Adapter, Places, register_adapter
 from contextlab.policies.core.base import Policy, Served
 from contextlab.state import KVState, State
 
@@ -427,3 +428,32 @@ def _mask(
     if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):
         raise InputError("attention_mask: expected padding at the left only; set tokenizer.padding_side = 'left'")
     return attention_mask[:, -q_length:]
+
+
+class Transformers(Adapter):
+    """Models of `transformers`, and what wraps one."""
+
+    everything = Everything()
+
+    def serves(self, model: nn.Module) -> bool:
+        """See `Adapter.serves`."""
+        return model_within(model) is not None
+
+    def layers(self, model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
+        """See `Adapter.layers`."""
+        return attention_layers(model)
+
+    def attached(self, modules: list[nn.Module]) -> contextlib.AbstractContextManager[None]:
+        """See `Adapter.attached`."""
+        return attached(modules)
+
+    def applied(self, places: Places, state: Any, model: nn.Module) -> Any:
+        """See `Adapter.applied`."""
+        return applied(places, state, model)
+
+    def states(self, places: Places, state: Any, model: nn.Module) -> list[tuple[Served, State]]:
+        """See `Adapter.states`."""
+        return states(places, state, model)
+
+
+register_adapter(Transformers())

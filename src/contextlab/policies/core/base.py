@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
+from contextlab.policies.core.adapters import adapter_of
 from contextlab.policies.core.budget import Amount, Budget
 from contextlab.policies.core.holders import Holder
 from contextlab.state import KVState, State
@@ -216,9 +216,7 @@ class Policy(ABC):
                     raise InputError("a policy is attached to this model already; leave its context first")
                 mixer.served = served  # type: ignore[assignment]
                 stack.callback(setattr, mixer, "served", None)
-            adapter = _adapter(model)
-            if adapter is not None:
-                stack.enter_context(adapter.attached([mixer for mixer, _ in places]))
+            stack.enter_context(adapter_of(model).attached([mixer for mixer, _ in places]))
             yield model
 
     def layers(self, model: nn.Module) -> list[KVLayer]:
@@ -235,13 +233,8 @@ class Policy(ABC):
                 f"{type(self).__name__} does not serve models whose layers share keys and values (kv: shared): what to "
                 "keep of them would be chosen by the queries of one layer alone; use a model without"
             )
-        adapter = _adapter(model)
-        if adapter is None:
-            found = [m for m in model.modules() if callable(getattr(m, "kv_layer", None))]
-            described = [(m, m.kv_layer()) for m in found]  # type: ignore[operator]
-            described = [(m, layer) for m, layer in described if layer is not None]
-        else:
-            described = adapter.attention_layers(model)
+        adapter = adapter_of(model)
+        described = adapter.layers(model)
         if not described:
             marks = ("state_nbytes", "layer_idx")  # of our mixers, of transformers' layers
             parts = [m for m in model.modules() if m is not model and any(hasattr(m, mark) for mark in marks)]
@@ -252,9 +245,9 @@ class Policy(ABC):
             )
         layers = [dataclasses.replace(layer, index=i, count=len(described)) for i, (_, layer) in enumerate(described)]
         self.check(layers)
-        served = [(m, self.at(layer), layer) for (m, _), layer in zip(described, layers, strict=True)]
-        if adapter is not None:  # there, layers that are left alone need someone to serve them, too
-            served = [(m, policy or adapter.Everything(), layer) for m, policy, layer in served]
+        served = [
+            (m, self.at(layer) or adapter.everything, layer) for (m, _), layer in zip(described, layers, strict=True)
+        ]
         return [(m, Served(policy, layer)) for m, policy, layer in served if policy is not None]
 
     def apply(self, state: Any, model: nn.Module) -> Any:
@@ -264,43 +257,8 @@ class Policy(ABC):
             stays valid.
         Returns a state to be continued while the policy is attached.
         """
-        places, adapter = self._places(model), _adapter(model)
-        if adapter is not None:
-            return adapter.applied(places, state, model)
-        layers = list(state.layers) if hasattr(state, "layers") else []
-        for i, place, held in self._of_blocks(model, state, places):
-            inner = getattr(held, "attended", held)
-            if isinstance(inner, KVState):
-                kept = place.policy.convert(place.layer, inner)
-                layers[i] = dataclasses.replace(held, attended=kept) if inner is not held else kept
-        return dataclasses.replace(state, layers=layers)
+        return adapter_of(model).applied(self._places(model), state, model)
 
     def states(self, model: nn.Module, state: Any) -> list[tuple[Served, State]]:
         """What it left in each layer that it serves, in the state that `model.read` returned while it was attached."""
-        places, adapter = self._places(model), _adapter(model)
-        if adapter is not None:
-            return list(adapter.states(places, state, model))
-        return [(place, getattr(held, "attended", held)) for _, place, held in self._of_blocks(model, state, places)]
-
-    @staticmethod
-    def _of_blocks(
-        model: nn.Module, state: Any, places: list[tuple[nn.Module, Served]]
-    ) -> Iterator[tuple[int, Served, Any]]:
-        """Each of our model's layer states that is served: its number, by whom, and the state."""
-        served = {id(m): s for m, s in places}
-        blocks = [b.mixer for b in getattr(model, "blocks", [])]
-        if not blocks or not hasattr(state, "layers"):
-            raise InputError("expected a model of contextlab and the state that its `read` returned")
-        for i, held in enumerate(state.layers):
-            place = served.get(id(blocks[i % len(blocks)]))
-            if place is not None:
-                yield i, place, held
-
-
-def _adapter(model: nn.Module) -> Any | None:
-    """`contextlab.policies.huggingface` where it serves this model: one of transformers with none of ours within."""
-    if "transformers" not in sys.modules or any(callable(getattr(m, "kv_layer", None)) for m in model.modules()):
-        return None
-    from contextlab.policies import huggingface
-
-    return huggingface if huggingface.model_within(model) is not None else None
+        return adapter_of(model).states(self._places(model), state, model)
