@@ -25,38 +25,16 @@ from contextlab.report.naming import metric_title
 from contextlab.tasks import build_task
 
 FOLDER = Path(__file__).parent / "tasks"
-# Page -> the modules of contextlab.tasks whose tasks it shows.
-PAGES: dict[str, tuple[str, ...]] = {
-    "functions": (
-        "regression",
-        "functions",
-        "series",
-        "mixtures",
-        "classification",
-        "outliers",
-        "vectors",
-        "chain",
-        "time_series",
-    ),
-    "boolean": ("boolean",),
-    "recall": ("recall", "recall_variants", "copying", "mad", "markov", "bursty", "superposition"),
-    "languages": ("automata", "formal", "hmm", "templates", "composition", "logic_puzzle", "bandwidth", "machines"),
-    "state-tracking": ("state_tracking", "arithmetic"),
-    "decisions": ("bandits", "darkroom"),
-    "text": ("text",),
-}
+OURS = [entry for entry in registry.entries("task") if entry.factory.__module__.startswith("contextlab.")]
+PAGES = {entry.family.replace(" ", "-"): entry.family for entry in OURS}
+"""Each page and the family of tasks that it shows."""
 MARKS = ("<!-- tasks: written by docs/task_figures.py -->", "<!-- end of tasks -->")
 LINES, WIDTH = 12, 100  # of a sample that is shown
 
 
 def members(page: str) -> list[registry.Entry]:
     """The registered tasks of a page."""
-    found = []
-    for entry in registry.entries("task"):
-        parts = entry.factory.__module__.split(".")
-        if parts[:2] == ["contextlab", "tasks"] and parts[2] in PAGES[page]:
-            found.append(entry)
-    return found
+    return [entry for entry in OURS if entry.family == PAGES[page]]
 
 
 def sample(name: str) -> str:

@@ -38,17 +38,17 @@ def test_what_is_free_is_no_more_than_the_machine_has():
     ],
 )
 def test_a_lack_of_memory_however_raised_is_one_line(take):
-    said = "not enough memory: .* asked for .* are free.; use less"
+    said = "not enough memory: asked for .*more than the .* that are free; use less"
     with pytest.raises(ResourceError, match=said) as caught, plain_memory_errors("; use less"):
         take()
     assert "\n" not in str(caught.value)
 
 
 def test_sizes_are_told_as_they_were_asked_for():
-    with pytest.raises(ResourceError, match="128 TiB at once were asked for"), plain_memory_errors():
+    with pytest.raises(ResourceError, match="asked for 128 TiB at once, more than the"), plain_memory_errors():
         torch.empty(TOO_LARGE, dtype=torch.uint8)
     cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
-    assert str(lack_of_memory(cuda)) == "not enough memory: 2.50 GiB at once were asked for of the GPU"
+    assert str(lack_of_memory(cuda)) == "not enough memory: asked for 2.50 GiB at once, more than the GPU has free"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("linalg.cholesky failed"), InputError("out of memory"), KeyError("a")])

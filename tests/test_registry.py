@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from pydantic import PositiveInt
 
-from contextlab import registry
+from contextlab import kinds, registry
 from contextlab.errors import InputError
+
+SOURCE = Path(registry.__file__).parent
 
 
 class Example:
@@ -80,3 +87,32 @@ def test_options_that_a_base_documents_are_told_too():
     told = {p.name: p.help for p in registry.lookup("task", "boolean_function").parameters}
     assert told["dimensions"] == "d, the size of x."
     assert told["examples"].startswith("n, the (x, y) problems")
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_every_component_of_ours_declares_its_family(kind):
+    import_module(kinds.room(kind))
+    ours = [e for e in registry.entries(kind) if e.factory.__module__.startswith("contextlab.")]
+    assert ours
+    assert [entry.name for entry in ours if not entry.family] == []
+
+
+def test_tasks_are_documented_on_the_page_of_their_family():
+    import contextlab.tasks  # noqa: F401
+
+    families = {e.family for e in registry.entries("task") if e.factory.__module__.startswith("contextlab.")}
+    assert {f"{family.replace(' ', '-')}.md" for family in families} == {
+        path.name for path in (SOURCE.parent.parent / "docs" / "tasks").glob("*.md")
+    }
+
+
+def test_importing_a_room_registers_what_is_in_each_of_its_files():
+    """A new file that nobody imports would go unnoticed: here it fails, by name."""
+    rooms = sorted({kinds.room(kind) for kind in kinds.KINDS})
+    code = f"import sys, importlib; [importlib.import_module(room) for room in {rooms}]; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    for room in rooms:
+        for path in (SOURCE / room.split(".")[1]).rglob("*.py"):
+            if re.search(r"^@?register\(", path.read_text(), re.MULTILINE):
+                module = ".".join(("contextlab", *path.relative_to(SOURCE).with_suffix("").parts))
+                assert module in loaded, f"{module} registers something, but importing {room} does not import it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from contextlab.errors import ContextlabError, ResourceError
+from contextlab.words import bytes_in_words
 
 LACK = re.compile(
     "allocate memory|not enough memory|out of memory|bad_alloc|storage size calculation overflowed|invalid tensor size",
@@ -80,23 +80,16 @@ def lack_of_memory(error: BaseException, hint: str = "") -> ResourceError | None
     if not (raised or isinstance(error, MemoryError)):
         return None
     asked = re.search(r"tried to allocate ([\d.]+ ?[KMGT]iB|\d+)", text, re.IGNORECASE)
-    size = "more than there is was"
-    if asked:
-        size = f"{_words(int(asked[1])) if asked[1].isdigit() else asked[1]} at once were"
-    free = f" ({_words(available_bytes())} are free)" if "CUDA" not in text else " of the GPU"
-    return ResourceError(f"not enough memory: {size} asked for{free}{hint}")
+    size = "" if asked is None else bytes_in_words(int(asked[1])) if asked[1].isdigit() else asked[1]
+    free = "the GPU has" if "CUDA" in text else f"the {bytes_in_words(available_bytes())} that are"
+    wanted = f"asked for {size} at once, more than" if size else "asked for more than"
+    return ResourceError(f"not enough memory: {wanted} {free} free{hint}")
 
 
 def require_room(what: str, count: int, each: float) -> None:
     """Refuse `count` things of `each` bytes that together are larger than the memory that is free."""
     if count * each > (free := available_bytes()):
         raise ResourceError(
-            f"{what} {count}: what is kept of them takes {_words(count * each)}, and {_words(free)} of memory is free; "
-            f"use at most {max(1, int(free // each))}"
+            f"{what} {count}: what is kept of them takes {bytes_in_words(count * each)}, and {bytes_in_words(free)} of "
+            f"memory is free; use at most {max(1, int(free // each))}"
         )
-
-
-def _words(size: float) -> str:
-    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-    power = min(int(math.log2(max(size, 1)) // 10), len(units) - 1)
-    return f"{size / 1024**power:.3g} {units[power]}"

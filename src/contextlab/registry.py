@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from contextlab.errors import InputError, unknown
+from contextlab.kinds import KINDS
 from contextlab.spec import describe, explain, refuse_bools, refuse_extremes
 
 Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy"]
@@ -84,6 +85,11 @@ class Entry:
             )
         return tuple(shown)
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The names of the options that have no default."""
+        return tuple(option.name for option in self._options() if option.default is inspect.Parameter.empty)
+
     @cached_property
     def options_model(self) -> type[BaseModel]:
         """A pydantic model of the options, from the factory's annotations (so that specs can check them early)."""
@@ -150,7 +156,7 @@ class Entry:
         return self.factory(**self.check(options))
 
 
-_entries: dict[str, dict[str, Entry]] = {"mixer": {}, "mlp": {}, "model": {}, "task": {}, "learner": {}, "policy": {}}
+_entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
 
 
 def register(

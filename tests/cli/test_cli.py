@@ -102,6 +102,20 @@ def test_mixers_are_listed_with_what_their_state_costs(call):
     assert "constant" in out
 
 
+def test_components_are_listed_family_by_family(call):
+    rows = json.loads(call("list", "tasks", "--json")[1])
+    assert {row["name"]: row["family"] for row in rows}["copy"] == "recall"
+    code, out, _ = call("list", "tasks", "--family", "state tracking")
+    assert code == 0
+    assert "counters" in out
+    assert "associative_recall" not in out
+    lines = [line.strip() for line in call("list", "learners")[1].splitlines()]
+    assert [line for line in lines if line in {row["family"] for row in rows}] == sorted(
+        {row["family"] for row in json.loads(call("list", "learners", "--json")[1])}
+    )
+    assert "Family: recall." in call("show", "task", "copy")[1]
+
+
 def test_doctor_names_a_backend_and_a_reason_for_every_op(call):
     code, out, _ = call("doctor", "--json")
     assert code == 0
@@ -147,6 +161,11 @@ def test_a_plugin_brings_a_mixer_into_a_run(call, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["list", "mixer5"], "unknown kind 'mixer5'"),
+        (
+            ["list", "mixers", "--family", "linaer"],
+            "--family: unknown family of mixers 'linaer'; did you mean 'linear'?",
+        ),
+        (["list", "recipes", "--family", "x"], "--family: recipes have none"),
         (["show", "mixer", "atention"], "did you mean 'attention'?"),
         (["show", "mxer", "attention"], "did you mean 'mixers'?"),
         (["show", "recipe", "dem"], "did you mean 'demo'?"),

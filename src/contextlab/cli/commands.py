@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlab.cli.about import doctor, schema
-from contextlab.cli.catalogue import list_, show
+from contextlab.cli.catalogue import list_
 from contextlab.cli.check import check
 from contextlab.cli.compress import compress
 from contextlab.cli.cost import cost
@@ -11,6 +11,7 @@ from contextlab.cli.learners import learners, similarity
 from contextlab.cli.report import report
 from contextlab.cli.run import evaluate, run
 from contextlab.cli.shared import app
+from contextlab.cli.show import show
 
 app.command()(run)
 app.command("list")(list_)

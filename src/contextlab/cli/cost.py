@@ -13,6 +13,7 @@ from contextlab.cli.arguments import read_lengths
 from contextlab.cli.shared import JsonOption, PluginOption, SetOption, console, load_components
 from contextlab.errors import InputError
 from contextlab.memory import LARGEST_WHOLE
+from contextlab.words import bytes_in_words
 
 if TYPE_CHECKING:
     from contextlab.models import HuggingFaceSpec, ModelSpec
@@ -105,10 +106,10 @@ def _print_costs(results: Any, name: str) -> None:
     formats = {
         "parameters": ("parameters", lambda v: f"{int(v):,}"),
         "flops": ("GFLOP", lambda v: f"{v / 1e9:.3g}"),
-        "state_bytes": ("state", lambda v: _bytes(v)),
+        "state_bytes": ("state", lambda v: bytes_in_words(v)),
         "prefill_seconds": ("prefill", lambda v: f"{v * 1e3:.3g} ms"),
         "decode_seconds_per_token": ("decode / token", lambda v: f"{v * 1e3:.3g} ms"),
-        "peak_bytes": ("peak memory", lambda v: _bytes(v)),
+        "peak_bytes": ("peak memory", lambda v: bytes_in_words(v)),
     }
     shown = [metric for metric in formats if metric in wide]
     for metric in shown:
@@ -116,11 +117,3 @@ def _print_costs(results: Any, name: str) -> None:
     for length, row in wide.iterrows():
         table.add_row(f"{length:,}", *(formats[m][1](row[m]) if row[m] == row[m] else "-" for m in shown))
     console.print(table)
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"

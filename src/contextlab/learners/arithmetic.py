@@ -344,6 +344,7 @@ def check_format(operation: str, form: str, size: int) -> None:
 @register(
     "learner",
     "arithmetic_evaluator",
+    family="state tracking",
     papers=("2307.03381",),
     cases=({"operation": "addition"}, {"operation": "sine", "format": "detailed", "digits": 4}),
 )

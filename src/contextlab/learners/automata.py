@@ -21,7 +21,7 @@ FORBIDDEN = -1
 """In a table of next states: the automaton has no such edge."""
 
 
-@register("learner", "automata_posterior", papers=("2401.12973",), cases=())
+@register("learner", "automata_posterior", family="languages", papers=("2401.12973",), cases=())
 @dataclass(frozen=True, eq=False)
 class AutomataPosterior(Learner):
     """The exact Bayes mixture over a finite pool of automata, all equally likely before the prompt.
@@ -48,7 +48,7 @@ class AutomataPosterior(Learner):
         return _follow(automata.view(-1, symbols), rows, tokens, self.string_length, self.doubt)
 
 
-@register("learner", "automaton_oracle", papers=("2401.12973",), cases=({"string_length": 32},))
+@register("learner", "automaton_oracle", family="languages", papers=("2401.12973",), cases=({"string_length": 32},))
 @dataclass(frozen=True)
 class AutomatonOracle(Learner):
     """The filter of the automaton that drew the prompt, read from `prompt.hidden`: an oracle, not a learner.
@@ -98,7 +98,7 @@ def _follow(table: Tensor, rows: Tensor, tokens: Tensor, string_length: int, dou
     return ((1 - doubt) * torch.stack(out, 1) + doubt / vocabulary).log().float()
 
 
-@register("learner", "hmm_posterior", papers=("2111.02080",), cases=())
+@register("learner", "hmm_posterior", family="languages", papers=("2111.02080",), cases=())
 @dataclass(frozen=True, eq=False)
 class HMMPosterior(Learner):
     """The exact Bayes mixture over hidden Markov models: a forward filter in each, and the posterior over them.
@@ -153,7 +153,7 @@ class HMMPosterior(Learner):
         return torch.stack(out, 1).clamp(min=torch.finfo(torch.float32).tiny).log().float()
 
 
-@register("learner", "baum_welch", papers=("2401.12973",), cases=({"vocabulary": 19},))
+@register("learner", "baum_welch", family="languages", papers=("2401.12973",), cases=({"vocabulary": 19},))
 @dataclass(frozen=True)
 class BaumWelch(Learner):
     """A hidden Markov model fitted to the prompt so far by expectation maximisation (Baum-Welch).
@@ -257,7 +257,7 @@ def _normal(counts: Tensor) -> Tensor:
     return counts / counts.sum(-1, keepdim=True)
 
 
-@register("learner", "program", cases=())
+@register("learner", "program", family="languages", cases=())
 @dataclass(frozen=True, eq=False)
 class Program(Learner):
     """An exact program: what it answers has all the probability but `DOUBT`.

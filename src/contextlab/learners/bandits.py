@@ -104,7 +104,13 @@ def probability_of_best(mass: Tensor, below: Tensor) -> Tensor:
     return (1 - DOUBT) * best + DOUBT / best.shape[-1]
 
 
-@register("learner", "greedy_arm", papers=("2306.14892",), cases=({"arms": 5}, {"arms": 5, "tries_all": True}))
+@register(
+    "learner",
+    "greedy_arm",
+    family="decisions",
+    papers=("2306.14892",),
+    cases=({"arms": 5}, {"arms": 5, "tries_all": True}),
+)
 @dataclass(frozen=True)
 class GreedyArm(ArmLearner):
     """The arm of the highest mean reward.
@@ -125,7 +131,9 @@ class GreedyArm(ArmLearner):
         return certain(mean.masked_fill(count == 0, math.inf) if self.tries_all else mean)
 
 
-@register("learner", "ucb1", papers=("2306.14892",), cases=({"arms": 5}, {"arms": 5, "bonus": "constant"}))
+@register(
+    "learner", "ucb1", family="decisions", papers=("2306.14892",), cases=({"arms": 5}, {"arms": 5, "bonus": "constant"})
+)
 @dataclass(frozen=True)
 class UpperConfidence(ArmLearner):
     """The arm of the highest mean reward plus a bonus for few pulls; arms that were not tried come first.
@@ -150,7 +158,7 @@ class UpperConfidence(ArmLearner):
         return certain(index.masked_fill(count == 0, math.inf))
 
 
-@register("learner", "lower_confidence", papers=("2306.14892",), cases=({"arms": 5},))
+@register("learner", "lower_confidence", family="decisions", papers=("2306.14892",), cases=({"arms": 5},))
 @dataclass(frozen=True)
 class LowerConfidence(ArmLearner):
     """Pessimism, for data that cannot be added to: the highest mean reward less width / sqrt(pulls).
@@ -175,6 +183,7 @@ class LowerConfidence(ArmLearner):
 @register(
     "learner",
     "thompson_sampling",
+    family="decisions",
     papers=("2306.14892",),
     cases=({"arms": 5}, {"arms": 5, "prior": "beta"}),
 )
@@ -229,6 +238,7 @@ class ThompsonSampling(ArmLearner):
 @register(
     "learner",
     "posterior_mean_arm",
+    family="decisions",
     papers=("2306.14892",),
     cases=({"arms": 5}, {"arms": 5, "rewards": "bernoulli"}),
 )
@@ -277,6 +287,7 @@ class PosteriorMeanArm(ArmLearner):
 @register(
     "learner",
     "best_arm_posterior",
+    family="decisions",
     papers=("2306.14892",),
     cases=({"arms": 5}, {"arms": 5, "rewards": "bernoulli"}),
 )
@@ -323,7 +334,7 @@ def _best_on_unit(count: Tensor, total: Tensor, rewards: str, noise: float, grid
     return probability_of_best(mass, mass.cumsum(-1) - mass / 2)
 
 
-@register("learner", "linucb", papers=("2306.14892",), cases=())
+@register("learner", "linucb", family="decisions", papers=("2306.14892",), cases=())
 @dataclass(frozen=True, eq=False)
 class LinUCB(ArmLearner):
     """Ridge regression of the rewards on the arms' features; the arm of the highest prediction plus its uncertainty.
@@ -354,7 +365,7 @@ class LinUCB(ArmLearner):
         return certain(index)
 
 
-@register("learner", "linear_thompson", papers=("2306.14892",), cases=())
+@register("learner", "linear_thompson", family="decisions", papers=("2306.14892",), cases=())
 @dataclass(frozen=True, eq=False)
 class LinearThompson(ArmLearner):
     """Posterior sampling for linear bandits: how often each arm is the best under the posterior of the hidden vector.

@@ -61,7 +61,7 @@ def mix(parts: Sequence[tuple[Tensor, Tensor]], prior: Tensor) -> tuple[Tensor, 
     return (joint.softmax(0) * predictions).sum(0), joint.logsumexp(0)
 
 
-@register("learner", "basis_posterior", papers=("2306.04891",), cases=())
+@register("learner", "basis_posterior", family="functions", papers=("2306.04891",), cases=())
 @dataclass(frozen=True, eq=False)
 class BasisPosterior(BayesLearner):
     """The posterior mean of y = phi(x) . w + noise with independent Gaussian weights: exact for such functions.
@@ -86,7 +86,7 @@ class BasisPosterior(BayesLearner):
         return condition_gaussian(covariance, mean.unsqueeze(-1), ys)
 
 
-@register("learner", "bayes_mixture", papers=("2306.04891", "2311.00871"), cases=())
+@register("learner", "bayes_mixture", family="functions", papers=("2306.04891", "2311.00871"), cases=())
 @dataclass(frozen=True)
 class BayesMixture(BayesLearner):
     """The mean of its members' predictions, weighed by how likely each is after the examples.
@@ -111,7 +111,7 @@ class BayesMixture(BayesLearner):
         return mix([member.condition(xs, ys) for member in self.members], prior / prior.sum())
 
 
-@register("learner", "member_oracle", cases=())
+@register("learner", "member_oracle", family="functions", cases=())
 @dataclass(frozen=True)
 class MemberOracle(Learner):
     """What one of its members predicts, the one that drew the prompt (`prompt.hidden["member"]`): an oracle.
@@ -128,7 +128,7 @@ class MemberOracle(Learner):
         return answers[prompt.hidden["member"], torch.arange(prompt.batch, device=answers.device)]
 
 
-@register("learner", "sparse_posterior", papers=("2208.01066",), cases=({"sparsity": 2},))
+@register("learner", "sparse_posterior", family="functions", papers=("2208.01066",), cases=({"sparsity": 2},))
 @dataclass(frozen=True)
 class SparsePosterior(BayesLearner):
     """The posterior mean of sparse linear functions: every support that the weights may have, each by its evidence.

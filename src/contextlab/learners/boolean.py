@@ -65,7 +65,7 @@ def _logit(yes: Tensor, no: Tensor) -> Tensor:
     return torch.logit(share.clamp(DOUBT, 1 - DOUBT))
 
 
-@register("learner", "label_frequency")
+@register("learner", "label_frequency", family="boolean")
 @dataclass(frozen=True)
 class LabelFrequency(RegressionLearner):
     """The log odds of the labels so far, whatever the inputs (Krichevsky-Trofimov)."""
@@ -74,7 +74,7 @@ class LabelFrequency(RegressionLearner):
         return ((before((ys > 0).double()) + 0.5) / (before((ys < 0).double()) + 0.5)).log()
 
 
-@register("learner", "earliest_neighbour", papers=("2310.03016",), cases=({}, {"certain_from": 8}))
+@register("learner", "earliest_neighbour", family="boolean", papers=("2310.03016",), cases=({}, {"certain_from": 8}))
 @dataclass(frozen=True)
 class EarliestNeighbour(LabelLearner):
     """The label of the nearest example; of the earliest one where several are equally near.
@@ -99,7 +99,7 @@ class EarliestNeighbour(LabelLearner):
         return logits
 
 
-@register("learner", "gf2_elimination", papers=("2310.03016",))
+@register("learner", "gf2_elimination", family="boolean", papers=("2310.03016",))
 @dataclass(frozen=True)
 class ParityElimination(RegressionLearner):
     """Gaussian elimination over GF(2): certain where x is a sum of inputs seen, undecided elsewhere.
@@ -114,7 +114,13 @@ class ParityElimination(RegressionLearner):
         return torch.where(found.spanned.unsqueeze(-1), sure, 0.0)
 
 
-@register("learner", "elimination", papers=("2310.03016",), cases=({}, {"disjunction": True, "negations": False}))
+@register(
+    "learner",
+    "elimination",
+    family="boolean",
+    papers=("2310.03016",),
+    cases=({}, {"disjunction": True, "negations": False}),
+)
 @dataclass(frozen=True)
 class Elimination(LabelLearner):
     """The elimination algorithm: the conjunction of all literals that no positive example has contradicted.
@@ -138,7 +144,13 @@ class Elimination(LabelLearner):
         return torch.where(holds, sign, -sign).to(xs)
 
 
-@register("learner", "taught", papers=("2310.03016",), cases=({}, {"terms": 3, "negations": True, "mirrored": True}))
+@register(
+    "learner",
+    "taught",
+    family="boolean",
+    papers=("2310.03016",),
+    cases=({}, {"terms": 3, "negations": True, "mirrored": True}),
+)
 @dataclass(frozen=True)
 class Taught(LabelLearner):
     """Reads the function off a teaching sequence that it knows to come first; see the task `boolean`.
@@ -179,7 +191,9 @@ class Taught(LabelLearner):
         return self.decide(xs, ys) * _certain(self.noise) if self.terms == 1 else super().predict(xs, ys)
 
 
-@register("learner", "taught_parity", papers=("2310.03016",), cases=({}, {"relevant": 3, "noise": 0.1}))
+@register(
+    "learner", "taught_parity", family="boolean", papers=("2310.03016",), cases=({}, {"relevant": 3, "noise": 0.1})
+)
 @dataclass(frozen=True)
 class TaughtParity(RegressionLearner):
     """Reads a sparse parity off a teaching sequence that it knows to come first; see the task `boolean_function`.
@@ -201,7 +215,7 @@ class TaughtParity(RegressionLearner):
         return torch.where(odd, 1.0, -1.0).to(xs).expand_as(ys) * _certain(self.noise)
 
 
-@register("learner", "perceptron", papers=("2310.03016",))
+@register("learner", "perceptron", family="boolean", papers=("2310.03016",))
 @dataclass(frozen=True)
 class Perceptron(LabelLearner):
     """The perceptron with a bias, one pass: weights move by y x at each example that they get wrong."""
@@ -216,7 +230,7 @@ class Perceptron(LabelLearner):
         return torch.stack(labels, 1)
 
 
-@register("learner", "winnow", papers=("2310.03016",), cases=({}, {"negations": True}))
+@register("learner", "winnow", family="boolean", papers=("2310.03016",), cases=({}, {"negations": True}))
 @dataclass(frozen=True)
 class Winnow(LabelLearner):
     """Winnow, one pass: the weights of true literals are multiplied or divided at each mistake (Littlestone, 1988).
@@ -249,6 +263,7 @@ class Winnow(LabelLearner):
 @register(
     "learner",
     "version_space",
+    family="boolean",
     papers=("2310.03016",),
     cases=({"function": "parity", "relevant": 2}, {"function": "conjunction", "planted": 0.3, "most": 2**20}),
 )
@@ -373,7 +388,9 @@ class VersionSpace(RegressionLearner):
         return _logit((1 - self.noise) * yes + self.noise * no, (1 - self.noise) * no + self.noise * yes)
 
 
-@register("learner", "halving", papers=("2310.03016",), cases=({"function": "parity", "relevant": 2},))
+@register(
+    "learner", "halving", family="boolean", papers=("2310.03016",), cases=({"function": "parity", "relevant": 2},)
+)
 @dataclass(frozen=True)
 class Halving(LabelLearner):
     """The halving algorithm: the majority of the functions that fit, each counted once (Angluin, 1988; Littlestone).
@@ -404,6 +421,7 @@ class Halving(LabelLearner):
 @register(
     "learner",
     "sampled_formulas",
+    family="boolean",
     papers=("2310.03016",),
     cases=({"dimensions": 4, "draws": 256}, {"dimensions": 3, "draws": 64, "disjunction": True, "negative": 0.0}),
 )
@@ -473,6 +491,7 @@ class SampledFormulas(RegressionLearner):
 @register(
     "learner",
     "literal_posterior",
+    family="boolean",
     papers=("2310.03016",),
     cases=({}, {"negative": 0.0, "disjunction": True, "planted": 0.0}, {"slip": 0.1, "noise": 0.05}),
 )
@@ -549,6 +568,7 @@ def _condition(q: Tensor, likelihood: Tensor) -> tuple[Tensor, Tensor]:
 @register(
     "learner",
     "halfspace_posterior",
+    family="boolean",
     papers=("2310.03016",),
     cases=({}, {"mean": 0.0, "variance": 4.0, "threshold_variance": 1.0, "noise": 0.1}),
 )
@@ -595,6 +615,7 @@ class HalfspacePosterior(RegressionLearner):
 @register(
     "learner",
     "halfspace_messages",
+    family="boolean",
     papers=("2310.03016",),
     cases=({}, {"values": (-1, 0, 1), "chances": (0.15, 0.7, 0.15), "thresholds": (-0.5, 0.5), "noise": 0.1}),
 )

@@ -20,7 +20,7 @@ FLOOR = 1e-9
 """Probability that is spread over all labels, so that no log-probability is infinite."""
 
 
-@register("learner", "class_posterior", papers=("2312.03002",), cases=())
+@register("learner", "class_posterior", family="recall", papers=("2312.03002",), cases=())
 @dataclass(frozen=True, eq=False)
 class ClassPosterior(RegressionLearner):
     """The label of an item of a Gaussian class, from a pool of classes, from the examples shown, or from both.

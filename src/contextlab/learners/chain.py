@@ -50,7 +50,7 @@ def relu_layer(xs: Tensor, hs: Tensor, queries: Tensor, scale: float, noise: flo
     return scale * (mean * tail + spread * peak).mT
 
 
-@register("learner", "chain", papers=("2305.18869",), cases=({"dimensions": 4, "hidden": 3},))
+@register("learner", "chain", family="functions", papers=("2305.18869",), cases=({"dimensions": 4, "hidden": 3},))
 @dataclass(frozen=True)
 class ChainLearner(Learner):
     """Learns each layer of a ReLU network from the features shown, active unit by active unit, and the last linearly.

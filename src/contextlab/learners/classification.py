@@ -81,7 +81,7 @@ def curvature(xs: Tensor, p: Tensor, strength: float) -> Tensor:
     return hessian
 
 
-@register("learner", "logistic", cases=({}, {"strength": 0.1, "averaged": False}))
+@register("learner", "logistic", family="functions", cases=({}, {"strength": 0.1, "averaged": False}))
 @dataclass(frozen=True)
 class LogisticRegression(RegressionLearner):
     """Logistic regression of labels -1 and +1 without a constant; the prediction is the logit of +1.
@@ -107,7 +107,7 @@ class LogisticRegression(RegressionLearner):
         return torch.stack(outputs, -1)
 
 
-@register("learner", "softmax_regression", cases=({}, {"strength": 0.1, "averaged": False}))
+@register("learner", "softmax_regression", family="functions", cases=({}, {"strength": 0.1, "averaged": False}))
 @dataclass(frozen=True)
 class SoftmaxRegression(RegressionLearner):
     """Softmax regression without constants of labels that are one-hot; the prediction is the classes' logits.

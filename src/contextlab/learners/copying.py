@@ -15,7 +15,7 @@ from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
 
 
-@register("learner", "copier", papers=("2402.01032",), cases=({"vocabulary": 8, "bar": 6, "end": 7},))
+@register("learner", "copier", family="recall", papers=("2402.01032",), cases=({"vocabulary": 8, "bar": 6, "end": 7},))
 @dataclass(frozen=True)
 class Copier(TokenLearner):
     """Copies the string before the bar, from its beginning or from where the tokens after the bar first stood in it.
@@ -59,7 +59,13 @@ def first_match(tokens: Tensor, query: Tensor, last: Tensor) -> Tensor:
     return torch.where(same.any(1), same.int().argmax(1), -1).unsqueeze(1)
 
 
-@register("learner", "selective_copier", papers=("2403.17844",), cases=({"vocabulary": 8, "blank": 6, "marker": 7},))
+@register(
+    "learner",
+    "selective_copier",
+    family="recall",
+    papers=("2403.17844",),
+    cases=({"vocabulary": 8, "blank": 6, "marker": 7},),
+)
 @dataclass(frozen=True)
 class SelectiveCopier(TokenLearner):
     """After the marker, the first token that was not blank, then the second, and so on. Exact for selective_copy.
@@ -87,7 +93,7 @@ class SelectiveCopier(TokenLearner):
         return sure_of(kept.gather(1, turn.clamp(min=0)), known, self.vocabulary)
 
 
-@register("learner", "segment_lookup", papers=("2403.17844",), cases=({"vocabulary": 16, "keys": 7},))
+@register("learner", "segment_lookup", family="recall", papers=("2403.17844",), cases=({"vocabulary": 16, "keys": 7},))
 @dataclass(frozen=True)
 class SegmentLookup(TokenLearner):
     """Look-up by a key of several tokens, of a value of several: what followed the same words since the key began.
@@ -138,7 +144,13 @@ def _pairs(left: Tensor, right: Tensor) -> Tensor:
     return torch.unique(left * (int(right.max()) + 1) + right, return_inverse=True)[1]
 
 
-@register("learner", "chained_lookup", papers=("2312.04927",), cases=({"vocabulary": 16, "pairs": 4, "hops": 2},))
+@register(
+    "learner",
+    "chained_lookup",
+    family="recall",
+    papers=("2312.04927",),
+    cases=({"vocabulary": 16, "pairs": 4, "hops": 2},),
+)
 @dataclass(frozen=True)
 class ChainedLookup(TokenLearner):
     """Looks the current token up among the pairs at the beginning, then what it found, `hops` times.
@@ -163,7 +175,7 @@ class ChainedLookup(TokenLearner):
         return sure_of(found.clamp(min=0), (found >= 0) & after, self.vocabulary)
 
 
-@register("learner", "memorized_pairs", papers=("2403.17844",), cases=())
+@register("learner", "memorized_pairs", family="recall", papers=("2403.17844",), cases=())
 @dataclass(frozen=True, eq=False)
 class MemorizedPairs(TokenLearner):
     """What a model keeps in its weights: the fixed value of the token before, whatever the prompt shows.
@@ -178,7 +190,9 @@ class MemorizedPairs(TokenLearner):
         return sure_of(value.clamp(min=0), value >= 0, self.vocabulary)
 
 
-@register("learner", "perfect_memory", papers=("2403.17844",), cases=({"vocabulary": 16, "places": 31},))
+@register(
+    "learner", "perfect_memory", family="recall", papers=("2403.17844",), cases=({"vocabulary": 16, "places": 31},)
+)
 @dataclass(frozen=True)
 class PerfectMemory(Learner):
     """Says at each position all tokens so far: what a state without bounds would keep. Exact for compression.

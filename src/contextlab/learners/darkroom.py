@@ -61,7 +61,7 @@ def tables(size: int) -> tuple[Tensor, Tensor]:
     return best, (left - least[..., None]).double()
 
 
-@register("learner", "goal_posterior", papers=("2306.14892",), cases=())
+@register("learner", "goal_posterior", family="decisions", papers=("2306.14892",), cases=())
 @dataclass(frozen=True, eq=False)
 class GoalPosterior(DecisionLearner):
     """Keeps the goals that agree with every transition seen, equally likely, and acts on what they say.

@@ -13,7 +13,7 @@ from contextlab.learners.base import RegressionLearner, apply, gram, moment
 from contextlab.registry import register
 
 
-@register("learner", "preconditioned_gd", papers=("2306.00297",), cases=({}, {"steps": 3}))
+@register("learner", "preconditioned_gd", family="functions", papers=("2306.00297",), cases=({}, {"steps": 3}))
 @dataclass(frozen=True, eq=False)
 class PreconditionedGradientDescent(RegressionLearner):
     """Steps w <- w + A (X^T (y - X w)) / i from w = 0, A made for Gaussian inputs of known covariance.

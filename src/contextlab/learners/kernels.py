@@ -43,7 +43,7 @@ def gram_matrix(kernel: Kernel, xs: Tensor, length_scale: float = 1.0, degree: i
     return norms / math.pi * (angle.sin() + (math.pi - angle) * angle.cos())
 
 
-@register("learner", "kernel_smoother", papers=("2305.12766",), cases=({}, {"temperature": 0.5}))
+@register("learner", "kernel_smoother", family="functions", papers=("2305.12766",), cases=({}, {"temperature": 0.5}))
 @dataclass(frozen=True)
 class KernelSmoother(RegressionLearner):
     """The mean of the outputs, weighed by softmax(x . x' / temperature): what one head of softmax attention computes.
@@ -66,6 +66,7 @@ class KernelSmoother(RegressionLearner):
 @register(
     "learner",
     "kernel_ridge",
+    family="functions",
     papers=(),
     cases=({}, {"kernel": "polynomial", "degree": 3}, {"kernel": "arc_cosine"}, {"kernel": "agreement"}),
 )
@@ -95,6 +96,7 @@ class KernelRidge(RegressionLearner):
 @register(
     "learner",
     "gaussian_process",
+    family="functions",
     papers=(),
     cases=({}, {"kernel": "arc_cosine", "length_scales": (1.0,)}),
 )

@@ -105,6 +105,7 @@ def members(sets: Tensor) -> tuple[Tensor, Tensor]:
 @register(
     "learner",
     "puzzle_posterior",
+    family="languages",
     papers=("2305.18654",),
     cases=({"houses": 3, "attributes": 2, "slots": 8},),
 )

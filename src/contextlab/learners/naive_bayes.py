@@ -56,7 +56,7 @@ def _shrunk(counts: Tensor, prior: Tensor) -> Tensor:
     return (counts + STRENGTH * prior) / (counts.sum(-1, keepdim=True) + STRENGTH)
 
 
-@register("learner", "naive_bayes", papers=("2011.04006",), cases=())
+@register("learner", "naive_bayes", family="text", papers=("2011.04006",), cases=())
 @dataclass(frozen=True, eq=False)
 class NaiveBayes(Learner):
     """The class of a text of bytes, from how likely each class makes its bytes; all classes are as likely before.
@@ -106,7 +106,7 @@ class NaiveBayes(Learner):
         return F.pad(labels.float() + math.log1p(-DOUBT), (rest, 0), value=math.log(DOUBT / rest))
 
 
-@register("learner", "naive_bayes_pairs", papers=("2011.04006",), cases=())
+@register("learner", "naive_bayes_pairs", family="text", papers=("2011.04006",), cases=())
 @dataclass(frozen=True, eq=False)
 class NaiveBayesPairs(NaiveBayes):
     """Whether two texts of bytes are of one class, labels 257 (no) and 258 (yes), from naive Bayes of each.

@@ -14,7 +14,9 @@ from contextlab.learners.base import RegressionLearner
 from contextlab.registry import register
 
 
-@register("learner", "network", papers=("2208.01066",), cases=({}, {"hidden": 8, "steps": 20, "every": 4}))
+@register(
+    "learner", "network", family="functions", papers=("2208.01066",), cases=({}, {"hidden": 8, "steps": 20, "every": 4})
+)
 @dataclass(frozen=True)
 class TwoLayerNetwork(RegressionLearner):
     """A two-layer ReLU network trained from scratch on each prefix: full-batch Adam on the mean squared error.

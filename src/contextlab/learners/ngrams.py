@@ -108,7 +108,13 @@ def sure_of(answer: Tensor, known: Tensor, vocabulary: int) -> Tensor:
     return torch.where(known.unsqueeze(-1), logits, -math.log(vocabulary))
 
 
-@register("learner", "induction", papers=("2402.01032",), cases=({"vocabulary": 16}, {"vocabulary": 16, "size": 3}))
+@register(
+    "learner",
+    "induction",
+    family="recall",
+    papers=("2402.01032",),
+    cases=({"vocabulary": 16}, {"vocabulary": 16, "size": 3}),
+)
 @dataclass(frozen=True)
 class Induction(TokenLearner):
     """Induction look-up: the token that followed the last occurrence of the last `size` tokens.
@@ -126,7 +132,7 @@ class Induction(TokenLearner):
         return sure_of(tokens.gather(1, (seen + 1).clamp(max=tokens.shape[1] - 1)), seen >= 0, self.vocabulary)
 
 
-@register("learner", "backoff_ngram", cases=({"vocabulary": 16}, {"vocabulary": 16, "order": 1}))
+@register("learner", "backoff_ngram", family="recall", cases=({"vocabulary": 16}, {"vocabulary": 16, "order": 1}))
 @dataclass(frozen=True)
 class BackoffNgram(CountingLearner):
     """n-gram model with back-off: the longest context that was followed before decides.
@@ -156,7 +162,7 @@ def markov_posterior(tokens: Tensor, order: int, concentration: float, vocabular
     return counts / counts.sum(-1, keepdim=True)
 
 
-@register("learner", "markov_posterior", papers=("2402.11004",), cases=({"vocabulary": 8},))
+@register("learner", "markov_posterior", family="recall", papers=("2402.11004",), cases=({"vocabulary": 8},))
 @dataclass(frozen=True)
 class MarkovPosterior(CountingLearner):
     """The posterior of a Markov chain whose table has Dirichlet rows: (count + concentration) / sum of the same.
@@ -175,7 +181,7 @@ class MarkovPosterior(CountingLearner):
         return markov_posterior(tokens, self.order, self.concentration, self.vocabulary)
 
 
-@register("learner", "order_posterior", papers=("2402.11004",), cases=({"vocabulary": 8},))
+@register("learner", "order_posterior", family="recall", papers=("2402.11004",), cases=({"vocabulary": 8},))
 @dataclass(frozen=True)
 class OrderPosterior(CountingLearner):
     """Markov chains of unknown order: the posteriors of all orders, each weighed by how well it predicted so far.
@@ -202,7 +208,7 @@ class OrderPosterior(CountingLearner):
         return (evidence.softmax(0).unsqueeze(-1) * each).sum(0)
 
 
-@register("learner", "markov_oracle", papers=("2402.11004",), cases=())
+@register("learner", "markov_oracle", family="recall", papers=("2402.11004",), cases=())
 @dataclass(frozen=True)
 class MarkovOracle(Learner):
     """The chain's true table, read from what the prompt hides (`transition`, `order`): no model can know it.
@@ -238,7 +244,7 @@ def table_rows(tokens: Tensor, order: Tensor, vocabulary: int) -> Tensor:
     return rows
 
 
-@register("learner", "bigram_backcopy", papers=("2410.13835",), cases=())
+@register("learner", "bigram_backcopy", family="recall", papers=("2410.13835",), cases=())
 @dataclass(frozen=True, eq=False)
 class BigramBackcopyLearner(TokenLearner):
     """Known bigrams, and after a trigger the token before it: exact for the task bigram_backcopy (2410.13835).

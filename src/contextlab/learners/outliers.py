@@ -16,7 +16,7 @@ NUMBERS = 2**23
 """Numbers in the Gram matrices that are made at once."""
 
 
-@register("learner", "filtered_ridge", papers=("2402.04248",), cases=({}, {"outliers": "repeated"}))
+@register("learner", "filtered_ridge", family="functions", papers=("2402.04248",), cases=({}, {"outliers": "repeated"}))
 @dataclass(frozen=True)
 class FilteredRidge(RegressionLearner):
     """Ridge regression that leaves out the outliers of outlier_regression, which it knows by their inputs.

@@ -17,7 +17,7 @@ DOUBT = 1e-6
 """Probability that the look-up leaves to all other symbols together: keeps the log-probabilities finite."""
 
 
-@register("learner", "lookup", papers=("2312.04927",), cases=({"vocabulary": 128},))
+@register("learner", "lookup", family="recall", papers=("2312.04927",), cases=({"vocabulary": 128},))
 @dataclass(frozen=True)
 class Lookup(Learner):
     """Exact look-up: the token that followed the first occurrence of the current token.

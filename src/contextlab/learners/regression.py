@@ -19,7 +19,7 @@ from contextlab.learners.base import RegressionLearner, apply, before, gram, mom
 from contextlab.registry import register
 
 
-@register("learner", "averaging", papers=("2208.01066",))
+@register("learner", "averaging", family="functions", papers=("2208.01066",))
 @dataclass(frozen=True)
 class Averaging(RegressionLearner):
     """The mean of y x over the examples as the weight vector (2208.01066, section 3.1)."""
@@ -29,7 +29,7 @@ class Averaging(RegressionLearner):
         return (xs @ xs.mT).tril(-1) @ ys / _counts(xs)[:, None]
 
 
-@register("learner", "knn", papers=("2208.01066",), cases=({}, {"neighbours": 1}))
+@register("learner", "knn", family="functions", papers=("2208.01066",), cases=({}, {"neighbours": 1}))
 @dataclass(frozen=True)
 class NearestNeighbours(RegressionLearner):
     """The mean output of the nearest examples (Euclidean); of all examples while there are fewer.
@@ -49,7 +49,7 @@ class NearestNeighbours(RegressionLearner):
         return weight @ ys / _counts(xs).clamp(max=self.neighbours)[:, None]
 
 
-@register("learner", "ols", papers=("2208.01066",))
+@register("learner", "ols", family="functions", papers=("2208.01066",))
 @dataclass(frozen=True)
 class LeastSquares(RegressionLearner):
     """Ordinary least squares; the solution of least norm while there are fewer examples than dimensions.
@@ -75,7 +75,7 @@ class LeastSquares(RegressionLearner):
         return answer
 
 
-@register("learner", "ridge", papers=("2208.01066", "2211.15661"), cases=({}, {"strength": 0.0}))
+@register("learner", "ridge", family="functions", papers=("2208.01066", "2211.15661"), cases=({}, {"strength": 0.0}))
 @dataclass(frozen=True)
 class Ridge(RegressionLearner):
     """Ridge regression: least |y - X w|^2 + strength |w|^2.
@@ -107,6 +107,7 @@ class Ridge(RegressionLearner):
 @register(
     "learner",
     "gradient_descent",
+    family="functions",
     papers=("2211.15661", "2212.07677"),
     cases=({}, {"steps": 3, "step_size": 0.02}),
 )
@@ -136,7 +137,7 @@ class GradientDescent(RegressionLearner):
         return apply(xs, weights)
 
 
-@register("learner", "newton", papers=("2310.17086",), cases=({}, {"steps": 3}))
+@register("learner", "newton", family="functions", papers=("2310.17086",), cases=({}, {"steps": 3}))
 @dataclass(frozen=True)
 class Newton(RegressionLearner):
     """Steps of Newton's iteration for the inverse of S = X^T X: M <- 2 M - M S M, w = M X^T y (2310.17086).
@@ -160,7 +161,7 @@ class Newton(RegressionLearner):
         return _filtered(xs, ys, inverse)
 
 
-@register("learner", "lasso", papers=("2208.01066",), cases=({}, {"strength": 0.01}))
+@register("learner", "lasso", family="functions", papers=("2208.01066",), cases=({}, {"strength": 0.01}))
 @dataclass(frozen=True)
 class Lasso(RegressionLearner):
     """Lasso: least |y - X w|^2 / (2 i) + strength |w|_1 over the i examples, as in scikit-learn.
@@ -225,7 +226,7 @@ def _ratio(distance: Tensor, speed: Tensor, where: Tensor) -> Tensor:
     return torch.where(where & (speed > 1e-10), distance / speed, torch.inf).clamp(min=0)
 
 
-@register("learner", "pool_posterior", papers=("2306.15063",), cases=())
+@register("learner", "pool_posterior", family="functions", papers=("2306.15063",), cases=())
 @dataclass(frozen=True, eq=False)
 class PoolPosterior(RegressionLearner):
     """The posterior mean over a finite pool of weight vectors, all equally likely before (2306.15063).

@@ -14,7 +14,7 @@ from contextlab.learners.bayes import BayesLearner, condition_gaussian
 from contextlab.registry import register
 
 
-@register("learner", "single_index_process", papers=("2404.03558",), cases=())
+@register("learner", "single_index_process", family="functions", papers=("2404.03558",), cases=())
 @dataclass(frozen=True)
 class SingleIndexProcess(BayesLearner):
     """A Gaussian process with the mean and covariance of y = f(w . x), f a known polynomial, w even on the unit sphere.
@@ -59,7 +59,7 @@ class SingleIndexProcess(BayesLearner):
         return mean, second
 
 
-@register("learner", "single_index_fits", papers=("2404.03558",), cases=())
+@register("learner", "single_index_fits", family="functions", papers=("2404.03558",), cases=())
 @dataclass(frozen=True)
 class SingleIndexFits(RegressionLearner):
     """The mean of many fits of w on the unit sphere to y = f(w . x), f a known polynomial, each by its likelihood.

@@ -15,7 +15,7 @@ FLAT = 1e-10
 """Residual inner products below this share of the largest at the start are rounding: the pursuit ends there."""
 
 
-@register("learner", "omp", cases=({}, {"sparsity": 2}))
+@register("learner", "omp", family="functions", cases=({}, {"sparsity": 2}))
 @dataclass(frozen=True)
 class OrthogonalMatchingPursuit(RegressionLearner):
     """Orthogonal matching pursuit: take the input most correlated with what is left over, fit all taken, repeat.

@@ -19,7 +19,7 @@ SLOTS = 4
 """Tokens of an example: a, b, "=", the answer."""
 
 
-@register("learner", "superposition_posterior", papers=("2410.05603",), cases=())
+@register("learner", "superposition_posterior", family="recall", papers=("2410.05603",), cases=())
 @dataclass(frozen=True, eq=False)
 class SuperpositionPosterior(Learner):
     """The probability of each task's answer, from the tasks of the examples before: exact for superposition prompts.

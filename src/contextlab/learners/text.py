@@ -25,7 +25,11 @@ CHUNK = 2**24
 
 
 @register(
-    "learner", "context_ngram", papers=("2401.12973",), cases=({"vocabulary": 256}, {"vocabulary": 256, "order": 2})
+    "learner",
+    "context_ngram",
+    family="text",
+    papers=("2401.12973",),
+    cases=({"vocabulary": 256}, {"vocabulary": 256, "order": 2}),
 )
 @dataclass(frozen=True)
 class ContextNgram(Learner):
@@ -89,7 +93,7 @@ class Codec(Protocol):
         """The text of ids."""
 
 
-@register("learner", "reader", cases=())
+@register("learner", "reader", family="text", cases=())
 @dataclass(frozen=True)
 class Reader(Learner):
     """Parses the text of a prompt up to where its answer begins, and writes down the answer that it finds.
@@ -134,7 +138,7 @@ MIN, MAX, MED, SUM = 10, 11, 12, 13
 """The ids of ListOps' operators, each with its opening bracket; digits are 0 to 9, the closing bracket is 14, = 15."""
 
 
-@register("learner", "listops_evaluator", papers=("2011.04006",), cases=({}, {"depth": 6}))
+@register("learner", "listops_evaluator", family="text", papers=("2011.04006",), cases=({}, {"depth": 6}))
 @dataclass(frozen=True)
 class ListOpsEvaluator(Learner):
     """Evaluates a ListOps expression symbol by symbol, with a stack of open lists; answers at "=".

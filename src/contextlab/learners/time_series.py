@@ -47,7 +47,7 @@ def normal_points(count: int, size: int) -> Tensor:
     return torch.cat([points, -points])
 
 
-@register("learner", "last_value", cases=({},))
+@register("learner", "last_value", family="functions", cases=({},))
 @dataclass(frozen=True)
 class LastValue(RegressionLearner):
     """The value before, as the forecast of the next; zero for the first."""
@@ -56,7 +56,9 @@ class LastValue(RegressionLearner):
         return lags(ys, 1)
 
 
-@register("learner", "ar_least_squares", papers=("2510.09776",), cases=({}, {"order": 2, "strength": 1.0}))
+@register(
+    "learner", "ar_least_squares", family="functions", papers=("2510.09776",), cases=({}, {"order": 2, "strength": 1.0})
+)
 @dataclass(frozen=True)
 class ARLeastSquares(RegressionLearner):
     """Autoregression fitted to the series so far: the next value from the `order` values before it, by least squares.
@@ -81,7 +83,7 @@ class ARLeastSquares(RegressionLearner):
         return F.pad(Ridge(self.strength).predict(before, ys[:, self.order :]), (0, 0, self.order, 0))
 
 
-@register("learner", "ar_posterior", cases=({}, {"order": 2}))
+@register("learner", "ar_posterior", family="functions", cases=({}, {"order": 2}))
 @dataclass(frozen=True)
 class ARPosterior(RegressionLearner):
     """The posterior mean of an autoregression with Gaussian coefficients that are known to be stable.

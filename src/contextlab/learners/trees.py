@@ -51,7 +51,7 @@ class _Trees(RegressionLearner):
         return answer
 
 
-@register("learner", "tree", papers=("2208.01066",), cases=({}, {"every": 1, "signs": True}))
+@register("learner", "tree", family="functions", papers=("2208.01066",), cases=({}, {"every": 1, "signs": True}))
 @dataclass(frozen=True)
 class DecisionTree(_Trees):
     """A regression tree grown greedily on each prompt, by scikit-learn.
@@ -68,7 +68,7 @@ class DecisionTree(_Trees):
         return _sklearn("tree").DecisionTreeRegressor(max_depth=self.depth, random_state=self.seed)
 
 
-@register("learner", "boosted_trees", papers=("2208.01066",), cases=({}, {"every": 4, "trees": 10}))
+@register("learner", "boosted_trees", family="functions", papers=("2208.01066",), cases=({}, {"every": 4, "trees": 10}))
 @dataclass(frozen=True)
 class BoostedTrees(_Trees):
     """Gradient boosting of regression trees on each prompt, by scikit-learn.

@@ -13,7 +13,13 @@ from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
 
 
-@register("learner", "vector_lookup", papers=("2402.04248",), cases=({"pairs": 8}, {"pairs": 8, "temperature": 2.0}))
+@register(
+    "learner",
+    "vector_lookup",
+    family="recall",
+    papers=("2402.04248",),
+    cases=({"pairs": 8}, {"pairs": 8, "temperature": 2.0}),
+)
 @dataclass(frozen=True)
 class VectorLookup(Learner):
     """The value of the key with the largest inner product with the current vector, among the keys before.

@@ -57,6 +57,7 @@ class LookUp(nn.Module):
 @register(
     "mlp",
     "memory_lookup",
+    family="memory",
     papers=("2411.12992",),
     cases=(
         {},

@@ -145,7 +145,9 @@ def _multiplications(layer: nn.Module) -> int:
     return layer.weight.numel()
 
 
-@register("mlp", "gelu", papers=("1606.08415", "2406.16450"), cases=({}, {"structure": "low_rank", "rank": 3}))
+@register(
+    "mlp", "gelu", family="dense", papers=("1606.08415", "2406.16450"), cases=({}, {"structure": "low_rank", "rank": 3})
+)
 class Gelu(_FeedForward):
     """out(GELU(up x)), the transformer's usual MLP.
 
@@ -161,7 +163,13 @@ class Gelu(_FeedForward):
         return F.gelu(h)  # the tanh form is several times slower on CPU
 
 
-@register("mlp", "relu2", papers=("2109.08668", "2406.16450"), cases=({}, {"structure": "block_dense", "blocks": 2}))
+@register(
+    "mlp",
+    "relu2",
+    family="dense",
+    papers=("2109.08668", "2406.16450"),
+    cases=({}, {"structure": "block_dense", "blocks": 2}),
+)
 class SquaredRelu(_FeedForward):
     """out(ReLU(up x)^2), Primer's MLP.
 
@@ -177,7 +185,9 @@ class SquaredRelu(_FeedForward):
         return F.relu(h).square()
 
 
-@register("mlp", "swiglu", papers=("2002.05202", "2406.16450"), cases=({}, {"structure": "block_shuffle"}))
+@register(
+    "mlp", "swiglu", family="gated", papers=("2002.05202", "2406.16450"), cases=({}, {"structure": "block_shuffle"})
+)
 class SwiGlu(_FeedForward):
     """out(SiLU(gate x) * up x); the hidden width is two thirds, so that the parameter count stays.
 
@@ -196,7 +206,7 @@ class SwiGlu(_FeedForward):
         return F.silu(gate) * value
 
 
-@register("mlp", "geglu", papers=("2002.05202", "2402.19427"))
+@register("mlp", "geglu", family="gated", papers=("2002.05202", "2402.19427"))
 class GeGlu(_FeedForward):
     """out(GELU(gate x) * up x), as in Griffin and Gemma; the hidden width is two thirds.
 
@@ -226,6 +236,7 @@ class Experts(nn.Module):
 @register(
     "mlp",
     "moe",
+    family="experts",
     papers=("2101.03961", "2401.04081", "2401.06066", "2405.16039"),
     cases=(
         {"experts": 4},

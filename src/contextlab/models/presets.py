@@ -10,7 +10,7 @@ from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
 from contextlab.registry import register
 
 
-@register("model", "transformer", papers=("1706.03762", "2104.09864"))
+@register("model", "transformer", family="softmax", papers=("1706.03762", "2104.09864"))
 def transformer(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0
 ) -> ModelSpec:
@@ -25,7 +25,7 @@ def transformer(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=(layer,))
 
 
-@register("model", "linear_transformer", papers=("2006.16236",))
+@register("model", "linear_transformer", family="linear", papers=("2006.16236",))
 def linear_transformer(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
     """Normalised linear attention (elu + 1) and a GELU MLP in every block.
 
@@ -36,7 +36,7 @@ def linear_transformer(width: PositiveInt = 64, depth: PositiveInt = 4, heads: P
     return ModelSpec(width=width, depth=depth, heads=heads, layers=(LayerSpec(mixer="linear_attention"),))
 
 
-@register("model", "lightning", papers=("2401.04658", "2307.14995"))
+@register("model", "lightning", family="linear", papers=("2401.04658", "2307.14995"))
 def lightning(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
 ) -> ModelSpec:
@@ -51,7 +51,7 @@ def lightning(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=(layer,), mlp=MlpSpec(kind="swiglu"))
 
 
-@register("model", "retnet", papers=("2307.08621",))
+@register("model", "retnet", family="linear", papers=("2307.08621",))
 def retnet(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
     """Multi-scale retention and a GELU MLP in every block.
 
@@ -62,7 +62,7 @@ def retnet(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt =
     return ModelSpec(width=width, depth=depth, heads=heads, layers=(LayerSpec(mixer="retention"),))
 
 
-@register("model", "mamba2", papers=("2405.21060",))
+@register("model", "mamba2", family="state space", papers=("2405.21060",))
 def mamba2(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
 ) -> ModelSpec:
@@ -83,7 +83,7 @@ def mamba2(
     )
 
 
-@register("model", "delta_net", papers=("2406.06484",))
+@register("model", "delta_net", family="delta", papers=("2406.06484",))
 def delta_net(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
 ) -> ModelSpec:
@@ -104,7 +104,7 @@ def delta_net(
     )
 
 
-@register("model", "gated_delta_net", papers=("2412.06464",))
+@register("model", "gated_delta_net", family="delta", papers=("2412.06464",))
 def gated_delta_net(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
 ) -> ModelSpec:
@@ -125,7 +125,7 @@ def gated_delta_net(
     )
 
 
-@register("model", "mambaformer", papers=("2402.04248",))
+@register("model", "mambaformer", family="hybrid", papers=("2402.04248",))
 def mambaformer(
     width: PositiveInt = 64, depth: PositiveInt = 5, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
 ) -> ModelSpec:
@@ -142,7 +142,7 @@ def mambaformer(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="none"), position="none")
 
 
-@register("model", "samba", papers=("2406.07522",))
+@register("model", "samba", family="hybrid", papers=("2406.07522",))
 def samba(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, window: PositiveInt = 64
 ) -> ModelSpec:
@@ -160,7 +160,7 @@ def samba(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
 
 
-@register("model", "mamba", papers=("2312.00752",))
+@register("model", "mamba", family="state space", papers=("2312.00752",))
 def mamba(
     width: PositiveInt = 64, depth: PositiveInt = 4, state_size: PositiveInt = 16, short_conv: NonNegativeInt = 4
 ) -> ModelSpec:
@@ -175,7 +175,7 @@ def mamba(
     return ModelSpec(width=width, depth=depth, heads=1, layers=layers, mlp=MlpSpec(kind="none"), position="none")
 
 
-@register("model", "griffin", papers=("2402.19427",))
+@register("model", "griffin", family="hybrid", papers=("2402.19427",))
 def griffin(
     width: PositiveInt = 64, depth: PositiveInt = 6, heads: PositiveInt = 4, window: PositiveInt = 64
 ) -> ModelSpec:
@@ -193,7 +193,7 @@ def griffin(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), mlp_ratio=3.0)
 
 
-@register("model", "gla", papers=("2312.06635",))
+@register("model", "gla", family="linear", papers=("2312.06635",))
 def gla(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0
 ) -> ModelSpec:
@@ -208,7 +208,7 @@ def gla(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
-@register("model", "hgrn2", papers=("2404.07904",))
+@register("model", "hgrn2", family="linear", papers=("2404.07904",))
 def hgrn2(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0
 ) -> ModelSpec:
@@ -228,7 +228,7 @@ def hgrn2(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
-@register("model", "rwkv6", papers=("2404.05892",))
+@register("model", "rwkv6", family="linear", papers=("2404.05892",))
 def rwkv6(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
     """RWKV-6's time mixing with a squared-ReLU MLP in every block; its channel mixing's token shift is left out.
 
@@ -249,7 +249,7 @@ def rwkv6(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 
     )
 
 
-@register("model", "xlstm", papers=("2503.13427",))
+@register("model", "xlstm", family="recurrent", papers=("2503.13427",))
 def xlstm(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0
 ) -> ModelSpec:
@@ -264,7 +264,7 @@ def xlstm(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
-@register("model", "based", papers=("2402.18668",))
+@register("model", "based", family="hybrid", papers=("2402.18668",))
 def based(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, window: PositiveInt = 64
 ) -> ModelSpec:
@@ -282,7 +282,7 @@ def based(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
 
 
-@register("model", "looped_transformer", papers=("2311.12424",))
+@register("model", "looped_transformer", family="softmax", papers=("2311.12424",))
 def looped_transformer(
     width: PositiveInt = 64, depth: PositiveInt = 1, heads: PositiveInt = 4, loops: PositiveInt = 12
 ) -> ModelSpec:
@@ -296,7 +296,7 @@ def looped_transformer(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=(LayerSpec(mixer="attention"),), loops=loops)
 
 
-@register("model", "lstm", papers=("1409.2329",))
+@register("model", "lstm", family="recurrent", papers=("1409.2329",))
 def lstm(width: PositiveInt = 64, depth: PositiveInt = 2) -> ModelSpec:
     """A stack of LSTM layers with residual connections and no MLPs: the old baseline.
 
@@ -308,7 +308,7 @@ def lstm(width: PositiveInt = 64, depth: PositiveInt = 2) -> ModelSpec:
     )
 
 
-@register("model", "cross_layer_attention", papers=("2405.12981",))
+@register("model", "cross_layer_attention", family="softmax", papers=("2405.12981",))
 def cross_layer_attention(
     width: PositiveInt = 64,
     depth: PositiveInt = 4,
@@ -329,7 +329,7 @@ def cross_layer_attention(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers)
 
 
-@register("model", "yoco", papers=("2405.05254",))
+@register("model", "yoco", family="softmax", papers=("2405.05254",))
 def yoco(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, window: PositiveInt = 64
 ) -> ModelSpec:
@@ -349,7 +349,7 @@ def yoco(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
 
 
-@register("model", "masa", papers=("2508.04581",))
+@register("model", "masa", family="softmax", papers=("2508.04581",))
 def masa(width: PositiveInt = 64, depth: PositiveInt = 6, heads: PositiveInt = 4, atoms: PositiveInt = 2) -> ModelSpec:
     """A transformer whose attention projections are sums of a few matrices that all layers share (MASA).
 
@@ -361,7 +361,7 @@ def masa(width: PositiveInt = 64, depth: PositiveInt = 6, heads: PositiveInt = 4
     return ModelSpec(width=width, depth=depth, heads=heads, atoms=atoms)
 
 
-@register("model", "zebra", papers=("2312.08618",))
+@register("model", "zebra", family="softmax", papers=("2312.08618",))
 def zebra(
     width: PositiveInt = 64,
     depth: PositiveInt = 4,
@@ -385,7 +385,7 @@ def zebra(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
 
 
-@register("model", "mamba2_hybrid", papers=("2406.07887",))
+@register("model", "mamba2_hybrid", family="hybrid", papers=("2406.07887",))
 def mamba2_hybrid(
     width: PositiveInt = 64, depth: PositiveInt = 7, heads: PositiveInt = 4, short_conv: NonNegativeInt = 4
 ) -> ModelSpec:
@@ -401,7 +401,7 @@ def mamba2_hybrid(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, position="none")
 
 
-@register("model", "moe_mamba", papers=("2401.04081",))
+@register("model", "moe_mamba", family="state space", papers=("2401.04081",))
 def moe_mamba(width: PositiveInt = 64, depth: PositiveInt = 4, experts: PositiveInt = 8) -> ModelSpec:
     """MoE-Mamba: Mamba and a mixture of experts in turn, each token through one expert.
 
@@ -413,7 +413,7 @@ def moe_mamba(width: PositiveInt = 64, depth: PositiveInt = 4, experts: Positive
     return ModelSpec(width=width, depth=depth, heads=1, layers=(LayerSpec(mixer="mamba"),), mlp=mlp, position="none")
 
 
-@register("model", "jamba", papers=("2403.19887",))
+@register("model", "jamba", family="hybrid", papers=("2403.19887",))
 def jamba(
     width: PositiveInt = 64, depth: PositiveInt = 8, heads: PositiveInt = 4, experts: PositiveInt = 16
 ) -> ModelSpec:
@@ -431,7 +431,7 @@ def jamba(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, position="none")
 
 
-@register("model", "zamba", papers=("2405.16712",))
+@register("model", "zamba", family="hybrid", papers=("2405.16712",))
 def zamba(width: PositiveInt = 64, depth: PositiveInt = 7, heads: PositiveInt = 4, every: PositiveInt = 6) -> ModelSpec:
     """Zamba: Mamba layers, and after every few of them one and the same block of attention and MLP.
 
@@ -448,7 +448,7 @@ def zamba(width: PositiveInt = 64, depth: PositiveInt = 7, heads: PositiveInt = 
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="geglu"), position="none")
 
 
-@register("model", "hymba", papers=("2411.13676",))
+@register("model", "hymba", family="hybrid", papers=("2411.13676",))
 def hymba(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, window: PositiveInt = 64
 ) -> ModelSpec:
@@ -471,7 +471,7 @@ def hymba(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
 
 
-@register("model", "recurformer", papers=("2410.12850",))
+@register("model", "recurformer", family="hybrid", papers=("2410.12850",))
 def recurformer(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, attention_heads: PositiveInt = 1
 ) -> ModelSpec:
@@ -489,7 +489,7 @@ def recurformer(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
 
 
-@register("model", "moeut", papers=("2405.16039",))
+@register("model", "moeut", family="softmax", papers=("2405.16039",))
 def moeut(
     width: PositiveInt = 64,
     group: PositiveInt = 2,
@@ -521,7 +521,7 @@ def moeut(
     )
 
 
-@register("model", "llama3", papers=("2407.21783",))
+@register("model", "llama3", family="softmax", papers=("2407.21783",))
 def llama3(size: Literal["tiny", "1b", "8b"] = "tiny") -> ModelSpec:
     """The shape of Llama 3: grouped-query attention, RoPE with a large base, SwiGLU, RMS norm.
 
@@ -545,7 +545,7 @@ def llama3(size: Literal["tiny", "1b", "8b"] = "tiny") -> ModelSpec:
     )
 
 
-@register("model", "qwen3", papers=("2505.09388",))
+@register("model", "qwen3", family="softmax", papers=("2505.09388",))
 def qwen3(size: Literal["tiny", "0.6b", "4b", "8b"] = "tiny") -> ModelSpec:
     """The shape of Qwen3: grouped-query attention with normalised queries and keys, RoPE, SwiGLU, RMS norm.
 
@@ -570,7 +570,7 @@ def qwen3(size: Literal["tiny", "0.6b", "4b", "8b"] = "tiny") -> ModelSpec:
     )
 
 
-@register("model", "rwkv7", papers=("2503.14456",))
+@register("model", "rwkv7", family="delta", papers=("2503.14456",))
 def rwkv7(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
     """RWKV-7's time mixing with a squared-ReLU MLP in every block.
 
@@ -592,7 +592,7 @@ def rwkv7(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 
     )
 
 
-@register("model", "kimi_linear", papers=("2510.26692",))
+@register("model", "kimi_linear", family="hybrid", papers=("2510.26692",))
 def kimi_linear(width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4) -> ModelSpec:
     """Kimi Linear: three layers of Kimi delta attention to one of latent attention without positions.
 
@@ -607,7 +607,7 @@ def kimi_linear(width: PositiveInt = 64, depth: PositiveInt = 4, heads: Positive
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
-@register("model", "qwen3_next", papers=("2505.09388", "2412.06464"))
+@register("model", "qwen3_next", family="hybrid", papers=("2505.09388", "2412.06464"))
 def qwen3_next(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, experts: PositiveInt = 16
 ) -> ModelSpec:
@@ -632,7 +632,7 @@ def qwen3_next(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=mixture)
 
 
-@register("model", "xlstm_7_1", papers=("2405.04517",))
+@register("model", "xlstm_7_1", family="recurrent", papers=("2405.04517",))
 def xlstm_7_1(width: PositiveInt = 64, depth: PositiveInt = 8, heads: PositiveInt = 4) -> ModelSpec:
     """xLSTM[7:1]: seven mLSTM blocks to one of sLSTM, which alone has an MLP after it.
 
@@ -648,7 +648,7 @@ def xlstm_7_1(width: PositiveInt = 64, depth: PositiveInt = 8, heads: PositiveIn
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="none"), position="none")
 
 
-@register("model", "titans", papers=("2501.00663",))
+@register("model", "titans", family="test-time", papers=("2501.00663",))
 def titans(
     width: PositiveInt = 64,
     depth: PositiveInt = 4,
@@ -681,7 +681,7 @@ def titans(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
 
 
-@register("model", "infini_transformer", papers=("2404.07143",))
+@register("model", "infini_transformer", family="segment", papers=("2404.07143",))
 def infini_transformer(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, segment: PositiveInt = 64
 ) -> ModelSpec:
@@ -696,7 +696,7 @@ def infini_transformer(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers)
 
 
-@register("model", "log_linear", papers=("2506.04761",))
+@register("model", "log_linear", family="linear", papers=("2506.04761",))
 def log_linear(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, chunk: PositiveInt = 64
 ) -> ModelSpec:
@@ -711,7 +711,7 @@ def log_linear(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
-@register("model", "mesa_net", papers=("2506.05233",))
+@register("model", "mesa_net", family="test-time", papers=("2506.05233",))
 def mesa_net(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, steps: PositiveInt = 30
 ) -> ModelSpec:
@@ -726,7 +726,7 @@ def mesa_net(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
-@register("model", "ttt", papers=("2407.04620",))
+@register("model", "ttt", family="test-time", papers=("2407.04620",))
 def ttt(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, inner: Literal["linear", "mlp"] = "linear"
 ) -> ModelSpec:
@@ -741,7 +741,7 @@ def ttt(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
-@register("model", "moba", papers=("2502.13189",))
+@register("model", "moba", family="sparse", papers=("2502.13189",))
 def moba(
     width: PositiveInt = 64,
     depth: PositiveInt = 4,
@@ -762,7 +762,7 @@ def moba(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers)
 
 
-@register("model", "mamba3", papers=("2603.15569",))
+@register("model", "mamba3", family="state space", papers=("2603.15569",))
 def mamba3(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, state_size: PositiveInt = 64
 ) -> ModelSpec:
@@ -777,7 +777,7 @@ def mamba3(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
-@register("model", "simplified_transformer", papers=("2311.01906",))
+@register("model", "simplified_transformer", family="softmax", papers=("2311.01906",))
 def simplified_transformer(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, parallel: bool = True
 ) -> ModelSpec:
@@ -798,7 +798,7 @@ def simplified_transformer(
     )
 
 
-@register("model", "ngram_transformer", papers=("2401.12973",))
+@register("model", "ngram_transformer", family="static", papers=("2401.12973",))
 def ngram_transformer(
     width: PositiveInt = 64, depth: PositiveInt = 4, heads: PositiveInt = 4, largest: PositiveInt = 2
 ) -> ModelSpec:
@@ -815,7 +815,7 @@ def ngram_transformer(
     return ModelSpec(width=width, depth=len(layers), heads=heads, layers=layers, read_in="token")
 
 
-@register("model", "sse_hybrid", papers=("2507.16577",))
+@register("model", "sse_hybrid", family="hybrid", papers=("2507.16577",))
 def sse_hybrid(
     width: PositiveInt = 64,
     depth: PositiveInt = 4,
@@ -836,7 +836,7 @@ def sse_hybrid(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"))
 
 
-@register("model", "atlas", papers=("2505.23735",))
+@register("model", "atlas", family="test-time", papers=("2505.23735",))
 def atlas(
     width: PositiveInt = 64,
     depth: PositiveInt = 4,
@@ -856,7 +856,12 @@ def atlas(
     return ModelSpec(width=width, depth=depth, heads=heads, layers=layers, mlp=MlpSpec(kind="swiglu"), position="none")
 
 
-@register("model", "segment_memory", papers=("2502.06049", "2405.06067", "2401.03462", "2207.06881", "1901.02860"))
+@register(
+    "model",
+    "segment_memory",
+    family="segment",
+    papers=("2502.06049", "2405.06067", "2401.03462", "2207.06881", "1901.02860"),
+)
 def segment_memory(
     width: PositiveInt = 64,
     depth: PositiveInt = 4,

@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 
 from contextlab.prompt import HIGHER_IS_BETTER
+from contextlab.words import bytes_in_words as bytes_in_words
+from contextlab.words import count_in_words as count_in_words
 
 TITLES = {
     "squared_error": "squared error",
@@ -90,21 +92,3 @@ def main_metric(rows: pd.DataFrame) -> str:
     """The metric that a task is judged by: the first that evaluation wrote for it."""
     known = [m for m in dict.fromkeys(rows["metric"]) if not str(m).startswith("excess_") and m not in COST_METRICS]
     return str(known[0])
-
-
-def bytes_in_words(value: float) -> str:
-    """4096 -> 4 KiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"
-
-
-def count_in_words(value: float) -> str:
-    """213_000 -> 213 k."""
-    for unit in ("", " k", " M"):
-        if abs(value) < 1000:
-            return f"{value:.3g}{unit}"
-        value /= 1000
-    return f"{value:.3g} G"

@@ -40,6 +40,7 @@ CARRIES = (0.45, 0.55)
 @register(
     "task",
     "arithmetic",
+    family="state tracking",
     papers=("2307.03381",),
     cases=(
         {},

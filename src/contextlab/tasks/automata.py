@@ -24,6 +24,7 @@ from contextlab.tasks.base import TokenTask
 @register(
     "task",
     "random_automata",
+    family="languages",
     papers=("2401.12973",),
     cases=(
         {"vocabulary": 6, "states": 4, "edges": 2, "string_length": 8, "length": 64, "pool": 20},

@@ -108,6 +108,7 @@ class ArmsTask(DecisionTask):
 @register(
     "task",
     "bandit",
+    family="decisions",
     papers=("2306.14892",),
     cases=({}, {"arms": 3, "horizon": 30, "rewards": "bernoulli"}, {"arms": 4, "horizon": 20, "data": "even"}),
 )
@@ -195,6 +196,7 @@ class Bandit(ArmsTask):
 @register(
     "task",
     "linear_bandit",
+    family="decisions",
     papers=("2306.14892",),
     cases=({}, {"arms": 6, "dimensions": 3, "horizon": 30, "data": "even"}),
 )

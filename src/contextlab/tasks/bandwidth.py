@@ -23,6 +23,7 @@ Problem = Literal["index", "equality", "match2", "match3", "majority", "median",
 @register(
     "task",
     "bandwidth",
+    family="languages",
     papers=("2505.08140",),
     cases=tuple(
         {"problem": name, "items": 8, "values": 9}
@@ -216,6 +217,7 @@ class Bandwidth(TokenTask):
 @register(
     "task",
     "count_and_copy",
+    family="languages",
     papers=("2406.04267",),
     cases=({"ask": "count", "longest": 20}, {"ask": "last", "longest": 20}),
 )

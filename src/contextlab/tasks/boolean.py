@@ -77,6 +77,7 @@ THRESHOLDS = tuple(i + 0.5 for i in range(-BOUND, BOUND))
 @register(
     "task",
     "boolean_function",
+    family="boolean",
     papers=("2310.03016",),
     cases=(
         {"dimensions": 6, "examples": 16},

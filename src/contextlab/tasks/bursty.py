@@ -25,6 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 @register(
     "task",
     "bursty_classification",
+    family="recall",
     papers=("2312.03002", "2205.05055"),
     cases=({}, {"classes": 16, "labels": 4, "dimensions": 8, "layout": "paired"}, {"new": 0.5}),
 )

@@ -24,6 +24,7 @@ Shown = Literal["all", "examples", "none"]
 @register(
     "task",
     "chain_of_thought",
+    family="functions",
     papers=("2305.18869",),
     cases=(
         {"dimensions": 4, "hidden": 3, "examples": 20},

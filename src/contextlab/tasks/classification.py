@@ -26,6 +26,7 @@ Labels = Literal["drawn", "likeliest"]
 @register(
     "task",
     "logistic_regression",
+    family="functions",
     papers=("2208.01066",),
     cases=({"dimensions": 4, "examples": 20}, {"dimensions": 4, "examples": 16, "labels": "likeliest"}),
 )
@@ -134,6 +135,7 @@ class ClassTask(InputsTask):
 @register(
     "task",
     "softmax_regression",
+    family="functions",
     cases=({"dimensions": 4, "examples": 20, "classes": 3}, {"dimensions": 3, "examples": 16, "labels": "likeliest"}),
 )
 @dataclass(frozen=True)

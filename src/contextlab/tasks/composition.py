@@ -99,6 +99,7 @@ def kept(rest: Tensor, base: int, generator: torch.Generator, part: Part) -> Ten
 @register(
     "task",
     "long_multiplication",
+    family="languages",
     papers=("2305.18654",),
     cases=({"digits": 2}, {"digits": 2, "form": "answer", "second_digits": 1}),
 )
@@ -205,6 +206,7 @@ def _carry(columns: Tensor) -> Tensor:
 @register(
     "task",
     "best_subset",
+    family="languages",
     papers=("2305.18654",),
     cases=({"numbers": 4}, {"numbers": 3, "form": "answer"}),
 )
@@ -311,6 +313,7 @@ class BestSubset(SolvedTask):
 @register(
     "task",
     "multi_hop",
+    family="languages",
     papers=("2305.18654",),
     cases=(
         {"entities": 5, "relations": 2, "queries": 3},

@@ -20,7 +20,9 @@ from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
 
 
-@register("task", "copy", papers=("2402.01032",), cases=({}, {"ngram": 2, "shortest": 8, "longest": 12}))
+@register(
+    "task", "copy", family="recall", papers=("2402.01032",), cases=({}, {"ngram": 2, "shortest": 8, "longest": 12})
+)
 @dataclass(frozen=True)
 class Copy(TokenTask):
     """Copying a string (2402.01032): `$ string | copy`, and after its last token the end (`.`).
@@ -116,7 +118,7 @@ class Copy(TokenTask):
         return {"accuracy": 1 / (self.vocabulary + 1), "cross_entropy": math.log(self.vocabulary + 1)}
 
 
-@register("task", "selective_copy", papers=("2403.17844",), cases=({"length": 48, "copies": 6}, {}))
+@register("task", "selective_copy", family="recall", papers=("2403.17844",), cases=({"length": 48, "copies": 6}, {}))
 @dataclass(frozen=True)
 class SelectiveCopy(TokenTask):
     """Selective copying as in MAD (2403.17844): symbols among blanks, a marker, then blanks to copy the symbols at.
@@ -199,7 +201,13 @@ class SelectiveCopy(TokenTask):
         return {"accuracy": 1 / self.symbols, "cross_entropy": math.log(self.symbols)}
 
 
-@register("task", "induction_head", papers=("2312.00752",), cases=({"length": 64}, {"length": 32, "trigger": "any"}))
+@register(
+    "task",
+    "induction_head",
+    family="recall",
+    papers=("2312.00752",),
+    cases=({"length": 64}, {"length": 32, "trigger": "any"}),
+)
 @dataclass(frozen=True)
 class InductionHead(TokenTask):
     """The induction head's task, as for Mamba (2312.00752): what followed the trigger, when it comes again.
@@ -278,7 +286,7 @@ class InductionHead(TokenTask):
         return {"accuracy": 1 / choices, "cross_entropy": math.log(choices)}
 
 
-@register("task", "phonebook", papers=("2402.01032",), cases=({"entries": 6, "digits": 4}, {}))
+@register("task", "phonebook", family="recall", papers=("2402.01032",), cases=({"entries": 6, "digits": 4}, {}))
 @dataclass(frozen=True)
 class Phonebook(TokenTask):
     """The phone book (2402.01032): names with numbers, two of them again as examples, then a name without its number.

@@ -25,6 +25,7 @@ MOST_SIZE = 32
 @register(
     "task",
     "darkroom",
+    family="decisions",
     papers=("2306.14892",),
     cases=({}, {"size": 4, "horizon": 20}, {"size": 5, "horizon": 30, "data": "walk"}),
 )

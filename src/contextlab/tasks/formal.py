@@ -238,6 +238,7 @@ def language_of(name: str, types: int, depth: int) -> Language:
 @register(
     "task",
     "formal_language",
+    family="languages",
     papers=("2009.11264",),
     cases=(
         {"language": "tomita3", "longest": 16},

@@ -126,6 +126,7 @@ def squares(xs: Tensor) -> Tensor:
 @register(
     "task",
     "quadratic_regression",
+    family="functions",
     papers=("2208.01066",),
     cases=({"dimensions": 5, "examples": 16}, {"dimensions": 4, "examples": 12, "noise": 0.5, "inputs": "skewed"}),
 )
@@ -173,6 +174,7 @@ class QuadraticRegression(FunctionTask):
 @register(
     "task",
     "hermite_regression",
+    family="functions",
     papers=("2404.03558",),
     cases=({"dimensions": 4, "examples": 16}, {"dimensions": 3, "examples": 12, "degree": 3, "noise": 0.3}),
 )
@@ -267,6 +269,7 @@ class HermiteRegression(FunctionTask):
 @register(
     "task",
     "relu_network",
+    family="functions",
     papers=("2208.01066",),
     cases=({"dimensions": 5, "examples": 16}, {"dimensions": 4, "examples": 10, "hidden": 3, "noise": 0.5}),
 )
@@ -323,6 +326,7 @@ class ReluNetwork(FunctionTask):
 @register(
     "task",
     "decision_tree",
+    family="functions",
     papers=("2208.01066",),
     cases=({"dimensions": 5, "examples": 40, "depth": 2}, {"dimensions": 4, "examples": 30, "depth": 3, "noise": 0.3}),
 )
@@ -422,6 +426,7 @@ def _mean_square(task: RepresentationRegression) -> float:
 @register(
     "task",
     "representation_regression",
+    family="functions",
     papers=("2310.10616",),
     cases=({"dimensions": 5, "examples": 16, "width": 6}, {"dimensions": 4, "examples": 12, "width": 4, "layers": 1}),
 )

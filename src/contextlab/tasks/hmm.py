@@ -25,6 +25,7 @@ SEPARATOR = 0
 @register(
     "task",
     "hmm_mixture",
+    family="languages",
     papers=("2111.02080",),
     cases=(
         {"vocabulary": 12, "values": 4, "slots": 4, "models": 3, "length": 48},

@@ -56,6 +56,7 @@ HELD = 2**16
 @register(
     "task",
     "logic_puzzle",
+    family="languages",
     papers=("2305.18654",),
     cases=(
         {"houses": 3, "attributes": 2},

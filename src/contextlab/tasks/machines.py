@@ -19,6 +19,7 @@ from contextlab.tasks.composition import SolvedTask
 @register(
     "task",
     "turing_machine",
+    family="languages",
     papers=("2507.13332",),
     cases=(
         {"states": 2, "cells": 4, "steps": 3},

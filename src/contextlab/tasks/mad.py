@@ -28,7 +28,13 @@ from contextlab.tasks.base import TokenTask, check_options
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-@register("task", "mad_recall", papers=("2403.17844",), cases=({}, {"noise": 0.5, "noise_symbols": 4, "length": 40}))
+@register(
+    "task",
+    "mad_recall",
+    family="recall",
+    papers=("2403.17844",),
+    cases=({}, {"noise": 0.5, "noise_symbols": 4, "length": 40}),
+)
 @dataclass(frozen=True)
 class MadRecall(TokenTask):
     """MAD's in-context recall: pairs of random keys and their values, scored wherever a key comes again.
@@ -138,7 +144,7 @@ class MadRecall(TokenTask):
         return {"accuracy": 1 / self.values, "cross_entropy": math.log(self.values)}
 
 
-@register("task", "mad_noisy_recall", papers=("2403.17844",), cases=({}, {"noise": 0.8, "length": 40}))
+@register("task", "mad_noisy_recall", family="recall", papers=("2403.17844",), cases=({}, {"noise": 0.8, "length": 40}))
 @dataclass(frozen=True)
 class MadNoisyRecall(MadRecall):
     """MAD's noisy in-context recall: its recall, where some pairs are two symbols of noise instead.
@@ -159,7 +165,9 @@ class MadNoisyRecall(MadRecall):
     noise_symbols: NonNegativeInt = 16
 
 
-@register("task", "mad_fuzzy_recall", papers=("2403.17844",), cases=({}, {"key_tokens": 2, "vocabulary": 24}))
+@register(
+    "task", "mad_fuzzy_recall", family="recall", papers=("2403.17844",), cases=({}, {"key_tokens": 2, "vocabulary": 24})
+)
 @dataclass(frozen=True)
 class MadFuzzyRecall(TokenTask):
     """MAD's fuzzy in-context recall: keys and values of one to several tokens, scored wherever a key comes again.
@@ -330,7 +338,9 @@ def _first_equal(codes: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, order.gather(1, begin))
 
 
-@register("task", "mad_memorization", papers=("2403.17844",), cases=({}, {"vocabulary": 17, "length": 8}))
+@register(
+    "task", "mad_memorization", family="recall", papers=("2403.17844",), cases=({}, {"vocabulary": 17, "length": 8})
+)
 @dataclass(frozen=True)
 class MadMemorization(TokenTask):
     """MAD's memorization: each key has one value in all prompts, which none of them shows; it must be learned.
@@ -408,7 +418,7 @@ def _facts(vocabulary: int, keys: int, seed: int) -> Tensor:
     return torch.full((vocabulary,), -1).index_copy_(0, torch.arange(keys), keys + values)
 
 
-@register("task", "mad_compression", papers=("2403.17844",), cases=({}, {"length": 8}))
+@register("task", "mad_compression", family="recall", papers=("2403.17844",), cases=({}, {"length": 8}))
 @dataclass(frozen=True)
 class MadCompression(TokenTask):
     """MAD's compression: random symbols, then a mark (`|`) at which all of them are told from one vector.

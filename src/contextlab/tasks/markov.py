@@ -63,7 +63,13 @@ class _Sequence(TokenTask):
         return " ".join(self.symbol(token) for token in prompt.inputs[row].tolist())
 
 
-@register("task", "markov_chain", papers=("2402.11004",), cases=({"length": 64}, {"orders": (1, 2), "vocabulary": 3}))
+@register(
+    "task",
+    "markov_chain",
+    family="recall",
+    papers=("2402.11004",),
+    cases=({"length": 64}, {"orders": (1, 2), "vocabulary": 3}),
+)
 @dataclass(frozen=True)
 class MarkovChain(_Sequence):
     """In-context learning of Markov chains (2402.11004): each prompt is one sequence of a chain of its own.
@@ -175,7 +181,9 @@ class MarkovChain(_Sequence):
         return {"cross_entropy": math.log(self.vocabulary)}
 
 
-@register("task", "bigram_backcopy", papers=("2410.13835",), cases=({}, {"triggers": 1, "vocabulary": 12}))
+@register(
+    "task", "bigram_backcopy", family="recall", papers=("2410.13835",), cases=({}, {"triggers": 1, "vocabulary": 12})
+)
 @dataclass(frozen=True)
 class BigramBackcopy(_Sequence):
     """Bigram-backcopy (2410.13835), in which attention sinks arise: a known chain, and triggers that copy back.

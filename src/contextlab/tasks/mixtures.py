@@ -37,6 +37,7 @@ def identity(xs: Tensor) -> Tensor:
 @register(
     "task",
     "gaussian_mixture_regression",
+    family="functions",
     papers=("2306.04891",),
     cases=({"dimensions": 4, "examples": 8}, {"dimensions": 4, "examples": 8, "noise": 0.5, "share": 0.2}),
 )
@@ -111,6 +112,7 @@ class GaussianMixtureRegression(FunctionTask):
 @register(
     "task",
     "mixed_regression",
+    family="functions",
     papers=("2311.00871",),
     cases=(
         {"dimensions": 4, "examples": 12, "sparsity": 2},

@@ -23,6 +23,7 @@ from contextlab.tasks.functions import FunctionTask
 @register(
     "task",
     "outlier_regression",
+    family="functions",
     papers=("2402.04248",),
     cases=({"dimensions": 4, "examples": 24}, {"dimensions": 5, "examples": 24, "outliers": "orthogonal"}),
 )

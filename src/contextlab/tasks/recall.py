@@ -19,7 +19,9 @@ from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
 
 
-@register("task", "associative_recall", papers=("2312.04927",), cases=({}, {"pairs": 8, "filler": "blank"}))
+@register(
+    "task", "associative_recall", family="recall", papers=("2312.04927",), cases=({}, {"pairs": 8, "filler": "blank"})
+)
 @dataclass(frozen=True)
 class AssociativeRecall(TokenTask):
     """Multi-query associative recall (MQAR, Zoology): key-value pairs, later some of the keys again.

@@ -200,7 +200,11 @@ def need(task: SlottedRecall, name: str, count: int, room: int, what: str) -> No
 
 
 @register(
-    "task", "overwritten_recall", papers=("2312.04927",), cases=({}, {"pairs": 4, "updates": 4, "filler": "blank"})
+    "task",
+    "overwritten_recall",
+    family="recall",
+    papers=("2312.04927",),
+    cases=({}, {"pairs": 4, "updates": 4, "filler": "blank"}),
 )
 @dataclass(frozen=True)
 class OverwrittenRecall(SlottedRecall):
@@ -268,7 +272,9 @@ class OverwrittenRecall(SlottedRecall):
         return [("updates", self.pairs), ("pairs", 2 * self.pairs)]
 
 
-@register("task", "compositional_recall", papers=("2312.04927",), cases=({}, {"grid": 2, "filler": "blank"}))
+@register(
+    "task", "compositional_recall", family="recall", papers=("2312.04927",), cases=({}, {"grid": 2, "filler": "blank"})
+)
 @dataclass(frozen=True)
 class CompositionalRecall(SlottedRecall):
     """Recall by keys of two tokens, as in Zoology's code: neither token alone tells the value.
@@ -334,7 +340,13 @@ class CompositionalRecall(SlottedRecall):
         return [("grid", self.grid + 1), ("grid", 2 * self.grid)]
 
 
-@register("task", "chained_recall", papers=("2312.04927",), cases=({}, {"chains": 3, "hops": 3, "filler": "blank"}))
+@register(
+    "task",
+    "chained_recall",
+    family="recall",
+    papers=("2312.04927",),
+    cases=({}, {"chains": 3, "hops": 3, "filler": "blank"}),
+)
 @dataclass(frozen=True)
 class ChainedRecall(SlottedRecall):
     """Recall of the value of a value: a -> b and b -> c stand among the pairs, a is asked for, and c is the answer.
@@ -400,7 +412,7 @@ class ChainedRecall(SlottedRecall):
         return [("chains", 2 * self.chains), ("hops", self.hops + 1)]
 
 
-@register("task", "multi_value_recall", papers=("2312.04927",), cases=({}, {"pairs": 4, "values": 5}))
+@register("task", "multi_value_recall", family="recall", papers=("2312.04927",), cases=({}, {"pairs": 4, "values": 5}))
 @dataclass(frozen=True)
 class MultiValueRecall(SlottedRecall):
     """Recall of values of several tokens: a key is bound to a sequence, and the query's answer is fed back.

@@ -38,6 +38,7 @@ BETWEEN = 0.9
 @register(
     "task",
     "linear_regression",
+    family="functions",
     papers=("2208.01066", "2306.15063"),
     cases=(
         {},

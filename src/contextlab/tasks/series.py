@@ -149,6 +149,7 @@ class Legendre:
 @register(
     "task",
     "fourier_series",
+    family="functions",
     papers=("2306.04891",),
     cases=({"examples": 20, "most": 3}, {"examples": 12, "least": 2, "most": 2, "noise": 0.2}),
 )
@@ -187,6 +188,7 @@ class FourierSeries(SeriesTask):
 @register(
     "task",
     "polynomial_series",
+    family="functions",
     cases=({"examples": 12, "most": 3}, {"examples": 12, "least": 2, "most": 2, "noise": 0.2}),
 )
 @dataclass(frozen=True)
@@ -235,6 +237,7 @@ class Monomials:
 @register(
     "task",
     "monomial_regression",
+    family="functions",
     papers=("2306.04891",),
     cases=(
         {"dimensions": 4, "terms": 2, "sets": 3, "examples": 12},

@@ -27,6 +27,7 @@ MOST_ELEMENTS = 1000
 @register(
     "task",
     "group_word",
+    family="state tracking",
     papers=("2404.08819",),
     cases=(
         {"group": "Z2", "length": 12},
@@ -208,7 +209,12 @@ def _cycles(permutation: tuple[int, ...]) -> str:
     return text or "e"
 
 
-@register("task", "counters", cases=({"length": 16}, {"counters": 3, "limit": 4, "length": 24, "at_limit": "wrap"}))
+@register(
+    "task",
+    "counters",
+    family="state tracking",
+    cases=({"length": 16}, {"counters": 3, "limit": 4, "length": 24, "at_limit": "wrap"}),
+)
 @dataclass(frozen=True)
 class Counters(TokenTask):
     """Counters that go up and down: after each step, the value of the counter that it moved.
@@ -278,6 +284,7 @@ class Counters(TokenTask):
 @register(
     "task",
     "entity_boxes",
+    family="state tracking",
     papers=("2305.02363",),
     cases=({}, {"boxes": 3, "objects": 4, "events": 6, "queries": 1}, {"pours": 1.0, "events": 5}),
 )

@@ -36,6 +36,7 @@ HELD_OUT = 5
 @register(
     "task",
     "superposition",
+    family="recall",
     papers=("2410.05603",),
     cases=(
         {"numbers": 12, "examples": 8},

@@ -25,6 +25,7 @@ from contextlab.tasks.formal import Dyck
 @register(
     "task",
     "symbol_templates",
+    family="languages",
     papers=("2310.09753",),
     cases=({"symbols": 20}, {"templates": ("AxB", "AyB"), "labels": ("A", "B"), "symbols": 20}),
 )
@@ -164,7 +165,13 @@ class SymbolTemplates(TokenTask):
         return {"accuracy": 1 / self.input_size, "cross_entropy": math.log(self.input_size)}
 
 
-@register("task", "binary_successor", papers=("2305.14699",), cases=({"bits": 6}, {"bits": 6, "draw": "depths"}))
+@register(
+    "task",
+    "binary_successor",
+    family="languages",
+    papers=("2305.14699",),
+    cases=({"bits": 6}, {"bits": 6, "draw": "depths"}),
+)
 @dataclass(frozen=True)
 class BinarySuccessor(SolvedTask):
     """The number after a binary number, lowest bit first, as structural recursion (2305.14699).
@@ -235,6 +242,7 @@ class BinarySuccessor(SolvedTask):
 @register(
     "task",
     "tree_traversal",
+    family="languages",
     papers=("2305.14699",),
     cases=({"nodes": 5, "labels": 8}, {"nodes": 5, "labels": 8, "order": "preorder"}),
 )

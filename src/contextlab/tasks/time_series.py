@@ -120,6 +120,7 @@ class ForecastTask(Task):
 @register(
     "task",
     "autoregression",
+    family="functions",
     papers=("2510.09776",),
     cases=({"length": 24}, {"order": 1, "length": 16, "noise": 0.3}, {"order": 4, "length": 24, "window": 4}),
 )
@@ -241,6 +242,7 @@ def _mean_square(order: int, deviation: float, length: int) -> float:
 @register(
     "task",
     "dynamical_system",
+    family="functions",
     papers=("2312.12655",),
     cases=({"dimensions": 3, "length": 24}, {"dimensions": 2, "length": 16, "gain": 1.0, "noise": 0.5, "window": 2}),
 )
@@ -337,6 +339,7 @@ class Waves:
 @register(
     "task",
     "waves",
+    family="functions",
     cases=(
         {"length": 16, "grid": 6, "terms": 1},
         {"length": 16, "grid": 5, "noise": 0.0},
@@ -453,6 +456,7 @@ class Windows:
 @register(
     "task",
     "sliding_window",
+    family="functions",
     papers=("2312.12655",),
     cases=({"dimensions": 2, "examples": 24}, {"width": 2, "examples": 16, "noise": 0.5, "layout": "interleaved"}),
 )

@@ -18,7 +18,9 @@ from contextlab.registry import register
 from contextlab.tasks.base import check_options
 
 
-@register("task", "vector_recall", papers=("2402.04248",), cases=({"pairs": 8}, {"pairs": 4, "queries": 4}))
+@register(
+    "task", "vector_recall", family="recall", papers=("2402.04248",), cases=({"pairs": 8}, {"pairs": 4, "queries": 4})
+)
 @dataclass(frozen=True)
 class VectorRecall(Task):
     """Vector-valued associative recall: key, value, key, value, ..., then keys whose values are asked for (2402.04248).

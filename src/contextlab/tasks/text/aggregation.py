@@ -34,7 +34,9 @@ QUESTIONS = {
 LOW, HIGH, MIDDLE = 10, 100, 54
 
 
-@register("task", "list_aggregation", papers=(), cases=({"entries": 10}, {"entries": 6, "operation": "sum"}))
+@register(
+    "task", "list_aggregation", family="text", papers=(), cases=({"entries": 10}, {"entries": 6, "operation": "sum"})
+)
 @dataclass(frozen=True)
 class ListAggregation(AnswerTask):
     """A list of names and numbers, then a question that takes all of it: sum, largest, smallest, or how many above.

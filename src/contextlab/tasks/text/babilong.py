@@ -100,6 +100,7 @@ class Told(NamedTuple):
 @register(
     "task",
     "babilong",
+    family="text",
     papers=("2406.10149", "1502.05698"),
     cases=({"length": 600}, {"task": "qa3", "length": 600}, {"task": "qa4", "length": 600}, {"task": "qa5"}),
 )

@@ -113,6 +113,7 @@ class FolderTask(TokenTask):
 @register(
     "task",
     "text_classification",
+    family="text",
     papers=("2011.04006",),
     cases=({"length": 64, "folders": 3}, {"length": 200, "part": "test"}),
 )
@@ -160,6 +161,7 @@ class TextClassification(FolderTask):
 @register(
     "task",
     "text_retrieval",
+    family="text",
     papers=("2011.04006",),
     cases=({"length": 100, "folders": 3}, {"length": 200, "part": "test", "folders": 4}),
 )

@@ -29,7 +29,9 @@ from contextlab.tasks.text.page import (
 )
 
 
-@register("task", "kv_retrieval", papers=("2307.03172",), cases=({"pairs": 3}, {"pairs": 4, "position": 2}))
+@register(
+    "task", "kv_retrieval", family="text", papers=("2307.03172",), cases=({"pairs": 3}, {"pairs": 4, "position": 2})
+)
 @dataclass(frozen=True)
 class KeyValueRetrieval(AnswerTask):
     """Lost in the middle: a JSON object of random UUIDs, one of whose keys is asked for; its position is swept.
@@ -105,7 +107,7 @@ NUMBERS = (3, 4)
 """Digits of a key or value: how many is a coin's throw, then all numbers of that size are equally likely."""
 
 
-@register("task", "dictionary_retrieval", papers=("2406.19292",), cases=({"dictionaries": 3},))
+@register("task", "dictionary_retrieval", family="text", papers=("2406.19292",), cases=({"dictionaries": 3},))
 @dataclass(frozen=True)
 class DictionaryRetrieval(AnswerTask):
     """Numerical dictionaries: a numbered list of small ones, then a key, whose value and dictionary are asked for.

@@ -19,7 +19,7 @@ from contextlab.tasks.text.codec import Codec, codec
 from contextlab.tasks.text.corpus import PYTHON, Corpus, Part, check_corpus, load
 
 
-@register("task", "language_modelling", papers=("2401.12973",), cases=({"length": 64},))
+@register("task", "language_modelling", family="text", papers=("2401.12973",), cases=({"length": 64},))
 @dataclass(frozen=True)
 class LanguageModelling(TokenTask):
     """The next token of a text: a window of one document, every place of it scored.

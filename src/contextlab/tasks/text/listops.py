@@ -29,6 +29,7 @@ MISSES = 4
 @register(
     "task",
     "listops",
+    family="text",
     papers=("2011.04006",),
     cases=({"length": 40, "shortest": 5, "depth": 4, "arguments": 4}, {}),
 )

@@ -30,7 +30,9 @@ def things(page: Page, part: Part, shape: tuple[int, int], generator: torch.Gene
     )
 
 
-@register("task", "needle", papers=("2404.06654",), cases=({"length": 256}, {"length": 256, "depth": 0.5}))
+@register(
+    "task", "needle", family="text", papers=("2404.06654",), cases=({"length": 256}, {"length": 256, "depth": 0.5})
+)
 @dataclass(frozen=True)
 class Needle(FilledTask):
     """Needle in a haystack: a line that gives a number to a name stands somewhere in a long text; which number is it?

@@ -98,6 +98,7 @@ BYTES = 4
 @register(
     "task",
     "ruler",
+    family="text",
     papers=("2404.06654",),
     cases=({}, {"task": "niah_multiquery"}, {"task": "vt", "length": 1500}, {"task": "fwe"}),
 )
