@@ -14,30 +14,25 @@ from contextlab.policies.core.per_layer import PerLayer
 from contextlab.policies.core.slots import KeptState, Slots
 from contextlab.policies.eviction.anchors import AnLLM
 from contextlab.policies.eviction.base import EvictionPolicy, Seen
-from contextlab.policies.eviction.by_attention import (
-    A2SF,
-    ALISA,
-    H2O,
-    TOVA,
-    VATP,
-    FastGen,
-    PyramidInfer,
-    PyramidKV,
-    SnapKV,
-)
+from contextlab.policies.eviction.by_attention import A2SF, ALISA, H2O, TOVA, VATP, PyramidInfer, PyramidKV, SnapKV
 from contextlab.policies.eviction.by_estimate import ExpectedAttention, HashEvict
 from contextlab.policies.eviction.by_key import KeyDiff, KeyNorm, Random, StreamingLLM
-from contextlab.policies.eviction.dmc import DMC, MergedState
-from contextlab.policies.eviction.head_budgets import AdaKV, PagedState
+from contextlab.policies.eviction.dmc import DMC
+from contextlab.policies.eviction.fastgen import FastGen
+from contextlab.policies.eviction.head_budgets import AdaKV
+from contextlab.policies.eviction.kvzip import KVzip
+from contextlab.policies.eviction.merged_slots import MergedState
 from contextlab.policies.eviction.merging import D2O, CaM, WeightedKV
+from contextlab.policies.eviction.oracle import Oracle
+from contextlab.policies.eviction.paged import PagedState
 from contextlab.policies.eviction.trained import Locret
-from contextlab.policies.eviction.two_pass import KVzip, Oracle
 from contextlab.policies.prompt.infinite_retrieval import infinite_retrieval
 from contextlab.policies.prompt.shorten import ShortPrompt, compress_prompt, evaluator_heads
 from contextlab.policies.prompt.star_attention import StarAttention
+from contextlab.policies.reading.by_page import BlockTopK, Quest
 from contextlab.policies.reading.infllm import BlockState, InfLLM
 from contextlab.policies.reading.retrieval import LowRankKeys, Retrieval, TopK
-from contextlab.policies.reading.selective import BlockTopK, Quest, ReadState, SelectivePolicy
+from contextlab.policies.reading.selective import ReadState, SelectivePolicy
 from contextlab.policies.reading.specache import CopiedState, SpeCache
 from contextlab.policies.storage.clusters import CHAI, ClusteredState
 from contextlab.policies.storage.low_rank import LowRank

@@ -16,8 +16,9 @@ from contextlab.files import write_json, write_tensors
 from contextlab.models import build_model, load
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import DMC, MergedState, build_policy
-from contextlab.policies.eviction.dmc import _Relaxed, partial_means
-from contextlab.policies.eviction.trained import language_training
+from contextlab.policies.core.training import language_training
+from contextlab.policies.eviction.dmc import _Relaxed
+from contextlab.policies.eviction.merged_slots import partial_means
 from contextlab.policies.eviction.two_pass import Recorder
 from tests.models.checkpoints import checkpoint
 from tests.policies.core import test_base as laws

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.policies import AdaKV, KVzip, Oracle, build_policy
-from contextlab.policies.eviction.two_pass import Recorder, leave_one_out
+from contextlab.policies.eviction.oracle import leave_one_out
+from contextlab.policies.eviction.two_pass import Recorder
 from tests.policies.core.test_base import masked, model, read, tokens
 
 

@@ -13,7 +13,7 @@ from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.softmax import naive_softmax_attention
 from contextlab.policies import build_policy
-from contextlab.policies.reading.selective import BlockTopK, Quest
+from contextlab.policies.reading.by_page import BlockTopK, Quest
 from contextlab.state import KVState
 from tests.policies.core import test_base as base
 

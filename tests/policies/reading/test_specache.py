@@ -12,7 +12,7 @@ from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import build_policy
 from contextlab.policies.reading.specache import CopiedState, SpeCache
-from contextlab.policies.storage.quantize import TILT
+from contextlab.policies.storage.codecs import TILT
 from contextlab.state import KVState
 from tests.policies.core import test_base as base
 from tests.policies.reading.test_selective import decode, layer_of, tensors

@@ -16,7 +16,9 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import EvictionPolicy, Policy, build_policy
-from contextlab.policies.storage.quantize import FLOAT8, TILT, Floats, Integers, Packed, PackedState, pack, unpack
+from contextlab.policies.storage.codecs import FLOAT8, TILT, Floats, Integers, pack, unpack
+from contextlab.policies.storage.packed import Packed
+from contextlab.policies.storage.quantize import PackedState
 from tests.policies.core import test_base as laws
 
 BITS = (1, 2, 4, 8)

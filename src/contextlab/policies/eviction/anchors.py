@@ -15,7 +15,7 @@ from contextlab.ops.kv import KVLayer
 from contextlab.ops.softmax import attend
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, room_for, tokens_in_slots
-from contextlab.policies.eviction.trained import language_training
+from contextlab.policies.core.training import language_training
 from contextlab.registry import register
 from contextlab.state import KVState, State
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.ops.kv import KVLayer, attention_with_mass
-from contextlab.policies.core.slots import KeptState, Slots
 from contextlab.policies.eviction.base import EvictionPolicy, Seen
 from contextlab.registry import register
-from contextlab.state import tensor_bytes
 
 
 @register("policy", "h2o", family="by attention", papers=("2306.14048",), cases=({}, {"every": 1}))
@@ -129,62 +124,6 @@ class A2SF(H2O):
         return self.forget
 
 
-@register(
-    "policy",
-    "attendre",
-    family="by attention",
-    papers=("2401.04881",),
-    cases=({}, {"order": "frequency", "share": 0.05, "every": 1}),
-)
-@dataclass(eq=False)
-class Attendre(H2O):
-    """Attendre's memory of keys and values: the tokens that were attended last (LRA), or most often (LFA), are kept.
-
-    A query attends to the tokens that get `share` of its attention or more, so to 1 / share of them at most; of the
-    query heads that share a key head each counts. To be read counts as the first time for recency, and not for
-    frequency. What is attended is ours: only the paper's abstract was at hand, which names the two orders and that
-    the memory is read by retrieval. Its third order, FIFO, is streaming_llm with sinks=0.
-    The paper's layer also lets queries wait in a memory of their own and attend when they leave it, so that they see
-    what was read after them. It is trained so; a causal model's queries must not, and none waits here.
-
-    sinks: first tokens of each row that are never dropped; the paper has none.
-    window: last tokens that are never dropped.
-    order: "recency" drops the tokens that were attended least recently, "frequency" those attended least often.
-    share: part of its attention from which on a query attends to a token, above 0 and at most 1.
-    every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
-    """
-
-    only_scores = False
-    order: Literal["recency", "frequency"] = "recency"
-    share: float = 1 / 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in ("recency", "frequency"):
-            raise InputError(f"order: expected 'recency' or 'frequency', got {self.order!r}")
-        if not 0 < self.share <= 1:
-            raise InputError(f"share: expected a part in (0, 1], got {self.share!r}; 0.02 lets a query attend to 50")
-
-    def _answer(
-        self, layer: KVLayer, q: Tensor, slots: Slots, state: KeptState, places: Tensor, padded: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        count, latest = q.shape[1], self.order == "recency"
-        times = torch.arange(state.length + 1, state.length + count + 1, device=q.device, dtype=torch.float32)
-        y, got = attention_with_mass(
-            q, slots["keys"], slots["values"], scale=layer.scale, weight=times if latest else torch.ones_like(times),
-            visible=slots["position"][:, 0] >= 0 if padded else None, share=self.share, latest=latest,
-        )  # fmt: skip
-        mass = got.unflatten(1, (layer.kv_heads, -1))
-        mass = (mass.amax(2) if latest else mass.sum(2)).to(torch.float32)
-        old = state.mass if state.mass is not None else mass[..., :0]
-        if latest:
-            mass[..., mass.shape[2] - count :].clamp_min_(times)
-            mass[..., : old.shape[2]].clamp_min_(old)
-        else:
-            mass[..., : old.shape[2]] += old
-        return y, mass
-
-
 @register("policy", "alisa", family="by attention", papers=("2403.17312",), cases=({"queries": 2},))
 @dataclass(eq=False)
 class ALISA(EvictionPolicy):
@@ -294,57 +233,6 @@ class PyramidInfer(WindowJudged):
         rows = seen.attention.mean(1)
         weight = torch.linspace(1.0, self.recency, self.window, dtype=rows.dtype, device=rows.device)
         return (weight[-rows.shape[1] :] @ rows)[:, None].expand(-1, seen.layer.kv_heads, -1)
-
-
-@register("policy", "fastgen", family="by attention", papers=("2310.01801",), cases=({"recovery": 0.5},))
-@dataclass(eq=False)
-class FastGen(WindowJudged):
-    """FastGen's profiles: each head keeps the last tokens, or those that got the most attention, as its prompt shows.
-
-    When a row first holds more than the budget, each key head is judged by the attention of the last `window`
-    queries: where the last tokens that fit, with the sinks, hold at least `recovery` of it, the head keeps these from
-    then on; else it keeps the tokens with the most attention so far and the window, as H2O does. Differs from the
-    paper in that all heads have as many slots (there those with a simple profile take fewer), and in that punctuation
-    is not told apart: a policy sees no text. Special tokens are those at the start.
-
-    window: last tokens, whose queries judge heads and which are never dropped.
-    recovery: part in [0, 1] of the attention that the last tokens must hold; 0 makes all heads local.
-    """
-
-    only_scores = False
-    accumulates = True
-    recovery: float = 0.95
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.recovery <= 1:
-            raise InputError(f"recovery: expected a part from 0 to 1, got {self.recovery!r}; 0.95 asks for 95%")
-
-    def notes_nbytes(self, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
-        """See `EvictionPolicy.notes_nbytes`."""
-        return tensor_bytes(batch, layer.kv_heads, dtype=torch.int8)
-
-    def remember(
-        self, layer: KVLayer, notes: dict[str, Tensor], q: Tensor, places: Tensor, length: int
-    ) -> dict[str, Tensor]:
-        """See `EvictionPolicy.remember`: "profile" [B, Hkv], 1 of heads that are local, 0 of others, -1 of unknown."""
-        return notes or {"profile": torch.full((len(q), layer.kv_heads), -1, dtype=torch.int8, device=q.device)}
-
-    def _evict(self, layer: KVLayer, state: KeptState, limit: int, full: int | None = None) -> KeptState:
-        seen, profile = self.seen(layer, state), state.notes["profile"]
-        assert seen.attention is not None
-        last = seen.positions[..., -1:]
-        local = (seen.positions < self.sinks) | (seen.positions > last - (limit - self.sinks))
-        recovered = layer.per_kv_head(seen.attention.sum(2)) * (seen.positions >= 0)
-        part = (recovered * local).sum(-1) / recovered.sum(-1).clamp_min(torch.finfo(recovered.dtype).tiny)
-        judged = (profile < 0) & ((seen.positions >= 0).sum(-1) > limit - (full is not None))  # those that drop now
-        profile = torch.where(judged, (part >= self.recovery).to(torch.int8), profile)
-        return super()._evict(layer, dataclasses.replace(state, notes={"profile": profile}), limit, full)
-
-    def score(self, seen: Seen) -> Tensor:
-        """See `EvictionPolicy.score`: places in local heads, the attention received so far in others."""
-        assert seen.mass is not None
-        return torch.where((seen.notes["profile"] == 1)[..., None], seen.positions.to(seen.mass.dtype), seen.mass)
 
 
 def within(name: str, value: int, window: int) -> None:

@@ -11,7 +11,7 @@ from contextlab.ops.kv import KVLayer
 from contextlab.ops.softmax import softmax_attention
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.budget import Amount, Budget
-from contextlab.policies.reading.selective import attend_kv
+from contextlab.policies.reading.fetching import attend_kv
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 

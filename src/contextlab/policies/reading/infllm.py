@@ -13,13 +13,8 @@ from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.core.budget import Amount
 from contextlab.policies.core.ranking import best, coarse
-from contextlab.policies.reading.selective import (
-    ReadState,
-    SelectivePolicy,
-    candidates,
-    fetched,
-    row_candidates,
-)
+from contextlab.policies.reading.fetching import candidates, fetched, row_candidates
+from contextlab.policies.reading.selective import ReadState, SelectivePolicy
 from contextlab.registry import register
 from contextlab.state import KVState, State, own
 

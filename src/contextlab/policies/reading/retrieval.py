@@ -10,7 +10,8 @@ from torch import Tensor
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.core.budget import Amount
-from contextlab.policies.reading.selective import ReadState, SelectivePolicy, fetched
+from contextlab.policies.reading.fetching import fetched
+from contextlab.policies.reading.selective import ReadState, SelectivePolicy
 from contextlab.registry import register
 from contextlab.state import KVState, tensor_bytes
 

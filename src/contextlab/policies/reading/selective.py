@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import KVLayer, attend_held
+from contextlab.ops.kv import KVLayer
 from contextlab.ops.softmax import attend
 from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.core.budget import OPEN, Amount, Budget
 from contextlab.policies.core.ranking import best
-from contextlab.registry import register
+from contextlab.policies.reading.fetching import attend_kv, candidates, fetched, row_candidates
 from contextlab.state import KVState, State, tensor_bytes
 
 
@@ -397,94 +397,3 @@ class SelectivePolicy(Policy):
         heads = q[:, 0].unflatten(1, (kv_heads, shared)).transpose(1, 2)  # as many queries on each key head
         y = attend(heads, keys.transpose(1, 2), values.transpose(1, 2), layer.scale, bias)
         return y.transpose(1, 2).flatten(1, 2)[:, None], slots.shape[2]
-
-
-def attend_kv(layer: KVLayer, q: Tensor, kv: KVState, new: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """The answer [B, T, H, V] of the last tokens, q [B, T, H, D], from everything that was read.
-
-    new: their keys and values, where nothing was read before them.
-    """
-    keys, values = (x.to(q.device) for x in kv.held()) if new is None else new
-    places = kv.positions()
-    places = torch.arange(kv.length)[None] if places is None else places
-    places = places.to(q.device)
-    return attend_held(
-        q, keys.transpose(1, 2), values.transpose(1, 2), scale=layer.scale, slopes=layer.slopes,
-        visible=places >= 0 if kv.padded else None, q_position=places[:, -q.shape[1] :],
-        k_position=places[:, None].expand(-1, layer.kv_heads, -1),
-    )  # fmt: skip
-
-
-def candidates(read: int, window: int, segment: int, page: int) -> tuple[int, int]:
-    """Of `read` tokens: the pages of whole segments before the last `window`, and the first token in none of them."""
-    first = max(0, read - window) // segment * segment
-    return first // page, first
-
-
-def row_candidates(read: Tensor, window: int, segment: int, page: int) -> tuple[Tensor, Tensor]:
-    """`candidates` of each row: read [B]."""
-    first = (read - window).clamp_min(0) // segment * segment
-    return first // page, first
-
-
-def fetched(held: Tensor, slots: Tensor, device: torch.device) -> Tensor:
-    """held [B, Hkv, N, D] at slots [B, Hkv, n] int64: [B, Hkv, n, D] on `device`; copies no more than that."""
-    batch, heads, room, dim = held.shape
-    slots = slots.to(held.device)
-    rows = torch.arange(batch * heads, device=held.device)[:, None] * room + slots.flatten(0, 1)
-    return held.reshape(-1, dim).index_select(0, rows.flatten()).view(batch, heads, -1, dim).to(device)
-
-
-SMALL = {"page": 4}
-
-
-@register("policy", "quest", family="selective", papers=("2406.10774",), cases=(SMALL, {"page": 4, "ahead": True}))
-class Quest(SelectivePolicy):
-    """Quest: pages are chosen by an upper bound of the query's score with any of their keys.
-
-    A page's summary is the least and the greatest value of each channel of its keys. The paper chooses for each query
-    head; here heads that share a key head choose together.
-
-    budget: what one token may read: "10%" of all bytes, "512tok", "64MB"; see `SelectivePolicy`.
-    window: last tokens that are always read; the paper reads the open page, 1 comes nearest.
-    page: tokens in a page; default 16 as in the paper, or more where the summaries would take over half of a budget
-        in per cent.
-    sinks: first tokens that are always read; the paper has none.
-    skip: first layers that read everything; 2 in the paper.
-    ahead: choose by the query of the token before.
-    offload: keep keys and values in the CPU's memory and fetch what is read.
-    """
-
-    vectors = 2
-
-    def summarise(self, keys: Tensor) -> dict[str, Tensor]:
-        """See `SelectivePolicy.summarise`: "low" and "high" [B, Hkv, P, D]."""
-        return {"low": keys.amin(3), "high": keys.amax(3)}  # a segment is a page
-
-    def relevance(self, q: Tensor, summary: dict[str, Tensor]) -> Tensor:
-        """See `SelectivePolicy.relevance`: the sum over channels of max(q * low, q * high)."""
-        return q.clamp_min(0) @ summary["high"].mT + q.clamp_max(0) @ summary["low"].mT
-
-
-@register("policy", "block_topk", family="selective", papers=("2502.13189",), cases=(SMALL, {"page": 4, "sinks": 2}))
-class BlockTopK(SelectivePolicy):
-    """Blocks of tokens chosen by the query's product with the mean of their keys (MoBA's gate).
-
-    MoBA trains with it and chooses for the prompt's tokens as well; here it serves any model, while decoding.
-
-    budget: what one token may read: "10%" of all bytes, "512tok", "64MB"; see `SelectivePolicy`.
-    window: last tokens that are always read.
-    page: tokens in a block; default 16, or more where the means would take over half of a budget in per cent.
-    sinks: first tokens that are always read.
-    skip: first layers that read everything.
-    ahead: choose by the query of the token before.
-    offload: keep keys and values in the CPU's memory and fetch what is read.
-    """
-
-    def summarise(self, keys: Tensor) -> dict[str, Tensor]:
-        """See `SelectivePolicy.summarise`: "mean" [B, Hkv, P, D]."""
-        return {"mean": keys.mean(3)}
-
-    def relevance(self, q: Tensor, summary: dict[str, Tensor]) -> Tensor:
-        """See `SelectivePolicy.relevance`: the score of the mean key."""
-        return q @ summary["mean"].mT

@@ -14,8 +14,10 @@ from contextlab.ops.kv import KVLayer, attend_held
 from contextlab.policies.core.base import in_own_places
 from contextlab.policies.core.budget import Amount
 from contextlab.policies.core.ranking import coarse
-from contextlab.policies.reading.selective import ReadState, SelectivePolicy, fetched
-from contextlab.policies.storage.quantize import Packed, Quantize
+from contextlab.policies.reading.fetching import fetched
+from contextlab.policies.reading.selective import ReadState, SelectivePolicy
+from contextlab.policies.storage.packed import Packed
+from contextlab.policies.storage.quantize import Quantize
 from contextlab.registry import register
 from contextlab.state import KVState, own
 

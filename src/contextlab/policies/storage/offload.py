@@ -10,7 +10,8 @@ from torch import Tensor
 from contextlab.errors import check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.core.base import Policy
-from contextlab.policies.reading.selective import ReadState, attend_kv
+from contextlab.policies.reading.fetching import attend_kv
+from contextlab.policies.reading.selective import ReadState
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 

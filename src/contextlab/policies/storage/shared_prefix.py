@@ -11,7 +11,7 @@ from torch import Tensor
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.merge import attention_with_lse, merge_attention
 from contextlab.policies.core.base import Policy
-from contextlab.policies.reading.selective import attend_kv
+from contextlab.policies.reading.fetching import attend_kv
 from contextlab.registry import register
 from contextlab.state import KVState, State
 

@@ -1,0 +1,185 @@
+"""Slots that are means of neighbouring tokens: what dynamic memory compression holds, how it is read and grows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, one_hot
+
+from contextlab.ops.kv import KVLayer
+from contextlab.ops.paged import picked
+from contextlab.ops.softmax import attend
+from contextlab.policies.core.slots import Slots, room_for
+from contextlab.state import State
+
+
+@dataclass
+class MergedState(State):
+    """What one layer holds where tokens were merged: heads hold different numbers of slots.
+
+    A slot is the weighted mean of neighbouring tokens of one head, and stands where the last of them stood.
+
+    pool: the slots that no token joins any more, of all heads in one list: "keys" [B, 1, room, D] (rotary positions
+        applied), "values" [B, 1, room, V], "position" int32 [B, 1, room], -1 where there is none, "weight" (the
+        tokens' sum of weights), "logit" float32 (by how much the gate preferred to merge the slot's first token with
+        the slot before), "owner" int16 (the key head).
+    last: the slot of each head that the next token may join, the same values but "owner", each [B, Hkv, ...].
+    start: [B] int64, the left-padding tokens of each row.
+    padded: whether any piece came with a mask.
+    """
+
+    pool: Slots
+    last: dict[str, Tensor]
+    start: Tensor
+    padded: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def counts(self) -> Tensor:
+        """[B, Hkv] int64, how many slots each head holds."""
+        kv_heads = self.last["position"].shape[1]
+        held = one_hot(self.pool["owner"][:, 0].long(), kv_heads) * (self.pool["position"][:, 0, :, None] >= 0)
+        return held.sum(1) + (self.last["position"] >= 0)
+
+
+def partial_means(layer: KVLayer, keys: Tensor, values: Tensor, logit: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The last slot's key and value after each token, where tokens join it in part (Section 3.2, partial accumulation).
+
+    With b_t = sigmoid(logit_t), s_t = b_t s_{t-1} + w_t x_t and z_t = b_t z_{t-1} + w_t the slot is s_t / z_t; as a
+    matrix, x_j counts w_j b_{j+1} ... b_t in slot t. Keys are turned to where token t stands.
+
+    keys: [B, Hkv, T, D], rotated, from the first token on. values: [B, Hkv, T, V]. logit, weight: [B, Hkv, T].
+
+    Returns both, in the shapes given; the memory is O(T^2).
+    """
+    step = torch.arange(keys.shape[2], device=keys.device)
+    stays = logsigmoid(logit.double()).cumsum(2)
+    future = step > step[:, None]
+    part = (stays[..., :, None] - stays[..., None, :]).masked_fill(future, -math.inf).exp() * weight[..., None, :]
+    part = part / part.sum(3, keepdim=True)
+    mean = part.to(values.dtype) @ torch.cat((turned(layer, keys, -step), values), 3)
+    mean_keys, mean_values = mean.split((keys.shape[3], values.shape[3]), 3)
+    return turned(layer, mean_keys, step), mean_values
+
+
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of weights: in 16 bits their sum would soon not grow."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def turned(layer: KVLayer, x: Tensor, step: Tensor) -> Tensor:
+    """x [B, Hkv, T, D] turned by step [T] further."""
+    return x if layer.turn is None else layer.turn(x.transpose(1, 2), step[None, :, None]).transpose(1, 2)
+
+
+def empty(k: Tensor, v: Tensor) -> MergedState:
+    """A state that has read nothing, for k [B, T, Hkv, D] and v [B, T, Hkv, V]."""
+    batch, _, heads, _ = k.shape
+    wide = widened(k.dtype)
+    last = {
+        "keys": k.new_zeros(batch, heads, k.shape[3]),
+        "values": v.new_zeros(batch, heads, v.shape[3]),
+        "position": torch.full((batch, heads), -1, dtype=torch.int32, device=k.device),
+        "weight": k.new_ones(batch, heads, dtype=wide),
+        "logit": k.new_zeros(batch, heads, dtype=torch.float32),
+    }
+    pool = {name: x[:, None, :0] for name, x in last.items()}
+    pool["owner"] = torch.zeros(batch, 1, 0, dtype=torch.int16, device=k.device)
+    start = torch.zeros(batch, dtype=torch.int64, device=k.device)
+    return MergedState(Slots.of(pool, 0, 0), last, start)
+
+
+def rightmost(where: Tensor) -> tuple[Tensor, Tensor]:
+    """The places [B, n] int64 of what is True in [B, N], in order and at the right; and which of them are for none."""
+    count = where.sum(1)
+    width = int(count.max()) if where.shape[1] else 0
+    index = where.to(torch.uint8).argsort(dim=1, stable=True)[:, where.shape[1] - width :]
+    return index, torch.arange(width, device=where.device) < (width - count)[:, None]
+
+
+def pushed(pool: Slots, slots: dict[str, Tensor], closed: Tensor, limit: int, length: int) -> Slots:
+    """The pool with those of the slots [B, Hkv, T + 1, ...] that were closed: [B, Hkv, T] bool."""
+    index, empty = rightmost(closed.flatten(1))
+    if not index.shape[1]:
+        after = dataclasses.replace(pool, length=length)
+        after._written = pool._written
+        return after
+    new = {name: picked(x[:, :, :-1].flatten(1, 2), index)[:, None] for name, x in slots.items()}
+    new["position"] = new["position"].masked_fill(empty[:, None], -1)
+    new["owner"] = (index // closed.shape[2]).to(torch.int16)[:, None]
+    if pool.used + index.shape[1] > pool.room:  # it is copied anyway: without the gaps of rows that pushed less
+        index, empty = rightmost(pool["position"][:, 0] >= 0)
+        held = {name: picked(pool[name][:, 0], index)[:, None] for name in pool.values}
+        held["position"] = held["position"].masked_fill(empty[:, None], -1)
+        pool = Slots(held, index.shape[1])
+    after = pool.append(new, room_for(pool.used + new["position"].shape[2], limit))
+    after.length = length
+    return after
+
+
+def by_head(pool: Slots, kv_heads: int) -> dict[str, Tensor]:
+    """Keys, values and positions of a pool, [B, Hkv, n, ...]: the empty slots of heads that hold less in front."""
+    owner = pool["owner"][:, 0].long().masked_fill(pool["position"][:, 0] < 0, -1)
+    mine = owner[:, None] == torch.arange(kv_heads, device=owner.device)[:, None]  # [B, Hkv, P]
+    index, empty = rightmost(mine.flatten(0, 1))
+    index, empty = index.unflatten(0, (-1, kv_heads)), empty.unflatten(0, (-1, kv_heads))
+    held = {
+        name: picked(pool[name][:, 0], index.flatten(1)).unflatten(1, (kv_heads, -1))
+        for name in ("keys", "values", "position")
+    }
+    held["position"] = held["position"].masked_fill(empty, -1)
+    return held
+
+
+def answer_one(layer: KVLayer, q: Tensor, state: MergedState, places: Tensor) -> Tensor:
+    """The answer [B, 1, H, V] to one token, whose slots are the last ones of the state.
+
+    All heads score the whole pool and are masked after: more work, but of one matrix product, and many times as fast
+    as each head's own slots picked from it.
+    """
+    kv_heads, pool, last = layer.kv_heads, state.pool, state.last
+    x = (q[:, 0] * layer.scale).unflatten(1, (kv_heads, -1))  # [B, Hkv, shared, D]
+    near, far = x @ last["keys"][..., None], x.flatten(1, 2) @ pool["keys"][:, 0].mT
+    position, owner = pool["position"], pool["owner"]
+    if layer.slopes is not None:
+        slope = layer.slopes.to(x)[:, None]
+        near = near + slope.unflatten(0, (kv_heads, -1)) * (
+            last["position"][..., None, None] - places[:, -1, None, None, None]
+        )
+        far = far + slope * (position - places[:, -1, None, None])
+    hidden = (owner != torch.arange(kv_heads, device=q.device)[:, None]) | (position < 0)
+    scores = torch.cat((far.unflatten(1, (kv_heads, -1)).masked_fill(hidden[:, :, None], -math.inf), near), 3)
+    far, near = scores.softmax(3).split((pool.used, 1), 3)
+    y = (far.flatten(1, 2) @ pool["values"][:, 0]).unflatten(1, (kv_heads, -1)) + near * last["values"][:, :, None]
+    return y.flatten(1, 2)[:, None]
+
+
+def attend_biased(
+    layer: KVLayer, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, places: Tensor, position: Tensor
+) -> Tensor:
+    """Causal attention where each key has a bias for all queries but its own.
+
+    q: [B, T, H, D]. keys: [B, Hkv, N, D], values: [B, Hkv, N, V]: the last T are the queries' own.
+    bias: [B, Hkv, N], added to the scores. places: [B or 1, T] and position: [B or 1, Hkv or 1, N], for ALiBi.
+
+    Returns [B, T, H, V]. In blocks of queries, so that no bias is larger than [B, H, 256, N].
+    """
+    count, held = q.shape[1], keys.shape[2]
+    shared = layer.heads // layer.kv_heads
+    keys, values, slot = keys.transpose(1, 2), values.transpose(1, 2), torch.arange(held, device=q.device)
+    outputs = []
+    for first in range(0, count, 256):
+        few = slice(first, min(first + 256, count))
+        stop = held - count + few.stop  # what comes later is seen by none of them
+        own = slot[held - count :][few, None]
+        scores = bias[:, :, None, :stop].masked_fill(slot[:stop] == own, 0.0).masked_fill(slot[:stop] > own, -math.inf)
+        scores = scores.repeat_interleave(shared, 1)
+        if layer.slopes is not None:
+            distance = places[:, None, few, None] - position[:, :, None, :stop]
+            by_head = distance if distance.shape[1] == 1 else distance.repeat_interleave(shared, 1)
+            scores = scores - by_head * layer.slopes.to(q.device, q.dtype)[:, None, None]
+        outputs.append(attend(q[:, few], keys[:, :stop], values[:, :stop], layer.scale, scores))
+    return torch.cat(outputs, 1)
