@@ -55,14 +55,14 @@ class KeptLayer(CacheLayerMixin):
         self.open = False  # whether the attention that follows `update` will ask the policy
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Hand the new tokens on to the attention, which keeps what the policy says."""
+        """Hand new keys and values, [B, Hkv, T, ...], on to the attention, which keeps what the policy says."""
         if not self.open:
             raise InputError(f"a {type(self.state).__name__} was left by a policy; attach that policy to continue it")
         self.open = False
         return key_states, value_states
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is made ahead of the first tokens."""
+        """Nothing is made ahead of the first tokens, [B, Hkv, T, ...]."""
 
     def get_seq_length(self) -> int:
         """Tokens read so far."""
@@ -81,11 +81,11 @@ class KeptLayer(CacheLayerMixin):
         self.state = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows, for beam search."""
+        """Keep these rows [N] int64, for beam search."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows."""
+        """Keep these rows, indices [N] int64."""
         if self.state is not None:
             self.state = self.state.select(indices)
 

@@ -37,7 +37,7 @@ class Served:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, mask: Tensor | None = None, keep_state: bool = True
     ) -> tuple[Tensor, State | None]:
-        """See `Policy.attend`."""
+        """See `Policy.attend`: q [B, T, H, D], k [B, T, Hkv, D], v [B, T, Hkv, V], mask [B, T] bool -> [B, T, H, V]."""
         if state is not None:
             held = getattr(state, "start", None)  # most have it, and the first of all tensors takes longer to find
             held = next(state.tensors()) if held is None else held

@@ -41,7 +41,7 @@ class Dense:
         """See `Holder.check`: it can store all."""
 
     def store(self, layer: KVLayer, values: dict[str, Tensor], room: int, length: int) -> Slots:
-        """See `Holder.store`."""
+        """See `Holder.store`: values each [B, Hkv, n, ...]."""
         return Slots.of(values, room, length)
 
     def nbytes(self, slots: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:

@@ -31,6 +31,6 @@ def best(scores: Tensor, count: int) -> Tensor:
 
 
 def coarse(scores: Tensor) -> Tensor:
-    """Scores as float64 of 16 bits, so that rounding does not part what is equal, such as the keys of equal tokens."""
+    """Scores [..., N] as float64 of 16 bits: rounding does not part what is equal, as the keys of equal tokens are."""
     part, exponent = scores.double().frexp()
     return torch.ldexp((part * 2**16).round(), exponent - 16)

@@ -22,7 +22,7 @@ def write_trained(folder: Path, policy: str, modules: Sequence[nn.Module], **mor
 
 
 def read_trained(folder: Path, policy: str, otherwise: str) -> tuple[int, dict[str, Tensor]]:
-    """What `write_trained` wrote: the number of layers, and "LAYER.NAME" -> tensor.
+    """What `write_trained` wrote: the number of layers, and "LAYER.NAME" -> tensor [...].
 
     Raises InputError where the files cannot be read, and with the words `otherwise` where they are of something else.
     """

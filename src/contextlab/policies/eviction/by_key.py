@@ -128,7 +128,7 @@ def _widened(x: Tensor) -> Tensor:
 
 
 def mixed(x: Tensor) -> Tensor:
-    """int64 -> 32 bits of which each depends on all bits of x: multiplications and shifts, the same everywhere."""
+    """int64 [...] -> 32 bits of which each depends on all bits of x: by products and shifts, the same everywhere."""
     x = x & 0xFFFFFFFF
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # odd factors and shifts: no two numbers fall together
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF

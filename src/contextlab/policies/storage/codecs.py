@@ -60,7 +60,7 @@ class Integers:
     block: int | None
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Codec.encode`: packed "codes" uint8, and "scale" and "zero" of each block in x's dtype."""
+        """See `Codec.encode`: x [..., tokens, D] as packed "codes" uint8, and each block's "scale" and "zero" in its dtype."""
         blocks, along = (x, -2) if self.block is None else (x.unflatten(-1, (-1, self.block)), -1)
         zero = blocks.amin(along, keepdim=True)
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -73,7 +73,7 @@ class Integers:
         return {"codes": pack(codes, self.bits), "scale": scale, "zero": zero}
 
     def decode(self, parts: dict[str, Tensor], tokens: int, dim: int, dtype: torch.dtype) -> Tensor:
-        """See `Codec.decode`."""
+        """See `Codec.decode`: [..., tokens, dim]."""
         blocks = (-1, dim) if self.block is None else (-1, dim // self.block, self.block)
         codes = unpack(parts["codes"], self.bits, tokens * dim).to(dtype).unflatten(-1, blocks)
         x = torch.addcmul(parts["zero"].to(dtype), codes, parts["scale"].to(dtype))
@@ -92,7 +92,7 @@ class Floats:
     format: Literal["e4m3", "e5m2"]
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Codec.encode`: "codes", the numbers' bits as uint8 (what casts a state leaves them), and "scale"."""
+        """See `Codec.encode`: x [..., tokens, D] as "codes", its bits in uint8 that no cast changes, and "scale"."""
         dtype = FLOAT8[self.format]
         wide = torch.promote_types(x.dtype, torch.float32)
         scale = (x.abs().amax(-1, keepdim=True).to(wide) / torch.finfo(dtype).max).to(x.dtype)
@@ -102,7 +102,7 @@ class Floats:
         return {"codes": codes.view(torch.uint8), "scale": scale}
 
     def decode(self, parts: dict[str, Tensor], tokens: int, dim: int, dtype: torch.dtype) -> Tensor:
-        """See `Codec.decode`."""
+        """See `Codec.decode`: [..., tokens, dim]."""
         codes = parts["codes"].to(torch.int16)
         # Shifted into a float16 they are the numbers themselves, e4m3's / 2^8; casts from float8 are slow on a CPU.
         bits = codes << 8 if self.format == "e5m2" else (codes & 0x80) << 8 | (codes & 0x7F) << 7

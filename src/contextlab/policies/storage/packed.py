@@ -57,7 +57,7 @@ class Precision:
         return dataclasses.replace(self, **fitted)
 
     def store(self, layer: KVLayer, values: dict[str, Tensor], room: int, length: int) -> Slots:
-        """See `Holder.store`; what was encoded before is decoded, gathered and encoded again."""
+        """See `Holder.store`: values each [B, Hkv, n, ...]; what was encoded before is decoded, and encoded again."""
         none = {name: x[:, :, :0] for name, x in values.items()}
         packed = Packed(self.at(layer), recent={name: none[name] for name in ("keys", "values")})
         slots = PackedSlots({"position": none["position"]}, packed=packed).append(values, room)
