@@ -60,7 +60,7 @@ class Integers:
     block: int | None
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Codec.encode`: x [..., tokens, D] as packed "codes" uint8, and each block's "scale" and "zero" in its dtype."""
+        """See `Codec.encode`: x [..., tokens, D] as packed "codes" uint8, and each block's "scale" and "zero"."""
         blocks, along = (x, -2) if self.block is None else (x.unflatten(-1, (-1, self.block)), -1)
         zero = blocks.amin(along, keepdim=True)
         wide = torch.promote_types(x.dtype, torch.float32)
