@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 from pydantic import PositiveInt
@@ -95,6 +95,10 @@ def test_every_component_of_ours_declares_its_family(kind):
     ours = [e for e in registry.entries(kind) if e.factory.__module__.startswith("contextlab.")]
     assert ours
     assert [entry.name for entry in ours if not entry.family] == []
+
+
+def test_the_kinds_are_those_that_can_be_registered():
+    assert list(get_args(kinds.Kind)) == list(kinds.KINDS) == registry.kinds()
 
 
 def test_tasks_are_documented_on_the_page_of_their_family():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-KINDS = {
+from typing import Literal
+
+Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy", "figure"]
+
+KINDS: dict[str, str] = {
     "mixer": "mixers",
     "mlp": "mlps",
     "model": "models",
     "task": "tasks",
     "learner": "learners",
     "policy": "policies",
+    "figure": "figures",
 }
 """Each kind and its plural, in the order in which they are listed."""
 
-ROOMS = {"mlp": "models"}
+ROOMS: dict[str, str] = {"mlp": "models", "figure": "report"}
 """The room, a subpackage of contextlab, that registers our components of a kind, where it is not the plural."""
 
 

@@ -1,4 +1,4 @@
-"""Everything that has a name: mixers, MLPs, models, tasks, learners, policies. One decorator line registers each.
+"""Everything that has a name: mixers, tasks, policies, figures and others. One decorator line registers each.
 
 ```python
 @register("mixer", "attention", papers=("1706.03762",), cases=({}, {"kv_heads": 1}))
@@ -12,15 +12,14 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from contextlab.errors import InputError, unknown
-from contextlab.kinds import KINDS
+from contextlab.kinds import KINDS, Kind
 from contextlab.spec import describe, explain, refuse_bools, refuse_extremes
 
-Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -202,6 +201,12 @@ def lookup(kind: str, name: str) -> Entry:
 def entries(kind: str) -> list[Entry]:
     """All entries of a kind, sorted by name."""
     return [_entries[kind][name] for name in names(kind)]
+
+
+def registered(kind: str) -> list[Entry]:
+    """All entries of a kind in the order in which they were registered."""
+    names(kind)
+    return list(_entries[kind].values())
 
 
 def _parameter_docs(doc: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from contextlab.cli import threads
 from tests.experiments.test_run import tiny
 
 
-@pytest.mark.parametrize("kind", ["mixers", "mlps", "models", "tasks", "learners", "recipes"])
+@pytest.mark.parametrize("kind", ["mixers", "mlps", "models", "tasks", "learners", "figures", "recipes"])
 def test_everything_listed_can_be_shown(call, kind):
     code, out, _ = call("list", kind, "--json")
     rows = json.loads(out)
@@ -155,6 +155,27 @@ def test_a_plugin_brings_a_mixer_into_a_run(call, tmp_path, monkeypatch):
     code, out, err = call("run", "tiny.yaml", "--plugin", "mine.py", "--jobs", "2")
     assert code == 0, out + err
     assert "mine" in set(pd.read_parquet("runs/tiny/results.parquet").model)
+
+
+def test_a_plugin_adds_a_figure_to_the_report(call, tmp_path, monkeypatch):
+    """One file of at most 15 lines, no other touched."""
+    monkeypatch.setitem(registry._entries, "figure", dict(registry._entries["figure"]))
+    (tmp_path / "mine.py").write_text(
+        "import plotly.graph_objects as go\n"
+        "from contextlab import register\n"
+        "@register('figure', 'trained_seconds')\n"
+        "def seconds(data):\n"
+        "    'Seconds of each training'\n"
+        "    return go.Figure().add_bar(x=[r['model'] for r in data.records], y=[r['seconds'] for r in data.records])\n"
+    )
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny(tasks={"recall": tiny()["tasks"]["recall"]})))
+    code, _, err = call("run", "tiny.yaml", "--jobs", "1", "--set", "train.steps=2", "--plugin", "mine.py")
+    assert code == 0, err
+    assert "Seconds of each training" in (tmp_path / "runs/tiny/report.html").read_text()
+    code, _, err = call("report", "runs/tiny", "--plugin", "mine.py")
+    assert code == 0, err
+    assert "Seconds of each training" in (tmp_path / "report.html").read_text()
+    assert "trained_seconds" in call("list", "figures", "--plugin", "mine.py")[1]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def list_(
     as_json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """List what is known by name, family by family: mixers, MLPs, models, tasks, learners, policies or recipes."""
+    """List what is known by name, family by family: mixers, tasks, policies, the report's figures and others."""
     kind = read_kind(kind)
     if kind == "recipe":
         rows = _recipes(family)

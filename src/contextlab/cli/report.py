@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from contextlab.cli.shared import console
+from contextlab.cli.shared import PluginOption, console, load_components
 from contextlab.errors import InputError
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs that have results.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    plugin: PluginOption = None,
 ) -> None:
     """Put several runs into one self-contained HTML report."""
     import pandas as pd
@@ -22,6 +23,7 @@ def report(
     from contextlab.experiments.recipes import read_yaml
     from contextlab.report import build_report
 
+    load_components(plugin, ("figure",))
     opened = [open_run(folder) for folder in runs]
     names = [each.record["name"] for each in opened]
     if len(set(names)) < len(names):  # two runs of one recipe: tell them apart by their folders

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from contextlab import __version__
-from contextlab.kinds import KINDS, room
+from contextlab.kinds import room
 
 app = typer.Typer(
     name="contextlab",
@@ -50,7 +50,11 @@ def _options(
 ) -> None: ...
 
 
-def load_components(plugins: list[str] | None, kinds: Iterable[str] = KINDS) -> None:
+PARTS: tuple[str, ...] = ("mixer", "mlp", "model", "task", "learner", "policy")
+"""What experiments are made of: all kinds but the report's figures, which wait for pandas and Plotly."""
+
+
+def load_components(plugins: list[str] | None, kinds: Iterable[str] = PARTS) -> None:
     """Import what registers the components of these kinds, then the plugins."""
     with _no_collection():
         for kind in kinds:

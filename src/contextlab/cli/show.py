@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def show(
-    kind: Annotated[str, typer.Argument(help="mixer, mlp, model, task, learner, policy or recipe.")],
+    kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS)} or recipe.")],
     name: Annotated[str, typer.Argument(help="A name that `contextlab list` shows.")],
     as_json: JsonOption = False,
     sample: Annotated[bool, typer.Option("--sample", help="A task: draw a prompt and print it.")] = False,
@@ -150,6 +150,8 @@ def _example(entry: Any) -> str:
             f'contextlab.build_model("{entry.name}", input_size=128, output_size=128, read_in="token")\n'
             f"contextlab cost {entry.name} --lengths 256,1k"
         )
+    if entry.kind == "figure":
+        return "contextlab report runs/demo"
     if entry.kind == "policy":
         budget = ', budget="10%"' if any(p.name == "budget" for p in entry.parameters) else ""
         return (

@@ -22,18 +22,12 @@ from contextlab.report.compress import compress_table, compress_words, kept_tabl
 from contextlab.report.naming import (
     ASIDE,
     COST_METRICS,
-    facet_title,
     label,
-    main_metric,
     metric_title,
-    record_label,
-    record_tasks,
 )
+from contextlab.report.sections import Drawn, TaskData, drawn_figures
 from contextlab.report.suite import suite_figure, suite_table
 from contextlab.report.summary import example_table, summary_table, summary_words
-
-MOST_BY_NAME = 2
-"""Lengths of prompts that the figure of the splits shows well enough; more get a figure of their own."""
 
 
 def build_report(
@@ -154,98 +148,20 @@ def _tasks(results: pd.DataFrame) -> list[str]:
 
 def _section(measured: Measured, records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
     """The figures and tables of one task; those that its data cannot fill are left out."""
-    results = measured.results
-    rows = results[results["task"] == task]
-    metric = main_metric(rows)
-    excess = f"excess_{metric}"
-    drawn = []
-    shots = rows[(rows["metric"] == metric) & (rows["split"] == "train") & rows["shot"].notna()]["shot"].nunique()
-    if shots > 1:
-        drawn.append(
-            _figure(
-                f"{metric_title(metric).capitalize()} by the number of in-context examples",
-                figures.curve(results, task, metric),
-                "Bands: 95% confidence intervals. Learners far above the models are hidden; click a name to show it.",
-                switch=True,
-            )
-        )
-        drawn.append(
-            _figure(
-                "How far above the best known learner",
-                figures.curve(results[results["kind"] == "model"], task, excess),
-                "The difference on the same prompts; 0 is as good as the best known learner.",
-            )
-        )
-    drawn += _regret_figures(rows, results, task)
-    drawn += _facet_figures(measured, task, metric)
-    if len(figures.lengths(results, task)) > MOST_BY_NAME:
-        by_length = figures.by_length(results, task, metric)
-        note = "'train', and the first split of each other length. Learners but the best known are hidden."
-        drawn.append(_figure(f"{metric_title(metric).capitalize()} by the length of the prompt", by_length, note))
-    if rows.loc[~rows["split"].isin(ASIDE), "split"].nunique() > 1:
-        by = excess if shots > 1 else metric
-        note = "Each line is a change of the prompts that training never showed; 'train' is the training distribution."
-        drawn.append(_figure("On other prompts than those of training", figures.by_split(results, task, by), note))
-        models = results[results["kind"] == "model"]
-        names, splits = (rows.loc[rows["kind"] == "model", side].nunique() for side in ("model", "split"))
-        if names > 1:
-            sides = ("split", "model") if splits > names else ("model", "split")  # the longer one has rows
-            grid = figures.heat_map(models, task, *sides, metric)
-            drawn.append(_figure("Models by shifts", grid, f"{metric_title(metric).capitalize()} in each cell."))
-    alike = measured.similarity[measured.similarity["task"] == task]
-    if len(alike):
-        note = (
-            f"Cosine of a model's errors and a learner's within a prompt, the mean over {int(alike['n'].min())} "
-            "prompts: 1 where both make the same errors, 0 where one makes none or they have nothing in common."
-        )
-        drawn.append(_figure("Which algorithm is it?", figures.similarity_map(measured.similarity, task), note))
-    if (rows["metric"] == "state_bytes").any():
-        drawn.append(
-            _figure(
-                "Quality against bytes of state",
-                figures.quality_against_state(results, task, metric),
-                "What one sequence leaves in memory after a prompt of the training length.",
-            )
-        )
-    several = results["run"].nunique() > 1
-    named = [{**record, "label": record_label(record, several)} for record in records]
-    losses = figures.training_curves(results, named, task)
-    if losses.data:
-        mixed = any(len(record_tasks(record)) > 1 and task in record_tasks(record) for record in records)
-        note = "Of a training on several tasks: the loss on the task whose turn it was." if mixed else ""
-        drawn.append(_figure("Training loss", losses, note))
+    data = TaskData(task, measured, records)
+    rows, metric = data.rows, data.metric
+    made = list(drawn_figures(data))
     examples = example_table(rows, metric)
     several_learners = rows.loc[rows["kind"] == "learner", "model"].nunique() > 1
     return {
         "task": task,
-        "figures": drawn,
+        "figures": [_figure(**vars(each)) for each in made if isinstance(each, Drawn)],
+        "failed": [each for each in made if isinstance(each, str)],
         "examples": examples,
         "share": metric in HIGHER_IS_BETTER,
         "best": next(iter(rows.loc[rows["kind"] == "learner", "model"]), ""),
         "compare": several_learners and (rows["kind"] == "model").any(),
     }
-
-
-def _facet_figures(measured: Measured, task: str, metric: str) -> list[dict[str, Any]]:
-    """A figure for each facet of the task's predictions, on the training distribution."""
-    facets = measured.facets
-    facets = facets[(facets["task"] == task) & (facets["split"] == "train") & facets["value"].notna()]
-    title = metric_title(metric).capitalize()
-    return [
-        _figure(f"{title} by {facet_title(facet)}", figures.by_facet(measured.results, facets, task, facet, metric))
-        for facet in dict.fromkeys(facets.loc[facets["metric"] == metric, "facet"])
-    ]
-
-
-def _regret_figures(rows: pd.DataFrame, results: pd.DataFrame, task: str) -> list[dict[str, Any]]:
-    played = rows[(rows["split"] == "online") & (rows["metric"] == "regret") & rows["value"].notna()]
-    if played.empty:
-        return []
-    note = (
-        f"Played online: each one's own actions fill its context, on the same {int(played['n'].min())} problems. "
-        "Expected reward lost so far against the best actions; bands are 95% intervals over problems."
-    )
-    return [_figure("Regret by the steps played", figures.curve(results, task, "regret", "online"), note)]
 
 
 def _figure(title: str, figure: go.Figure, note: str = "", switch: bool = False) -> dict[str, Any]:
