@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.state import RecurrentState, State
 
@@ -167,11 +166,6 @@ def _signature(mixer: Mixer, like: Tensor) -> Signature:
         for one, other in zip(few.shapes, more.shapes, strict=True)
     )
     return Signature(few.kind, few.names, shapes)
-
-
-def family_of(mixer: type[Mixer]) -> str:
-    """The family that a mixer was registered with; "other" where it declared none."""
-    return next((e.family for e in registry.entries("mixer") if e.factory is mixer), "") or "other"
 
 
 def state_growth(mixer: Mixer) -> str:
