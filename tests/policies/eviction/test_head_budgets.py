@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import AdaKV, Seen, build_policy
@@ -181,3 +182,29 @@ def test_it_is_neither_composed_nor_mixed_with_another_states() -> None:
         pytest.raises(InputError, match="expected a PagedState, got KeptState"),
     ):
         reader.read(x[:, :1], state)
+
+
+SCORES = [entry for entry in registry.entries("policy") if getattr(entry.factory, "only_scores", False)]
+
+
+@pytest.mark.parametrize("pads", [(0, 0), (0, 5)], ids=["", "padded"])
+@pytest.mark.parametrize("entry", SCORES, ids=lambda entry: entry.name)
+def test_what_only_scores_keeps_the_same_where_heads_share_evenly(entry: registry.Entry, pads: tuple[int, int]) -> None:
+    """So a policy that says that it only scores does nothing besides that AdaKV would not do."""
+    reader, x = model(depth=1), tokens(2, 44)
+    mask = masked(x, pads) if any(pads) and entry.name != "kvzip" else None  # which reads texts of one length
+    options = {"window": 4, **{key: value for key, value in next(iter(entry.cases), {}).items() if key != "reposition"}}
+    plain: Any = entry.build(**options)
+    if plain.untrained:
+        plain.train_on(reader, x, 4, steps=2)
+    plain.prepare(reader, x, 36, mask)
+    even = AdaKV("20tok", of=plain, floor=1.0, page=1, every=plain.every)
+    answers, places = [], []
+    for policy in (plain.with_budget("20tok"), even):
+        with policy.attach(reader):
+            y, state, _ = read(reader, x, [30], mask)
+        answers.append(y if mask is None else y[mask])
+        held = state.layers[0]
+        places.append(held.held() if policy is even else held.positions.tolist())
+    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-9)
+    assert places[1] == [[[place for place in head if place >= 0] for head in row] for row in places[0]]

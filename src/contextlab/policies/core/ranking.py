@@ -18,16 +18,16 @@ def in_order(scores: Tensor, count: int) -> Tensor:
 
 
 def best(scores: Tensor, count: int) -> Tensor:
-    """Indices [..., count] int64 of the highest of scores [..., N], in no order; of equal ones the later.
+    """Indices [..., count] int64 of the highest of scores [..., N], in any order; of equal ones the later.
 
-    As `in_order`, which takes several times as long; where all that is left is -inf, any of it.
+    `in_order` takes several times as long. Where all that is left is -inf, it may be any of it.
     """
+    if not 0 < count < scores.shape[-1]:
+        return in_order(scores, count)
     found = scores.topk(count, sorted=False)
-    if not count:
-        return found.indices
     least = found.values.amin(-1, keepdim=True)
-    more = (scores == least).sum(-1) > (found.values == least).sum(-1)  # as good ones that were left out
-    return in_order(scores, count) if bool((more & (least[..., 0] > -math.inf)).any()) else found.indices
+    tied = ((scores >= least).sum(-1) > count) & (least[..., 0] > -math.inf)  # one as good was left out
+    return in_order(scores, count) if bool(tied.any()) else found.indices
 
 
 def coarse(scores: Tensor) -> Tensor:
