@@ -1,5 +1,6 @@
 # make demo   install and run the demo: four models, two tasks, one report
 # make test   install and pass the tests
+# make test-oldest, make test-newest  the tests on the lowest releases that pyproject.toml allows, and on the newest
 # make check  the linters and the type checker
 # make bench  measure every figure that the README quotes
 # make figures  draw the README's images again from a run of the demo
@@ -9,13 +10,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check bench figures clean
+TESTS ?= tests
+
+.PHONY: demo test test-oldest test-newest check bench figures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/contextlab run demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# Each in an environment of its own. TESTS chooses some of them.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest -n 2 $(TESTS)
+
+test-newest: .venv-newest/.installed
+	.venv-newest/bin/python -m pytest -n 2 $(TESTS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -44,5 +54,21 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# torch is that of constraints.txt in all environments: other releases come for Linux with CUDA only.
+.venv-oldest/.installed: pyproject.toml constraints.txt .ci/oldest.py
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) .ci/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip --disable-pip-version-check --quiet install -c .venv-oldest/constraints.txt torch
+	.venv-oldest/bin/python -m pip --disable-pip-version-check --quiet install -c .venv-oldest/constraints.txt --editable '.[test]'
+	@touch $@
+
+# Made anew each time that pyproject.toml changes, and by hand (rm -r .venv-newest) when the world has moved on.
+.venv-newest/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-newest
+	grep '^torch==' constraints.txt > .venv-newest/constraints.txt
+	.venv-newest/bin/python -m pip --disable-pip-version-check --quiet install -c .venv-newest/constraints.txt torch
+	.venv-newest/bin/python -m pip --disable-pip-version-check --quiet install --upgrade -c .venv-newest/constraints.txt --editable '.[test,image]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist

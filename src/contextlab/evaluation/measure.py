@@ -210,5 +210,6 @@ def _facet_table(facets: Mapping[tuple[str, str], FacetTally], who: Mapping[str,
 
 
 def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """Tables one after another; pandas asks that empty ones be left out."""
-    return pd.concat([each for each in tables if len(each)] or tables[:1], ignore_index=True)
+    """Tables one after another; pandas asks that empty ones be left out, and below 3 loses the types of columns."""
+    whole = pd.concat([each for each in tables if len(each)] or tables[:1], ignore_index=True)
+    return whole.astype(tables[0].dtypes.to_dict())
