@@ -50,6 +50,12 @@ def test_run_report_and_resume(call, tmp_path):
     code, out, err = call("run", "tiny.yaml", "--out", "runs/tiny")
     assert code == 2
     assert "finished run" in err
+    code, out, err = call("evaluate", "runs/tiny", "--jobs", "1", "--set", "evaluate.prompts=8")
+    assert code == 0, err
+    assert set(pd.read_parquet(tmp_path / "runs/tiny/results.parquet").query("kind == 'learner'").n) == {8}
+    code, out, err = call("evaluate", "runs/tiny", "--set", "train.steps=9")
+    assert code == 2
+    assert "expected evaluate.KEY=VALUE" in err
     code, out, err = call("report", "runs/tiny", "--out", "all.html")
     assert code == 0, err
     assert (tmp_path / "all.html").stat().st_size > 1_000_000
@@ -73,6 +79,28 @@ def test_run_report_and_resume(call, tmp_path):
         code, _, err = call("similarity", "runs/tiny", *wrong)
         assert code == 2
         assert said in err
+
+
+def test_check_says_what_a_run_would_do_and_writes_nothing(call, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny(seeds=[0, 1])))
+    code, out, err = call("run", "tiny.yaml", "--jobs", "1", "--check")
+    assert code == 0, err
+    assert "8 trainings, 24 steps in all; learners of 2 tasks" in out
+    assert "About" in out
+    code, _, err = call("run", "tiny.yaml", "--check", "--set", "evaluate.splits=[trian]")
+    assert code == 2
+    assert "did you mean 'train'?" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_recorded_plugins_are_asked_for_by_name(call, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "experiment.yaml").write_text(yaml.safe_dump(tiny(tasks={"mine": {"task": "of_a_plugin"}})))
+    (tmp_path / "run" / "record.json").write_text('{"status": "running", "plugins": ["my_plugin"]}')
+    for command in (("run", "run", "--resume"), ("evaluate", "run")):
+        code, _, err = call(*command)
+        assert code == 2
+        assert "add --plugin my_plugin" in err
 
 
 def test_cost_measures_and_writes(call, tmp_path):

@@ -39,6 +39,12 @@ def tiny(**changes):
     return {**base, **changes}
 
 
+def one(**changes):
+    """A run of one training."""
+    spec = tiny(models={"softmax": MODEL}, tasks={"recall": tiny()["tasks"]["recall"]})
+    return {**spec, **changes}
+
+
 class Tape:
     """A Progress that remembers."""
 
@@ -113,19 +119,14 @@ def test_a_run_leaves_spec_results_records_and_report(tmp_path):
     assert "ridge" in set(done.similarity["learner"])
 
 
-def test_workers_give_what_one_process_gives(tmp_path):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each of the workers has
-    try:
-        here = run(tiny(), out=tmp_path / "here")
-    finally:
-        torch.set_num_threads(threads)
+def test_equal_threads_give_equal_bits_whatever_jobs(tmp_path):
     tape = Tape()
-    there = run(tiny(), out=tmp_path / "there", jobs=2, progress=tape)
-    assert there.record["jobs"] == 2
+    here = run(tiny(), out=tmp_path / "here", threads=1)
+    there = run(tiny(), out=tmp_path / "there", jobs=2, threads=1, progress=tape)
+    assert (there.record["jobs"], there.record["threads"]) == (2, 1)
+    assert {record["threads"] for record in there.records} == {1}
     assert len(tape.ended) == 6
-    if there.record["threads"] == 1:
-        assert same_results(here.results, there.results)
+    assert same_results(here.results, there.results)
 
 
 def test_a_taken_folder_is_never_written_over(tmp_path):
@@ -180,29 +181,23 @@ def test_an_interrupted_run_resumes_to_the_same_results(tmp_path):
     pd.testing.assert_frame_equal(whole.similarity, resumed.similarity, check_exact=True)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_at_any_moment_it_resumes_exactly(tmp_path, how):
-    spec = tiny(train={"steps": 300, "batch": 8, "log_every": 20, "checkpoint_every": 20})
+@pytest.mark.parametrize(
+    ("how", "ignored", "jobs"),
+    [(signal.SIGKILL, False, 2), (signal.SIGINT, False, 2), (signal.SIGTERM, True, 2), (signal.SIGTERM, True, 1)],
+)
+def test_stopped_at_any_moment_it_resumes_exactly(tmp_path, how, ignored, jobs):
+    """ignored: SIGINT, as in a shell's background jobs; SIGTERM must end the run in order there, too."""
+    spec = one(train={"steps": 300, "batch": 8, "log_every": 20, "checkpoint_every": 20})
+    spec["models"]["delta"] = tiny()["models"]["delta"]
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(spec))
-    whole = run(spec, out=tmp_path / "whole")
-    command = [
-        sys.executable,
-        "-m",
-        "contextlab.cli",
-        "run",
-        str(recipe),
-        "--jobs",
-        "2",
-        "--out",
-        str(tmp_path / "cut"),
-    ]
+    command = [sys.executable, "-m", "contextlab.cli", "run", str(recipe), "--jobs", str(jobs), "--threads", "1"]
     process = subprocess.Popen(
-        command,
+        [*command, "--out", str(tmp_path / "cut")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("cut/trainings/*/step_*")) and time.monotonic() < deadline:
@@ -211,14 +206,12 @@ def test_killed_at_any_moment_it_resumes_exactly(tmp_path, how):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), errors
     assert b"Traceback" not in errors
-    resumed = None
-    while resumed is None:  # workers of a killed run notice and end within moments; the lock is free at once
-        try:
-            resumed = run(spec, out=tmp_path / "cut", resume=True, jobs=2)
-        except InputError as error:
-            assert "finished" not in str(error)
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    if how != signal.SIGKILL:
+        assert f"go on with: contextlab run {tmp_path / 'cut'} --resume" in errors.decode()
+        assert read_json(tmp_path / "cut" / "record.json")["status"] == "interrupted"
+    whole = run(spec, out=tmp_path / "whole", threads=1)
+    resumed = run(spec, out=tmp_path / "cut", resume=True)
+    assert resumed.record["threads"] == 1
     assert same_results(whole.results, resumed.results)
 
 

@@ -187,6 +187,43 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, number: int) ->
         assert result.history[column].tolist() == expected.history[column].tolist()
 
 
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    """As in a shell's background job; SIGTERM ends it all the same."""
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        os.kill(os.getpid(), signal.SIGTERM if step >= 20 else signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(Tiny(), Sums(), SHORT, progress=tell)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_resume_with_another_number_of_threads_says_so(tmp_path: Path) -> None:
+    def stop(step: int, steps: int, loss: float) -> None:
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt):
+            train(Tiny(), Sums(), SHORT, folder=tmp_path, progress=stop)
+        torch.set_num_threads(1)
+        with pytest.warns(UserWarning, match=r"step_000000\d\d: trained with 2, then with 1 threads: last digits"):
+            result = train(Tiny(), Sums(), SHORT, folder=tmp_path, resume=True)
+        assert result.threads == 1
+        torch.set_num_threads(2)
+        again = train(Tiny(), Sums(), SHORT, folder=tmp_path, resume=True)  # it has ended, and is only read
+    finally:
+        torch.set_num_threads(before)
+    assert again.threads == 1
+    assert again.message == result.message != ""
+
+
 @pytest.mark.parametrize("order", ["sequential", "mixed", "random"])
 def test_a_training_on_several_tasks_goes_on_exactly(tmp_path: Path, order: str) -> None:
     tasks = [Sums(), Sums(scale=-1.0), Sums(length=4)]

@@ -89,14 +89,16 @@ class RunFolder:
 
     def done(self, job: Job, spec: ExperimentSpec) -> bool:
         """Whether nothing is left to do of the job: it ended, with this evaluation, and all that it wrote is there."""
-        record = read_run_record(self.job_record(job)) if self.job_record(job).exists() else {}
+        if not self.job_record(job).exists():
+            return False
+        record = read_run_record(self.job_record(job))
         if any(not (self.path / name).exists() for name in record.get("files", ())):
             return False
         if job.kind == "training":
-            ended = record.get("status") in FINAL and newest(self.training(job)) is not None
+            ended = record["status"] in FINAL and newest(self.training(job)) is not None
             if not ended or record["status"] == "diverged":
                 return ended
-        elif record.get("status", "finished") != "finished":
+        elif record["status"] != "finished":
             return False
         wanted = evaluations(job, spec)
         return self.table(job).exists() and record.get("evaluate_spec", wanted) == wanted

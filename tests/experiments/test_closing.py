@@ -1,0 +1,33 @@
+"""The end of a run: its record says finished when all is on disk, not before."""
+
+from __future__ import annotations
+
+import pytest
+
+from contextlab import run
+from contextlab.experiments import closing
+from contextlab.files import read_json
+from tests.experiments.test_run import COMPRESS, same_results
+
+
+@pytest.mark.parametrize("last", ["build_report", "write_compress_page"])
+def test_a_run_that_is_killed_before_its_report_goes_on(tmp_path, monkeypatch, last):
+    class Killed(BaseException):
+        pass
+
+    def die(*arguments, **options):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(closing, last, die)
+        with pytest.raises(Killed):
+            run(COMPRESS, out=tmp_path / "run")
+    assert read_json(tmp_path / "run" / "record.json")["status"] == "running"
+    done = run(COMPRESS, out=tmp_path / "run", resume=True)
+    assert read_json(tmp_path / "run" / "record.json")["status"] == "finished"
+    assert done.report.exists()
+    assert "finished" in done.report.read_text()
+    named = read_json(tmp_path / "run" / "record.json")["files"]
+    assert {"compress.html", "compress.parquet", "report.html", "results.parquet"} <= set(named)
+    assert all((tmp_path / "run" / name).exists() for name in named)
+    assert same_results(done.results, run(COMPRESS, out=tmp_path / "run", resume=True).results)

@@ -1,0 +1,114 @@
+"""A run's folder: who gets which, what a kill at the very start leaves, what is missing of a finished run."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from contextlab import run
+from contextlab.errors import InputError
+from contextlab.experiments import ExperimentSpec
+from contextlab.experiments.folder import RunFolder, claimed, spec_text
+from contextlab.files import read_json
+from tests.experiments.test_run import COMPRESS, one, same_results
+
+
+def test_of_several_runs_that_start_at_once_each_has_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = ExperimentSpec.parse(one())
+    ready, all_have = threading.Barrier(4), threading.Barrier(4)
+
+    def start(_: int) -> str:
+        ready.wait()
+        with claimed(spec, None, resume=False) as folder:
+            folder.spec.write_bytes(spec_text(spec))
+            all_have.wait(timeout=20)
+            return str(folder)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(start, range(4))) == ["runs/tiny", "runs/tiny-2", "runs/tiny-3", "runs/tiny-4"]
+
+
+@pytest.mark.parametrize("written", [(), ("experiment.yaml",)])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_before_its_record_is_fresh_and_can_be_resumed(tmp_path, written, resume):
+    spec = ExperimentSpec.parse(one())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (".lock", ".record.json.0123456789ab", *written):
+        (folder / name).write_bytes(spec_text(spec) if name in written else b"")
+    if resume and not written:
+        with pytest.raises(InputError, match="there is no run to resume"):
+            run(spec, out=folder, resume=True)
+        return
+    done = run(spec, out=folder, resume=resume)
+    assert done.record["status"] == "finished"
+    assert not list(folder.glob(".record*"))  # what was half written is gone
+
+
+def test_a_foreign_experiment_is_not_written_over(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "experiment.yaml").write_text("name: mine\n")
+    with pytest.raises(InputError, match="holds files that are no run"):
+        run(one(), out=folder)
+    assert [path.name for path in folder.iterdir()] == ["experiment.yaml"]
+
+
+def test_resuming_a_finished_run_makes_again_what_is_missing(tmp_path):
+    spec = ExperimentSpec.parse(COMPRESS)
+    whole = run(spec, out=tmp_path / "run")
+    files = sorted(path for path in whole.folder.rglob("*") if path.is_file() and path.suffix in (".parquet", ".html"))
+    assert {path.name for path in files} >= {"report.html", "compress.html", "facets.parquet", "needle.parquet"}
+    softmax, delta = spec.trainings()[0].key, spec.trainings()[2].key
+    lost = [
+        *(path for path in files if path.parent.name in ("run", "learners")),
+        whole.folder / "trainings" / softmax / "facets.parquet",
+        whole.folder / "compress" / "softmax+all.seed1.parquet",
+    ]
+    for path in lost:
+        path.unlink()
+    shutil.rmtree(whole.folder / "trainings" / delta)
+    assert not RunFolder(whole.folder).whole(spec)
+    again = run(spec, out=whole.folder, resume=True)
+    assert all(path.exists() for path in files)
+    assert again.record["status"] == "finished"
+    assert same_results(whole.results, again.results)
+    before = [path.stat().st_mtime_ns for path in files]
+    run(spec, out=whole.folder, resume=True)  # nothing is missing
+    assert before == [path.stat().st_mtime_ns for path in files]
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path):
+    run(one(), out=tmp_path / "run")
+    lock, elsewhere = tmp_path / "run" / ".lock", tmp_path / "precious"
+    elsewhere.write_text("precious")
+    lock.unlink()
+    lock.symlink_to(elsewhere)
+    with pytest.raises(InputError, match=r"\.lock: expected a lock"):
+        run(one(), out=tmp_path / "run", resume=True)
+    assert elsewhere.read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"status": 3}', "{"])
+def test_a_damaged_record_is_one_line_that_names_it(tmp_path, content):
+    folder = Path(run(one(), out=tmp_path / "run").folder)
+    for record in (folder / "record.json", folder / "trainings" / "recall.softmax.seed0" / "record.json"):
+        before = record.read_text()
+        record.write_text(content)
+        with pytest.raises(InputError, match=f"{record}: .*delete it") as caught:
+            run(one(), out=folder, resume=True)
+        assert "\n" not in str(caught.value)
+        record.write_text(before)
+    table = folder / "learners" / "recall.parquet"
+    table.write_bytes(table.read_bytes()[:100])
+    (folder / "report.html").unlink()
+    with pytest.raises(InputError, match=f"{table}: damaged.*delete it, and contextlab run {folder} --resume"):
+        run(one(), out=folder, resume=True)
+    table.unlink()
+    assert run(one(), out=folder, resume=True).record["status"] == "finished"
+    assert read_json(folder / "record.json")["status"] == "finished"

@@ -1,0 +1,88 @@
+"""The record of a run: plugins that must be named, threads that stay, evaluations that may change."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from contextlab import run
+from contextlab.errors import InputError
+from contextlab.experiments import ExperimentSpec
+from contextlab.experiments.record import differs_in_evaluation_only, shares
+from contextlab.files import read_json, write_json
+from tests.experiments.test_run import Tape, one, tiny
+
+
+def test_no_plugin_is_imported_because_a_record_names_it(tmp_path):
+    folder, trace = tmp_path / "run", tmp_path / "trace"
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(f"import os\nopen({str(trace)!r}, 'a').write(str(os.getpid()) + ' ')\n")
+    run(one(), out=folder, jobs=2, plugins=[str(plugin)])
+    assert read_json(folder / "record.json")["plugins"] == [str(plugin)]
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'evil.txt')!r}, 'w')\n")
+    record = read_json(folder / "record.json")
+    write_json(folder / "record.json", {**record, "plugins": [str(evil)], "status": "interrupted"})
+    (folder / "report.html").unlink()
+    with pytest.raises(InputError, match=f"started with 1 plugin, and plugins .* add --plugin {evil}"):
+        run(one(), out=folder, resume=True, jobs=2)
+    assert not (tmp_path / "evil.txt").exists()
+
+
+def test_workers_load_the_plugins_of_the_main_process(tmp_path):
+    trace = tmp_path / "trace"
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(f"import os\nopen({str(trace)!r}, 'a').write(str(os.getpid()) + ' ')\n")
+    spec = one()
+    spec["models"]["delta"] = tiny()["models"]["delta"]
+    run(spec, out=tmp_path / "run", jobs=2, plugins=[str(plugin)])
+    processes = trace.read_text().split()
+    assert str(os.getpid()) in processes
+    assert len(set(processes)) == 1 + 3  # two trainings, one task's learners
+
+
+class FailsAtStep3(Tape):
+    def update(self, key, step, steps, loss):
+        if step == 3:
+            raise ZeroDivisionError
+
+
+def test_a_resumed_run_keeps_its_threads_and_says_so_where_it_does_not(tmp_path):
+    spec = one(train={"steps": 4, "batch": 4, "log_every": 1, "checkpoint_every": 1})
+    before = torch.get_num_threads()
+    for name in ("kept", "changed"):
+        done = run(spec, out=tmp_path / name, threads=2, progress=FailsAtStep3())
+        assert torch.get_num_threads() == before
+        assert done.records[0]["message"].startswith("ZeroDivisionError")
+    record = run(spec, out=tmp_path / "kept", resume=True).records[0]
+    assert (record["threads"], record["message"]) == (2, "")
+    with pytest.warns(UserWarning, match="trained with 2, then with 1 threads"):
+        record = run(spec, out=tmp_path / "changed", resume=True, threads=1).records[0]
+    assert record["threads"] == 1
+    assert "last digits may differ" in record["message"]
+
+
+def test_the_cores_are_shared_out():
+    cpu, cores = torch.device("cpu"), len(os.sched_getaffinity(0))
+    assert shares(8, cpu, 1, None) == (1, torch.get_num_threads())
+    assert shares(1, cpu, None, None) == (1, torch.get_num_threads())
+    assert shares(8, cpu, 4, 3) == (4, 3)
+    assert shares(100, cpu, None, None) == (cores, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "only"),
+    [
+        ({"evaluate": {"prompts": 8}}, True),
+        ({"tasks": {"recall": {**tiny()["tasks"]["recall"], "evaluate": {"prompts": 8}}}}, True),
+        ({"train": {"steps": 4, "batch": 4}}, False),
+        ({"seeds": [1]}, False),
+        ({"description": "another"}, False),
+        ({"tasks": {"recall": {**tiny()["tasks"]["recall"], "train": {"steps": 9}}}}, False),
+    ],
+)
+def test_what_may_differ_in_a_run_that_is_resumed(changes, only):
+    specs = (ExperimentSpec.parse(one()), ExperimentSpec.parse(one(**changes)))
+    assert differs_in_evaluation_only(*specs) is only

@@ -1,0 +1,1 @@
+"""Long checks with commands of their own; pytest does not collect them."""
