@@ -18,8 +18,12 @@ def by_hand(scores: Tensor, count: int) -> list[int]:
     return sorted(range(len(scores)), key=lambda i: (-float(scores[i]), -i))[:count]
 
 
+@pytest.mark.parametrize("few", [0, 256])
 @pytest.mark.parametrize("levels", [1, 3, 1000])
-def test_the_highest_are_found_and_of_equal_ones_the_later(levels: int) -> None:
+def test_the_highest_are_found_and_of_equal_ones_the_later(
+    levels: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("contextlab.policies.core.ranking.FEW", few)
     generator = torch.Generator().manual_seed(levels)
     for _ in range(20):
         scores = torch.randint(0, levels, (2, 3, 17), generator=generator).float()
@@ -58,7 +62,7 @@ def test_what_is_indifferent_keeps_the_last_tokens(policy: Any) -> None:
     made = policy(sinks=2, window=3).with_budget("12tok")
     with made.attach(model()) as reader, torch.no_grad():
         _, state = reader.read(tokens(2, 40))
-    places = state.layers[0].positions if isinstance(made, Indifferent) else torch.tensor(state.layers[0].held())
+    places = state.layers[0].positions if isinstance(made, Indifferent) else torch.tensor(state.layers[0].places())
     assert (places == torch.tensor([0, 1, *range(30, 40)])).all()
 
 

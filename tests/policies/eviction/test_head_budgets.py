@@ -49,7 +49,7 @@ def test_the_best_tokens_of_all_heads_are_kept(floor: float) -> None:
     importance[:, 3, -1] = importance[..., -1] = 9.0  # the window
     with scoring(importance, budget="10tok", sinks=0, window=1, page=1, floor=floor).attach(reader), torch.no_grad():
         _, state = reader.read(x)
-    held = state.layers[0].held()
+    held = state.layers[0].places()
     assert held == [chosen_across_heads(row, 10, floor) for row in importance]
     assert (len({len(head) for head in held[0]}) > 1) == (floor < 1)
 
@@ -66,7 +66,7 @@ def test_pages_are_divided_by_their_mean_importance() -> None:
         pages: sum(float(best[0, h].topk(4 * n).values.sum()) for h, n in enumerate((pages, 6 - pages)))
         for pages in range(1, 6)
     }
-    sizes = [len(head) for head in state.layers[0].held()[0]]
+    sizes = [len(head) for head in state.layers[0].places()[0]]
     assert sum(sizes) == 24
     assert sizes[0] == 4 * max(total, key=lambda pages: total[pages])
     assert sizes[0] != sizes[1]
@@ -87,7 +87,7 @@ def test_an_even_division_is_the_policy_itself(of: str, position: str, pads: tup
     real = torch.ones(x.shape, dtype=torch.bool) if pads is None else masked(x, pads)
     torch.testing.assert_close(got[real], expected[real], rtol=0, atol=1e-9)
     places = before.layers[1].positions
-    assert state.layers[1].held() == [[[p for p in head if p >= 0] for head in row] for row in places.tolist()]
+    assert state.layers[1].places() == [[[p for p in head if p >= 0] for head in row] for row in places.tolist()]
 
 
 def test_memory_is_really_free_and_heads_really_differ() -> None:
@@ -95,7 +95,7 @@ def test_memory_is_really_free_and_heads_really_differ() -> None:
     with build_policy("ada_kv", of="h2o", budget="16tok", window=2, every=4, page=2, floor=0.0).attach(reader):
         _, state, _ = read(reader, x, [50])
     for layer in state.layers:
-        counts = [[len(head) for head in row] for row in layer.held()]
+        counts = [[len(head) for head in row] for row in layer.places()]
         assert all(sum(row) <= 4 * 16 for row in counts)
         assert any(len(set(row)) > 1 for row in counts)
         slot = (8 + 8) * 8 + 4 + 4  # key, value, position, mass: bytes
@@ -126,7 +126,7 @@ def test_a_state_is_compressed_after_reading() -> None:
             got, _ = reader.read(x[:, 40:41], kept)
             _, read_so = reader.read(x[:, :40])
             expected, _ = reader.read(x[:, 40:41], read_so)
-    assert kept.layers[0].held() == read_so.layers[0].held()
+    assert kept.layers[0].places() == read_so.layers[0].places()
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     for of in ("snapkv", "expected_attention"):
         with pytest.raises(InputError, match="attach the policy before reading"):
@@ -152,7 +152,7 @@ def test_rows_are_picked_gradients_flow_and_half_precision_serves() -> None:
         y, state, _ = read(half, x, [30, 7])
     assert y.dtype == torch.bfloat16
     assert y.isfinite().all()
-    assert all(sum(map(len, row)) <= 2 * 16 for row in state.layers[0].held())
+    assert all(sum(map(len, row)) <= 2 * 16 for row in state.layers[0].places())
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,6 @@ def test_what_only_scores_keeps_the_same_where_heads_share_evenly(entry: registr
             y, state, _ = read(reader, x, [30], mask)
         answers.append(y if mask is None else y[mask])
         held = state.layers[0]
-        places.append(held.held() if policy is even else held.positions.tolist())
+        places.append(held.places() if policy is even else held.positions.tolist())
     torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-9)
     assert places[1] == [[[place for place in head if place >= 0] for head in row] for row in places[0]]

@@ -138,8 +138,8 @@ def test_heads_share_a_budget_in_the_same_way(model: Any, prompt: Tensor, floor:
         for (state, _), block in zip(ours, model.model.layers, strict=True):
             kept = torch.ones(len(prompt), KV_HEADS, LENGTH, dtype=torch.bool)
             kept[block.self_attn.masked_key_indices] = False
-            assert state.held() == [[head.nonzero()[:, 0].tolist() for head in row] for row in kept]
-            assert any(len(set(map(len, row))) > 1 for row in state.held())
+            assert state.places() == [[head.nonzero()[:, 0].tolist() for head in row] for row in kept]
+            assert any(len(set(map(len, row))) > 1 for row in state.places())
     finally:
         for block in model.model.layers:
             block.self_attn.masked_key_indices = None

@@ -220,7 +220,7 @@ def test_heads_may_share_the_budget_of_what_was_watched() -> None:
     shared = AdaKV(budget="16tok", of=watching(reader, x, of=KVzip, sinks=1), floor=0.0, page=1)
     with shared.attach(reader):
         _, state, _ = read(reader, x, [50])
-    assert any(len({len(head) for head in row}) > 1 for layer in state.layers for row in layer.held())
+    assert any(len({len(head) for head in row}) > 1 for layer in state.layers for row in layer.places())
     with pytest.raises(InputError, match="has not seen the text"), AdaKV(of="kvzip").attach(reader):
         pass
     with pytest.raises(InputError, match="sinks: this KVzip has its own"):

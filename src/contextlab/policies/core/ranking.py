@@ -10,6 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+FEW = 256
+"""Below so many, scores that are taken are sorted to find equal ones; beyond, that takes longer than counting them."""
+
 
 def in_order(scores: Tensor, count: int) -> Tensor:
     """Indices [..., count] int64 of the highest of scores [..., N] in falling order; of equal ones the later first."""
@@ -24,10 +27,17 @@ def best(scores: Tensor, count: int) -> Tensor:
     """
     if not 0 < count < scores.shape[-1]:
         return in_order(scores, count)
+    if count < FEW:
+        found = scores.topk(count + 1)
+        edge = (
+            found.values[..., count - 1 :].flatten(0, -2).tolist()
+        )  # the last that is taken, and the first that is not
+        tied = any(last == other > -math.inf for last, other in edge)
+        return in_order(scores, count) if tied else found.indices[..., :count]
     found = scores.topk(count, sorted=False)
     least = found.values.amin(-1, keepdim=True)
-    tied = ((scores >= least).sum(-1) > count) & (least[..., 0] > -math.inf)  # one as good was left out
-    return in_order(scores, count) if bool(tied.any()) else found.indices
+    more = ((scores >= least).sum(-1) > count) & (least[..., 0] > -math.inf)  # one as good was left out
+    return in_order(scores, count) if bool(more.any()) else found.indices
 
 
 def coarse(scores: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class PagedState(State):
         pages, size = self.pages["position"].shape[1:]
         return pages * size // self.tail.values["position"].shape[1]
 
-    def held(self) -> list[list[list[int]]]:
+    def places(self) -> list[list[list[int]]]:
         """The places of the tokens that each row and head holds, for people to look at."""
         found = []
         for row, owner in enumerate(self.owner.tolist()):
