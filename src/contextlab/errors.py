@@ -45,3 +45,8 @@ def unknown(what: str, name: object, choices: Iterable[str]) -> str:
     shown = ", ".join(choices[:30]) + (", ..." if len(choices) > 30 else "")
     hint = f"; did you mean {near!r}?" if near else ""
     return f"unknown {what} {str(name)[:80]!r}{hint} (known: {shown or 'none'})"
+
+
+def nearest_divisor(size: int, wanted: int) -> int:
+    """The divisor of `size` that is nearest to `wanted`, the smaller of two: what messages offer."""
+    return min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: (abs(n - wanted), n))

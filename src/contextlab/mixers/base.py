@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, nearest_divisor
 from contextlab.state import RecurrentState, State
 
 
@@ -129,7 +129,7 @@ class Signature:
         if not isinstance(state, self.kind) or set(found.names) != set(self.names):
             raise InputError(f"{name}: the state of another mixer: expected {self._words()}, got {found._words()}")
         if found.kind is not self.kind:
-            return  # a subclass (a cache policy's, say) may hold less, or hold it otherwise
+            return  # a subclass (a cache policy's, say) may keep fewer tokens, or store them in another form
         fits = len(found.shapes) == len(self.shapes) and all(
             len(has) == len(due) and all(b in (a, None) for a, b in zip(has, due, strict=True))
             for has, due in zip(found.shapes, self.shapes, strict=True)
@@ -150,7 +150,7 @@ def _shapes(shapes: tuple[tuple[int | None, ...], ...]) -> str:
 
 @torch.no_grad()
 def _signature(mixer: Mixer, like: Tensor) -> Signature:
-    """Found by letting the mixer read 1 token and as many as make its state larger: what differs grows."""
+    """Found by two reads, of 1 token and of enough to make the state larger: sizes that differ grow with the length."""
     first = mixer.state_nbytes(1)
     many = next((n for n in (70, 128, 256, 512, 1024, 2048, 4096) if mixer.state_nbytes(n) != first), 70)
     training = mixer.training
@@ -200,6 +200,6 @@ def head_size(width: int, heads: int, what: str = "heads") -> int:
     if heads < 1:
         raise InputError(f"{what} must be at least 1, got {heads}")
     if width % heads:
-        fits = min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: (abs(h - heads), h))
+        fits = nearest_divisor(width, heads)
         raise InputError(f"width {width} is not divisible by {heads} {what}; the nearest that divides it is {fits}")
     return width // heads

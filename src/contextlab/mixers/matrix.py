@@ -79,3 +79,9 @@ def recurrent(state: State | None) -> RecurrentState | None:
     if state is not None and not isinstance(state, RecurrentState):
         raise InputError(f"expected a RecurrentState or None, got {type(state).__name__}")
     return state
+
+
+def after_token_before(x: Tensor, state: RecurrentState | None) -> Tensor:
+    """x [B, T, D] behind the token that was read last, zeros at the start: [B, T + 1, D] (RWKV's token shift)."""
+    before = x.new_zeros(x.shape[0], 1, x.shape[2]) if state is None else state["shift"].unsqueeze(1)
+    return torch.cat((before, x), 1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab import registry
-from contextlab.errors import InputError
+from contextlab.errors import InputError, nearest_divisor
 from contextlab.mixers.layers import Linear, with_loss
 from contextlab.registry import register
 
@@ -90,7 +90,7 @@ def _block_diagonal(x: Tensor, weight: Tensor) -> Tensor:
 
 def _divides(blocks: int, size: int, what: str) -> None:
     if size % blocks:
-        fits = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - blocks))
+        fits = nearest_divisor(size, blocks)
         raise InputError(f"blocks: {blocks} does not divide {what} {size}; the nearest that does is {fits}")
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import Linear
-from contextlab.mixers.matrix import MatrixMixer, recurrent
+from contextlab.mixers.matrix import MatrixMixer, after_token_before, recurrent
 from contextlab.ops.dplr import dplr_delta_rule, dplr_flops
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
@@ -69,8 +69,7 @@ class Rwkv7(MatrixMixer):
         """See `Mixer.forward`. At padding k and v are zero, so that the state stays as it started."""
         before = recurrent(state)
         x = without_padding(x, mask)
-        first = x.new_zeros(x.shape[0], 1, self.width) if before is None else before["shift"].unsqueeze(1)
-        seen = torch.cat((first, x), 1)
+        seen = after_token_before(x, before)
         mixed = x.unsqueeze(2) + (seen[:, :-1] - x).unsqueeze(2) * self.shift
         weights = self.in_proj.weight.unflatten(0, (3, -1))
         r, k, v = torch.einsum("btnd,nod->btno", mixed[:, :, :3], weights).unbind(2)

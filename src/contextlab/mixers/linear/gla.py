@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import Linear, RMSNorm
-from contextlab.mixers.matrix import MatrixMixer, recurrent
+from contextlab.mixers.matrix import MatrixMixer, after_token_before, recurrent
 from contextlab.ops.gla import gla, gla_flops, rwkv6
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
@@ -186,8 +186,7 @@ class Rwkv6(ChannelDecayMixer):
         """See `Mixer.forward`. At padding k is zero, so that the state stays as it started."""
         before = recurrent(state)
         x = without_padding(x, mask)
-        first = x.new_zeros(x.shape[0], 1, self.width) if before is None else before["shift"].unsqueeze(1)
-        seen = torch.cat((first, x), 1)
+        seen = after_token_before(x, before)
         delta = seen[:, :-1] - x
         low = self.shift_in(x + delta * self.shift[0]).unflatten(-1, (5, -1)).tanh()
         mix = torch.einsum("btnr,nrd->btnd", low, self.shift_out) + self.shift[1:]

@@ -191,7 +191,7 @@ class SparseStateExpansion(MatrixMixer):
         return super().state_nbytes(length, batch, dtype) + rest
 
     def _op_flops(self, length: int) -> int:
-        """Partitions of equal size are taken."""
+        """Counted as if all partitions were chosen equally often."""
         each = length if self.layout == "masked" else -(-length * self.top_k // self.partitions)
         products = gla_flops(each, self.heads * self.partitions, self.key, self.value)
         products += gla_flops(length, self.heads, self.key, self.value) if self.always_on else 0

@@ -21,8 +21,8 @@ from contextlab.state import RecurrentState, State, own, tensor_bytes
 class SegmentState(RecurrentState):
     """The memory after the last complete segment, and the tokens of the incomplete one.
 
-    memory: "tokens" [B, segment - 1, P], what was made of each token that waits; "waiting" [B] int64, how many do;
-        and the mixer's own tensors. padded: whether any piece came with a mask.
+    memory: "tokens" [B, segment - 1, P], the projections of the incomplete segment's tokens; "waiting" [B] int64, how
+        many these are; and the mixer's own tensors. padded: whether any piece came with a mask.
     """
 
     padded: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -110,7 +110,7 @@ class SegmentMixer(Mixer):
 
     @staticmethod
     def _places(old: int, length: int, waiting: Tensor, real: Tensor | int, most: int) -> Tensor:
-        """Where each place of a row's line comes from in [old, new]; -1 for nowhere. [B, most + length]."""
+        """For each place of a row, the index of its token among the old and the new ones, or -1: [B, most + length]."""
         line = torch.arange(most + length, device=waiting.device)[None]
         waiting = waiting[:, None]
         count = real[:, None] if isinstance(real, Tensor) else real

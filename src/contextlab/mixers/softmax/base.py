@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, nearest_divisor
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import ShortConv, without_padding
 from contextlab.mixers.layers import Linear, RMSNorm
@@ -111,7 +111,7 @@ class AttentionMixer(Mixer):
         self.heads = heads
         self.kv_heads = heads if options.kv_heads is None else options.kv_heads
         if heads % self.kv_heads:
-            fits = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - self.kv_heads))
+            fits = nearest_divisor(heads, self.kv_heads)
             raise InputError(f"kv_heads {self.kv_heads} does not divide heads {heads}; the nearest that does is {fits}")
         self.head_dim = head_size(width, heads) if options.head_dim is None else options.head_dim
         self.key_dim = self.head_dim  # of a key as the state holds it

@@ -10,7 +10,8 @@ from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions
 class SparseAttention(AttentionMixer):
     """Base: attention whose queries read a part of the keys.
 
-    reads: keys that a query reads at most, for counting operations, as a function of how many there are.
+    width: size of a token's vector. options: heads, positions and the like. block: tokens of a block, for counting
+    operations; 1 where keys are chosen one by one.
     """
 
     hard_choices: ClassVar[bool] = True
@@ -21,7 +22,7 @@ class SparseAttention(AttentionMixer):
         self.block = block
 
     def _reads(self, length: int) -> int:
-        """Keys in full that the last of `length` queries reads."""
+        """Keys that the last of `length` queries reads, for counting operations."""
         raise NotImplementedError
 
     def _pairs(self, length: int) -> int:

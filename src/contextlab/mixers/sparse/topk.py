@@ -127,5 +127,5 @@ class RoutingAttention(SparseAttention):
         return -(-length // self.centroids.shape[1])
 
     def flops(self, length: int) -> int:
-        """See `Mixer.flops`; clusters of equal size are taken."""
+        """See `Mixer.flops`; counted as if all clusters were of one size."""
         return super().flops(length) + 4 * length * self.centroids.numel()

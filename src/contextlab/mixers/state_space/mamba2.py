@@ -7,11 +7,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextlab.errors import InputError
-from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import ShortConv, without_padding
 from contextlab.mixers.layers import initial_dt_bias
 from contextlab.mixers.matrix import MatrixMixer, recurrent
+from contextlab.mixers.state_space.base import heads_and_size
 from contextlab.ops.linear import ssd
 from contextlab.registry import register
 from contextlab.state import State
@@ -52,16 +51,7 @@ class Mamba2(MatrixMixer):
         short_conv: NonNegativeInt = 4,
     ) -> None:
         inner = expand * width
-        if heads is None:
-            heads = 4 if head_dim is None else head_size(inner, head_dim, "values a head")
-        value = head_size(inner, heads)
-        if head_dim is not None and head_dim != value:
-            raise InputError(
-                f"heads {heads} x head_dim {head_dim} is not expand x width = {inner}; head_dim {value} fits"
-            )
-        if heads % groups:
-            fits = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - groups))
-            raise InputError(f"groups {groups} does not divide heads {heads}; the nearest that does is {fits}")
+        heads, value = heads_and_size(inner, heads, head_dim, groups)
         channels = inner + 2 * groups * state_size
         super().__init__(width, heads, state_size, value, inner + channels + heads, channels, short_conv)
         self.inner, self.groups = inner, groups

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import RMSNorm, initial_dt_bias
 from contextlab.mixers.matrix import MatrixMixer, recurrent
+from contextlab.mixers.state_space.base import heads_and_size
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.mamba3 import Mamba3State, mamba3
 from contextlab.registry import register
@@ -65,16 +65,7 @@ class Mamba3(MatrixMixer):
         output_norm: bool = False,
     ) -> None:
         inner = expand * width
-        if heads is None:
-            heads = 4 if head_dim is None else head_size(inner, head_dim, "values a head")
-        value = head_size(inner, heads)
-        if head_dim is not None and head_dim != value:
-            raise InputError(
-                f"heads {heads} x head_dim {head_dim} is not expand x width = {inner}; head_dim {value} fits"
-            )
-        if heads % groups:
-            fits = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - groups))
-            raise InputError(f"groups {groups} does not divide heads {heads}; the nearest that does is {fits}")
+        heads, value = heads_and_size(inner, heads, head_dim, groups)
         angles = int(state_size * rope_fraction) // 2
         if rope_fraction and not angles:
             least = f"the least is {math.ceil(2000 / state_size) / 1000:g}" if state_size > 1 else "0 turns none"
