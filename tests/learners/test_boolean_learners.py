@@ -180,7 +180,7 @@ def test_version_space_is_bayes_rule_over_the_class(space: VersionSpace) -> None
         if not mass[1] + mass[-1]:
             return 0.0
         share = mass[1] / (mass[1] + mass[-1])
-        return float(torch.logit(torch.tensor(share).double().clamp(boolean.DOUBT, 1 - boolean.DOUBT)))
+        return float(torch.logit(torch.tensor(share).double().clamp(boolean.SMOOTHING, 1 - boolean.SMOOTHING)))
 
     torch.testing.assert_close(space.predict(xs, ys), by_prefix(logit, xs, ys), atol=1e-4, rtol=1e-4)
 
@@ -278,7 +278,7 @@ def test_earliest_neighbour_and_its_certainty(seed: int) -> None:
 def test_the_confidence_in_a_label_is_the_record_so_far() -> None:
     xs, ys = torch.ones(1, 5, 1).double(), torch.tensor([1.0, 1, -1, 1, 1]).double().view(1, 5, 1)
     logits = EarliestNeighbour().predict(xs, ys).flatten()  # names +1 from the second on; it is wrong at the third
-    expected = [0.0, boolean.HUNCH, math.log(1.5 / 0.5), boolean.HUNCH, math.log(2.5 / 1.5)]
+    expected = [0.0, boolean.LEAST_LOGIT, math.log(1.5 / 0.5), boolean.LEAST_LOGIT, math.log(2.5 / 1.5)]
     torch.testing.assert_close(logits, torch.tensor(expected).double())
     odds = LabelFrequency().predict(xs, ys).flatten().exp()
     torch.testing.assert_close(odds, torch.tensor([1.0, 3, 5, 2.5 / 1.5, 3.5 / 1.5]).double())

@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.learners.recall import DOUBT
+from contextlab.learners.answers import sure_of
 from contextlab.learners.text import token_ids
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
@@ -380,9 +380,7 @@ class ArithmeticEvaluator(Learner):
         table = answer.flatten(1)
         following = table.gather(1, which * answer.shape[2] + place.clamp(0, answer.shape[2] - 1))
         known = inside & (following > 0)
-        logits = torch.full((*tokens.shape, VOCABULARY), math.log(DOUBT / (VOCABULARY - 1)), device=tokens.device)
-        logits.scatter_(2, following.unsqueeze(-1), math.log1p(-DOUBT))
-        return torch.where(known.unsqueeze(-1), logits, -math.log(VOCABULARY))
+        return sure_of(following, known, VOCABULARY)
 
     def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Operands [B, P], where the answer is asked for [B, P] (T if it is not), problems begun so far [B, T]."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.learners.recall import DOUBT
+from contextlab.learners.answers import SMOOTHING, sure_of
 from contextlab.learners.text import token_ids
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
@@ -37,7 +37,7 @@ class AutomataPosterior(Learner):
 
     automata: Tensor
     string_length: PositiveInt
-    doubt: PositiveFloat = DOUBT
+    doubt: PositiveFloat = SMOOTHING
 
     def __call__(self, prompt: Prompt) -> Tensor:
         """Log-probabilities [B, T, symbols + 1] of the next token; the last id ends the string."""
@@ -66,7 +66,7 @@ class AutomatonOracle(Learner):
         batch, states, symbols = automata.shape
         tokens = token_ids(prompt, symbols + 1, "automaton_oracle")
         rows = (torch.arange(batch, device=tokens.device) * states).unsqueeze(1)
-        return _follow(automata.reshape(-1, symbols), rows, tokens, self.string_length, DOUBT)
+        return _follow(automata.reshape(-1, symbols), rows, tokens, self.string_length, SMOOTHING)
 
 
 def _follow(table: Tensor, rows: Tensor, tokens: Tensor, string_length: int, doubt: float) -> Tensor:
@@ -119,7 +119,7 @@ class HMMPosterior(Learner):
     emission: Tensor
     period: PositiveInt | None = None
     separator: NonNegativeInt = 0
-    doubt: NonNegativeFloat = DOUBT
+    doubt: NonNegativeFloat = SMOOTHING
 
     def __call__(self, prompt: Prompt) -> Tensor:
         """Log-probabilities [B, T, V] of the next token, float32."""
@@ -145,7 +145,7 @@ class HMMPosterior(Learner):
                 here = here / total.clamp(min=torch.finfo(total.dtype).tiny)
                 ahead = (here.flatten(1, 2) @ transition).view(here.shape)
             if self.period is not None and (t + 2) % self.period == 0:
-                out.append((1 - DOUBT) * last + DOUBT / vocabulary)
+                out.append((1 - SMOOTHING) * last + SMOOTHING / vocabulary)
                 continue
             weight = log_weight.transpose(0, 1).flatten(1).softmax(1).view(len(tokens), models, starts)
             mixed = torch.einsum("bmk,mbks->mbs", weight, ahead)
@@ -260,7 +260,7 @@ def _normal(counts: Tensor) -> Tensor:
 @register("learner", "program", family="languages", cases=())
 @dataclass(frozen=True, eq=False)
 class Program(Learner):
-    """An exact program: what it answers has all the probability but `DOUBT`.
+    """An exact program: what it answers has all the probability but a millionth.
 
     answers: from token ids [B, T] to the answer at each position, [B, T]; any answer where none is asked for. An
         answer may depend on the tokens up to its position only.
@@ -282,6 +282,4 @@ class Program(Learner):
             raise InputError(refusal) from error
         if answers.numel() and not 0 <= int(answers.min()) <= int(answers.max()) < self.vocabulary:
             raise InputError(refusal)
-        rest = math.log(DOUBT / max(self.vocabulary - 1, 1))
-        logits = torch.full((*answers.shape, self.vocabulary), rest, device=answers.device)
-        return logits.scatter_(2, answers.unsqueeze(-1), math.log1p(-DOUBT))
+        return sure_of(answers, None, self.vocabulary)

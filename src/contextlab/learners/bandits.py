@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.learners.recall import DOUBT
+from contextlab.learners.answers import SMOOTHING
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
 
@@ -77,7 +77,7 @@ class ArmLearner(DecisionLearner):
 def certain(index: Tensor) -> Tensor:
     """Log-probabilities of the choice of the highest index [..., arms]; arms that tie share it."""
     top = (index == index.amax(-1, keepdim=True)).to(index.dtype)
-    return ((1 - DOUBT) * top / top.sum(-1, keepdim=True) + DOUBT / index.shape[-1]).log()
+    return ((1 - SMOOTHING) * top / top.sum(-1, keepdim=True) + SMOOTHING / index.shape[-1]).log()
 
 
 def means(count: Tensor, total: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def probability_of_best(mass: Tensor, below: Tensor) -> Tensor:
         later = later * columns[k]
     best = torch.stack(won[::-1], -1)
     best = best / best.sum(-1, keepdim=True)
-    return (1 - DOUBT) * best + DOUBT / best.shape[-1]
+    return (1 - SMOOTHING) * best + SMOOTHING / best.shape[-1]
 
 
 @register(

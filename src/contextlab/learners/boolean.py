@@ -17,15 +17,14 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from contextlab.errors import InputError
+from contextlab.learners.answers import SMOOTHING
 from contextlab.learners.base import RegressionLearner, before
 from contextlab.learners.gf2 import eliminate
 from contextlab.registry import register
 
 MOST_FUNCTIONS = 2**15
 """Functions that a version space enumerates at most; its memory and time grow with their number."""
-DOUBT = 1e-6
-"""Probability that a learner which is certain leaves to the other label: keeps the logits finite."""
-HUNCH = 1e-2
+LEAST_LOGIT = 1e-2
 """Least logit of a label that is named, so that it counts as named however bad the record is."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -50,19 +49,19 @@ class LabelLearner(RegressionLearner):
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
         labels = self.decide(xs, ys)
         right, wrong = before((labels * ys > 0).double()), before((labels * ys < 0).double())
-        return labels * ((right + 0.5) / (wrong + 0.5)).log().clamp(min=HUNCH)
+        return labels * ((right + 0.5) / (wrong + 0.5)).log().clamp(min=LEAST_LOGIT)
 
 
 def _certain(noise: float = 0.0) -> float:
     """The logit of a label that is known but for noise."""
-    doubt = max(noise, DOUBT)
+    doubt = max(noise, SMOOTHING)
     return math.log((1 - doubt) / doubt)
 
 
 def _logit(yes: Tensor, no: Tensor) -> Tensor:
-    """The log odds of two masses, within what `DOUBT` allows."""
+    """The log odds of two masses, within what `SMOOTHING` allows."""
     share = (yes / (yes + no)).nan_to_num(0.5)  # no mass on either side: nothing is known
-    return torch.logit(share.clamp(DOUBT, 1 - DOUBT))
+    return torch.logit(share.clamp(SMOOTHING, 1 - SMOOTHING))
 
 
 @register("learner", "label_frequency", family="boolean")

@@ -9,7 +9,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextlab.learners.ngrams import TokenLearner, last_seen, sure_of
+from contextlab.learners.answers import sure_of
+from contextlab.learners.ngrams import TokenLearner, last_seen
 from contextlab.learners.text import token_ids
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register

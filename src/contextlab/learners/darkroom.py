@@ -14,8 +14,8 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError
+from contextlab.learners.answers import SMOOTHING
 from contextlab.learners.bandits import DecisionLearner, certain
-from contextlab.learners.recall import DOUBT
 from contextlab.prompt import Prompt
 from contextlab.registry import register
 
@@ -123,5 +123,5 @@ class GoalPosterior(DecisionLearner):
                 out.append(certain(-(share @ lost[cell]).squeeze(1).round(decimals=9)))  # so that ties are ties
             else:
                 named = best[cell].unsqueeze(-1) == torch.arange(ACTIONS, device=cell.device)
-                out.append(((1 - DOUBT) * (share @ named.double()).squeeze(1) + DOUBT / ACTIONS).log())
+                out.append(((1 - SMOOTHING) * (share @ named.double()).squeeze(1) + SMOOTHING / ACTIONS).log())
         return torch.cat(out).float()

@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.learners.recall import DOUBT
+from contextlab.learners.answers import SMOOTHING
 from contextlab.learners.text import token_ids
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
@@ -154,7 +154,7 @@ class PuzzlePosterior(Learner):
             if (at := 3 * self.slots + 1 + cell) < tokens.shape[1]:
                 agrees = value == tokens[row, at]
                 row, table = row[agrees], table[agrees]
-        return ((1 - DOUBT) * torch.stack(answers, 1) + DOUBT / VOCABULARY).log().float()
+        return ((1 - SMOOTHING) * torch.stack(answers, 1) + SMOOTHING / VOCABULARY).log().float()
 
     def agreeing(self, clues: Tensor) -> Tensor:
         """The tables that agree with all clues [B, slots, 3] of tokens, as bits [B, words]; what is no clue says

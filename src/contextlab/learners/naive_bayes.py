@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.learners.recall import DOUBT
+from contextlab.learners.answers import SMOOTHING
 from contextlab.learners.text import token_ids
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
@@ -103,7 +103,7 @@ class NaiveBayes(Learner):
     def _labelled(self, labels: Tensor) -> Tensor:
         """The log-probabilities of all tokens from those of the last ones."""
         rest = self.vocabulary - labels.shape[2]
-        return F.pad(labels.float() + math.log1p(-DOUBT), (rest, 0), value=math.log(DOUBT / rest))
+        return F.pad(labels.float() + math.log1p(-SMOOTHING), (rest, 0), value=math.log(SMOOTHING / rest))
 
 
 @register("learner", "naive_bayes_pairs", family="text", papers=("2011.04006",), cases=())

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.learners.recall import DOUBT
+from contextlab.learners.answers import sure_of
 from contextlab.learners.text import token_ids
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
@@ -98,14 +98,6 @@ def followed(tokens: Tensor, size: int, vocabulary: int) -> Tensor:
     same = ((ids.unsqueeze(2) == ids.unsqueeze(1)) & (ids >= 0).unsqueeze(1)).tril(-1)
     after = F.one_hot(F.pad(tokens[:, 1:], (0, 1)), vocabulary)  # the last has none after it, and none looks at it
     return (same.float() @ after.float()).double()  # counts are exact in float32
-
-
-def sure_of(answer: Tensor, known: Tensor, vocabulary: int) -> Tensor:
-    """Log-probabilities [B, T, vocabulary]: nearly all on `answer` [B, T] where `known` [B, T] bool, even elsewhere."""
-    rest = math.log(DOUBT / max(vocabulary - 1, 1))
-    logits = torch.full((*answer.shape, vocabulary), rest, device=answer.device)
-    logits.scatter_(2, answer.unsqueeze(-1), math.log1p(-DOUBT))
-    return torch.where(known.unsqueeze(-1), logits, -math.log(vocabulary))
 
 
 @register(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +9,9 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError
+from contextlab.learners.answers import sure_of
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
-
-DOUBT = 1e-6
-"""Probability that the look-up leaves to all other symbols together: keeps the log-probabilities finite."""
 
 
 @register("learner", "lookup", family="recall", papers=("2312.04927",), cases=({"vocabulary": 128},))
@@ -44,8 +41,4 @@ class Lookup(Learner):
         first = first.scatter_reduce(1, tokens, position, "amin").gather(1, tokens)  # never later than the token itself
         known = first < position
         answer = tokens.gather(1, (first + 1).clamp(max=length - 1))
-        # at least 1, so that a vocabulary of one symbol does not divide by zero
-        rest = math.log(DOUBT / max(self.vocabulary - 1, 1))
-        logits = torch.full((batch, length, self.vocabulary), rest, device=tokens.device)
-        logits.scatter_(2, answer.unsqueeze(-1), math.log1p(-DOUBT))
-        return torch.where(known.unsqueeze(-1), logits, -math.log(self.vocabulary))
+        return sure_of(answer, known, self.vocabulary)

@@ -10,8 +10,8 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from contextlab.errors import InputError
+from contextlab.learners.answers import SMOOTHING
 from contextlab.learners.base import before
-from contextlab.learners.recall import DOUBT
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
 
@@ -53,8 +53,8 @@ class SuperpositionPosterior(Learner):
         else:
             share = torch.tensor(self.proportions, dtype=torch.float64, device=tokens.device).expand_as(answers)
         size = numbers + 1
-        chances = torch.full((*shown.shape, size), DOUBT / size, dtype=torch.float64, device=tokens.device)
-        chances.scatter_add_(2, answers, (1 - DOUBT) * share)
+        chances = torch.full((*shown.shape, size), SMOOTHING / size, dtype=torch.float64, device=tokens.device)
+        chances.scatter_add_(2, answers, (1 - SMOOTHING) * share)
         found = torch.full((*shown.shape, SLOTS, size), -math.log(size), device=tokens.device)
         found[:, :, 2] = chances.log().float()
         return found.flatten(1, 2)

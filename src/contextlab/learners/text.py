@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import lzma
-import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError, unknown
-from contextlab.learners.recall import DOUBT
+from contextlab.learners.answers import sure_of
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
 
@@ -128,10 +127,7 @@ class Reader(Learner):
         table = torch.tensor([ids + [-1] * (width - len(ids)) for ids in answers], device=tokens.device)
         number = (prompt.scored.long().cumsum(1) - 1).clamp(0, width - 1)  # the last of the table is none
         answer = torch.where(prompt.scored, table.gather(1, number), -1)
-        rest = math.log(DOUBT / max(self.vocabulary - 1, 1))
-        sure = torch.full((*tokens.shape, self.vocabulary), rest, device=tokens.device)
-        sure.scatter_(2, answer.clamp_min(0).unsqueeze(2), math.log1p(-DOUBT))
-        return torch.where(answer.unsqueeze(2) >= 0, sure, -math.log(self.vocabulary))
+        return sure_of(answer.clamp_min(0), answer >= 0, self.vocabulary)
 
 
 MIN, MAX, MED, SUM = 10, 11, 12, 13
@@ -153,8 +149,7 @@ class ListOpsEvaluator(Learner):
     def __call__(self, prompt: Prompt) -> Tensor:
         """Log-probabilities [B, T, 17], float32. Raises InputError for other prompts and for deeper expressions."""
         tokens = token_ids(prompt, 17, "listops_evaluator")
-        batch, length = tokens.shape
-        device = tokens.device
+        batch, device = len(tokens), tokens.device
         digit, row = torch.arange(10, device=device), torch.arange(batch, device=device)
         counts = torch.zeros(batch, self.depth + 1, 10, dtype=torch.int64, device=device)  # level 0 holds the answer
         operators = torch.zeros(batch, self.depth + 1, dtype=torch.int64, device=device)
@@ -179,9 +174,7 @@ class ListOpsEvaluator(Learner):
             value = torch.where(token < 10, token, value)
             counts[row, top] += ((token < 10) | closes).unsqueeze(1) * (digit == value.unsqueeze(1))
             results.append(counts[:, 0].argmax(1))
-        sure = torch.full((batch, length, 17), math.log(DOUBT / 16), device=device)
-        sure.scatter_(2, torch.stack(results, 1).unsqueeze(2), math.log1p(-DOUBT))
-        return torch.where((tokens == SUM + 2).unsqueeze(2), sure, -math.log(17))
+        return sure_of(torch.stack(results, 1), tokens == SUM + 2, 17)
 
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
