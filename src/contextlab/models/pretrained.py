@@ -58,7 +58,7 @@ class StateCache:
         return 0 if self.state is None else self.state.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows, for beam search."""
+        """Keep these rows, for beam search. beam_idx: [B] int64."""
         if self.state is not None:
             self.state = self.state.select(beam_idx)
 
@@ -144,6 +144,7 @@ class ContextlabForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Only the tokens that the state has not read.
 
+        input_ids, attention_mask: [B, T].
         next_sequence_length: how many of the last these are, as transformers counts them; None: all.
         """
         if next_sequence_length is not None:

@@ -32,7 +32,7 @@ class Reading:
 
     @property
     def pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Each piece of x, with its part of the mask."""
+        """Each piece of x, [B, t, D], with its part of the mask, [B, t] bool."""
         for start, stop in pairwise([0, *self.cuts, self.x.shape[1]]):
             yield self.x[:, start:stop], None if self.mask is None else self.mask[:, start:stop]
 
