@@ -223,8 +223,6 @@ class KVState(State):
         """The keys [B, length, Hkv, D] and values [B, length, Hkv, V], as views of the buffers."""
         return self.keys[:, :, : self.length].transpose(1, 2), self.values[:, :, : self.length].transpose(1, 2)
 
-    held = cached  # the name that policies call it by
-
     def positions(self) -> Tensor | None:
         """Each row's token positions [B, length], negative at padding; None when nothing is padded."""
         if not self.padded:

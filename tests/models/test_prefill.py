@@ -92,11 +92,11 @@ def test_packed_prompts_are_read_as_alone(options: dict[str, Any], sizes: tuple[
     _, padded = reader.read(x, None, mask)
     assert state.length == padded.length
     assert state.nbytes == padded.nbytes
-    for held, due in zip(state.layers, padded.layers, strict=True):
-        assert isinstance(held, KVState)
+    for ours, due in zip(state.layers, padded.layers, strict=True):
+        assert isinstance(ours, KVState)
         assert isinstance(due, KVState)
-        assert torch.equal(held.start, due.start)
-        for mine, theirs in zip(held.held(), due.held(), strict=True):
+        assert torch.equal(ours.start, due.start)
+        for mine, theirs in zip(ours.cached(), due.cached(), strict=True):
             torch.testing.assert_close(mine[mask], theirs[mask], rtol=0, atol=1e-9)
 
 

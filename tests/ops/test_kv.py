@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from contextlab.ops import kv as module
-from contextlab.ops.kv import attend_held, attention_rows, attention_with_mass, naive_attention_with_mass
+from contextlab.ops.kv import attend_cached, attention_rows, attention_with_mass, naive_attention_with_mass
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_all_forms_are_the_definition(
     y, got = attention_with_mass(q, k, v, scale=0.3, weight=weight, visible=visible)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(got, mass, rtol=0, atol=1e-12)
-    torch.testing.assert_close(attend_held(q, k, v, scale=0.3, visible=visible), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attend_cached(q, k, v, scale=0.3, visible=visible), expected, rtol=0, atol=1e-12)
     for told in ({"share": 0.1}, {"share": 0.1, "latest": True}, {"latest": True}):
         counted = [
             function(q, k, v, scale=0.3, weight=weight, visible=visible, **told)
@@ -39,7 +39,7 @@ def test_all_forms_are_the_definition(
     torch.testing.assert_close((rows * weight[:, None]).sum(2), mass, rtol=0, atol=1e-12)
     slopes = torch.zeros(heads, dtype=torch.float64)
     places = torch.arange(held)
-    biased = attend_held(
+    biased = attend_cached(
         q, k, v, scale=0.3, visible=visible, slopes=slopes, q_position=places[None, held - length :],
         k_position=places.expand(batch, kv_heads, -1),
     )  # fmt: skip

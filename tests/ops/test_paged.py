@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from contextlab.ops.kv import attend_held, naive_attention_with_mass
+from contextlab.ops.kv import attend_cached, naive_attention_with_mass
 from contextlab.ops.paged import attend_paged, naive_attend_paged
 
 
@@ -66,7 +66,7 @@ def test_pages_of_heads_that_hold_the_same_are_the_plain_form(block: int, monkey
         q, pages[0], pages[1], owner, k[:, :, 8:], v[:, :, 8:], **sloped, k_position=places[..., 8:],
         page_position=places[..., :8].unflatten(2, (2, 4)).flatten(1, 2),
     )  # fmt: skip
-    torch.testing.assert_close(y, attend_held(q, k, v, **sloped, k_position=places), rtol=0, atol=1e-12)
+    torch.testing.assert_close(y, attend_cached(q, k, v, **sloped, k_position=places), rtol=0, atol=1e-12)
 
 
 def test_gradients_pass_and_a_query_without_tokens_gets_zeros() -> None:

@@ -98,9 +98,6 @@ def attend_cached(
     return torch.cat(outputs, 1)
 
 
-attend_held = attend_cached  # the name that policies call it by
-
-
 def naive_attention_with_mass(
     q: Tensor,
     k: Tensor,

@@ -30,7 +30,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 
 from contextlab.compat import cache_argument
 from contextlab.errors import InputError
-from contextlab.ops.kv import KVLayer, attend_held
+from contextlab.ops.kv import KVLayer, attend_cached
 from contextlab.policies.core.adapters import Adapter, Places, register_adapter
 from contextlab.policies.core.base import Policy, Served
 from contextlab.state import KVState, State
@@ -133,10 +133,10 @@ class Everything(Policy):
         if not isinstance(before, KVState):
             raise InputError(f"the state of another policy: expected a KVState, got {type(before).__name__}")
         after = before.append(k, v, mask)
-        keys, values = (x.transpose(1, 2) for x in after.held())
+        keys, values = (x.transpose(1, 2) for x in after.cached())
         places = after.positions()
         visible = None if places is None else places >= 0
-        y = attend_held(q, keys, values, scale=layer.scale, visible=visible)
+        y = attend_cached(q, keys, values, scale=layer.scale, visible=visible)
         return y, after if keep_state else None
 
     def convert(self, layer: KVLayer, state: KVState) -> State:

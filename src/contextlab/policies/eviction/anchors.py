@@ -149,7 +149,7 @@ class AnLLM(Policy):
                 "AnLLM tells anchors by their token ids, and a state does not hold those; attach the policy before "
                 "reading, or use segment"
             )
-        keys, values = state.held()
+        keys, values = state.cached()
         if not state.length:
             return _empty(keys, values)
         places = torch.arange(state.length, device=keys.device) - state.start[:, None]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import KVLayer, attend_held, attention_rows, attention_with_mass
+from contextlab.ops.kv import KVLayer, attend_cached, attention_rows, attention_with_mass
 from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.core.budget import OPEN, Amount, Budget
 from contextlab.policies.core.holders import Dense, Holder
@@ -320,7 +320,7 @@ class EvictionPolicy(Policy):
         visible = slots["position"][:, 0] >= 0 if padded else None
         if not self.accumulates:
             positions = slots["position"] if layer.slopes is not None else None
-            y = attend_held(
+            y = attend_cached(
                 q, keys, values, scale=layer.scale, visible=visible, slopes=layer.slopes, q_position=places,
                 k_position=positions,
             )  # fmt: skip
@@ -414,7 +414,7 @@ class EvictionPolicy(Policy):
                 f"{type(self).__name__} judges tokens by the queries that read them, and a state does not hold those; "
                 "attach the policy before reading"
             )
-        keys, values = state.held()
+        keys, values = state.cached()
         empty = self.empty(layer, keys, values)
         if not state.length:
             return empty

@@ -328,7 +328,7 @@ class DMC(Policy):
 
     def convert(self, layer: KVLayer, state: KVState) -> State:
         """See `Policy.convert`: all that it needs of a token is its key and value."""
-        keys, values = state.held()
+        keys, values = state.cached()
         after = empty(keys, values)
         if not state.length:
             return after

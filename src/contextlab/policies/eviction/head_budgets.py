@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import KVLayer, attend_held, attention_with_mass
+from contextlab.ops.kv import KVLayer, attend_cached, attention_with_mass
 from contextlab.ops.paged import attend_paged, picked
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.budget import Amount, Budget
@@ -254,7 +254,7 @@ class AdaKV(EvictionPolicy):
                 k_position=tail["position"], weight=weight,
             )  # fmt: skip
         elif weight is None:
-            y = attend_held(
+            y = attend_cached(
                 q, *own, scale=layer.scale, visible=visible, slopes=layer.slopes, q_position=places,
                 k_position=tail["position"],
             )  # fmt: skip
@@ -374,7 +374,7 @@ class AdaKV(EvictionPolicy):
                 f"AdaKV of {type(self.of).__name__} judges tokens by the queries that read them, and a state does not "
                 "hold those; attach the policy before reading"
             )
-        keys, values = state.held()
+        keys, values = state.cached()
         batch, used = keys.shape[:2]
         places = torch.arange(used, device=keys.device) - state.start[:, None]
         held = tokens_in_slots(keys, values, places)

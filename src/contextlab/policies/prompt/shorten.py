@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import KVLayer, attend_held, attention_rows
+from contextlab.ops.kv import KVLayer, attend_cached, attention_rows
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.budget import Budget
 from contextlab.policies.core.ranking import in_order
@@ -191,7 +191,7 @@ class _Observer(Policy):
             self.rows[layer.index] = rows[:, self.heads[layer.index]]
         if len(self.rows) == len(self.heads):
             raise _Enough
-        y = attend_held(
+        y = attend_cached(
             q, keys, v.transpose(1, 2), scale=layer.scale, visible=mask, slopes=layer.slopes, q_position=at,
             k_position=positions,
         )  # fmt: skip

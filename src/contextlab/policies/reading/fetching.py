@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contextlab.ops.kv import KVLayer, attend_held
+from contextlab.ops.kv import KVLayer, attend_cached
 from contextlab.state import KVState
 
 
@@ -14,11 +14,11 @@ def attend_kv(layer: KVLayer, q: Tensor, kv: KVState, new: tuple[Tensor, Tensor]
 
     new: their keys and values, where nothing was read before them.
     """
-    keys, values = (x.to(q.device) for x in kv.held()) if new is None else new
+    keys, values = (x.to(q.device) for x in kv.cached()) if new is None else new
     places = kv.positions()
     places = torch.arange(kv.length)[None] if places is None else places
     places = places.to(q.device)
-    return attend_held(
+    return attend_cached(
         q, keys.transpose(1, 2), values.transpose(1, 2), scale=layer.scale, slopes=layer.slopes,
         visible=places >= 0 if kv.padded else None, q_position=places[:, -q.shape[1] :],
         k_position=places[:, None].expand(-1, layer.kv_heads, -1),

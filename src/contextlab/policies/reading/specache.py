@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import check_whole
-from contextlab.ops.kv import KVLayer, attend_held
+from contextlab.ops.kv import KVLayer, attend_cached
 from contextlab.policies.core.base import in_own_places
 from contextlab.policies.core.budget import Amount
 from contextlab.policies.core.ranking import coarse
@@ -113,7 +113,7 @@ class SpeCache(SelectivePolicy):
         after = CopiedState(held.kv, held.summary, offloaded=held.offloaded, length=held.length)
         if self.budget.everything:
             return after
-        keys, values = state.held()
+        keys, values = state.cached()
         none = {"keys": keys[:, :0].transpose(1, 2), "values": values[:, :0].transpose(1, 2)}
         packed = Packed(self.copy.at(layer), recent={name: own(x) for name, x in none.items()})
         places = state.positions()
@@ -169,7 +169,7 @@ class SpeCache(SelectivePolicy):
         for name, x in (("keys", keys), ("values", values)):
             all_of[name] = state.packed[name].scatter(2, slots[..., None].expand(x.shape), x)
         places = torch.arange(state.length, device=q.device) - start[:, None]
-        y = attend_held(
+        y = attend_cached(
             q, all_of["keys"], all_of["values"], scale=layer.scale, visible=places >= 0 if padded else None,
             slopes=layer.slopes, q_position=places[:, -1:], k_position=places[:, None].expand(-1, layer.kv_heads, -1),
         )  # fmt: skip

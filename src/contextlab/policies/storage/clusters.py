@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot, pad
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import SCORES, KVLayer, attend_held, attention_rows
+from contextlab.ops.kv import SCORES, KVLayer, attend_cached, attention_rows
 from contextlab.policies.core.base import Policy
 from contextlab.registry import register
 from contextlab.state import KVState, State
@@ -136,12 +136,12 @@ class CHAI(Policy):
         early = pad(state.early, (0, 0, 0, 0, 0, 1))
         early = early.scatter(1, here[:, :, None, None].expand(q.shape), q)[:, : self.tokens].contiguous()
         whole = min(q.shape[1], max(0, last + self.tokens - before))  # so many tokens are early in some row
-        all_k, all_v = kv.held()
+        all_k, all_v = kv.cached()
         y = q.new_zeros(*q.shape[:3], layer.value_dim)
         if whole:
             first_k, first_v = (x[:, : before + whole].transpose(1, 2) for x in (all_k, all_v))
             at = (torch.arange(before + whole, device=q.device) - kv.start[:, None])[:, None]
-            y[:, :whole] = attend_held(
+            y[:, :whole] = attend_cached(
                 q[:, :whole], first_k, first_v, scale=layer.scale, visible=at[:, 0] >= 0 if kv.padded else None,
                 slopes=layer.slopes, q_position=places[:, :whole], k_position=at.expand(-1, layer.kv_heads, -1),
             )  # fmt: skip
@@ -221,7 +221,7 @@ def clustered_attention(
 
     Returns [B, T, H, V].
     """
-    keys, values = kv.held()
+    keys, values = kv.cached()
     keys, values = (keys if held is None else held).transpose(1, 2), values.transpose(1, 2)
     batch, length, total = len(q), q.shape[1], kv.length
     group = layer.heads // layer.kv_heads

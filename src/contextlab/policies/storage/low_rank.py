@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import KVLayer, attend_held
+from contextlab.ops.kv import KVLayer, attend_cached
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.slots import Slots
 from contextlab.registry import register
@@ -129,7 +129,7 @@ class LowRank(Policy):
             keys = torch.cat((self._keys(layer, state), keys), 2)
             values = torch.cat((state.coded["values"] @ state.basis["values"], values), 2)
         places = torch.arange(state.length, device=q.device) - state.start[:, None]
-        return attend_held(
+        return attend_cached(
             q, keys, values, scale=layer.scale, visible=places >= 0 if state.padded else None, slopes=layer.slopes,
             q_position=places[:, state.length - q.shape[1] :],
             k_position=places[:, None].expand(-1, layer.kv_heads, -1),
@@ -216,7 +216,7 @@ class LowRank(Policy):
 
     def convert(self, layer: KVLayer, state: KVState) -> LowRankState:
         """See `Policy.convert`; the whole state counts as the first piece."""
-        keys, values = state.held()
+        keys, values = state.cached()
         recent = {"keys": keys.transpose(1, 2), "values": values.transpose(1, 2)}
         empty = self._empty(layer, keys, values)
         if not state.length:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import KVLayer, attend_held
+from contextlab.ops.kv import KVLayer, attend_cached
 from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.storage.codecs import FLOAT8, Floats, Integers
 from contextlab.policies.storage.packed import Packed, Precision
@@ -69,7 +69,7 @@ class PrecisionPolicy(Policy):
         keys, values = (held.followed("keys", k), held.followed("values", v)) if held.used else (k, v)
         places = torch.arange(held.used + k.shape[2], device=q.device) - start[:, None]
         padded = mask is not None or held.have is not None
-        y = attend_held(
+        y = attend_cached(
             q, keys, values, scale=layer.scale, visible=places >= 0 if padded else None, slopes=layer.slopes,
             q_position=places[:, held.used :], k_position=places[:, None].expand(-1, layer.kv_heads, -1),
         )  # fmt: skip
@@ -79,7 +79,7 @@ class PrecisionPolicy(Policy):
 
     def convert(self, layer: KVLayer, state: KVState) -> PackedState:
         """See `Policy.convert`."""
-        keys, values = state.held()
+        keys, values = state.cached()
         places = state.positions()
         empty = self._empty(layer, keys, values)
         keys = keys if places is None else in_own_places(layer, keys, state.start)

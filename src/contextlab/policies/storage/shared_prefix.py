@@ -79,7 +79,7 @@ class SharedPrefix(Policy):
 
     def convert(self, layer: KVLayer, state: KVState) -> SharedPrefixState:
         """See `Policy.convert`."""
-        k, v = state.held()
+        k, v = state.cached()
         none = KVState.empty(k, v)
         if len(k) == 1:
             return SharedPrefixState(none, state, length=state.length)
@@ -95,7 +95,7 @@ class SharedPrefix(Policy):
         if not prefix.length:
             return attend_kv(layer, q, suffix)
         batch, count = q.shape[:2]
-        k, v = (x.transpose(1, 2) for x in suffix.held())
+        k, v = (x.transpose(1, 2) for x in suffix.cached())
         before = prefix.length - prefix.start  # tokens of the prefix, [1]
         at = _places(suffix, before)
         seen = at >= before if suffix.padded else None
@@ -103,7 +103,7 @@ class SharedPrefix(Policy):
             q, k, v, scale=layer.scale, causal=True, visible=seen, slopes=layer.slopes, q_position=at[:, -count:],
             k_position=at,
         )  # fmt: skip
-        k, v = (x.transpose(1, 2) for x in prefix.held())
+        k, v = (x.transpose(1, 2) for x in prefix.cached())
         there = _places(prefix, 0)
         y, total = attention_with_lse(  # all rows' queries, as if they were one row's
             q.flatten(0, 1)[None], k, v, scale=layer.scale, visible=there >= 0 if prefix.padded else None,
