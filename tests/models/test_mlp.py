@@ -5,16 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import contextlab.models  # noqa: F401  (registers the MLPs)
 from contextlab import registry
 from contextlab.errors import InputError
+from contextlab.models.mlp import Gelu
+from contextlab.testing import Component, LawBroken, laws, parametrize_with_laws
 
 WIDTH = 12
-CASES = [
-    pytest.param(entry, case, id=f"{entry.name}-{case}") for entry in registry.entries("mlp") for case in entry.cases
-]
 
 
 def build(kind, **options):
@@ -22,22 +20,39 @@ def build(kind, **options):
     return registry.lookup("mlp", kind).build(width=WIDTH, **options).double()
 
 
-@pytest.mark.parametrize(("entry", "case"), CASES)
-def test_tokens_do_not_see_each_other_and_gradients_are_right(entry, case):
-    mlp = build(entry.name, **case).eval()
-    x = torch.randn(2, 5, WIDTH, dtype=torch.float64, requires_grad=True)
-    y = mlp(x)
-    for t in range(5):
-        torch.testing.assert_close(y[1:, t : t + 1], mlp(x[1:, t : t + 1]), rtol=0, atol=1e-12)
-    assert torch.autograd.gradcheck(mlp, (x,))
+@parametrize_with_laws("mlp")
+def test_laws(law):
+    law()
 
 
-@pytest.mark.parametrize(("entry", "case"), CASES)
-def test_flops_are_those_of_pytorchs_counter(entry, case):
-    mlp = build(entry.name, **case).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        mlp(torch.randn(1, 9, WIDTH, dtype=torch.float64))
-    assert mlp.flops(9) == counter.get_total_flops()
+class SeesOthers(Gelu):
+    """Adds the mean over tokens."""
+
+    def forward(self, x):
+        return super().forward(x) + x.mean(1, keepdim=True)
+
+
+class WrongGradient(Gelu):
+    """Says that its gradient is zero."""
+
+    def forward(self, x):
+        return super().forward(x).detach() + 0 * x
+
+
+class Frugal(Gelu):
+    """Counts no operations."""
+
+    def flops(self, length):
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "name"), [(SeesOthers, "tokens apart"), (WrongGradient, "gradients"), (Frugal, "flops")]
+)
+def test_a_broken_mlp_is_found_out(broken, name):
+    law = next(law for law in laws("mlp") if law.name == name)
+    with pytest.raises(LawBroken):
+        law(Component("mlp", "broken", broken, {"width": WIDTH}))
 
 
 def test_block_shuffle_and_block_dense_are_products_of_block_matrices():

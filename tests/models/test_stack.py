@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from contextlab import registry
+import contextlab.testing.models
 from contextlab.errors import InputError
-from contextlab.models import ModelSpec, build_model, preset
+from contextlab.models import Model, ModelSpec, build_model
+from contextlab.testing import LawBroken, laws, parametrize_with_laws
+from contextlab.testing.models import of_spec
 
 SMALL = {"width": 16, "input_size": 11, "output_size": 7, "read_in": "token"}
-# Heads of a given size; and so small that 20 tokens fill more than one segment.
-TINY = {
-    "llama3": {"width": 64},
-    "qwen3": {"width": 64},
-    "infini_transformer": {"segment": 6},
-    "log_linear": {"chunk": 4},
-    "moba": {"block": 4, "top_k": 2},
-}
-SPECS = {name: preset(name, **{**SMALL, **TINY.get(name, {})}) for name in registry.names("model")} | {
+SPECS = {
     "learned": ModelSpec(**SMALL, depth=2, position="learned", max_length=64),
     "sinusoidal": ModelSpec(**SMALL, depth=2, position="sinusoidal"),
     "alibi": ModelSpec(**SMALL, depth=2, position="alibi", mlp="relu2", norm="layer"),
@@ -44,43 +40,82 @@ SPECS = {name: preset(name, **{**SMALL, **TINY.get(name, {})}) for name in regis
 }
 
 
-def noisy(spec: ModelSpec) -> torch.nn.Module:
-    model = build_model(spec).double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
+LAWS = {law.name: law for law in laws("model")}
 
 
+@parametrize_with_laws("model")
+def test_named_models_keep_the_laws(law):
+    law()
+
+
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", SPECS)
-def test_reading_in_pieces_gives_the_same_and_the_state_is_of_the_size_told(name):
-    model = noisy(SPECS[name])
-    tokens = torch.randint(11, (2, 20), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        whole = model(tokens)
-        state, pieces = None, []
-        for piece in tokens.split([9, 1, 1, 6, 3], dim=1):
-            y, state = model.read(piece, state)
-            pieces.append(y)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-9)
-    assert state.length == 20
-    assert state.nbytes == model.state_nbytes(20, batch=2, dtype=torch.float64)
+def test_all_that_a_spec_can_say_keeps_the_laws(name, law):
+    LAWS[law](of_spec(name, SPECS[name]))
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_left_padding_changes_nothing(name):
-    model = noisy(SPECS[name])
-    tokens = torch.randint(11, (2, 12), generator=torch.Generator().manual_seed(0))
-    padded = torch.cat([torch.zeros(1, 5, dtype=torch.int64), tokens[:1, :7]], 1)
-    mask = torch.arange(12)[None] >= torch.tensor([[5], [0]])
-    with torch.no_grad():
-        together, state = model.read(torch.cat([padded, tokens[1:]]), mask=mask)
-        alone, alone_state = model.read(tokens[:1, :7])
-        torch.testing.assert_close(together[:1, 5:], alone, rtol=0, atol=1e-9)
-        after, _ = model.read(tokens[:, 7:9], state)
-        expected, _ = model.read(tokens[:1, 7:9], alone_state)
-    torch.testing.assert_close(after[:1], expected, rtol=0, atol=1e-9)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loops": 1}, {"loops": 2}, {"input_injection": False}, {"block": "parallel"}, {"residual": "none"},
+        {"residual": "laurel"}, {"residual": "laurel_rw"}, {"norm": "layer"}, {"norm": "none"}, {"norm_eps": 0.1},
+        {"position": "sinusoidal"}, {"depth": 3}, {"mlp": "none"}, {"mlp": "swiglu"}, {"layers": ["attention"]},
+        {"layers": [{"mixer": "attention", "share": "a"}]}, {"tied": True, "output_size": 11},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_stack_of_another_description_is_found_out(changes):
+    """The model is built by one spec and held to another."""
+    told = ModelSpec(**SMALL, depth=2, loops=3, layers=["attention", "gru"])
+    component = of_spec("other", told.model_copy())
+    built = of_spec("told", ModelSpec.parse({**told.model_dump(), **changes})).build
+    LAWS["description"](component)
+    with pytest.raises(LawBroken, match="description"):
+        LAWS["description"](dataclasses.replace(component, make=built))
+
+
+def test_a_model_that_loops_is_not_one_that_does_not():
+    looped, once = build_model(SPECS["loops"]), build_model(SPECS["loops"], loops=1)
+    once.load_state_dict(looped.state_dict())
+    tokens = torch.arange(10)[None]
+    assert (looped(tokens) - once(tokens)).abs().max() > 1e-2
+
+
+def test_broken_models_are_found_out():
+    class Hot(Model):
+        """Is sure of answers that it has not learned."""
+
+        def forward(self, inputs, mask=None):
+            return 20 * super().forward(inputs, mask)
+
+    class Forgets(Model):
+        """Drops the state."""
+
+        def read(self, inputs, state=None, mask=None):
+            return super().read(inputs, None, mask)
+
+    class ReadsPadding(Model):
+        """Takes padding for tokens."""
+
+        def read(self, inputs, state=None, mask=None):
+            return super().read(inputs, state, None)
+
+    spec = ModelSpec(**SMALL, depth=1)
+    for broken, law in ((Forgets, "pieces"), (ReadsPadding, "padding"), (Hot, "description")):
+        with pytest.raises(LawBroken, match=law):
+            LAWS[law](dataclasses.replace(of_spec("broken", spec), make=lambda broken=broken: broken(spec).double()))
+
+
+def test_a_read_out_that_starts_too_large_is_found_out(monkeypatch):
+    def loud(*arguments, **options):
+        model = build_model(*arguments, **options)
+        with torch.no_grad():
+            model.read_out.weight.mul_(4)
+        return model
+
+    monkeypatch.setattr(contextlab.testing.models, "build_model", loud)
+    with pytest.raises(LawBroken, match=r"not tied, it is .* log V"):
+        LAWS["fresh loss"](of_spec("loud", SPECS["learned"]))
 
 
 def test_flops_of_matrix_products_match_pytorchs_counter():
@@ -125,6 +160,25 @@ def test_generate_is_greedy_decoding_of_the_whole_sequence():
     assert torch.equal(*draws)
     with pytest.raises(InputError, match=r"needs a torch\.Generator"):
         model.generate(tokens, 4, temperature=1.0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_draws_follow_the_softmax_of_the_logits_over_the_temperature(temperature):
+    """Of the first token and of the one after it: 20,000 draws."""
+    model = build_model({**SMALL, "output_size": 11, "depth": 1})
+    prompt = torch.tensor([[1, 2, 3]])
+    draws = model.generate(
+        prompt.expand(20_000, -1), 2, temperature=temperature, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        first = (model(prompt)[0, -1] / temperature).softmax(-1)
+        pairs = torch.cat([prompt.expand(11, -1), torch.arange(11)[:, None]], 1)
+        second = first[:, None] * (model(pairs)[:, -1] / temperature).softmax(-1)
+    for expected, drawn in ((first, draws[:, 0]), (second.flatten(), 11 * draws[:, 0] + draws[:, 1])):
+        count = drawn.bincount(minlength=len(expected))
+        chi2 = ((count - 20_000 * expected).square() / (20_000 * expected)).sum().item()
+        free = len(expected) - 1
+        assert chi2 < free + 5 * (2 * free) ** 0.5
 
 
 @pytest.mark.parametrize(

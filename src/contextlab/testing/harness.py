@@ -9,11 +9,13 @@ from typing import Any
 
 from contextlab import registry
 from contextlab.errors import InputError, unknown
-from contextlab.testing import learners, mixer_numbers, mixers, tasks  # noqa: F401  (importing them makes their laws known)
+from contextlab.testing import learners, mixer_numbers, mixers, mlps, models, tasks  # noqa: F401  (importing them makes their laws known)
 from contextlab.testing.law import Component, Law, LawBroken, known_laws
 
 CASES: dict[str, Callable[[registry.Entry], Iterator[Component]]] = {
     "mixer": mixers.cases,
+    "mlp": mlps.cases,
+    "model": models.cases,
     "task": tasks.cases,
     "learner": learners.cases,
 }

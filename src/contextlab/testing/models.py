@@ -1,0 +1,117 @@
+"""The laws of named models, on small forms of them: few tokens, few symbols, float64, noise on all parameters."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contextlab import registry
+from contextlab.errors import InputError
+from contextlab.models import Model, ModelSpec, build_model, preset
+from contextlab.testing.law import Component, close, law, require
+from contextlab.testing.plain import plain_stack
+
+SYMBOLS = 11
+SIZES = {"input_size": SYMBOLS, "output_size": SYMBOLS, "read_in": "token"}
+FEW = {"segment": 6, "chunk": 4, "block": 4, "top_k": 2}  # so small that 20 tokens fill more than one
+
+
+def cases(entry: registry.Entry) -> Iterator[Component]:
+    """A named model in each of its option cases, small; `beside` is its ModelSpec."""
+    for options in entry.cases:
+        yield of_spec(entry.name, small(entry, options), options, entry.factory)
+
+
+def of_spec(
+    name: str, spec: ModelSpec, options: Mapping[str, Any] | None = None, factory: Any = ModelSpec
+) -> Component:
+    """A component for any ModelSpec that reads tokens."""
+    return Component("model", name, factory, options or {}, functools.partial(noisy, spec), spec)
+
+
+def small(entry: registry.Entry, options: Mapping[str, Any]) -> ModelSpec:
+    """The preset at width 16, with small segments; at width 64 where it has heads of a given size."""
+    own = {parameter.name for parameter in entry.parameters}
+    few = {name: size for name, size in FEW.items() if name in own}
+    for width in (16, 64):
+        try:
+            return preset(entry.name, **{**SIZES, "width": width, **few, **options})
+        except InputError:
+            if width == 64:
+                raise
+    raise AssertionError
+
+
+def noisy(spec: ModelSpec) -> Model:
+    """The model in float64, with noise on every parameter, so that parts that start at zero or one count too."""
+    model = build_model(spec).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def tokens(length: int, batch: int = 2) -> Tensor:
+    """[batch, length] int64."""
+    return torch.randint(SYMBOLS, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+@law("model", "pieces", "Read in pieces, it answers as read whole; its state has the size foretold.")
+@torch.no_grad()
+def pieces(component: Component) -> None:
+    """20 tokens in five pieces."""
+    model, x = component.build(), tokens(20)
+    whole = model(x)
+    outputs = []
+    state: Any = None
+    for piece in x.split([9, 1, 1, 6, 3], dim=1):
+        y, state = model.read(piece, state)
+        outputs.append(y)
+    close(torch.cat(outputs, 1), whole, what="outputs in pieces")
+    require(state.length == 20, f"state.length is {state.length} after 20")
+    foretold = model.state_nbytes(20, batch=2, dtype=torch.float64)
+    require(state.nbytes == foretold, f"state.nbytes is {state.nbytes}, foretold {foretold}")
+
+
+@law("model", "padding", "Left padding changes nothing, nor what is read after it.")
+@torch.no_grad()
+def padding(component: Component) -> None:
+    """Five tokens of padding in one of two rows."""
+    model, x = component.build(), tokens(12)
+    padded = torch.cat([torch.zeros(1, 5, dtype=torch.int64), x[:1, :7]], 1)
+    mask = torch.arange(12)[None] >= torch.tensor([[5], [0]])
+    together, state = model.read(torch.cat([padded, x[1:]]), mask=mask)
+    alone, alone_state = model.read(x[:1, :7])
+    close(together[:1, 5:], alone, what="outputs of the padded row")
+    after, _ = model.read(x[:, 7:9], state)
+    expected, _ = model.read(x[:1, 7:9], alone_state)
+    close(after[:1], expected, what="outputs after the padded row")
+
+
+@law("model", "description", "It computes what its spec says: loops, injection, sharing, residuals, norms.")
+@torch.no_grad()
+def description(component: Component) -> None:
+    """Against a plain loop over its blocks' mixers and MLPs (`contextlab.testing.plain`)."""
+    model, x = component.build(), tokens(20)
+    close(model(x), plain_stack(component.beside, model, x), what="outputs and those of the plain stack")
+
+
+@law("model", "fresh loss", "Untrained, its cross-entropy is 0.9 to 1.4 log V, tied or not.")
+@torch.no_grad()
+def fresh_loss(component: Component) -> None:
+    """Of even targets among 64 symbols, drawn apart from the inputs."""
+    spec: ModelSpec = component.beside
+    if spec.read_in != "token" or spec.pool is not None:
+        return
+    inputs, targets = torch.randint(64, (2, 16, 32), generator=torch.Generator().manual_seed(0))
+    for tied in (False, True):
+        model = build_model(spec, input_size=64, output_size=64, tied=tied)
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).item() / math.log(64)
+        require(0.9 <= loss <= 1.4, f"{'tied' if tied else 'not tied'}, it is {loss:.3g} log V")
