@@ -181,12 +181,13 @@ def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9, what: str = "o
     require(difference <= allowed, f"{what} differ by {difference:.3g}, allowed {allowed:.3g}")
 
 
-def refused(call: Callable[[], object], words: str) -> None:
+def refused(call: Callable[[], object], *words: str) -> None:
     """Raises AssertionError unless `call` raises an InputError of one line that has these words in it."""
     try:
         call()
     except InputError as error:
-        require(words in str(error), f"refused in other words: {error}; expected {words!r}")
+        for each in words:
+            require(each in str(error), f"refused in other words: {error}; expected {each!r}")
         require("\n" not in str(error), f"refused in more than one line: {error}")
         return
-    raise AssertionError(f"it is not refused: expected an InputError that says {words!r}")
+    raise AssertionError(f"it is not refused: expected an InputError that says {words[0]!r}")

@@ -5,6 +5,7 @@ A new policy gets all of this with no new test code. `Forgetful` at the end show
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -13,171 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.models import build_model
 from contextlab.ops.kv import KVLayer
-from contextlab.policies import Budget, EvictionPolicy, Policy, Seen, build_policy
+from contextlab.policies import Budget, EvictionPolicy, Seen, build_policy
+from contextlab.testing import Component, LawBroken, laws, parametrize_with_laws
+from contextlab.testing.policies import masked, model, read, tokens
 
-SIZE = 20
-Build = Callable[..., Policy]
-
-
-def cases() -> list[Any]:
-    """One test parameter a registered policy and option case; each is called with a budget and further options."""
-    found = []
-    for entry in registry.entries("policy"):
-        for options in entry.cases:
-            label = "-".join(f"{key}={value}" for key, value in options.items())
-
-            def build(entry: registry.Entry = entry, options: Any = options, **more: Any) -> Policy:
-                known = {p.name for p in entry.parameters}
-                small = {"window": 4} if "window" in known else {}
-                return entry.build(**{**small, **options, **{k: v for k, v in more.items() if k in known}})
-
-            found.append(pytest.param(build, id=f"{entry.name}-{label}" if label else entry.name))
-    return found
-
-
-every = pytest.mark.parametrize("build", cases())
-
-
-def model(seed: int = 0, depth: int = 2, **options: Any) -> Any:
-    position = options.pop("position", "rope")
-    layer = {"mixer": "attention", "options": {"kv_heads": 2, **options}}
-    spec = {"width": 32, "position": position, "depth": depth, "heads": 4, "mlp_ratio": 1, "layers": [layer]}
-    return build_model({**spec, "input_size": SIZE, "output_size": SIZE, "read_in": "token"}, seed=seed).double()
-
-
-def tokens(batch: int = 2, length: int = 60, seed: int = 0) -> Tensor:
-    return torch.randint(0, SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def read(reader: Any, x: Tensor, pieces: list[int], mask: Tensor | None = None) -> tuple[Tensor, Any, list[int]]:
-    """Logits, last state and the bytes after each piece; what is left after the pieces is read token by token."""
-    state, outputs, sizes, at = None, [], [], 0
-    for size in [*pieces, *[1] * (x.shape[1] - sum(pieces))]:
-        piece = slice(at, at + size)
-        y, state = reader.read(x[:, piece], state, None if mask is None else mask[:, piece])
-        outputs.append(y)
-        sizes.append(state.nbytes)
-        at += size
-    return torch.cat(outputs, 1), state, sizes
-
-
+LAWS = {law.name: law for law in laws("policy")}
 padding = pytest.mark.parametrize("pads", [None, (0, 7)], ids=["", "padded"])
 
 
-def masked(x: Tensor, pads: tuple[int, ...] | None) -> Tensor | None:
-    return None if pads is None else torch.arange(x.shape[1]) >= torch.tensor(pads)[:, None]
-
-
-@every
-@padding
-def test_a_full_budget_changes_nothing(build: Build, pads: tuple[int, ...] | None) -> None:
-    reader, x = model(), tokens()
-    mask = masked(x, pads)
-    expected, _, _ = read(reader, x, [60], mask)
-    with build(budget="100%").attach(reader):
-        got, state, _ = read(reader, x, [30, 12], mask)
-    real = torch.ones(x.shape, dtype=torch.bool) if mask is None else mask
-    assert state.length == 60
-    if not build().lossless:  # what is lost is only seen when it is read back: by the pieces after the first
-        assert not torch.allclose(got[real], expected[real], rtol=0, atol=1e-9)
-        got, expected, real = got[:, :30], expected[:, :30], real[:, :30]
-    torch.testing.assert_close(got[real], expected[real], rtol=0, atol=1e-9)
-
-
-@every
-@pytest.mark.parametrize("budget", ["24tok", "50%", "40kB"])
-@padding
-def test_the_budget_is_never_exceeded(build: Build, budget: str, pads: tuple[int, ...] | None) -> None:
-    reader, x = model(), tokens()
-    policy = build(budget=budget)
-    if "budget" not in registry.lookup("policy", _name(policy)).signature.parameters:
-        pytest.skip("a policy without a budget")
-    if policy.bounds != "held":
-        pytest.skip("its budget is not of what is held: tests/policies/reading/test_selective.py counts what is read")
-    with policy.attach(reader):
-        _, state, sizes = read(reader, x, [30, 10], masked(x, pads))
-    assert all(size == each.nbytes for size, each in zip(sizes[-1:], [state], strict=True))
-    full = 2 * 2 * 2 * (8 + 8) * 8  # layers, rows, key heads, key and value, bytes: of each token
-    lengths = [30, 40, *range(41, 61)]
-    allowed = {"40kB": [40_000] * 22, "50%": [full * n // 2 for n in lengths]}.get(budget)
-    if allowed is not None:
-        assert all(size <= most for size, most in zip(sizes, allowed, strict=True)), (sizes, allowed)
-    if budget == "24tok":
-        held = [layer.slots.used for layer in state.layers if hasattr(layer, "slots")]
-        assert sum(held) <= 24 * len(held)
-        assert getattr(policy, "pyramid", None) is not None or max(held, default=0) <= 24
-
-
-@every
-def test_an_older_state_stays_valid(build: Build) -> None:
-    reader, x = model(), tokens()
-    with build(budget="24tok").attach(reader), torch.no_grad():
-        _, before, _ = read(reader, x[:, :33], [30])
-        kept = before.map(Tensor.clone)
-        first, _, _ = _on(reader, x[:, 33:44], before)
-        other, _, _ = _on(reader, x[:, 44:54], before)
-        again, _, _ = _on(reader, x[:, 33:44], before)
-        other_again, _, _ = _on(reader, x[:, 44:54], kept)
-    torch.testing.assert_close(again, first, rtol=0, atol=0)
-    torch.testing.assert_close(other_again, other, rtol=0, atol=1e-12)
-
-
-def _on(reader: Any, x: Tensor, state: Any) -> tuple[Tensor, Any, None]:
-    outputs = []
-    for t in range(x.shape[1]):
-        y, state = reader.read(x[:, t : t + 1], state)
-        outputs.append(y)
-    return torch.cat(outputs, 1), state, None
-
-
-@every
-def test_a_batch_gives_what_each_row_gives_alone(build: Build) -> None:
-    reader, x = model(), tokens(3)
-    pads = (0, 5, 19)
-    with build(budget="24tok").attach(reader):
-        together, _, _ = read(reader, x, [40], masked(x, pads))
-        for row, pad in enumerate(pads):
-            alone, _, _ = read(reader, x[row : row + 1, pad:], [40 - pad])
-            torch.testing.assert_close(together[row : row + 1, pad:], alone, rtol=0, atol=1e-9)
-
-
-@every
-def test_what_it_says_of_pieces_is_true(build: Build) -> None:
-    reader, x = model(), tokens()
-    policy = build(budget="24tok")
-    with policy.attach(reader):
-        whole, _, _ = read(reader, x, [50])
-        pieces, _, _ = read(reader, x, [13, 20, 1, 16])
-    if policy.chunk_invariant:
-        torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-9)
-
-
-@every
-def test_it_leaves_no_trace(build: Build) -> None:
-    reader, x = model(), tokens()
-    expected, _, _ = read(reader, x, [40])
-    with build(budget="24tok").attach(reader):
-        read(reader, x, [40])
-        with pytest.raises(InputError, match="attached to this model already"), build(budget="24tok").attach(reader):
-            pass
-    got, _, _ = read(reader, x, [40])
-    torch.testing.assert_close(got, expected, rtol=0, atol=0)
-
-
-@every
-def test_a_model_without_a_kv_state_is_refused(build: Build) -> None:
-    reader = build_model("gated_delta_net", width=32, depth=1, input_size=4, output_size=4, read_in="token")
-    with pytest.raises(InputError, match="needs a model with a KV state.*GatedDeltaNet"), build().attach(reader):
-        pass
-
-
-def _name(policy: Policy) -> str:
-    return next(e.name for e in registry.entries("policy") if e.factory is type(policy))
+@parametrize_with_laws("policy")
+def test_laws(law: Callable[[], None]) -> None:
+    law()
 
 
 @pytest.mark.parametrize(
@@ -310,18 +160,61 @@ class Forgetful(EvictionPolicy):
         return y, dataclasses.replace(state, start=torch.cat([state.start] * 5000)[: len(state.start)])
 
 
+class Peeks(EvictionPolicy):
+    """Lets the rows of a batch see each other."""
+
+    def score(self, seen: Seen) -> Tensor:
+        return seen.positions.to(torch.float64)
+
+    def attend(self, layer: Any, q: Tensor, *arguments: Any, **options: Any) -> Any:
+        y, state = super().attend(layer, q, *arguments, **options)
+        return y + 1e-6 * q.mean(), state
+
+
+class CountsPieces(EvictionPolicy):
+    """Says that it does not depend on the pieces, and adds their length to its answer."""
+
+    chunk_invariant = True
+
+    def score(self, seen: Seen) -> Tensor:
+        return seen.positions.to(torch.float64)
+
+    def attend(self, layer: Any, q: Tensor, *arguments: Any, **options: Any) -> Any:
+        y, state = super().attend(layer, q, *arguments, **options)
+        return y + 1e-6 * q.shape[1], state
+
+
+class Stays(EvictionPolicy):
+    """Changes the model's weights, and takes any model, as often as one likes."""
+
+    def score(self, seen: Seen) -> Tensor:
+        return seen.positions.to(torch.float64)
+
+    @contextlib.contextmanager
+    def attach(self, model: Any) -> Any:
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.01)
+        yield
+
+
 @pytest.mark.parametrize(
-    "law", [test_an_older_state_stays_valid, test_a_full_budget_changes_nothing, test_the_budget_is_never_exceeded]
+    ("broken", "name"),
+    [
+        (Forgetful, "older states"),
+        (Forgetful, "full budget"),
+        (Forgetful, "full budget, padded"),
+        (Forgetful, "budget of 50%"),
+        (Forgetful, "budget of 50%, padded"),
+        (Forgetful, "budget of 40kB"),
+        (Peeks, "batch"),
+        (CountsPieces, "pieces"),
+        (Stays, "no trace"),
+        (Stays, "no KV state"),
+    ],
 )
-def test_each_law_can_fail(law: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._entries["policy"], "forgetful", registry.Entry("policy", "forgetful", Forgetful))
-    more: dict[str, Any] = {}
-    if law is not test_an_older_state_stays_valid:
-        more["pads"] = None
-    if law is test_the_budget_is_never_exceeded:
-        more["budget"] = "50%"
-    with pytest.raises(AssertionError):
-        law(lambda **options: Forgetful(window=4, **options), **more)
+def test_each_law_can_fail(broken: Any, name: str) -> None:
+    with pytest.raises(LawBroken):
+        LAWS[name](Component("policy", "broken", broken, {"window": 4}))
 
 
 @pytest.mark.parametrize("name", ["h2o", "quest", "ada_kv"])

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from contextlab.errors import InputError
+from contextlab.ops.kv import KVLayer
 from contextlab.policies import PerLayer, Policy, build_policy
 from contextlab.policies.core.slots import KeptState
 from contextlab.policies.storage.quantize import PackedState
 from contextlab.state import KVState
-from tests.policies.core import test_base as laws
+from contextlab.testing import policies as laws
+from tests.policies.core.test_base import padding
 
 CASES: dict[str, Callable[..., Policy]] = {
     "two": lambda **more: PerLayer({0: build_policy("h2o", window=4, **more)}, build_policy("streaming_llm", **more)),
@@ -26,20 +28,20 @@ each = pytest.mark.parametrize("build", CASES.values(), ids=CASES)
 
 
 @each
-@laws.padding
+@padding
 def test_a_full_budget_changes_nothing(build: Callable[..., Policy], pads: tuple[int, ...] | None) -> None:
-    laws.test_a_full_budget_changes_nothing(build, pads)
+    laws.hold_to_full_budget(build, pads)
 
 
 @each
 @pytest.mark.parametrize(
     "law",
     [
-        laws.test_an_older_state_stays_valid,
-        laws.test_a_batch_gives_what_each_row_gives_alone,
-        laws.test_what_it_says_of_pieces_is_true,
-        laws.test_it_leaves_no_trace,
-        laws.test_a_model_without_a_kv_state_is_refused,
+        laws.hold_to_older_states,
+        laws.hold_to_batch,
+        laws.hold_to_pieces,
+        laws.hold_to_no_trace,
+        laws.hold_to_refusal,
     ],
 )
 def test_the_laws_hold(build: Callable[..., Policy], law: Callable[..., None]) -> None:
@@ -55,7 +57,7 @@ def test_each_layer_is_served_by_its_own() -> None:
     assert [type(layer) for layer in state.layers] == [KVState, KeptState, PackedState]
     assert policy.needs == "the attention of all queries"
     nested = PerLayer({1: PerLayer({}, default=quantize)})
-    assert nested.at(laws.KVLayer(1, 3, 4, 2, 8, 8, 0.3)) is quantize
+    assert nested.at(KVLayer(1, 3, 4, 2, 8, 8, 0.3)) is quantize
     assert not policy.lossless
     assert PerLayer({0: None}, default=build_policy("h2o")).lossless
 
@@ -103,4 +105,4 @@ def test_what_fits_no_layer_is_refused() -> None:
     with pytest.raises(InputError, match="Quantize keeps every token"):
         PerLayer({0: build_policy("quantize")}) | build_policy("quantize")
     with pytest.raises(InputError, match="layer 1 has no policy"):
-        PerLayer({0: h2o}).convert(laws.KVLayer(1, 2, 4, 2, 8, 8, 0.3), KVState(*torch.zeros(3, 1, 2, 0, 8)))
+        PerLayer({0: h2o}).convert(KVLayer(1, 2, 4, 2, 8, 8, 0.3), KVState(*torch.zeros(3, 1, 2, 0, 8)))

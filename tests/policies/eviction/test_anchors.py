@@ -15,9 +15,9 @@ from contextlab.models import build_model, load
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import AnLLM, PerLayer, Policy, build_policy
 from contextlab.state import KVState, State
+from contextlab.testing import policies as laws
+from contextlab.testing.policies import masked, model, read, tokens
 from tests.models.checkpoints import V, checkpoint
-from tests.policies.core import test_base as laws
-from tests.policies.core.test_base import masked, model, read, tokens
 
 PADS = (0, 7)
 IDS = [3, 11, 17]
@@ -134,11 +134,11 @@ def test_memory_is_freed() -> None:
 @pytest.mark.parametrize(
     "law",
     [
-        laws.test_an_older_state_stays_valid,
-        laws.test_a_batch_gives_what_each_row_gives_alone,
-        laws.test_what_it_says_of_pieces_is_true,
-        laws.test_it_leaves_no_trace,
-        laws.test_a_model_without_a_kv_state_is_refused,
+        laws.hold_to_older_states,
+        laws.hold_to_batch,
+        laws.hold_to_pieces,
+        laws.hold_to_no_trace,
+        laws.hold_to_refusal,
     ],
 )
 @options

@@ -20,9 +20,9 @@ from contextlab.policies.core.training import language_training
 from contextlab.policies.eviction.dmc import _Relaxed
 from contextlab.policies.eviction.merged_slots import partial_means
 from contextlab.policies.eviction.two_pass import Recorder
+from contextlab.testing import policies as laws
+from contextlab.testing.policies import masked, model, read, tokens
 from tests.models.checkpoints import checkpoint
-from tests.policies.core import test_base as laws
-from tests.policies.core.test_base import masked, model, read, tokens
 
 
 def gated(reader: Any, bias: float = 0.0, scale: float = 1.0, **options: Any) -> DMC:
@@ -200,11 +200,11 @@ def test_gaps_of_uneven_rows_do_not_pile_up() -> None:
 @pytest.mark.parametrize(
     "law",
     [
-        laws.test_an_older_state_stays_valid,
-        laws.test_a_batch_gives_what_each_row_gives_alone,
-        laws.test_what_it_says_of_pieces_is_true,
-        laws.test_it_leaves_no_trace,
-        laws.test_a_model_without_a_kv_state_is_refused,
+        laws.hold_to_older_states,
+        laws.hold_to_batch,
+        laws.hold_to_pieces,
+        laws.hold_to_no_trace,
+        laws.hold_to_refusal,
     ],
 )
 @pytest.mark.parametrize("budget", ["24tok", None])
@@ -216,7 +216,7 @@ def test_it_keeps_the_laws(law: Callable[..., None], budget: str | None) -> None
 @pytest.mark.parametrize("budget", ["24tok", "50%", "40kB"])
 @pytest.mark.parametrize("pads", [None, (0, 7)], ids=["", "padded"])
 def test_the_budget_is_never_exceeded(budget: str, pads: tuple[int, ...] | None) -> None:
-    laws.test_the_budget_is_never_exceeded(lambda **options: gated(model(), bias=-2.0, **options), budget, pads)
+    laws.hold_to_budget(lambda **options: gated(model(), bias=-2.0, **options), budget, pads)
 
 
 def test_a_state_is_compressed_after_reading() -> None:

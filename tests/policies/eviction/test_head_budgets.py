@@ -15,7 +15,7 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import AdaKV, Seen, build_policy
-from tests.policies.core.test_base import masked, model, read, tokens
+from contextlab.testing.policies import masked, model, read, tokens
 
 
 def scoring(importance: Tensor, **options: Any) -> AdaKV:

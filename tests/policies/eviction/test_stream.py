@@ -11,7 +11,7 @@ import torch
 from benchmarks.stream_policies import SYMBOLS, drift, peak_bytes, stream, tiny_model
 
 from contextlab.policies import build_policy
-from tests.policies.core import test_base as laws
+from contextlab.testing import policies as laws
 
 PIECE = 8192
 

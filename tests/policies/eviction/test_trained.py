@@ -14,7 +14,7 @@ from contextlab.files import write_json
 from contextlab.policies import Locret, build_policy
 from contextlab.policies.eviction.trained import greatest_logits
 from contextlab.policies.eviction.two_pass import Recorder
-from tests.policies.core.test_base import masked, model, read, tokens
+from contextlab.testing.policies import masked, model, read, tokens
 
 
 def trained(reader: Any, steps: int = 3, **options: Any) -> Locret:

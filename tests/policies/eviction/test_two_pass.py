@@ -14,7 +14,7 @@ from contextlab.errors import InputError
 from contextlab.policies import AdaKV, KVzip, Oracle, build_policy
 from contextlab.policies.eviction.oracle import leave_one_out
 from contextlab.policies.eviction.two_pass import Recorder
-from tests.policies.core.test_base import masked, model, read, tokens
+from contextlab.testing.policies import masked, model, read, tokens
 
 
 def answered(q: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor) -> Tensor:

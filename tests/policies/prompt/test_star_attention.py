@@ -10,7 +10,7 @@ from contextlab.errors import InputError
 from contextlab.policies import build_policy
 from contextlab.policies.prompt.star_attention import StarAttention, star_attention
 from contextlab.state import KVState
-from tests.policies.core import test_base as base
+from contextlab.testing import policies as base
 from tests.policies.reading.test_selective import layer_of, tensors
 
 

@@ -14,7 +14,7 @@ from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import Policy, build_policy
 from contextlab.policies.reading.infllm import BlockState, InfLLM
-from tests.policies.core import test_base as base
+from contextlab.testing import policies as base
 from tests.policies.reading import test_selective as selective
 
 DIM = 8
@@ -158,16 +158,16 @@ def test_no_decoded_token_reads_more_than_the_budget(
 def test_other_forms_change_nothing_with_a_full_budget(
     build: Callable[..., Policy], pads: tuple[int, ...] | None
 ) -> None:
-    base.test_a_full_budget_changes_nothing(build, pads)
+    base.hold_to_full_budget(build, pads)
 
 
 @pytest.mark.parametrize(
     "law",
     [
-        base.test_an_older_state_stays_valid,
-        base.test_a_batch_gives_what_each_row_gives_alone,
-        base.test_what_it_says_of_pieces_is_true,
-        base.test_it_leaves_no_trace,
+        base.hold_to_older_states,
+        base.hold_to_batch,
+        base.hold_to_pieces,
+        base.hold_to_no_trace,
         selective.test_alibi_is_as_without_pages,
         selective.test_alibi_distances_of_what_is_read_are_true,
         selective.test_offloaded_is_the_same_and_counted,

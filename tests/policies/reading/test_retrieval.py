@@ -10,7 +10,7 @@ import torch
 from contextlab.errors import InputError
 from contextlab.policies import build_policy
 from contextlab.policies.reading.retrieval import LowRankKeys, Retrieval, TopK, halved
-from tests.policies.core import test_base as base
+from contextlab.testing import policies as base
 from tests.policies.reading.test_selective import by_hand, decode, layer_of, tensors
 
 

@@ -8,22 +8,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.softmax import naive_softmax_attention
 from contextlab.policies import build_policy
 from contextlab.policies.reading.by_page import BlockTopK, Quest
 from contextlab.state import KVState
-from tests.policies.core import test_base as base
+from contextlab.testing import components
+from contextlab.testing import policies as base
+from tests.policies.core.test_base import padding
 
-readers = [c for c in base.cases() if registry.lookup("policy", c.id.split("-")[0]).factory.bounds == "read"]  # type: ignore[attr-defined]
+readers = [pytest.param(c.build, id=c.label) for c in components("policy") if c.factory.bounds == "read"]  # type: ignore[attr-defined]
 every = pytest.mark.parametrize("build", readers)
 
 
 @every
 @pytest.mark.parametrize("budget", ["24tok", "60%", "60kB"])
-@base.padding
+@padding
 def test_no_token_reads_more_than_the_budget(build: base.Build, budget: str, pads: tuple[int, ...] | None) -> None:
     reader, x = base.model(), base.tokens(length=90)
     mask, state, token = base.masked(x, pads), None, 2 * 2 * (8 + 8) * 8  # bytes of one token in a layer, both rows

@@ -14,7 +14,7 @@ from contextlab.policies import build_policy
 from contextlab.policies.reading.specache import CopiedState, SpeCache
 from contextlab.policies.storage.codecs import TILT
 from contextlab.state import KVState
-from tests.policies.core import test_base as base
+from contextlab.testing import policies as base
 from tests.policies.reading.test_selective import decode, layer_of, tensors
 
 

@@ -15,7 +15,7 @@ from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import build_policy
 from contextlab.policies.storage.low_rank import LowRank, LowRankState
-from tests.policies.core import test_base as laws
+from contextlab.testing import policies as laws
 
 PLAIN = KVLayer(0, 1, heads=4, kv_heads=2, key_dim=8, value_dim=6, scale=0.4)
 ROTARY = dataclasses.replace(laws.model(depth=1).blocks[0].mixer.kv_layer(), value_dim=6, scale=0.4)

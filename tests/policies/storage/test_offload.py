@@ -10,7 +10,7 @@ from contextlab.errors import InputError
 from contextlab.policies import build_policy
 from contextlab.policies.storage import offload
 from contextlab.state import KVState
-from tests.policies.core import test_base as base
+from contextlab.testing import policies as base
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])

@@ -19,7 +19,8 @@ from contextlab.policies import EvictionPolicy, Policy, build_policy
 from contextlab.policies.storage.codecs import FLOAT8, TILT, Floats, Integers, pack, unpack
 from contextlab.policies.storage.packed import Packed
 from contextlab.policies.storage.quantize import PackedState
-from tests.policies.core import test_base as laws
+from contextlab.testing import policies as laws
+from tests.policies.core.test_base import padding
 
 BITS = (1, 2, 4, 8)
 SEED = st.integers(0, 2**31)
@@ -217,26 +218,26 @@ pairs = pytest.mark.parametrize("build", PAIRS.values(), ids=PAIRS)
 
 
 @pairs
-@laws.padding
+@padding
 def test_pairs_keep_to_a_full_budget(build: Callable[..., Policy], pads: tuple[int, ...] | None) -> None:
-    laws.test_a_full_budget_changes_nothing(build, pads)
+    laws.hold_to_full_budget(build, pads)
 
 
 @pairs
 @pytest.mark.parametrize("budget", ["24tok", "50%", "16kB"])
-@laws.padding
+@padding
 def test_pairs_keep_to_their_budget(build: Callable[..., Policy], budget: str, pads: tuple[int, ...] | None) -> None:
-    laws.test_the_budget_is_never_exceeded(build, budget, pads)
+    laws.hold_to_budget(build, budget, pads)
 
 
 @pairs
 @pytest.mark.parametrize(
     "law",
     [
-        laws.test_an_older_state_stays_valid,
-        laws.test_a_batch_gives_what_each_row_gives_alone,
-        laws.test_what_it_says_of_pieces_is_true,
-        laws.test_it_leaves_no_trace,
+        laws.hold_to_older_states,
+        laws.hold_to_batch,
+        laws.hold_to_pieces,
+        laws.hold_to_no_trace,
     ],
 )
 def test_pairs_keep_the_laws(build: Callable[..., Policy], law: Callable[..., None]) -> None:

@@ -10,7 +10,7 @@ from contextlab.errors import InputError
 from contextlab.policies import SharedPrefix, build_policy
 from contextlab.policies.storage.shared_prefix import common_tokens
 from contextlab.state import KVState
-from tests.policies.core import test_base as base
+from contextlab.testing import policies as base
 
 
 def rows_of(prefix: int, batch: int = 5, length: int = 40) -> Tensor:

@@ -1,0 +1,246 @@
+"""The laws of policies. Each is put to a policy on a small model, in every option case that it is registered with.
+
+The functions `hold_to_...` take any callable that builds a policy, so that policies composed of others are held, too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contextlab import registry
+from contextlab.models import build_model
+from contextlab.policies import Policy
+from contextlab.testing.law import Component, close, law, refused, require
+
+SIZE = 20
+Build = Callable[..., Policy]
+
+
+def cases(entry: registry.Entry) -> Iterator[Component]:
+    """A registered policy in each of its option cases; `build` takes a budget and further options that it knows."""
+    known = {parameter.name for parameter in entry.parameters}
+    small = {"window": 4} if "window" in known else {}
+    for options in entry.cases:
+
+        def make(options: Mapping[str, Any] = options, **more: Any) -> Policy:
+            policy: Policy = entry.build(**{**small, **options, **{k: v for k, v in more.items() if k in known}})
+            return policy
+
+        yield Component("policy", entry.name, entry.factory, options, make)
+
+
+def model(seed: int = 0, depth: int = 2, **options: Any) -> Any:
+    """A small model of softmax attention, float64; options of its mixer, or `position`."""
+    position = options.pop("position", "rope")
+    layer = {"mixer": "attention", "options": {"kv_heads": 2, **options}}
+    spec = {"width": 32, "position": position, "depth": depth, "heads": 4, "mlp_ratio": 1, "layers": [layer]}
+    return build_model({**spec, "input_size": SIZE, "output_size": SIZE, "read_in": "token"}, seed=seed).double()
+
+
+def tokens(batch: int = 2, length: int = 60, seed: int = 0) -> Tensor:
+    """[batch, length] int64 for `model`."""
+    return torch.randint(0, SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def read(reader: Any, x: Tensor, pieces: list[int], mask: Tensor | None = None) -> tuple[Tensor, Any, list[int]]:
+    """Read x [B, T] in pieces of these lengths; what is left after them is read token by token.
+
+    Returns logits [B, T, V], the last state and the bytes after each piece.
+    """
+    outputs, sizes, at = [], [], 0
+    state: Any = None
+    for size in [*pieces, *[1] * (x.shape[1] - sum(pieces))]:
+        piece = slice(at, at + size)
+        y, state = reader.read(x[:, piece], state, None if mask is None else mask[:, piece])
+        outputs.append(y)
+        sizes.append(state.nbytes)
+        at += size
+    return torch.cat(outputs, 1), state, sizes
+
+
+def read_on(reader: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Read x [B, T] token by token from a state. Returns logits [B, T, V] and the last state."""
+    outputs = []
+    for t in range(x.shape[1]):
+        y, state = reader.read(x[:, t : t + 1], state)
+        outputs.append(y)
+    return torch.cat(outputs, 1), state
+
+
+def masked(x: Tensor, pads: tuple[int, ...] | None) -> Tensor | None:
+    """The mask [B, T] bool of so much left padding in each row of x [B, T]."""
+    return None if pads is None else torch.arange(x.shape[1]) >= torch.tensor(pads)[:, None]
+
+
+PADS = (0, 7)
+
+
+def hold_to_full_budget(build: Build, pads: tuple[int, ...] | None) -> None:
+    """With all the room that there is, the model answers as without a policy."""
+    reader, x = model(), tokens()
+    mask = masked(x, pads)
+    expected, _, _ = read(reader, x, [60], mask)
+    with build(budget="100%").attach(reader):
+        got, state, _ = read(reader, x, [30, 12], mask)
+    real = torch.ones(x.shape, dtype=torch.bool) if mask is None else mask
+    require(state.length == 60, f"state.length is {state.length} after 60")
+    if not build().lossless:  # what is lost is only seen when it is read back: by the pieces after the first
+        same = torch.allclose(got[real], expected[real], rtol=0, atol=1e-9)
+        require(not same, "it says that it loses something, and loses nothing")
+        got, expected, real = got[:, :30], expected[:, :30], real[:, :30]
+    close(got[real], expected[real])
+
+
+@law("policy", "full budget", "With a budget of 100% the model answers as without the policy.")
+def full_budget(component: Component) -> None:
+    """One that is not `lossless` does so in the first piece, and only there."""
+    hold_to_full_budget(component.build, None)
+
+
+@law("policy", "full budget, padded", "With a budget of 100% it does so under left padding, too.")
+def full_budget_padded(component: Component) -> None:
+    """Seven tokens of the second row are padding."""
+    hold_to_full_budget(component.build, PADS)
+
+
+def holds_to_budget(component: Component) -> bool:
+    """Whether it has a budget, and that of the bytes that it holds."""
+    policy: Any = component.factory
+    return policy.bounds == "held" and "budget" in inspect.signature(policy).parameters
+
+
+def hold_to_budget(build: Build, budget: str, pads: tuple[int, ...] | None) -> None:
+    """After each piece and token. budget: "24tok", "50%" or "40kB"."""
+    reader, x = model(), tokens()
+    policy = build(budget=budget)
+    with policy.attach(reader):
+        _, state, sizes = read(reader, x, [30, 10], masked(x, pads))
+    require(sizes[-1] == state.nbytes, f"the last state has {state.nbytes} bytes, measured {sizes[-1]}")
+    full = 2 * 2 * 2 * (8 + 8) * 8  # layers, rows, key heads, key and value, bytes: of each token
+    lengths = [30, 40, *range(41, 61)]
+    allowed = {"40kB": [40_000] * 22, "50%": [full * n // 2 for n in lengths]}.get(budget)
+    if allowed is not None:
+        for size, most, length in zip(sizes, allowed, lengths, strict=True):
+            require(size <= most, f"with a budget of {budget} it holds {size} bytes after {length}, allowed {most}")
+    if budget == "24tok":
+        held = [layer.slots.used for layer in state.layers if hasattr(layer, "slots")]
+        require(sum(held) <= 24 * len(held), f"with a budget of 24tok the layers hold {held} tokens")
+        if getattr(policy, "pyramid", None) is None:
+            require(max(held, default=0) <= 24, f"with a budget of 24tok the layers hold {held} tokens")
+
+
+def _budget_law(budget: str, pads: tuple[int, ...] | None) -> None:
+    padded = "" if pads is None else ", padded"
+
+    @law(
+        "policy",
+        f"budget of {budget}{padded}",
+        f"What it holds never exceeds a budget of {budget}{' under left padding' * (pads is not None)}.",
+        holds_for=holds_to_budget,
+    )
+    def keeps(component: Component) -> None:
+        hold_to_budget(component.build, budget, pads)
+
+
+for _budget in ("24tok", "50%", "40kB"):
+    for _pads in (None, PADS):
+        _budget_law(_budget, _pads)
+
+
+def hold_to_older_states(build: Build) -> None:
+    """Two ways on from one state; each is gone again."""
+    reader, x = model(), tokens()
+    with build(budget="24tok").attach(reader), torch.no_grad():
+        _, before, _ = read(reader, x[:, :33], [30])
+        kept = before.map(Tensor.clone)
+        first, _ = read_on(reader, x[:, 33:44], before)
+        other, _ = read_on(reader, x[:, 44:54], before)
+        again, _ = read_on(reader, x[:, 33:44], before)
+        other_again, _ = read_on(reader, x[:, 44:54], kept)
+    close(again, first, 0, "outputs from an older state")
+    close(other_again, other, 1e-12, "outputs from a copy of an older state")
+
+
+@law("policy", "older states", "A state stays valid when others read on from it.")
+def older_states(component: Component) -> None:
+    """Bit for bit."""
+    hold_to_older_states(component.build)
+
+
+def hold_to_batch(build: Build) -> None:
+    """Three rows with left padding, each alone again."""
+    reader, x = model(), tokens(3)
+    pads = (0, 5, 19)
+    with build(budget="24tok").attach(reader):
+        together, _, _ = read(reader, x, [40], masked(x, pads))
+        for row, pad in enumerate(pads):
+            alone, _, _ = read(reader, x[row : row + 1, pad:], [40 - pad])
+            close(together[row : row + 1, pad:], alone, what=f"outputs of row {row}")
+
+
+@law("policy", "batch", "A row is kept and answered as it is alone, whatever its batch and left padding.")
+def batch(component: Component) -> None:
+    """With a budget of 24 tokens."""
+    hold_to_batch(component.build)
+
+
+def hold_to_pieces(build: Build) -> None:
+    """50 tokens at once, and in four pieces."""
+    reader, x = model(), tokens()
+    policy = build(budget="24tok")
+    with policy.attach(reader):
+        whole, _, _ = read(reader, x, [50])
+        pieces, _, _ = read(reader, x, [13, 20, 1, 16])
+    if policy.chunk_invariant:
+        close(pieces, whole, what="outputs in pieces")
+
+
+@law("policy", "pieces", "It does not depend on how the text is cut, if it says so.")
+def pieces(component: Component) -> None:
+    """That is what `chunk_invariant` says."""
+    hold_to_pieces(component.build)
+
+
+def hold_to_no_trace(build: Build) -> None:
+    """Before, during, after."""
+    reader, x = model(), tokens()
+    expected, _, _ = read(reader, x, [40])
+
+    def again() -> None:
+        with build(budget="24tok").attach(reader):
+            pass
+
+    with build(budget="24tok").attach(reader):
+        read(reader, x, [40])
+        refused(again, "attached to this model already")
+    got, _, _ = read(reader, x, [40])
+    close(got, expected, 0, "outputs after it was detached")
+
+
+@law("policy", "no trace", "Detached, it leaves the model as it was; a second one is refused meanwhile.")
+def no_trace(component: Component) -> None:
+    """Bit for bit."""
+    hold_to_no_trace(component.build)
+
+
+def hold_to_refusal(build: Build) -> None:
+    """Of a model whose layers keep no keys and values."""
+    reader = build_model("gated_delta_net", width=32, depth=1, input_size=4, output_size=4, read_in="token")
+
+    def attach() -> None:
+        with build().attach(reader):
+            pass
+
+    refused(attach, "needs a model with a KV state", "GatedDeltaNet")
+
+
+@law("policy", "no KV state", "A model without a KV state is refused.")
+def no_kv_state(component: Component) -> None:
+    """With the name of what it has instead."""
+    hold_to_refusal(component.build)
