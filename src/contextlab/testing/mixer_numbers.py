@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from contextlab import registry
 from contextlab.mixers.base import Mixer, sequence_cost, token_cost
 from contextlab.state import RecurrentState
 from contextlab.testing.law import Component, close, law, refused, require
-from contextlab.testing.mixers import both_ways, causal
+from contextlab.testing.mixers import both_ways, cases, causal
+from contextlab.testing.options import first_case, hold_to_options
 from contextlab.testing.readings import WIDTH, Reading, read, readings
 
 
@@ -181,3 +187,24 @@ def description(component: Component) -> None:
     require(growth in ("T", "T log T", "T^2"), f"flops grow as {growth}")
     token = token_cost(mixer)
     require(token in ("none", "1", "log T", "T"), f"a token costs {token}")
+
+
+def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
+    """What a mixer's options may change: its parameters, outputs, state and gradients, over 80 tokens."""
+    torch.manual_seed(0)
+    mixer = next(cases(dataclasses.replace(entry, cases=(options,)))).build().double()
+    yield {name: value.detach() for name, value in mixer.named_parameters()}
+    yield mixer.flops(80)
+    x = torch.randn(2, 80, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    y, state = mixer(x)
+    yield y.detach()
+    yield [] if state is None else [tensor.detach() for tensor in state.tensors()]
+    wanted = [x, *mixer.parameters()]
+    yield list(torch.autograd.grad(y.square().sum(), wanted, materialize_grads=True))
+
+
+@law("mixer", "options", "Every option counts: another value changes something, or is refused.", holds_for=first_case)
+def options(component: Component) -> None:
+    """Of parameters, outputs, state, gradients, operations."""
+    entry = registry.lookup("mixer", component.name)
+    hold_to_options(component, lambda options: marks(entry, options), "width")
