@@ -200,7 +200,8 @@ def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
     yield y.detach()
     yield [] if state is None else [tensor.detach() for tensor in state.tensors()]
     wanted = [x, *mixer.parameters()]
-    yield list(torch.autograd.grad(y.square().sum(), wanted, materialize_grads=True))
+    trained = mixer(x, keep_state=False)[0]  # as training reads: terms that join the gradient do so here
+    yield list(torch.autograd.grad(trained.square().sum(), wanted, materialize_grads=True))
 
 
 @law("mixer", "options", "Every option counts: another value changes something, or is refused.", holds_for=first_case)

@@ -94,7 +94,7 @@ def others(annotation: Any, value: Any) -> list[Any]:
             found += [each for each in (*near, 2, 3, 4, 1, 0) if each != value]
         elif kind is float:
             close = [value * 0.5, value * 1.5, value + 0.3] if isinstance(value, int | float) else []
-            found += [each for each in (*close, 0.5, 0.25, 1.5, 0.0, 3.0) if each != value]
+            found += [each for each in (*close, 0.5, 0.67, 0.25, 1.5, 0.0, 3.0) if each != value]
     if type(None) in kinds and value is not None:
         found.append(None)
     seen: list[Any] = []
