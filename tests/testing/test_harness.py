@@ -124,7 +124,7 @@ def test_without_hypothesis_one_line_says_what_to_install() -> None:
 
 
 def test_every_law_has_a_name_and_one_line_that_says_what_holds() -> None:
-    for kind in ("mixer", "task", "learner"):
+    for kind in ("mixer", "mlp", "model", "task", "learner", "policy"):
         assert laws(kind)
         for law in laws(kind):
             assert law.statement.endswith(".")

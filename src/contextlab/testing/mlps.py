@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from contextlab import registry
 from contextlab.testing.law import Component, close, law, require
+from contextlab.testing.options import first_case, hold_to_options
 
 WIDTH = 12
 
@@ -46,3 +48,21 @@ def flops(component: Component) -> None:
         mlp(torch.randn(1, 9, WIDTH, dtype=torch.float64))
     counted = counter.get_total_flops()
     require(mlp.flops(9) == counted, f"flops(9) is {mlp.flops(9)}, counted {counted}")
+
+
+def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
+    """What an MLP's options may change: its parameters, outputs and, in training, gradients."""
+    torch.manual_seed(0)
+    mlp = entry.build(width=WIDTH, **options).double()
+    yield {name: value.detach() for name, value in mlp.named_parameters()}
+    x = torch.randn(2, 20, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    y = mlp(x)
+    yield y.detach()
+    yield list(torch.autograd.grad(y.square().sum(), [x, *mlp.parameters()], materialize_grads=True))
+
+
+@law("mlp", "options", "Every option counts: another value changes something, or is refused.", holds_for=first_case)
+def options(component: Component) -> None:
+    """Of parameters, outputs, gradients."""
+    entry = registry.lookup("mlp", component.name)
+    hold_to_options(component, lambda options: marks(entry, options), "width")

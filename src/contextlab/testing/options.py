@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -35,7 +35,7 @@ def first_case(component: Component) -> bool:
 def idle_options(
     entry: registry.Entry, marks: Callable[[Mapping[str, Any]], Iterable[Any]], given: Iterable[str] = ()
 ) -> list[str]:
-    """The options of which no other value changes any mark in any of the registered cases.
+    """The options of which no other value changes any mark, in no registered case and none near it.
 
     marks: called with options, it builds the component and gives what is compared, cheap things first; an InputError
     says that they are refused. given: options that the caller sets.
@@ -64,13 +64,16 @@ def _own(entry: registry.Entry) -> dict[tuple[str, str, str], str]:
 def _counts(
     entry: registry.Entry, parameter: registry.Parameter, marks: Callable[[Mapping[str, Any]], Iterable[Any]]
 ) -> bool | None:
-    """Whether some other value makes a difference; None where each is refused."""
+    """Whether some other value makes a difference; None where each is refused.
+
+    In one of the registered cases, or, for an option that only counts beside another, in one with another of its
+    options changed.
+    """
     built = False
-    for case in entry.cases:
+    for case in (*entry.cases, *_neighbours(entry, parameter)):
         if parameter.required and parameter.name not in case:
             return None
-        value = case.get(parameter.name, parameter.default)
-        for other in others(entry.options_model.model_fields[parameter.name].annotation, value):
+        for other in _others(entry, parameter, case):
             try:
                 if differ(marks(case), marks({**case, parameter.name: other})):
                     return True
@@ -78,6 +81,20 @@ def _counts(
             except InputError:
                 continue
     return False if built else None
+
+
+def _neighbours(entry: registry.Entry, parameter: registry.Parameter) -> Iterator[dict[str, Any]]:
+    """The registered cases with one option other than `parameter` changed."""
+    for case in entry.cases:
+        for beside in entry.parameters:
+            if beside.name != parameter.name and not (beside.required and beside.name not in case):
+                for value in _others(entry, beside, case):
+                    yield {**case, beside.name: value}
+
+
+def _others(entry: registry.Entry, parameter: registry.Parameter, case: Mapping[str, Any]) -> list[Any]:
+    value = case.get(parameter.name, parameter.default)
+    return others(entry.options_model.model_fields[parameter.name].annotation, value)
 
 
 def others(annotation: Any, value: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from contextlab import registry
 from contextlab.models import build_model
 from contextlab.policies import Policy
 from contextlab.testing.law import Component, close, law, refused, require
+from contextlab.testing.options import first_case, hold_to_options
 
 SIZE = 20
 Build = Callable[..., Policy]
@@ -244,3 +245,22 @@ def hold_to_refusal(build: Build) -> None:
 def no_kv_state(component: Component) -> None:
     """With the name of what it has instead."""
     hold_to_refusal(component.build)
+
+
+def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
+    """What a policy's options may change: what the model answers under it, over 44 tokens, and what it holds."""
+    reader, x = model(), tokens(2, 44)
+    known = {parameter.name for parameter in entry.parameters}
+    small = {"window": 4} if "window" in known else {}
+    tight = {"budget": "24tok"} if "budget" in known else {}
+    with entry.build(**{**tight, **small, **options}).attach(reader):
+        y, state, sizes = read(reader, x, [30, 9])
+    yield [y, sizes]
+    yield list(state.tensors())
+
+
+@law("policy", "options", "Every option counts: another value changes something, or is refused.", holds_for=first_case)
+def options(component: Component) -> None:
+    """Of what the model answers and of what is held."""
+    entry = registry.lookup("policy", component.name)
+    hold_to_options(component, lambda options: marks(entry, options))

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from contextlab.errors import InputError
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt, Task
 from contextlab.tasks.base import TokenTask
 from contextlab.testing.law import Component, law, refused, require
+from contextlab.testing.options import first_case, hold_to_options, same
 
 SHOWS_ITS_ANSWERS = {"mad_compression": "it asks for what was shown", "count_and_copy": "it asks for what was shown"}
 """Tasks that the law "hidden answers" does not hold for, with the reason."""
@@ -35,11 +37,6 @@ def cases(entry: registry.Entry) -> Iterator[Component]:
 def generator(seed: int) -> torch.Generator:
     """A fresh one on the CPU."""
     return torch.Generator().manual_seed(seed)
-
-
-def first_case(component: Component) -> bool:
-    """Whether it has the options of the first case that it is registered with."""
-    return component.options == registry.lookup("task", component.name).cases[0]
 
 
 def hold_to_prompts(task: Task) -> None:
@@ -220,3 +217,46 @@ def small_sizes(component: Component) -> None:
     entry = registry.lookup("task", component.name)
     for option in sizes(component.factory):  # type: ignore[arg-type]
         hold_to_small_sizes(entry, option)
+
+
+@law("task", "splits", "Every split draws other prompts than the training distribution.")
+def splits(component: Component) -> None:
+    """From the same generator; the first split is the task itself, called 'train'."""
+    task = component.build()
+    found = task.splits()
+    require(next(iter(found), None) == "train", f"the first split is {next(iter(found), None)!r}, expected 'train'")
+    drawn = {name: list(marks_of_prompt(split.sample(32, generator(9)))) for name, split in found.items()}
+    require(same(drawn["train"], list(marks_of_prompt(task.sample(32, generator(9))))), "'train' is not the task")
+    for name in found:
+        if name != "train":
+            require(not same(drawn[name], drawn["train"]), f"split {name!r} draws the prompts of 'train'")
+
+
+def marks_of_prompt(prompt: Prompt) -> Iterator[Any]:
+    """All that a prompt holds."""
+    for each in dataclasses.fields(prompt):
+        yield getattr(prompt, each.name)
+
+
+def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
+    """What a task's options may change: prompts, sizes, what is scored and how, chance, splits, learners' answers."""
+    task = entry.build(**options)
+    prompt = task.sample(8, generator(10))
+    yield from marks_of_prompt(prompt)
+    yield [task.read_in, task.input_size, task.output_size, dict(task.chance()), list(task.splits())]
+    learners = task.learners()
+    yield list(learners)
+    shape = (*prompt.inputs.shape[:2], task.output_size)
+    answer = torch.randn(shape, generator=generator(11))
+    yield [task.loss(answer, prompt), dict(task.errors(answer, prompt)), dict(task.facets(prompt))]
+    for learner in learners.values():
+        yield learner(prompt)
+    for split in task.splits().values():
+        yield from marks_of_prompt(split.sample(4, generator(12)))
+
+
+@law("task", "options", "Every option counts: another value changes something, or is refused.", holds_for=first_case)
+def options(component: Component) -> None:
+    """Of prompts, scores, chance, splits, learners."""
+    entry = registry.lookup("task", component.name)
+    hold_to_options(component, lambda options: marks(entry, options))
