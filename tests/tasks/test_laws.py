@@ -93,6 +93,13 @@ class ShowsAnswers(Recall):
         return prompt
 
 
+class SplitsAlike(Regression):
+    """Has a split that says another noise and draws the same."""
+
+    def splits(self) -> dict[str, Any]:
+        return {"train": self, "long": Regression()}
+
+
 @pytest.mark.parametrize(
     ("broken", "law", "reason"),
     [
@@ -101,6 +108,7 @@ class ShowsAnswers(Recall):
         (Unseeded, "seed", "the same seed draws other inputs"),
         (Fixed, "next batch", "the next batch has the same prompts"),
         (Hopeless, "best learner", "squared_error is .*, chance"),
+        (SplitsAlike, "splits", "split 'long' draws the prompts of 'train'"),
         (Boasts, "chance", "squared_error of guesses is .*, chance says 0"),
         (ShowsAnswers, "hidden answers", "100% of the answers stand 0 tokens before"),
     ],

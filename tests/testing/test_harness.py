@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -166,6 +167,37 @@ def test_check_tells_of_every_law_and_case() -> None:
 
 def test_the_readme_counts_the_laws() -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
-    counted = {kind: int(n) for n, kind in re.findall(r"(\d+) laws of (\w+)s\b", text)}
-    assert counted.get("mixer") == len(laws("mixer"))
-    assert all(number == len(laws("policy" if kind == "policie" else kind)) for kind, number in counted.items())
+    counted = {words.lower(): int(n) for n, words in re.findall(r"(\d+)\s+laws\s+of\s+(\w+)", text)}
+    kinds = {"mixers": "mixer", "mlps": "mlp", "models": "model", "tasks": "task", "learners": "learner"}
+    assert counted == {words: len(laws(kind)) for words, kind in {**kinds, "policies": "policy"}.items()}
+
+
+def test_an_option_that_changes_nothing_is_found_out(monkeypatch) -> None:
+    from contextlab.mixers.recurrent.gru_lstm import Gru
+
+    class Idle(Gru):
+        def __init__(self, width: int, strength: float = 1.0, size: int = 3, kind: Literal["a", "b"] = "a") -> None:
+            super().__init__(width)
+            self.scale = torch.nn.Parameter(torch.ones(size))
+            self.kind, self.strength = kind, strength
+
+        def forward(self, x: torch.Tensor, *rest: Any) -> Any:
+            y, state = super().forward(x, *rest)
+            return y * self.scale.mean() * (self.strength if self.kind == "b" else 1.0), state
+
+    class Deaf(Idle):
+        def forward(self, x: torch.Tensor, *rest: Any) -> Any:
+            y, state = Gru.forward(self, x, *rest)
+            return y * self.scale.mean(), state
+
+    law = next(law for law in laws("mixer") if law.name == "options")
+    for factory, idle in ((Idle, None), (Deaf, "strength, kind")):
+        monkeypatch.setitem(registry._entries["mixer"], "idle", registry.Entry("mixer", "idle", factory))
+        component = components("mixer", "idle")[0]
+        if idle is None:
+            law(component)
+        else:
+            with pytest.raises(LawBroken, match=f"another value of {idle} changes nothing"):
+                law(component)
+    Deaf.options_without_effect = {"strength": "kept for old files", "kind": "kept for old files"}
+    law(component)

@@ -65,11 +65,11 @@ def read(reader: Any, x: Tensor, pieces: list[int], mask: Tensor | None = None) 
     return torch.cat(outputs, 1), state, sizes
 
 
-def read_on(reader: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+def read_on(reader: Any, x: Tensor, state: Any, mask: Tensor | None = None) -> tuple[Tensor, Any]:
     """Read x [B, T] token by token from a state. Returns logits [B, T, V] and the last state."""
     outputs = []
     for t in range(x.shape[1]):
-        y, state = reader.read(x[:, t : t + 1], state)
+        y, state = reader.read(x[:, t : t + 1], state, None if mask is None else mask[:, t : t + 1])
         outputs.append(y)
     return torch.cat(outputs, 1), state
 
@@ -245,6 +245,60 @@ def hold_to_refusal(build: Build) -> None:
 def no_kv_state(component: Component) -> None:
     """With the name of what it has instead."""
     hold_to_refusal(component.build)
+
+
+STEM, FIRST, REST = 27, 3, 6
+READS_ONE_TEXT = {"oracle": "it has seen one text to its end, and reads no other branch"}
+"""Policies that the law "trees" does not hold for, with the reason."""
+
+
+def reads_branches(component: Component) -> bool:
+    """Whether it can read on in another text from the same state."""
+    return component.name not in READS_ONE_TEXT
+
+
+def hold_to_trees(entry: registry.Entry, options: Mapping[str, Any]) -> None:
+    """A policy of a registered kind with no budget, one with room for all, and one that is full by then."""
+    reader = model(depth=1)
+    x, other = tokens(2, STEM + FIRST + REST), tokens(2, FIRST + REST, seed=1)
+    mask: Any = masked(x, (0, 3))
+    known = {each.name for each in entry.parameters}
+    small: dict[str, Any] = {"window": 4} if "window" in known else {}
+    for budget in (None, "80tok", "20tok") if "budget" in known else (None,):
+        policy = entry.build(**{**small, **options}).with_budget(budget)
+        if policy.untrained:
+            policy.train_on(reader, x, 4, steps=2)
+        if entry.name == "kvzip":  # it reads texts of one length only
+            mask = torch.ones_like(mask)
+        policy.prepare(reader, x, STEM, mask)
+        with policy.attach(reader), torch.no_grad():
+            start = _beginning(reader, x, mask)
+            expected, _ = read_on(reader, x[:, STEM:], start, mask[:, STEM:])
+            start = _beginning(reader, x, mask)  # afresh: nothing has been read on from it
+            first, state = read_on(reader, x[:, STEM : STEM + FIRST], start, mask[:, STEM : STEM + FIRST])
+            branch, _ = read_on(reader, other, start, mask[:, STEM:])
+            rest, _ = read_on(reader, x[:, STEM + FIRST :], state, mask[:, STEM + FIRST :])
+            again, _ = read_on(reader, other, start, mask[:, STEM:])
+        close(torch.cat((first, rest), 1), expected, 1e-12, f"with budget {budget}, outputs of a branch gone on with")
+        close(again, branch, 1e-12, f"with budget {budget}, outputs of another branch")
+        require(not torch.allclose(branch, expected), "other tokens are answered alike")
+
+
+def _beginning(reader: Any, x: Tensor, mask: Tensor) -> Any:
+    """The state of a prompt, and of three tokens after it, so that there is room in what they were written into."""
+    _, state = reader.read(x[:, : STEM - 3], None, mask[:, : STEM - 3])
+    return read_on(reader, x[:, STEM - 3 : STEM], state, mask[:, STEM - 3 : STEM])[1]
+
+
+@law(
+    "policy",
+    "trees",
+    "What is read on from a state knows nothing of what else was read on from it.",
+    holds_for=reads_branches,
+)
+def trees(component: Component) -> None:
+    """Branch A, then B from one state, on with A: as A alone."""
+    hold_to_trees(registry.lookup("policy", component.name), component.options)
 
 
 def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:

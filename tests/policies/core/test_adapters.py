@@ -16,7 +16,7 @@ from contextlab.ops.kv import KVLayer
 from contextlab.policies import Adapter, build_policy, register_adapter
 from contextlab.policies.core import adapters
 from contextlab.policies.core.adapters import OWN, Places, adapter_of
-from tests.policies.core.test_base import model, tokens
+from contextlab.testing.policies import model, tokens
 
 
 class Stranger(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contextlab.policies import AdaKV, BlockTopK, EvictionPolicy, Seen
 from contextlab.policies.core.ranking import best, coarse, in_order
-from tests.policies.core.test_base import model, read, tokens
+from contextlab.testing.policies import model, read, tokens
 
 
 def by_hand(scores: Tensor, count: int) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer, attention_rows
 from contextlab.policies import EvictionPolicy, build_policy
-from tests.policies.core.test_base import model, tokens
+from contextlab.testing.policies import model, tokens
 
 HEADS, KV_HEADS, DIM, LENGTH = 4, 2, 8, 40
 
