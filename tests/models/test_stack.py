@@ -48,7 +48,7 @@ def test_named_models_keep_the_laws(law):
     law()
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", [name for name in LAWS if name != "options"])
 @pytest.mark.parametrize("name", SPECS)
 def test_all_that_a_spec_can_say_keeps_the_laws(name, law):
     LAWS[law](of_spec(name, SPECS[name]))
