@@ -40,7 +40,7 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
             for name, task in training.tasks.items():
                 _try_model(training, model, task, prompts[name].to(device))
             first = Turns(list(training.tasks.values()), training.train, training.seed)(0)
-            if first not in training.tasks.values():
+            if all(first is not task for task in training.tasks.values()):
                 with _trying(f"{_of(training)}.train.curriculum: at step 0"):
                     prompt = first.sample(1, torch.Generator().manual_seed(0))
                 _try_model(training, model, first, prompt.to(device))

@@ -123,7 +123,7 @@ def _step_seconds(training: Training, model: Model) -> float:
     total = 0.0
     for i in range(POINTS):
         task = turns(int((i + 0.5) * steps / POINTS))
-        found = next((seconds for each, seconds in known if each == task), None)
+        found = next((seconds for each, seconds in known if each is task), None)
         if found is None:
             found = _seconds(lambda task=task: train_step(model, task, training.train, state).loss.item())  # type: ignore[misc]
             known.append((task, found))
