@@ -50,10 +50,12 @@ __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from contextlab import cli as cli
+    from contextlab import compat as compat
     from contextlab import errors as errors
     from contextlab import evaluation as evaluation
     from contextlab import experiments as experiments
     from contextlab import files as files
+    from contextlab import kinds as kinds
     from contextlab import learners as learners
     from contextlab import memory as memory
     from contextlab import mixers as mixers
@@ -67,9 +69,12 @@ if TYPE_CHECKING:
     from contextlab import report as report
     from contextlab import spec as spec
     from contextlab import state as state
+    from contextlab import strict_yaml as strict_yaml
     from contextlab import tasks as tasks
+    from contextlab import testing as testing
     from contextlab import tokenizer as tokenizer
     from contextlab import training as training
+    from contextlab import words as words
     from contextlab.errors import ContextlabError as ContextlabError
     from contextlab.errors import InputError as InputError
     from contextlab.evaluation import EvaluateSpec as EvaluateSpec

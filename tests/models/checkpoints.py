@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from contextlab.compat import cache_argument, cache_name
@@ -101,3 +104,18 @@ def cache_of(output: Any) -> Any:
 def with_cache(model: Any, cache: Any) -> dict[str, Any]:
     """The argument that hands a model its cache."""
     return {cache_argument(model.forward): cache}
+
+
+@contextlib.contextmanager
+def exactly(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While open, transformers' norms, rotations and scans stay in float64, which they cast to float32 on the way."""
+    to = torch.Tensor.to
+
+    def keep(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        lower = torch.float32 in (*args, *kwargs.values()) and self.dtype == torch.float64
+        return self if lower else to(self, *args, **kwargs)
+
+    with patch.context() as inner:
+        inner.setattr(torch.Tensor, "float", lambda self: self)
+        inner.setattr(torch.Tensor, "to", keep)
+        yield

@@ -11,7 +11,7 @@ from contextlab.errors import InputError
 from contextlab.models import Model, load
 from contextlab.ops import rope_frequencies
 
-from .checkpoints import V, checkpoint
+from .checkpoints import V, checkpoint, exactly
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
@@ -67,21 +67,12 @@ def test_logits_are_those_of_transformers(kind, changes, tmp_path, monkeypatch):
     assert isinstance(ours, Model)
     assert ours.parameter_count == sum(p.numel() for p in theirs.parameters())
     tokens = torch.randint(3, V, (2, 21), generator=torch.Generator().manual_seed(0))
-    # transformers' norms, rotations and scans cast to float32 on the way; let it compute in float64.
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
-    to = torch.Tensor.to
-
-    def keep(self, *args, **kwargs):
-        lower = torch.float32 in (*args, *kwargs.values()) and self.dtype == torch.float64
-        return self if lower else to(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.Tensor, "to", keep)
     if "rope_parameters" in changes:  # they keep the frequencies in float32, which shows beyond 1e-8 (test_position)
         mixer = ours.blocks[0].mixer
         exact, _ = rope_frequencies(mixer.rotary, mixer.rope_base, mixer.rope_scaling)
         torch.testing.assert_close(theirs.model.rotary_emb.inv_freq.double(), exact, rtol=1e-6, atol=0)
         theirs.model.rotary_emb.inv_freq = exact
-    with torch.no_grad():
+    with torch.no_grad(), exactly(monkeypatch):
         expected = theirs(tokens, use_cache=False).logits
         torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=1e-8)
         first, state = ours.read(tokens[:, :13])
@@ -89,7 +80,7 @@ def test_logits_are_those_of_transformers(kind, changes, tmp_path, monkeypatch):
     torch.testing.assert_close(torch.cat([first, second], 1), expected, rtol=0, atol=1e-8)
     # Written on from the state, greedily: the ids that the logits of whole sequences give.
     written, line = ours.generate(tokens[:, :13], 4), tokens[:, :13]
-    with torch.no_grad():
+    with torch.no_grad(), exactly(monkeypatch):
         for _ in range(4):
             line = torch.cat([line, theirs(line, use_cache=False).logits[:, -1:].argmax(-1)], 1)
     assert torch.equal(written, line[:, 13:])

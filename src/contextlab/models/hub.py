@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import ModelWrapValidatorHandler, model_validator
 from torch import Tensor, nn
 
 from contextlab.compat import cache_argument
@@ -53,9 +53,11 @@ class HuggingFaceSpec(Spec):
     output_size: int
     read_in: Literal["token"] = "token"
 
-    @model_validator(mode="after")
-    def _sizes(self) -> HuggingFaceSpec:
-        return self  # configurations of transformers hold infinities, where they limit nothing
+    @model_validator(mode="wrap")
+    @classmethod
+    def _numbers(cls, data: Any, handler: ModelWrapValidatorHandler[HuggingFaceSpec]) -> HuggingFaceSpec:
+        """Any numbers: configurations of transformers hold infinities, where they limit nothing."""
+        return handler(data)
 
 
 @dataclass

@@ -9,6 +9,7 @@ stands in the way, and the adapter (`contextlab.models.load` without `native`) s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +89,7 @@ def _llama(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors]
         hidden_act=(config.hidden_act, "silu"),
         mlp_bias=(bool(getattr(config, "mlp_bias", False)), False),
         use_sliding_window=(bool(getattr(config, "use_sliding_window", False)), False),
+        layer_types=(sorted(set(getattr(config, "layer_types", None) or ["full_attention"])), ["full_attention"]),
     )
     options: dict[str, Any] = {
         "heads": heads,
@@ -96,7 +98,7 @@ def _llama(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors]
         "rope_base": float(rope["rope_theta"]),
         "bias": bias,
     }
-    scaling = _scaling(rope, source)
+    scaling = _scaling(config, source)
     if scaling:
         options["rope_scaling"] = scaling
     if normed:
@@ -141,8 +143,9 @@ def _llama(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors]
     return spec, convert
 
 
-def _scaling(rope: dict[str, Any], source: str) -> dict[str, Any]:
+def _scaling(config: Any, source: str) -> dict[str, Any]:
     """Our `RopeScaling` of a checkpoint's `rope_parameters`; empty for none."""
+    rope = config.rope_parameters
     kind = rope.get("rope_type", "default")
     names = {
         "default": {},
@@ -161,12 +164,21 @@ def _scaling(rope: dict[str, Any], source: str) -> dict[str, Any]:
             "original_length": "original_max_position_embeddings",
         },
     }
-    if kind not in names or rope.get("mscale") or not rope.get("truncate", True):
+    if kind not in names or (kind == "yarn" and not rope.get("truncate", True)):
         raise InputError(
             f"{source}: rotary positions of type {kind!r} with these options have no like here (known: "
-            f"{', '.join(names)}); leave out native=True to run the model through transformers"
+            f"{', '.join(names)}; of yarn without truncate = False); leave out native=True to run the model through "
+            "transformers"
         )
     found = {ours: rope[theirs] for ours, theirs in names[kind].items() if rope.get(theirs) is not None}
+    if kind == "yarn":
+        found = {
+            name: value for name, value in found.items() if value or name not in ("slow", "fast")
+        }  # 0: as left out
+        found.setdefault("factor", config.max_position_embeddings / found["original_length"])
+        if rope.get("mscale") and rope.get("mscale_all_dim"):  # either alone counts for nothing
+            over, under = (0.1 * rope[name] * math.log(found["factor"]) + 1 for name in ("mscale", "mscale_all_dim"))
+            found.setdefault("sharpen", over / under)
     return {"kind": kind, **found} if found else {}
 
 

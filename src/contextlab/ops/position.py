@@ -120,7 +120,8 @@ def _frequencies(size: int, base: float, scaling: RopeScaling | None) -> tuple[T
         return size * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     low, high = max(math.floor(pair(fast)), 0), min(math.ceil(pair(slow)), size - 1)
-    ramp = ((torch.arange(size // 2, dtype=torch.float64) - low) / max(high - low, 0.001)).clamp(0, 1)
+    # As YaRN's code has it, also where the original length is so short or the base so small that low > high.
+    ramp = ((torch.arange(size // 2, dtype=torch.float64) - low) / ((high - low) or 0.001)).clamp(0, 1)
     sharpen = scaling.sharpen or 0.1 * math.log(scaling.factor) + 1.0
     return plain / scaling.factor * ramp + plain * (1 - ramp), sharpen
 
