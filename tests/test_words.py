@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from contextlab.words import bytes_in_words, count_in_words
+from contextlab.words import bytes_in_words, count_in_words, flat
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,8 @@ def test_bytes_in_words(size, words):
 )
 def test_count_in_words(count, words):
     assert count_in_words(count) == words
+
+
+def test_flat_names_nested_keys():
+    record = {"a": {"b": 1, "c": [1, 2]}, "gpu": [{"name": "x", "memory": 2}], "d": "", "e": None}
+    assert flat(record) == [("a.b", "1"), ("a.c", "1, 2"), ("gpu", "name: x, memory: 2"), ("d", "none"), ("e", "None")]

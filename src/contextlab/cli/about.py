@@ -11,6 +11,7 @@ from rich.table import Table
 
 from contextlab.cli.shared import JsonOption, console
 from contextlab.errors import InputError, unknown
+from contextlab.words import flat
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -25,8 +26,8 @@ def doctor(as_json: JsonOption = False) -> None:
         print(json.dumps({**record, "backends": found}, indent=2))
         return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for key, value in _flat(record):
-        table.add_row(key, escape(str(value)))
+    for key, value in flat(record):
+        table.add_row(key, escape(value))
     console.print(table)
     ops = Table(title="ops", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in found[0]:
@@ -56,10 +57,3 @@ def schema(
     if what not in specs:
         raise InputError(unknown("spec", what, specs))
     print(json.dumps(specs[what].model_json_schema(), indent=2))
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in record.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return rows

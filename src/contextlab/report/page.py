@@ -28,6 +28,7 @@ from contextlab.report.naming import (
 from contextlab.report.sections import Drawn, TaskData, drawn_figures
 from contextlab.report.suite import suite_figure, suite_table
 from contextlab.report.summary import example_table, summary_table, summary_words
+from contextlab.words import flat
 
 
 def build_report(
@@ -73,7 +74,10 @@ def build_report(
                 (name, yaml.safe_dump(_plain(spec), sort_keys=False, width=100))
                 for name, spec in zip(names, specs, strict=True)
             ],
-            runs=[(name, _flat(record)) for name, record in zip(names, run_records, strict=True)],
+            runs=[
+                (name, flat({key: value for key, value in record.items() if key != "description"}))
+                for name, record in zip(names, run_records, strict=True)
+            ],
             plotly=Markup(get_plotlyjs()),
         )
     )
@@ -211,20 +215,6 @@ def _training(record: Mapping[str, Any]) -> dict[str, str]:
         "seconds": f"{seconds:.0f}" if seconds is not None else "",
         "parameters": f"{record['parameters']:,}" if "parameters" in record else "",
     }
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings as rows of `a.b` and text."""
-    rows: list[tuple[str, str]] = []
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            rows += [(f"{prefix}{key}", ", ".join(f"{k}: {v}" for k, v in each.items())) for each in value]
-        elif key != "description":
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            rows.append((prefix + str(key), text or "none"))
-    return rows
 
 
 def _plain(value: Any) -> Any:
