@@ -1,8 +1,11 @@
 # make demo   install and run the demo: four models, two tasks, one report
 # make test   install and pass the tests
 # make test-oldest, make test-newest  the tests on the lowest releases that pyproject.toml allows, and on the newest
+# make quick  the tests that tell most, in about a minute
 # make check  the linters and the type checker
 # make bench  measure every figure that the README quotes
+# make docs   the site, with the reports of its gallery made anew, into build/site
+# make site   the same with the reports that are there
 # make figures  draw the README's images again from a run of the demo
 
 PYTHON ?= python3
@@ -12,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 TESTS ?= tests
 
-.PHONY: demo test test-oldest test-newest check bench figures clean
+.PHONY: demo test quick test-oldest test-newest check docs site bench figures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/contextlab run demo
@@ -27,11 +30,21 @@ test-oldest: .venv-oldest/.installed
 test-newest: .venv-newest/.installed
 	.venv-newest/bin/python -m pytest -n 2 $(TESTS)
 
+quick: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m quick
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/gallery.py
+	$(MAKE) site
+
+site: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run.py
@@ -68,6 +81,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	grep '^torch==' constraints.txt > .venv-newest/constraints.txt
 	.venv-newest/bin/python -m pip --disable-pip-version-check --quiet install -c .venv-newest/constraints.txt torch
 	.venv-newest/bin/python -m pip --disable-pip-version-check --quiet install --upgrade -c .venv-newest/constraints.txt --editable '.[test,image]'
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	$(PIP) install --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 clean:

@@ -8,9 +8,11 @@ from contextlab import Mixer, RecurrentState, register
 from contextlab.ops import simple_gla
 
 
-@register("mixer", "forgetful_attention")
+@register("mixer", "forgetful_attention", family="linear", cases=({}, {"heads": 2}))
 class ForgetfulAttention(Mixer):
     """Linear attention with one learned, data-dependent decay a head."""
+
+    parallel_form = "chunks"  # or "attention", "scan", "loop": how it reads many tokens at once
 
     def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__(width)

@@ -42,3 +42,22 @@ def test_links_and_images_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("mixer", "token mixers of"), ("task", "in-context tasks with"), ("policy", r"policies that")]
+)
+def test_the_readme_counts_what_is_registered(kind, words):
+    ours = [e for e in registry.entries(kind) if e.factory.__module__.startswith("contextlab.")]
+    (said,) = re.findall(rf"(\d+)\s+{words}", (DOCS.parent / "README.md").read_text())
+    assert int(said) == len(ours)
+
+
+def test_the_readmes_tree_is_that_of_the_folder():
+    tree = re.search(r"```text\nsrc/contextlab/\n(.*?)```", (DOCS.parent / "README.md").read_text(), re.DOTALL).group(1)
+    source = DOCS.parent / "src" / "contextlab"
+    named = re.findall(r"^  (\S+)", tree, re.M)
+    assert all((source / name).exists() for name in named)
+    folders = {f"{path.name}/" for path in source.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {name for name in named if name.endswith("/")}
+    assert all((DOCS.parent / name).exists() for name in re.findall(r"^(\w+/) ", tree, re.M))

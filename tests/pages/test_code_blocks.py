@@ -1,6 +1,6 @@
 """Every code block of README, CONTRIBUTING and docs runs when it is copied into a fresh process.
 
-Commands that would train for minutes are run to their end on less: `contextlab run` with --help, others with fewer
+Commands that would train for minutes are run to their end on less: `contextlab run` with --check, others with fewer
 prompts. The runs and checkpoints that the pages speak of are made beforehand, as small as can be, under the same names.
 """
 
@@ -21,7 +21,7 @@ from tests.pages.blocks import Block, blocks
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 LESS = {
-    "run": ["--help"],
+    "run": ["--check"],
     "evaluate": ["--set", "evaluate.prompts=4", "--jobs", "1"],
     "compress": ["--prompts", "2", "--decoded", "4"],
     "learners": ["--prompts", "4"],
@@ -42,6 +42,7 @@ SMALL = {
         "evaluate.prompts=4",
     ],
 }
+COPIES = {"runs/three-seeds", "runs/two-mixers", "runs/demo-1"}  # of the demo's run, which does for them
 RUNS = {"runs/demo": "demo", "runs/byte-lm": "byte-lm-quick"}
 LLAMA = """
 import transformers
@@ -86,7 +87,7 @@ class Stage:
             if name.startswith("path/"):
                 pytest.importorskip("transformers", minversion="5")
                 self.works(code=LLAMA.format(folder=str(path)))
-            elif name == "runs/three-seeds":
+            elif name in COPIES:
                 self.provide({"runs/demo"})
                 shutil.copytree(self.folder / "runs" / "demo", path)
             elif name in RUNS:
