@@ -28,14 +28,22 @@ UNEVEN_ANSWERS = {
 """Tasks of tokens (or option=value of one) whose chance is not even odds among all answers, with the reason."""
 
 
-SPLITS_ALIKE = {("ruler", "documents=test"): "variable tracking and frequent words read no documents"}
-"""(task, split) that may draw the prompts of 'train', with the reason."""
+SPLITS_ALIKE = {
+    ("ruler", "documents=test"): "variable tracking and frequent words read no documents",
+    ("text_classification_part=test", "documents=test"): "its documents are the held-out ones already",
+    ("text_retrieval_part=test", "documents=test"): "its documents are the held-out ones already",
+}
+"""(task, or task_option=value, split) that may draw the prompts of 'train', with the reason."""
 
 
 def cases(entry: registry.Entry) -> Iterator[Component]:
     """A registered task in each of its option cases."""
     for options in entry.cases:
         yield Component("task", entry.name, entry.factory, options, functools.partial(entry.build, **options))
+
+
+def _called(component: Component) -> set[str]:
+    return {component.name, *(f"{component.name}_{key}={value}" for key, value in component.options.items())}
 
 
 def generator(seed: int) -> torch.Generator:
@@ -142,8 +150,7 @@ def chance(component: Component) -> None:
         prompt = task.sample(256, generator(1))
         # An even guess among as many answers as chance stands for covers all that are asked for.
         asked = prompt.targets[prompt.scored].unique().numel()
-        options = [f"{component.name}_{key}={value}" for key, value in component.options.items()]
-        if not {component.name, *options} & UNEVEN_ANSWERS.keys():
+        if not _called(component) & UNEVEN_ANSWERS.keys():
             among = round(math.exp(said["cross_entropy"]))
             require(asked <= among, f"{asked} answers are asked for, chance stands for {among}")
             accuracy = said.get("accuracy", 0)
@@ -232,9 +239,16 @@ def splits(component: Component) -> None:
     drawn = {name: list(marks_of_prompt(split.sample(32, generator(9)))) for name, split in found.items()}
     require(same(drawn["train"], list(marks_of_prompt(task.sample(32, generator(9))))), "'train' is not the task")
     for name, split in found.items():
-        alike = split == task or (component.name, name) in SPLITS_ALIKE  # it may be one in a row of sizes
+        alike = _equal_options(split, task) or any(
+            (who, name) in SPLITS_ALIKE for who in _called(component)
+        )  # it may be one in a row of sizes
         if name != "train" and not alike:
             require(not same(drawn[name], drawn["train"]), f"split {name!r} draws the prompts of 'train'")
+
+
+def _equal_options(one: Task, other: Task) -> bool:
+    options = [each.name for each in dataclasses.fields(one) if each.init]
+    return type(one) is type(other) and all(same(getattr(one, name), getattr(other, name)) for name in options)
 
 
 def marks_of_prompt(prompt: Prompt) -> Iterator[Any]:
