@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +14,7 @@ import torch
 
 from contextlab.cli.arguments import largest_given
 from contextlab.errors import InputError, ResourceError
+from contextlab.evaluation import cost
 from contextlab.memory import (
     available_bytes,
     lack_of_memory,
@@ -19,6 +22,10 @@ from contextlab.memory import (
     plain_memory_errors,
     require_room,
 )
+from contextlab.models import ModelSpec, build_model, preset
+from contextlab.models.room import parameter_bytes, require_room_for_tokens
+from contextlab.ops.position import _frequencies
+from contextlab.tasks import build_task
 
 TOO_LARGE = 2**47
 """Bytes: more than a process can address, so that no machine gives them."""
@@ -141,3 +148,83 @@ def test_extreme_options_of_every_task_work_or_are_refused_in_one_line():
     done = subprocess.run([sys.executable, "-c", SWEEP], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 500
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 10**8}, "the parameters of this model take 1.66"),
+        ({"width": 60_000, "depth": 100}, "the largest size given is width=60000"),
+        ({"depth": 10_000, "width": 65_536}, "the largest size given is width=65536"),
+        ({"input_size": 2**31 - 1, "output_size": 2**31 - 1, "width": 512}, "the largest size given is input_size="),
+        ({"mlp_ratio": 1e9}, "the largest size given is mlp_ratio=1000000000"),
+        ({"position": "learned", "max_length": 2**31 - 1, "width": 4096}, "the largest size given is max_length="),
+        (
+            {"depth": 10**6},
+            "depth int 1000000 x loops int 1: a model applies at most 10000 layers; use depth of at most",
+        ),
+        ({"loops": 2**31 - 1}, "use loops of at most 10000"),
+        ({"loops": 5, "depth": 2001}, "use depth of at most 2000"),
+        ({"width": 2**31 - 2, "heads": 1}, "not enough memory"),
+        ({"width": 2**31 - 1, "heads": 2}, "the nearest that divides it is 1"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_within_a_second(changes, message):
+    sizes = {"read_in": "token", "input_size": 16, "output_size": 16}
+    parameter_bytes(ModelSpec(depth=1))  # PyTorch imports more when its meta device is used for the first time
+    began = time.process_time()
+    with pytest.raises((InputError, ResourceError)) as caught:
+        build_model("transformer", **{**sizes, **changes})
+    assert message in str(caught.value)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("name", ["transformer", "mamba2", "looped_transformer", "zamba", "llama3"])
+def test_the_bytes_foretold_are_those_of_the_parameters(name):
+    _frequencies.cache_clear()  # what is counted first must leave nothing behind that the model then takes
+    sizes = {"read_in": "token", "input_size": 16, "output_size": 16}
+    spec = ModelSpec.parse({**preset(name).model_dump(), **sizes})
+    before = torch.get_rng_state()
+    foretold = parameter_bytes(spec)
+    assert torch.equal(torch.get_rng_state(), before)
+    model = build_model(spec)
+    norms = sum(p.nbytes for n, p in model.named_parameters() if "norm" in n or n.endswith("bias"))
+    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert held - norms <= foretold <= held
+    tokens = torch.arange(16)[None]
+    assert torch.isfinite(model(tokens)).all()
+
+
+def test_the_bytes_of_layers_follow_their_number_and_their_sharing():
+    def size(**changes):
+        return parameter_bytes(ModelSpec(width=32, heads=2, input_size=3, output_size=1, **changes))
+
+    ends = 4 * 32 * 4
+    assert size(depth=6) - ends == 3 * (size(depth=2) - ends)
+    shared = {"layers": [{"mixer": "attention", "share": "a"}]}
+    assert size(depth=6, **shared) == size(depth=1, **shared) == size(depth=1)
+
+
+def test_prompts_that_do_not_fit_are_refused_before_anything_is_measured():
+    spec = ModelSpec(width=64, depth=1, read_in="token", input_size=16, output_size=16)
+    require_room_for_tokens(spec, 1024)
+    began = time.process_time()
+    with pytest.raises(
+        ResourceError, match="2147483647 tokens and their vectors take .* give a smaller length or batch"
+    ):
+        cost(spec, [8, 2**31 - 1], batch=1000)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("autoregression", {"length": 10**6}, "task 'autoregression': length: at most 131072, got int 1000000"),
+        ("associative_recall", {"test_pairs": [3, 2**31 - 1]}, "test_pairs: at most 131072, got int 2147483647"),
+        ("bandit", {"horizon": 131_073}, "horizon: at most 131072, got int 131073"),
+    ],
+)
+def test_prompts_of_a_task_are_bounded(task, options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        build_task(task, **options)
+    assert build_task("linear_regression", pool=10**6, pool_seed=2**31 - 1, examples=131_072).pool == 10**6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -49,4 +50,5 @@ def unknown(what: str, name: object, choices: Iterable[str]) -> str:
 
 def nearest_divisor(size: int, wanted: int) -> int:
     """The divisor of `size` that is nearest to `wanted`, the smaller of two: what messages offer."""
-    return min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: (abs(n - wanted), n))
+    small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    return min((*small, *(size // n for n in small)), key=lambda n: (abs(n - wanted), n))

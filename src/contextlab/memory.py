@@ -93,3 +93,15 @@ def require_room(what: str, count: int, each: float) -> None:
             f"{what} {count}: what is kept of them takes {bytes_in_words(count * each)}, and {bytes_in_words(free)} of "
             f"memory is free; use at most {max(1, int(free // each))}"
         )
+
+
+def require_bytes(what: str, size: float, instead: str) -> None:
+    """Refuse work that is known to take more bytes than are free, before it begins. instead: what to do.
+
+    what: whose bytes they are, for example "the parameters". Raises ResourceError.
+    """
+    if size > (free := available_bytes()):
+        raise ResourceError(
+            f"not enough memory: {what} take {bytes_in_words(size)}, and {bytes_in_words(free)} of memory are free; "
+            + instead
+        )

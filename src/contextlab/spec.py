@@ -77,6 +77,18 @@ def refuse_extremes(name: str, value: Any, largest: float = LARGEST) -> None:
         raise InputError(f"{name}: expected 0, or a number of size {SMALLEST:g} to {largest:g}, got {describe(value)}")
 
 
+def refuse_counts(name: str, value: Any, most: int) -> None:
+    """Refuse whole numbers above `most`; lists and mappings are looked through. Raises InputError."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            refuse_counts(f"{name}.{key}", item, most)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            refuse_counts(name, item, most)
+    elif isinstance(value, int) and value > most:
+        raise InputError(f"{name}: at most {most}, got {describe(value)}")
+
+
 def refuse_bools(name: str, given: Any, made: Any) -> None:
     """Refuse true and false where a number is wanted, of which Python makes 1 and 0.
 

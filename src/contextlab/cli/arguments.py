@@ -14,7 +14,7 @@ def read_lengths(text: str) -> list[int]:
     for part in text.split(","):
         word = part.strip().lower()
         number, factor = (word[:-1], 1024) if word.endswith("k") else (word, 1)
-        if not number.isdigit() or int(number) < 1:
+        if not (number.isascii() and number.isdigit()) or not number.strip("0"):
             raise InputError(f"--lengths: expected numbers of tokens such as 256,1k,4k, got {part.strip()[:80]!r}")
         if len(number) > 10 or int(number) * factor > LARGEST_WHOLE:
             raise InputError(f"--lengths: at most {LARGEST_WHOLE} tokens, got {part.strip()[:80]}")

@@ -21,6 +21,7 @@ from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation.results import table
 from contextlab.models import HuggingFaceModel, HuggingFaceSpec, Model, ModelSpec, build_model
 from contextlab.models.hub import build_checkpoint
+from contextlab.models.room import require_room, require_room_for_tokens
 
 DECODED = 16
 """Tokens decoded in a row for each timing."""
@@ -76,6 +77,9 @@ def cost(
     spec = model.spec if isinstance(model, Model | HuggingFaceModel) else model
     if not isinstance(spec, HuggingFaceSpec):
         spec = ModelSpec.parse(spec)
+        require_room(spec)
+        if torch.device(device).type == "cpu":
+            require_room_for_tokens(spec, max(lengths, default=0), batch)
     rows: list[dict[str, Any]] = []
     for length in lengths:
         if progress is not None:

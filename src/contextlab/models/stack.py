@@ -15,6 +15,7 @@ from contextlab.mixers.layers import Linear
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
+from contextlab.models.room import require_room
 from contextlab.models.spec import ModelSpec, check_layers
 from contextlab.ops.position import sinusoidal
 from contextlab.spec import describe
@@ -275,6 +276,7 @@ def build_model(spec: ModelSpec | dict[str, Any] | str, *, seed: int = 0, **opti
         resolved = ModelSpec.parse({**spec, **options})
     else:
         raise InputError(f"expected a ModelSpec, a mapping or a preset's name, got {describe(spec)}")
+    require_room(resolved)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Model(resolved)

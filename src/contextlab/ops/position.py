@@ -25,7 +25,9 @@ def rotary_size(head_dim: int, fraction: float = 1.0) -> int:
     if size < 2 or size % 2 or size > head_dim:
         if head_dim < 2:
             raise InputError(f"RoPE turns pairs of dimensions, so head_dim must be at least 2, got {head_dim}")
-        fits = min(range(2, head_dim + 1, 2), key=lambda n: abs(n - head_dim * fraction)) / head_dim
+        wanted, most = head_dim * fraction, head_dim - head_dim % 2
+        below = min(max(2, int(wanted) - int(wanted) % 2), most)
+        fits = min((below, min(below + 2, most)), key=lambda n: abs(n - wanted)) / head_dim
         raise InputError(
             f"RoPE must turn an even number of dimensions, at least 2: head_dim {head_dim} x fraction "
             f"{fraction:g} gives {size}; the nearest fraction that fits is {fits:g}"
@@ -93,8 +95,9 @@ def rope_frequencies(size: int, base: float = 10000.0, scaling: RopeScaling | No
 
 @lru_cache(maxsize=64)
 def _frequencies(size: int, base: float, scaling: RopeScaling | None) -> tuple[Tensor, float]:
-    """See `rope_frequencies`."""
-    index = torch.arange(0, size, 2, dtype=torch.float64)
+    """See `rope_frequencies`. On the CPU whatever the default device is: what is kept serves all of them."""
+    cpu = torch.device("cpu")
+    index = torch.arange(0, size, 2, dtype=torch.float64, device=cpu)
     plain = base ** (index / -size)
     if scaling is None:
         return plain, 1.0
@@ -108,7 +111,7 @@ def _frequencies(size: int, base: float, scaling: RopeScaling | None) -> tuple[T
             raise InputError(
                 f"keep: {scaling.keep:g} of {size // 2} pairs is less than one; the least that fits is {2 / size:g}"
             )
-        return torch.where(torch.arange(size // 2) < kept, plain, 0.0), 1.0
+        return torch.where(torch.arange(size // 2, device=cpu) < kept, plain, 0.0), 1.0
     length, (slow, fast) = scaling.original_length or 1, scaling.turns()
     if scaling.kind == "llama3":
         turns = length * plain / (2 * math.pi)
@@ -121,7 +124,7 @@ def _frequencies(size: int, base: float, scaling: RopeScaling | None) -> tuple[T
 
     low, high = max(math.floor(pair(fast)), 0), min(math.ceil(pair(slow)), size - 1)
     # As YaRN's code has it, also where the original length is so short or the base so small that low > high.
-    ramp = ((torch.arange(size // 2, dtype=torch.float64) - low) / ((high - low) or 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(size // 2, dtype=torch.float64, device=cpu) - low) / ((high - low) or 0.001)).clamp(0, 1)
     sharpen = scaling.sharpen or 0.1 * math.log(scaling.factor) + 1.0
     return plain / scaling.factor * ramp + plain * (1 - ramp), sharpen
 

@@ -1,0 +1,1 @@
+"""Specs, `--set` values and command lines from a seeded generator: `python -m tests.soak.fuzz`."""
