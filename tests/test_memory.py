@@ -153,7 +153,8 @@ def test_extreme_options_of_every_task_work_or_are_refused_in_one_line():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 10**8}, "the parameters of this model take 1.66"),
+        ({"width": 10**6}, "the parameters of this model take 174.6 TiB"),
+        ({"width": 10**8}, "width: at most 1048576, got int 100000000"),
         ({"width": 60_000, "depth": 100}, "the largest size given is width=60000"),
         ({"depth": 10_000, "width": 65_536}, "the largest size given is width=65536"),
         ({"input_size": 2**31 - 1, "output_size": 2**31 - 1, "width": 512}, "the largest size given is input_size="),
@@ -165,8 +166,8 @@ def test_extreme_options_of_every_task_work_or_are_refused_in_one_line():
         ),
         ({"loops": 2**31 - 1}, "use loops of at most 10000"),
         ({"loops": 5, "depth": 2001}, "use depth of at most 2000"),
-        ({"width": 2**31 - 2, "heads": 1}, "not enough memory"),
-        ({"width": 2**31 - 1, "heads": 2}, "the nearest that divides it is 1"),
+        ({"width": 2**20, "heads": 1}, "not enough memory"),
+        ({"width": 2**20 - 3, "heads": 2}, "the nearest that divides it is 1"),
     ],
 )
 def test_models_that_do_not_fit_are_refused_within_a_second(changes, message):

@@ -20,11 +20,12 @@ from contextlab.errors import InputError, unknown
 from contextlab.kinds import KINDS, Kind
 from contextlab.spec import describe, explain, refuse_bools, refuse_counts, refuse_extremes
 
-MOST_IN_A_PROMPT = 1 << 17
-"""Of the whole numbers among a task's options: examples, tokens, nodes, whatever else a prompt is drawn from, in part
-one after another. The longest prompts of the papers have so many tokens (RULER, 2404.06654)."""
+MOST = {"task": 1 << 17, "mixer": 1 << 24, "mlp": 1 << 24}
+"""Of the whole numbers among a component's options. A task's say how many examples, tokens, nodes a prompt is drawn
+from, in part one after another; the longest prompts of the papers have so many tokens (RULER, 2404.06654). Those of
+mixers and MLPs are sizes of tensors and modules."""
 UNCOUNTED = ("seed", "pool", "vocabulary")
-"""Parts of names of a task's options that may be larger: they make no prompt longer."""
+"""Parts of names of options that may be larger: they make no prompt longer."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -153,8 +154,8 @@ class Entry:
         for name, value in found.items():
             refuse_bools(f"{self.kind} {self.name!r}: {prefix}{name}", options[name], value)
             refuse_extremes(f"{self.kind} {self.name!r}: {prefix}{name}", value)
-            if self.kind == "task" and not any(word in name for word in UNCOUNTED):
-                refuse_counts(f"{self.kind} {self.name!r}: {prefix}{name}", value, MOST_IN_A_PROMPT)
+            if self.kind in MOST and not any(word in name for word in UNCOUNTED):
+                refuse_counts(f"{self.kind} {self.name!r}: {prefix}{name}", value, MOST[self.kind])
         return found
 
     def build(self, **options: Any) -> Any:

@@ -236,7 +236,7 @@ def test_a_plugin_adds_a_figure_to_the_report(call, tmp_path, monkeypatch):
         (["cost", "nowhere.yaml"], "cannot be read"),
         (["schema", "modle"], "did you mean 'model'?"),
         (["cost", "transformer", "--lengths", "9999999999k"], "--lengths: at most 2147483647 tokens"),
-        (["cost", "transformer", "--set", "width=100000000"], "not enough memory"),
+        (["cost", "transformer", "--set", "width=1000000"], "not enough memory"),
         (["run", "demo", "--set", "train.batch=1000000000000"], "train: batch: whole numbers are at most 2147483647"),
         (["run", "demo", "--set", "seeds=[10000000000000000000]"], "seeds: whole numbers are at most 2147483647"),
         (["run", "demo", "--set", "train.steps=" + "9" * 5000], "is not a YAML value"),

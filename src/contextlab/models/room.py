@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from contextlab.errors import ContextlabError
-from contextlab.memory import require_bytes
+from contextlab.memory import lack_of_memory, require_bytes
 from contextlab.models.blocks import make_blocks
 from contextlab.models.spec import LayerSpec, ModelSpec
 
@@ -59,7 +59,9 @@ def _bytes(spec: ModelSpec) -> int:
             blocks: nn.Module = make_blocks(spec)
     except ContextlabError:
         raise
-    except Exception:  # a stranger's mixer that needs real numbers to be made; making it will tell
+    except Exception as error:  # a stranger's mixer that needs real numbers to be made; making it will tell
+        if (lack := lack_of_memory(error)) is not None:  # more values than tensors can count
+            raise lack from None
         return 0
     return sum(tensor.numel() * tensor.element_size() for tensor in (*blocks.parameters(), *blocks.buffers()))
 

@@ -9,11 +9,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from contextlab import registry
 from contextlab.errors import InputError, unknown
 from contextlab.mixers.base import head_size
-from contextlab.spec import Spec, describe
+from contextlab.spec import Spec, describe, refuse_counts
 
 MOST_LAYERS = 10_000
 """Layers that a model may apply to a token, depth x loops. Each costs about 25 KB and a millisecond before it has a
 parameter; the deepest networks that were trained have 10,000 (1806.05393)."""
+
+MOST_WIDTH = 1 << 20
+"""Of a model: a square matrix of it takes 4 TiB."""
 
 
 def check_layers(depth: object, loops: object = 1) -> None:
@@ -167,6 +170,7 @@ class ModelSpec(Spec):
     @model_validator(mode="after")
     def _possible(self) -> ModelSpec:
         check_layers(self.depth, self.loops)
+        refuse_counts("width", self.width, MOST_WIDTH)
         if not self.layers:
             raise InputError("layers: expected at least one mixer, for example [attention]")
         for layer in self.layers:
