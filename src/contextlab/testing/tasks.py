@@ -239,9 +239,8 @@ def splits(component: Component) -> None:
     drawn = {name: list(marks_of_prompt(split.sample(32, generator(9)))) for name, split in found.items()}
     require(same(drawn["train"], list(marks_of_prompt(task.sample(32, generator(9))))), "'train' is not the task")
     for name, split in found.items():
-        alike = _equal_options(split, task) or any(
-            (who, name) in SPLITS_ALIKE for who in _called(component)
-        )  # it may be one in a row of sizes
+        # It may be the task itself, as one in a row of sizes.
+        alike = _equal_options(split, task) or any((who, name) in SPLITS_ALIKE for who in _called(component))
         if name != "train" and not alike:
             require(not same(drawn[name], drawn["train"]), f"split {name!r} draws the prompts of 'train'")
 
