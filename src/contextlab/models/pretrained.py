@@ -132,7 +132,7 @@ class ContextlabForCausalLM(PreTrainedModel, GenerationMixin):
         theirs: Any = GenerationMixin.generate
         return theirs(self, *args, **options)
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(  # type: ignore[override, unused-ignore]
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
