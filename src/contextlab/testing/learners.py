@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.testing.law import Component, law, require
-from contextlab.testing.options import idle_options
 from contextlab.testing.tasks import generator
 
 
@@ -175,18 +173,3 @@ def _tensors(prompt: Prompt) -> Iterator[tuple[str, Tensor]]:
             yield each.name, value
         elif value is not None:
             yield from value.items()
-
-
-@law("learner", "options", "Every option counts: another value changes its answer, or is refused.")
-def options(component: Component) -> None:
-    """On the prompts of the task that it stands beside; what the task says of itself is left as it is."""
-    learner: Any = component.build()
-    entry = next((each for each in registry.entries("learner") if each.factory is type(learner)), None)
-    if entry is None or not all(hasattr(learner, parameter.name) for parameter in entry.parameters):
-        return
-    now = {parameter.name: getattr(learner, parameter.name) for parameter in entry.parameters}
-    prompt = component.beside.sample(3, generator(12))
-    idle = idle_options(
-        dataclasses.replace(entry, cases=(now,)), lambda options: iter([entry.factory(**options)(prompt)])
-    )
-    require(not idle, f"another value of {', '.join(idle)} changes no answer")
