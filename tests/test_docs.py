@@ -61,3 +61,8 @@ def test_the_readmes_tree_is_that_of_the_folder():
     folders = {f"{path.name}/" for path in source.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders == {name for name in named if name.endswith("/")}
     assert all((DOCS.parent / name).exists() for name in re.findall(r"^(\w+/) ", tree, re.M))
+
+
+def test_every_page_is_in_the_sites_navigation():
+    nav = set(re.findall(r"\S+\.md", (DOCS.parent / "mkdocs.yml").read_text()))
+    assert {str(page.relative_to(DOCS)) for page in PAGES} <= nav
