@@ -81,6 +81,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	grep '^torch==' constraints.txt > .venv-newest/constraints.txt
 	.venv-newest/bin/python -m pip --disable-pip-version-check --quiet install -c .venv-newest/constraints.txt torch
 	.venv-newest/bin/python -m pip --disable-pip-version-check --quiet install --upgrade -c .venv-newest/constraints.txt --editable '.[test,image]'
+	@touch $@
+
 $(VENV)/.installed-docs: $(VENV)/.installed-dev
 	$(PIP) install --constraint constraints.txt --editable '.[docs]'
 	@touch $@
