@@ -41,6 +41,13 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # of a path that the user gave and no function has checked, such as one of too long a name
+        from contextlab.files import short
+
+        where = f"{short(error.filename)}: " if error.filename is not None else ""
+        told = f"{where}{error.strerror or error}"
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(told)}", soft_wrap=True, highlight=False)
+        sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
 
 
