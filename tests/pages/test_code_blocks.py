@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 LESS = {
     "run": ["--check"],
+    "check": ["--examples", "2"],
     "evaluate": ["--set", "evaluate.prompts=4", "--jobs", "1"],
     "compress": ["--prompts", "2", "--decoded", "4"],
     "learners": ["--prompts", "4"],
