@@ -178,8 +178,8 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, number: int) ->
         train(Tiny(), Sums(), SHORT, folder=tmp_path, progress=stop)
     assert signal.getsignal(number) is before
     stopped = sorted(path.name for path in tmp_path.iterdir())
-    assert len(stopped) == 1
-    assert stopped[0] in ("step_00000012", "step_00000013")
+    assert stopped[:-1] == ["step_00000010"]  # the last one before stays, in case the newest is damaged
+    assert stopped[-1] in ("step_00000012", "step_00000013")
     resumed = Tiny(seed=9)
     result = train(resumed, Sums(), SHORT, folder=tmp_path, resume=True)
     assert_same(weights(resumed), weights(whole))
