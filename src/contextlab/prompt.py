@@ -101,6 +101,7 @@ class Task(ABC):
     metric: ClassVar[str] = "error"
     """The metric that reports and curves show first; a key of `errors`."""
     higher_is_better: ClassVar[bool] = False
+    unbounded: ClassVar[tuple[str, ...]] = ()  # options that may be larger than counts may
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named difficulties: options that replace the defaults."""
 

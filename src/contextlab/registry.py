@@ -24,8 +24,8 @@ MOST = {"task": 1 << 17, "mixer": 1 << 24, "mlp": 1 << 24}
 """Of the whole numbers among a component's options. A task's say how many examples, tokens, nodes a prompt is drawn
 from, in part one after another; the longest prompts of the papers have so many tokens (RULER, 2404.06654). Those of
 mixers and MLPs are sizes of tensors and modules."""
-UNCOUNTED = ("seed", "pool", "vocabulary", "length")
-"""Parts of names of options that may be larger: they make no prompt longer, or tasks compare them with the memory."""
+UNCOUNTED = ("seed", "pool", "vocabulary")
+"""Parts of names of options that may be larger: they make no prompt longer. A task names others in `unbounded`."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -154,7 +154,8 @@ class Entry:
         for name, value in found.items():
             refuse_bools(f"{self.kind} {self.name!r}: {prefix}{name}", options[name], value)
             refuse_extremes(f"{self.kind} {self.name!r}: {prefix}{name}", value)
-            if self.kind in MOST and not any(word in name for word in UNCOUNTED):
+            uncounted = (*UNCOUNTED, *getattr(self.factory, "unbounded", ()))
+            if self.kind in MOST and not any(word in name for word in uncounted):
                 refuse_counts(f"{self.kind} {self.name!r}: {prefix}{name}", value, MOST[self.kind])
         return found
 

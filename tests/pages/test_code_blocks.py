@@ -1,7 +1,8 @@
 """Every code block of README, CONTRIBUTING and docs runs when it is copied into a fresh process.
 
-Commands that would train for minutes are run to their end on less, such as fewer prompts. `contextlab run` tries a recipe of
-one's own with --check; of those that ship, which tests/experiments holds to be valid, only the options are parsed. The runs and checkpoints that the pages speak of are made beforehand, as small as can be, under the same names.
+Commands that would train for minutes are run to their end on less: of `contextlab run` the recipe is resolved, others
+get fewer prompts. The runs and checkpoints that the pages speak of are made beforehand, as small as can be, under the
+same names.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tests.pages.blocks import Block, blocks
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 LESS = {
+    "run": ["--check"],
     "check": ["--examples", "2"],
     "evaluate": ["--set", "evaluate.prompts=4", "--jobs", "1"],
     "compress": ["--prompts", "2", "--decoded", "4"],
@@ -123,10 +125,8 @@ def run_command(stage: Stage, block: Block, words: list[str]) -> None:
     new = arguments[0] == "run" and "--out" in words and words[words.index("--out") + 1]
     stage.provide(named(" ".join(words)) - {new})
     command = [*words, *LESS.get(arguments[0], [])]
-    if arguments[0] == "run":
-        command.append("--check" if ".yaml" in words[2] or "--plugin" in words else "--help")
     if tuple(command) not in stage.worked:  # pages repeat themselves
-        stage.works(argv=command, into=into)
+        stage.works(argv=command, into=into, resolve_only="--check" not in words)
         stage.worked.add(tuple(command))
 
 

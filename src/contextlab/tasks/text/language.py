@@ -36,6 +36,7 @@ class LanguageModelling(TokenTask):
     """
 
     metric: ClassVar[str] = "cross_entropy"
+    unbounded: ClassVar[tuple[str, ...]] = ("length",)
     higher_is_better: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"easy": {"length": 128}, "hard": {"length": 4096}}
 

@@ -255,6 +255,8 @@ class FilledTask(AnswerTask):
     Subclasses add the fields `length`, `corpus` and `part`.
     """
 
+    unbounded: ClassVar[tuple[str, ...]] = ("length",)
+
     def context(self, device: torch.device | str) -> Corpus:
         """The documents that the text around the facts is taken from."""
         return load(self.corpus, self.part, self.codec).to(device)  # type: ignore[attr-defined]
