@@ -32,6 +32,7 @@ def report(tmp_path, results, records, run_record):
 
 def opened(browser, path, width):
     page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(120_000)  # where all cores are taken a page of figures loads for longer than 30 s
     page.problems, page.requests = [], []
     page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda e: page.problems.append(str(e)))
