@@ -19,6 +19,11 @@ class ResourceError(ContextlabError, RuntimeError):
     """The machine lacks what was asked for (a GPU, disk space, a package)."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; "" where it has none."""
+    return (str(error).splitlines() or [""])[0]
+
+
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """The choice most like `name`, or None when nothing is alike."""
     choices = list(choices)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, first_line
 from contextlab.spec import describe
 
 LARGEST_TEXT = 1 << 20
@@ -35,12 +35,11 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise InputError(f"{source}: not valid YAML{where}: {' '.join(str(problem).split())[:200]}") from None
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
         # What PyYAML says of values that are not what their tag or look promises, such as !!bool maybe or 2001-13-45.
-        why = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(f"{source}: a value cannot be read ({why})") from None
+        raise InputError(f"{source}: a value cannot be read ({first_line(error)[:200]})") from None
     finally:
         if loader is not None:
             loader.dispose()

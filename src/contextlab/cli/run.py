@@ -161,13 +161,16 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
     print_table("what would be trained", rows)
     trainings = sum(each.seeds for each in found.trainings)
     console.print(
-        f"{trainings} trainings, {found.steps:,} steps in all; learners of {len(found.learners)} tasks "
+        f"{_counted(trainings, 'training')}, {_counted(found.steps, 'step')} in all; learners of "
+        f"{_counted(len(found.learners), 'task')} "
         f"({seconds_in_words(sum(found.learners.values()))})"
     )
-    at_once = f"{found.jobs} at once, {found.threads} threads each" if found.jobs > 1 else f"{found.threads} threads"
+    cores = _counted(found.threads, "thread")
+    at_once = f"{found.jobs} at once, {cores} each" if found.jobs > 1 else cores
     console.print(f"About [bold]{seconds_in_words(found.seconds)}[/] in all on {chosen.type} ({at_once}).")
     left_out = [
         *(["what compress measures"] if spec.compress is not None else []),
+        *(["online play"] if any(_plays(spec.build_task(t), spec.evaluate_spec(t)) for t in spec.tasks) else []),
         *(["compiling"] if any(t.train.compile == "on" for t in spec.trainings()) else []),
     ]
     console.print(
@@ -175,6 +178,18 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         "seconds of one seed." + (f" Not counted: {', '.join(left_out)}." if left_out else "") + " Nothing was written."
         "[/dim]"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    """1, "step" -> 1 step; 2000, "step" -> 2,000 steps."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _plays(task: Any, evaluate: Any) -> bool:
+    """Whether the task is played online after training."""
+    from contextlab.tasks.decisions import DecisionTask
+
+    return isinstance(task, DecisionTask) and evaluate.rollouts > 0
 
 
 def seconds_in_words(seconds: float) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, first_line
 from contextlab.files import write_atomic
 
 COLUMNS = (
@@ -73,7 +73,7 @@ def read_results(paths: str | Path | Iterable[str | Path], columns: Sequence[str
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: damaged or not Parquet ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{path}: damaged or not Parquet ({first_line(error)})") from None
         missing = [name for name in columns if name not in found.column_names]
         if missing:
             raise InputError(f"{path}: no results table: it lacks the columns {', '.join(missing)}")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from contextlab.errors import ContextlabError, InputError, unknown
+from contextlab.errors import ContextlabError, InputError, first_line, unknown
 from contextlab.evaluation import predict
 from contextlab.evaluation.compress import build_prompts
 from contextlab.experiments.jobs import Training
@@ -106,7 +106,6 @@ def _trying(what: str) -> Iterator[None]:
         yield
     except Exception as raised:
         error = lack_of_memory(raised) or raised
-        first = (str(error).splitlines() or [""])[0]
         if isinstance(error, ContextlabError):
-            raise type(error)(f"{what}: {first}") from raised
-        raise InputError(f"{what}: failed with {type(error).__name__}: {first}") from raised
+            raise type(error)(f"{what}: {first_line(error)}") from raised
+        raise InputError(f"{what}: failed with {type(error).__name__}: {first_line(error)}") from raised

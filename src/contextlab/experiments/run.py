@@ -20,7 +20,7 @@ from contextlab.experiments.folder import SPEC, RunFolder, claimed, find_folder,
 from contextlab.experiments.jobs import Job, compress_jobs, first_jobs
 from contextlab.experiments.opened import Run, open_run
 from contextlab.experiments.progress import Progress, Silent
-from contextlab.experiments.recipes import load_recipe, read_yaml, set_key
+from contextlab.experiments.recipes import load_recipe, read_yaml
 from contextlab.experiments.record import (
     begin,
     change_evaluation,
@@ -120,12 +120,8 @@ def evaluate_run(
         raise InputError(f"{folder}: no run there (expected {at.record.name} and {SPEC})")
     require_plugins(at, plugins)
     load_plugins(plugins)
-    data = read_yaml(at.spec)
-    before = ExperimentSpec.parse(data, str(at.spec))
-    data = read_yaml(at.spec)
-    for change in changes:
-        set_key(data, change)
-    spec = ExperimentSpec.parse(data)
+    before = ExperimentSpec.parse(read_yaml(at.spec), str(at.spec))
+    spec = load_recipe(at.spec, changes)
     if not differs_in_evaluation_only(before, spec):
         raise InputError(
             "--set: a run that is trained can be measured in another way, and nothing else of it be changed; expected "

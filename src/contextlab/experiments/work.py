@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from contextlab.errors import ContextlabError, InputError
+from contextlab.errors import ContextlabError, InputError, first_line
 from contextlab.evaluation import Measured, measure, measure_learners, static_cost, write_results
 from contextlab.evaluation.compress import compress
 from contextlab.experiments.folder import RunFolder, evaluations, read_run_record
@@ -79,8 +79,7 @@ def _recorded(
 
 def _fault(raised: Exception) -> str:
     error = lack_of_memory(raised) or raised
-    first = (str(error).splitlines() or [""])[0]
-    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+    return first_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _tables(folder: RunFolder, job: Job) -> list[str]:
