@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import signal
 from pathlib import Path
 from zlib import crc32
 
@@ -11,10 +11,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("default", deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
-settings.register_profile("thorough", settings.get_profile("default"), max_examples=200)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+# The same cases each time, so that a failure is of the change at hand; `--hypothesis-profile=thorough` looks for more.
+settings.register_profile(
+    "suite", deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+settings.register_profile("thorough", settings.get_profile("suite"), max_examples=200, derandomize=False)
+settings.load_profile("suite")
+
+# A shell's background job ignores SIGINT, and what it starts inherits that: tests of interrupts could not interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Small tensors: a second thread costs more than it gives, and under xdist the workers share the cores.
 torch.set_num_threads(1)

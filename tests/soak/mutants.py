@@ -235,7 +235,7 @@ def _child(root: Path, arguments: list[str], log: Path) -> None:
             del sys.modules[name]
         ours = {str(ROOT), str(ROOT / "src"), ""}
         sys.path[:] = [str(root / "src"), str(root), *(each for each in sys.path if each not in ours)]
-        os.environ.update(PYTHONPATH=str(root / "src"), CI="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        os.environ.update(PYTHONPATH=str(root / "src"), OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
         code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *arguments], plugins=[Watch(log)]))
         found = sys.modules.get("contextlab")
         if found is not None and not str(found.__file__).startswith(str(root)):

@@ -71,6 +71,11 @@ def rounding(mixer: Mixer, reading: Reading) -> float:
     return far / max(1.0, float(exact.abs().max()))
 
 
+def allowed(mixer: Mixer, reading: Reading, tolerance: float, most: float) -> float:
+    """`tolerance`; a mixer that `amplifies_rounding` may err by thirty times what last digits move it, up to `most`."""
+    return min(most, max(tolerance, 30 * rounding(mixer, reading))) if mixer.amplifies_rounding else tolerance
+
+
 @law(
     "mixer",
     "split",
@@ -80,7 +85,8 @@ def rounding(mixer: Mixer, reading: Reading) -> float:
 )
 def split(component: Component, reading: Reading) -> None:
     """The state is handed from piece to piece."""
-    hold_to_split(component.build().double(), reading, 1e-9)
+    mixer = component.build().double()
+    hold_to_split(mixer, reading, allowed(mixer, reading, 1e-9, 1e-5))
 
 
 @law(
@@ -91,11 +97,9 @@ def split(component: Component, reading: Reading) -> None:
     reading=readings(dtype=torch.float32),
 )
 def split_float32(component: Component, reading: Reading) -> None:
-    """A mixer that says it `amplifies_rounding` is allowed thirty times what the last digits of x move it."""
-    mixer, tolerance = component.build(), 1e-4
-    if mixer.amplifies_rounding:
-        tolerance = min(1e-2, max(tolerance, 30 * rounding(mixer, reading)))
-    hold_to_split(mixer, reading, tolerance)
+    """The state is handed from piece to piece."""
+    mixer = component.build()
+    hold_to_split(mixer, reading, allowed(mixer, reading, 1e-4, 1e-2))
 
 
 @law("mixer", "causality", "Outputs do not change when later inputs do.", holds_for=causal, reading=readings())

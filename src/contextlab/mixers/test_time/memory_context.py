@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -41,6 +41,8 @@ class MemoryAsContext(SegmentAttention):
     head_dim: size of a head; default width / heads.
     rope_base: base of the rotary frequencies, counted within the segment.
     """
+
+    amplifies_rounding: ClassVar[bool] = True
 
     def __init__(
         self,
