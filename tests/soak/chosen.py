@@ -25,8 +25,7 @@ def stages(root: Path, file: str) -> list[list[str]]:
     importing.sort(key=lambda t: not t.startswith(str(folder)))
     near = [t for t in tests if Path(t).parent == folder and folder != Path("tests")]
     room = [t for t in tests if len(inner.parts) > 1 and t.startswith(f"tests/{inner.parts[0]}/")]
-    words = re.compile("|".join(rf"\b{name}\b" for name in _defines(root, file)) or "(?!)")
-    naming = [t for t in tests if words.search(_text(root, t))]
+    naming = [t for t in tests if _defines(root, file) & _used(root, t) or _registered(root, file) & _quoted(root, t)]
     laws = [t for t in tests if Path(t).name == "test_laws.py"]
     names = _components(root, file, module)
     of_components = [t for t in laws if names and len(names) <= LIKENESSES]
@@ -75,13 +74,36 @@ def _imports(root: Path, file: str) -> frozenset[str]:
 
 
 @cache
+def _used(root: Path, file: str) -> frozenset[str]:
+    """What a file imports from the package, and the attributes that it reads of what it imports."""
+    tree = ast.parse(_text(root, file))
+    found, modules = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "contextlab":
+            found |= {each.name for each in node.names}
+            modules |= {each.asname or each.name for each in node.names}
+        elif isinstance(node, ast.Import):
+            modules |= {each.asname or "contextlab" for each in node.names if each.name.startswith("contextlab")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).split(".")[0] in modules:
+            found.add(node.attr)
+    return frozenset(found)
+
+
+@cache
+def _quoted(root: Path, file: str) -> frozenset[str]:
+    """The words with which a file's quoted texts begin: "h2o", "h2o:heavy=0.5"."""
+    return frozenset(re.findall(r"[\"'](\w+)\b", _text(root, file)))
+
+
+@cache
 def _registered(root: Path, file: str) -> frozenset[str]:
     return frozenset(re.findall(r"@?register\(\s*\"\w+\",\s*\"(\w+)\"", _text(root, file)))
 
 
 @cache
 def _defines(root: Path, file: str) -> frozenset[str]:
-    """Public functions, classes and components of a file."""
+    """Public functions and classes of a file."""
     kinds = (ast.FunctionDef, ast.ClassDef)
     names = {node.name for node in ast.parse(_text(root, file)).body if isinstance(node, kinds)}
-    return frozenset(name for name in names | _registered(root, file) if not name.startswith("_"))
+    return frozenset(name for name in names if not name.startswith("_"))
