@@ -12,8 +12,8 @@ import pytest
 from contextlab import run
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
-from contextlab.experiments.folder import RunFolder, claimed, spec_text
-from contextlab.files import read_json
+from contextlab.experiments.folder import RunFolder, claimed, find_folder, spec_text
+from contextlab.files import read_json, write_json
 from tests.experiments.test_run import COMPRESS, one, same_results
 
 
@@ -48,6 +48,18 @@ def test_a_run_that_was_killed_before_its_record_is_fresh_and_can_be_resumed(tmp
     done = run(spec, out=folder, resume=resume)
     assert done.record["status"] == "finished"
     assert not list(folder.glob(".record*"))  # what was half written is gone
+
+
+def test_of_several_unfinished_runs_the_newest_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = ExperimentSpec.parse(one())
+    for number in range(1, 12):
+        folder = RunFolder(Path("runs") / ("tiny" if number == 1 else f"tiny-{number}"))
+        folder.path.mkdir(parents=True)
+        if number < 11:  # of the last one nothing was written yet
+            folder.spec.write_bytes(spec_text(spec))
+            write_json(folder.record, {"status": "interrupted"})
+    assert [str(each) for each in find_folder(spec, None, resume=True)] == ["runs/tiny-10"]
 
 
 def test_a_foreign_experiment_is_not_written_over(tmp_path):
