@@ -245,6 +245,15 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a regular file. Raises InputError when it is missing or cannot be read."""
+    with open_regular(path) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"{short(path)}: cannot be read ({_reason(error)})") from None
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors of any shape to a safetensors file, atomically; those that share memory each in full.
 
@@ -267,8 +276,9 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
 
     Raises InputError when it is missing, truncated, of another format or has another checksum.
     """
-    with open_regular(path) as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest() if sha256 is not None else None
+    with open_regular(path):
+        pass
+    found = file_digest(path) if sha256 is not None else None
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:

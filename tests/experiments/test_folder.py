@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from contextlab import run
+from contextlab import open_run, run
 from contextlab.errors import InputError
-from contextlab.experiments import ExperimentSpec
+from contextlab.experiments import ExperimentSpec, evaluate_run
 from contextlab.experiments.folder import RunFolder, claimed, find_folder, spec_text
-from contextlab.files import read_json, write_json
+from contextlab.files import read_json, read_record, write_json
 from tests.experiments.test_run import COMPRESS, one, same_results
 
 
@@ -124,3 +125,62 @@ def test_a_damaged_record_is_one_line_that_names_it(tmp_path, content):
     table.unlink()
     assert run(one(), out=folder, resume=True).record["status"] == "finished"
     assert read_json(folder / "record.json")["status"] == "finished"
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(COMPRESS, out=folder)
+    return folder
+
+
+def test_a_changed_byte_of_a_file_of_a_finished_run_is_told_and_the_file_made_again(whole_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    of_jobs = ["learners/needle.parquet", "trainings/*/results.parquet", "compress/*.left_out.json"]
+    paths = [next(folder.glob(name)) for name in ["results.parquet", "compress.parquet", "report.html", *of_jobs]]
+    for path in paths:
+        before = path.read_bytes()
+        middle = len(before) // 2
+        path.write_bytes(before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :])
+        told = f"^{re.escape(str(path))}: damaged: it has changed since .*; remove it, and contextlab run {folder} "
+        with pytest.raises(InputError, match=told):
+            run(COMPRESS, out=folder, resume=True)
+        if path.parent.name == "compress":
+            with pytest.raises(InputError, match=told):
+                evaluate_run(folder, ["evaluate.prompts=5"])
+        if path.parent == folder and path.suffix == ".parquet":
+            with pytest.raises(InputError, match=told):
+                open_run(folder)
+        path.write_bytes(before)
+    for path in paths:
+        path.unlink()
+    run(COMPRESS, out=folder, resume=True)
+    assert all(path.exists() for path in paths)
+    after, first = (read_record(each / "record.json")["files"] for each in (folder, whole_run))
+    assert after.keys() == first.keys()
+
+
+@pytest.mark.parametrize("name", ["record.json", "learners/needle.record.json", "trainings/*/record.json"])
+def test_a_changed_number_of_a_record_is_told(whole_run, tmp_path, name):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    path = next(folder.glob(name))
+    record = read_json(path)
+    write_json(path, {**record, "steps": 7})
+    for again in (lambda: run(COMPRESS, out=folder, resume=True), lambda: evaluate_run(folder, ["evaluate.prompts=8"])):
+        with pytest.raises(InputError, match=rf"{re.escape(str(path))}: damaged: it has changed .*; delete it"):
+            again()
+
+
+def test_a_run_without_checksums_is_read_and_gone_on_with(whole_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    for path in folder.rglob("*record.json"):
+        record = read_json(path)
+        record.pop("checksum")
+        record["files"] = list(record["files"])  # as older versions wrote it
+        write_json(path, record)
+    assert open_run(folder).record["status"] == "finished"
+    (folder / "report.html").unlink()
+    assert run(COMPRESS, out=folder, resume=True).report.exists()

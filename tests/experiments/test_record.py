@@ -11,7 +11,7 @@ from contextlab import run
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
 from contextlab.experiments.record import differs_in_evaluation_only, shares
-from contextlab.files import read_json, write_json
+from contextlab.files import read_json, read_record, write_record
 from tests.experiments.test_run import Tape, one, tiny
 
 
@@ -23,8 +23,8 @@ def test_no_plugin_is_imported_because_a_record_names_it(tmp_path):
     assert read_json(folder / "record.json")["plugins"] == [str(plugin)]
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'evil.txt')!r}, 'w')\n")
-    record = read_json(folder / "record.json")
-    write_json(folder / "record.json", {**record, "plugins": [str(evil)], "status": "interrupted"})
+    record = read_record(folder / "record.json")
+    write_record(folder / "record.json", {**record, "plugins": [str(evil)], "status": "interrupted"})
     (folder / "report.html").unlink()
     with pytest.raises(InputError, match=f"started with 1 plugin, and plugins .* add --plugin {evil}"):
         run(one(), out=folder, resume=True, jobs=2)

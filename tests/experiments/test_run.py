@@ -20,7 +20,7 @@ from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation import evaluate
 from contextlab.evaluation.compress import compress
 from contextlab.experiments import ExperimentSpec
-from contextlab.files import read_json, write_json
+from contextlab.files import read_json, read_record, write_record
 
 MODEL = {"preset": "transformer", "options": {"width": 8, "depth": 1, "heads": 2}}
 
@@ -136,10 +136,10 @@ def test_a_taken_folder_is_never_written_over(tmp_path):
     with pytest.raises(InputError, match="holds a finished run, which is not written over"):
         run(tiny(), out=folder)
     same_results(run(tiny(), out=folder, resume=True).results, done.results)  # nothing is missing, nothing is written
-    assert read_json(folder / "record.json") == done.record
+    assert read_record(folder / "record.json") == done.record
     with pytest.raises(InputError, match="started with another spec"):
         run(tiny(seeds=[3]), out=folder, resume=True)
-    write_json(folder / "record.json", {**done.record, "status": "interrupted"})
+    write_record(folder / "record.json", {**done.record, "status": "interrupted"})
     with pytest.raises(InputError, match="unfinished run .*--resume"):
         run(tiny(), out=folder)
     with pytest.raises(InputError, match="started with another spec"):
@@ -343,8 +343,8 @@ def test_a_recipe_measures_a_trained_model_under_policies(tmp_path):
         assert theirs["value"].tolist() == chosen[1]["value"].tolist()
 
     (tmp_path / "run" / "compress" / "softmax+all.seed1.parquet").unlink()  # as if it had been stopped there
-    record = read_json(tmp_path / "run" / "record.json")
-    write_json(tmp_path / "run" / "record.json", {**record, "status": "interrupted"})
+    record = read_record(tmp_path / "run" / "record.json")
+    write_record(tmp_path / "run" / "record.json", {**record, "status": "interrupted"})
     resumed = run(COMPRESS, out=tmp_path / "run", resume=True).compressed
     quality = [t[t["metric"].isin(["accuracy", "state_bytes"])].reset_index(drop=True) for t in (found, resumed)]
     pd.testing.assert_frame_equal(*quality)

@@ -304,8 +304,8 @@ def _fingerprint(spec: ExperimentSpec, folder: RunFolder) -> dict[str, Any]:
     for job in all_jobs(spec):
         record = read_json(folder.job_record(job))
         history = {name: rows for name, rows in record.get("history", {}).items() if name != "seconds"}
-        same = ("key", "status", "message", "files", "evaluate_spec", "parameters", "steps", "threads", "tasks")
-        found[job.key] = [history, {name: record.get(name) for name in same}]
+        same = ("key", "status", "message", "evaluate_spec", "parameters", "steps", "threads", "tasks")
+        found[job.key] = [history, {name: record.get(name) for name in same}, sorted(record.get("files", ()))]
         if job.kind == "training":
             last = newest(folder.training(job))
             assert last is not None

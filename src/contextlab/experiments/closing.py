@@ -54,7 +54,7 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
         similarity=found.similarity,
         compressed={spec.name: compressed},
     )
-    record["files"] = sorted(path.name for path in folder.path.glob("*.*") if path.suffix in (".parquet", ".html"))
+    record["files"] = folder.checksums(p for p in folder.path.glob("*.*") if p.suffix in (".parquet", ".html"))
     write_status(folder, record, status)  # last: what it says is there is on disk
     return Run(folder.path, found.results, trainings, record, found.facets, found.similarity, compressed)
 

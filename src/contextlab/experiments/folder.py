@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from contextlab.errors import InputError
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.experiments.jobs import Job, all_jobs
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.files import locked, make_folder, read_record
+from contextlab.files import file_digest, locked, make_folder, read_record
 from contextlab.training.checkpoint import newest
 
 FINAL = ("finished", "diverged")
@@ -88,11 +88,14 @@ class RunFolder:
         return str(read_run_record(self.record)["status"]) if self.record.exists() else None
 
     def done(self, job: Job, spec: ExperimentSpec) -> bool:
-        """Whether nothing is left to do of the job: it ended, with this evaluation, and all that it wrote is there."""
+        """Whether nothing is left to do of the job: it ended, with this evaluation, and all that it wrote is there.
+
+        Raises InputError when a file of a job that is done has changed since.
+        """
         if not self.job_record(job).exists():
             return False
         record = read_run_record(self.job_record(job))
-        if any(not (self.path / name).exists() for name in record.get("files", ())):
+        if not self.all_there(record):
             return False
         if job.kind == "training":
             ended = record["status"] in FINAL and newest(self.training(job)) is not None
@@ -101,13 +104,43 @@ class RunFolder:
         elif record["status"] != "finished":
             return False
         wanted = evaluations(job, spec)
-        return self.table(job).exists() and record.get("evaluate_spec", wanted) == wanted
+        if not self.table(job).exists() or record.get("evaluate_spec", wanted) != wanted:
+            return False
+        self.require_unchanged(record)
+        return True
 
     def whole(self, spec: ExperimentSpec) -> bool:
-        """Whether all files of a run that has finished are there."""
+        """Whether all files of a run that has finished are there. Raises InputError when one has changed since."""
         pages = [self.results, self.report] + ([self.compressed, self.compress_page] if spec.compress else [])
-        named = [self.path / name for name in read_run_record(self.record).get("files", ())]
-        return all(path.exists() for path in (*pages, *named)) and all(self.done(job, spec) for job in all_jobs(spec))
+        record = read_run_record(self.record)
+        if not (all(path.exists() for path in pages) and self.all_there(record)):
+            return False
+        self.require_unchanged(record)
+        return all(self.done(job, spec) for job in all_jobs(spec))
+
+    def checksums(self, paths: Iterable[Path]) -> dict[str, str]:
+        """Files of the run as its records name them: path in the run's folder -> SHA-256."""
+        return {str(path.relative_to(self.path)): file_digest(path) for path in sorted(paths)}
+
+    def all_there(self, record: Mapping[str, Any]) -> bool:
+        """Whether the files that a record names exist."""
+        return all((self.path / name).exists() for name in record.get("files", ()))
+
+    def require_unchanged(self, record: Mapping[str, Any], end: str = "") -> None:
+        """Refuse files that have changed since the record was written; records of older versions have no checksums.
+
+        end: of the names to look at.
+
+        Raises InputError that names the file, and says how it is made again.
+        """
+        files = record.get("files")
+        for name, digest in files.items() if isinstance(files, Mapping) else ():
+            path = self.path / name
+            if name.endswith(end) and path.exists() and file_digest(path) != digest:
+                raise InputError(
+                    f"{path}: damaged: it has changed since it was written (its checksum differs); remove it, and "
+                    f"contextlab run {self} --resume makes it again"
+                )
 
     def tidy(self) -> None:
         """Remove what processes that were killed while they wrote left behind."""
@@ -156,11 +189,11 @@ def find_folder(spec: ExperimentSpec, out: str | Path | None, resume: bool) -> I
             return
         there = [RunFolder(path) for path in itertools.takewhile(Path.exists, numbered) if path.is_dir()]
         begun = [each for each in there if each.spec.exists()]
-        left = [each for each in begun if each.status() != "finished" or not each.whole(spec)]
-        if not left:
-            raise InputError(f"{base}: there is no unfinished run to resume; start one without --resume")
-        yield left[-1]
-        return
+        for each in reversed(begun):
+            if each.status() != "finished" or not each.whole(spec):
+                yield each
+                return
+        raise InputError(f"{base}: there is no unfinished run to resume; start one without --resume")
     folder = RunFolder(out)
     if folder.path.exists() and not folder.path.is_dir():
         raise InputError(f"{folder}: is a file; expected a folder for the run")

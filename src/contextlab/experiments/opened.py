@@ -69,6 +69,7 @@ def open_run(folder: str | Path) -> Run:
     record = read_run_record(at.record)
     if not at.results.exists():
         raise InputError(f"{folder}: the run has no results yet (status: {record['status']}); go on with --resume")
+    at.require_unchanged(record, ".parquet")
     records = [read_run_record(path) for path in sorted(at.path.glob(f"trainings/*/{RECORD}"))]
     found = Measured.read([at.results])
     compressed = read_results(at.compressed) if at.compressed.exists() else pd.DataFrame()

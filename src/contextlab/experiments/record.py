@@ -16,7 +16,7 @@ from contextlab.experiments.folder import RunFolder, evaluations, read_run_recor
 from contextlab.experiments.jobs import first_jobs
 from contextlab.experiments.recipes import read_yaml
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.files import write_atomic, write_json
+from contextlab.files import write_atomic, write_record
 
 
 def begin(
@@ -104,8 +104,10 @@ def plugin_names(plugins: Sequence[str]) -> list[str]:
 def write_status(folder: RunFolder, record: dict[str, Any], status: str) -> None:
     """Write the run's record with this status, and when it came to it."""
     record["status"] = status
+    if status == "running":
+        record.pop("files", None)  # from here on they may be replaced
     record["ended" if status != "running" else "resumed"] = _now()
-    write_json(folder.record, record)
+    write_record(folder.record, record)
 
 
 def change_evaluation(folder: RunFolder, before: ExperimentSpec, spec: ExperimentSpec) -> None:
@@ -119,7 +121,7 @@ def change_evaluation(folder: RunFolder, before: ExperimentSpec, spec: Experimen
             continue
         record = read_run_record(path) if path.exists() else {**job.fields, "status": "finished", "message": ""}
         if "evaluate_spec" not in record:  # runs of older versions
-            write_json(path, {**record, "evaluate_spec": evaluations(job, before)})
+            write_record(path, {**record, "evaluate_spec": evaluations(job, before)})
     write_atomic(folder.spec, spec_text(spec))
 
 

@@ -139,6 +139,8 @@ def evaluate_run(
         if changes:
             change_evaluation(at, before, spec)
             todo = [job for job in todo if not at.done(job, spec)]
+        for job in compress_jobs(spec):
+            at.done(job, spec)  # they are kept: one that is damaged is told of before anything is measured
         record |= {"jobs": min(jobs or record["jobs"], max(1, len(todo))), "plugins": plugin_names(plugins)}
         return _do(at, spec, record, [lambda: todo], progress or Silent(), training=False)
 

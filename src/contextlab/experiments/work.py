@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from contextlab.experiments.folder import RunFolder, evaluations, read_run_recor
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.files import locked, make_folder, read_record, write_json
+from contextlab.files import locked, make_folder, read_record, write_json, write_record
 from contextlab.memory import lack_of_memory
 from contextlab.models import Model, build_model
 from contextlab.training import checkpoint, train
@@ -42,9 +43,10 @@ def _recorded(
     path = folder.job_record(job)
     before = read_run_record(path) if path.exists() else {}
     record = {**before, **job.fields, "status": "running", "message": ""}
-    record.pop("evaluate_spec", None)
+    for of_before in ("evaluate_spec", "files"):
+        record.pop(of_before, None)
     if folder.table(job).exists():
-        write_json(path, record)  # from here on it is not known what the table there was measured with
+        write_record(path, record)  # from here on it is not known what the table there was measured with
     try:
         if job.kind == "training":
             _train_and_measure(folder, spec, job, record, device, tell, training)
@@ -67,8 +69,8 @@ def _recorded(
             with folder.log(job).open("a") as log:
                 log.write(traceback.format_exc())
     finally:
-        record["files"] = _tables(folder, job) if record["status"] == "finished" else []
-        write_json(path, record)
+        record["files"] = folder.checksums(_written(folder, job)) if record["status"] == "finished" else {}
+        write_record(path, record)
         tell.done(job.key, record["status"], record["message"])
     if record["status"] == "failed":  # what did not fit is let go before the next job
         gc.collect()
@@ -82,11 +84,12 @@ def _fault(raised: Exception) -> str:
     return first_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {first_line(error)}"
 
 
-def _tables(folder: RunFolder, job: Job) -> list[str]:
-    """The tables that the job wrote, as paths in the run's folder."""
+def _written(folder: RunFolder, job: Job) -> list[Path]:
+    """The tables that the job wrote, and the list of what it left out."""
     table = folder.table(job)
     own = "*.parquet" if job.kind == "training" else f"{table.stem}.*parquet"
-    return sorted(str(path.relative_to(folder.path)) for path in table.parent.glob(own))
+    left_out = [folder.left_out(job)] if job.kind == "compress" else []
+    return [*table.parent.glob(own), *left_out]
 
 
 def _train_and_measure(

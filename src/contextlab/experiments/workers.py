@@ -18,7 +18,7 @@ from contextlab.experiments.folder import RunFolder, read_run_record
 from contextlab.experiments.jobs import Job
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.files import make_folder, write_json
+from contextlab.files import make_folder, write_record
 
 
 def run_workers(
@@ -110,7 +110,7 @@ class _Workers:
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         lines = [line for line in self.folder.log(job).read_text(errors="replace").splitlines() if line.strip()]
         message = f"the worker process ended with {cause}" + (f": {lines[-1]}" if lines else "")
-        write_json(path, {**before, **job.fields, "status": "failed", "message": message})
+        write_record(path, {**before, **job.fields, "status": "failed", "message": message})
         self.tell.done(job.key, "failed", message)
 
     def stop(self) -> None:

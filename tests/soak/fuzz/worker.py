@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contextlab.files import read_record, write_record
 from tests.soak.fuzz.cases import Case, write_files
 
 MEMORY = 6 << 30
@@ -157,7 +158,7 @@ def damage(what: str, folder: Path) -> None:
         shutil.copytree(folder.parent / "whole" / name, folder / name)
     if chance.random() < 0.5:  # unfinished, so that it is gone on with
         record = folder / "run" / "record.json"
-        record.write_text(record.read_text().replace('"finished"', '"interrupted"', 1))
+        write_record(record, {**read_record(record), "status": "interrupted"})
     found = sorted(folder.glob(pattern))
     if not found:
         return
