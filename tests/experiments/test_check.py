@@ -8,6 +8,7 @@ import torch
 from contextlab import run
 from contextlab.errors import InputError, ResourceError
 from contextlab.experiments import ExperimentSpec
+from contextlab.experiments import check as checking
 from contextlab.experiments.check import check
 from contextlab.learners.recall import Lookup
 from contextlab.tasks.recall import AssociativeRecall
@@ -83,3 +84,46 @@ def test_no_random_stream_is_disturbed():
     check(ExperimentSpec.parse(tiny()), CPU)
     assert torch.equal(torch.rand(4), wanted)
     assert torch.is_grad_enabled()
+
+
+def test_a_step_that_cannot_fit_is_refused_by_arithmetic(monkeypatch):
+    spec = ExperimentSpec.parse(one(train={"steps": 1, "batch": 32, "accumulate": 2}))
+    training = spec.trainings()[0]
+    model, length = training.model, training.tasks["recall"].length
+    least = 16 * length * 4 * (model.width * model.depth + model.output_size)
+    monkeypatch.setattr("contextlab.memory.available_bytes", lambda: least)
+    check(spec, CPU)
+    monkeypatch.setattr("contextlab.memory.available_bytes", lambda: least - 1)
+    told = rf"models.softmax \(for task recall\): not enough memory: a step on 16 x {length} tokens: .*train.batch"
+    with pytest.raises(ResourceError, match=told):
+        check(spec, CPU)
+
+
+def test_a_large_model_is_read_by_one_layer_of_each_kind_and_made_whole(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(checking, "LARGE_FLOPS", 1.0)
+
+    def read(model, prompt):
+        sizes.append(model.spec.depth)
+        return model(prompt.inputs)
+
+    monkeypatch.setattr(checking, "predict", read)
+    deep = {"preset": "transformer", "options": {**MODEL["options"], "depth": 7}}
+    check(ExperimentSpec.parse(one(models={"deep": deep})), CPU)
+    assert sizes == [1]
+    short = {"preset": "transformer", "options": {**deep["options"], "position": "learned", "max_length": 4}}
+    with pytest.raises(InputError, match=r"models.short \(for task recall\): reading a prompt"):
+        check(ExperimentSpec.parse(one(models={"short": short})), CPU)
+
+
+def test_token_ids_that_no_model_knows_are_told(monkeypatch):
+    sample = AssociativeRecall.sample
+
+    def wrong(self, *arguments):
+        prompt = sample(self, *arguments)
+        prompt.inputs[0, 0] = self.input_size
+        return prompt
+
+    monkeypatch.setattr(AssociativeRecall, "sample", wrong)
+    with pytest.raises(InputError, match=r"tasks.recall: drawing a prompt: expected token ids from 0 to \d+, got \d+"):
+        check(ExperimentSpec.parse(one()), CPU)

@@ -7,6 +7,7 @@ import torch
 
 from contextlab.experiments import ExperimentSpec, estimate
 from contextlab.experiments.estimate import makespan
+from contextlab.models import build_model
 from tests.experiments.test_run import one
 
 
@@ -16,27 +17,64 @@ def test_jobs_that_take_turns():
     assert makespan([1, 1, 3], 2) == 4
 
 
+def test_what_is_timed_grows_until_the_budget_is_used_up(monkeypatch):
+    calls: list[int] = []
+    monkeypatch.setattr(estimate, "_clock", lambda call, size: (call(size), 0.01 * size)[1])
+    sizes = [1, 4, 16, 64]
+    assert estimate.timed(calls.append, sizes, float, 0.2) == pytest.approx(0.64)
+    assert set(calls) == {1, 4}  # 0.05 s for these; the next alone would take 0.16
+    calls.clear()
+    assert estimate.timed(calls.append, sizes, float, 100.0) == pytest.approx(0.64)
+    assert set(calls) == {1, 4, 16, 64}
+    assert estimate.timed(calls.append, sizes, lambda size: size**2, 0.0) == pytest.approx(0.01 * 64**2)
+
+
 def test_a_curriculum_is_timed_at_its_sizes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    timed = []
+    lengths = []
 
-    def step(model, task, spec, state):
-        timed.append(task.length)
-        return type("Step", (), {"loss": torch.zeros(())})
+    def learning(self, inputs, train):
+        lengths.append(inputs.shape[1])
+        return float(inputs.shape[1])
 
-    monkeypatch.setattr(estimate, "train_step", step)
-    monkeypatch.setattr(estimate, "_seconds", lambda call: (call(), float(timed[-1] if timed else 0))[1])
-    monkeypatch.setattr(estimate, "_evaluation_seconds", lambda *arguments: 5.0)
-    monkeypatch.setattr(estimate, "_learner_seconds", lambda *arguments: 7.0)
+    monkeypatch.setattr(estimate, "timed", lambda *arguments: 0.0)
+    monkeypatch.setattr(estimate._Reading, "learning", learning)
+    monkeypatch.setattr(estimate._Reading, "answering", lambda self, inputs, batch: 5.0)
+    monkeypatch.setattr(estimate._Reading, "updating", lambda self, inputs, train: 100.0)
     grows = {"length": {"start": 4, "end": 8, "add": 4, "every": 20}, "pairs": {"start": 1, "end": 2, "every": 20}}
     spec = one(train={"steps": 40, "batch": 4, "curriculum": grows}, seeds=[0, 1])
     found = estimate.estimate(ExperimentSpec.parse(spec), torch.device("cpu"))
     (training,) = found.trainings
-    assert timed == [4, 8]  # each size once
-    assert training.training == 40 * (4 + 8) / 2
+    assert len(lengths) == 2  # each size once
+    assert training.training == 40 * (sum(lengths) / 2 + 100)
     assert (training.seeds, training.steps, found.steps) == (2, 40, 80)
-    assert found.seconds == 2 * (240 + 5) + 7
+    assert found.seconds == 2 * (training.training + training.evaluating)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_model_is_timed_by_one_layer_of_each_kind(monkeypatch):
+    """The estimate is that of the whole model, by its FLOPs and its parameters."""
+    monkeypatch.setattr(estimate, "SECONDS", 0.0)  # nothing is timed twice
+    monkeypatch.setattr(estimate, "_clock", lambda call, size: (call(size), 1.0)[1])
+    built = []
+    monkeypatch.setattr(
+        estimate, "build_model", lambda spec, seed: built.append(build_model(spec, seed=seed)) or built[-1]
+    )
+    large = {"preset": "transformer", "options": {"width": 16, "depth": 6, "heads": 2}}
+    spec = ExperimentSpec.parse(one(models={"softmax": large}, train={"steps": 1, "batch": 4}))
+    plain = estimate.estimate(spec, torch.device("cpu")).trainings[0]
+    monkeypatch.setattr(estimate, "LARGE", 100)
+    short = estimate.estimate(spec, torch.device("cpu")).trainings[0]
+    assert [model.spec.depth for model in built] == [6, 1]
+    assert short.parameters == plain.parameters == built[0].parameter_count
+    length = spec.trainings()[0].tasks["recall"].length
+    flops, parameters = (
+        built[0].flops(length) / built[1].flops(length),
+        built[0].parameter_count / built[1].parameter_count,
+    )
+    drawing = 4  # prompts, of which one is timed
+    assert plain.training == pytest.approx(drawing + 4 + 1)
+    assert short.training == pytest.approx(drawing + 4 * flops + parameters)
 
 
 def test_the_estimate_is_of_the_right_size():

@@ -143,7 +143,7 @@ def test_a_changed_byte_of_a_file_of_a_finished_run_is_told_and_the_file_made_ag
         before = path.read_bytes()
         middle = len(before) // 2
         path.write_bytes(before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :])
-        told = f"^{re.escape(str(path))}: damaged: it has changed since .*; remove it, and contextlab run {folder} "
+        told = f"^{re.escape(str(path))}: damaged: it has changed since .*; delete it, and contextlab run {folder} "
         with pytest.raises(InputError, match=told):
             run(COMPRESS, out=folder, resume=True)
         if path.parent.name == "compress":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from contextlab.errors import ContextlabError, InputError, first_line, unknown
 from contextlab.evaluation import predict
@@ -13,39 +14,73 @@ from contextlab.evaluation.compress import build_prompts
 from contextlab.experiments.jobs import Training
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.memory import lack_of_memory
-from contextlab.models import Model, build_model
+from contextlab.models import build_model
+from contextlab.models.outline import one_of_each, without_memory
+from contextlab.models.room import require_room, require_room_for_training
 from contextlab.prompt import Prompt, Task
 from contextlab.training.schedule import Turns
+
+LARGE_FLOPS = 2e10
+"""Of a model that reads one prompt: of larger ones one layer of each kind reads it, which takes a second or two."""
 
 
 def check(spec: ExperimentSpec, device: torch.device) -> None:
     """Try what an experiment names, without a step of training; no random stream is disturbed, nothing written.
 
     Splits and learners to measure are known to each task; each task draws a prompt and its best learner answers it;
-    each model reads a prompt of each of its tasks, as they are at the first step of training, too, and of the tasks of
-    `compress`.
+    each model reads a prompt of each shape of its tasks, as they are at the first step of training, too, and of the
+    tasks of `compress`. Of a large model every layer is made without memory, and one of each kind reads.
 
     Raises InputError with the key's path, or ResourceError where the machine lacks the memory.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         prompts = {name: _try_task(spec, name) for name in spec.tasks}
         tried: list[tuple[object, ...]] = []
+        readers: dict[str, _Reader] = {}
         for training in spec.trainings():
             known = (training.task_name, training.model, training.train)
             if known in tried:  # another seed
                 continue
             tried.append(known)
-            with _trying(f"models.{training.model_name} (for task {training.task_name})"):
-                model = build_model(training.model, seed=training.seed).to(device).eval()
+            key = training.model.model_dump_json()
+            if key not in readers:  # a model that all tasks share is made once
+                with _trying(f"models.{training.model_name} (for task {training.task_name})"):
+                    readers[key] = _Reader(training, max(prompts[name].length for name in training.tasks), device)
+            reader = readers[key]
             for name, task in training.tasks.items():
-                _try_model(training, model, task, prompts[name].to(device))
+                _try_model(training, reader, task, prompts[name])
+                _try_room(training, prompts[name].length, device)
             first = Turns(list(training.tasks.values()), training.train, training.seed)(0)
             if all(first is not task for task in training.tasks.values()):
                 with _trying(f"{_of(training)}.train.curriculum: at step 0"):
                     prompt = first.sample(1, torch.Generator().manual_seed(0))
-                _try_model(training, model, first, prompt.to(device))
+                    _require_known_tokens(first, prompt)
+                _try_model(training, reader, first, prompt)
             if spec.compress is not None and training.model_name in (spec.compress.model, *spec.compress.compare):
-                _try_compress(spec, training, model)
+                _try_compress(spec, training, reader)
+
+
+class _Reader:
+    """A model, made once, that reads one prompt of each shape.
+
+    training: whose model it is. length: tokens of the longest prompt.
+    """
+
+    def __init__(self, training: Training, length: int, device: torch.device) -> None:
+        spec = training.model
+        require_room(spec)
+        outline = without_memory(spec)
+        large = outline is not None and outline.flops(length) > LARGE_FLOPS
+        self.model = build_model(one_of_each(spec) if large else spec, seed=training.seed).to(device).eval()
+        self.device = device
+        self.known: dict[tuple[object, ...], Tensor] = {}
+
+    def __call__(self, prompt: Prompt) -> Tensor:
+        """The prediction for the prompt, or for another of the same shape."""
+        key = (prompt.inputs.shape, prompt.inputs.dtype)
+        if key not in self.known:
+            self.known[key] = predict(self.model, prompt.to(self.device)).float()
+        return self.known[key]
 
 
 def _try_task(spec: ExperimentSpec, name: str) -> Prompt:
@@ -69,6 +104,7 @@ def _try_task(spec: ExperimentSpec, name: str) -> Prompt:
                 raise InputError(f"{where('learners')}: {unknown('learner of this task', learner, known)}")
     with _trying(f"tasks.{name}: drawing a prompt"):
         prompt = task.sample(1, torch.Generator().manual_seed(0))
+        _require_known_tokens(task, prompt)
     with _trying(f"tasks.{name}: its learners"):
         best, learner_of = next(iter(task.learners().items()), (None, None))
     if learner_of is None:
@@ -78,21 +114,39 @@ def _try_task(spec: ExperimentSpec, name: str) -> Prompt:
     return prompt
 
 
-def _try_model(training: Training, model: Model, task: Task, prompt: Prompt) -> None:
+def _require_known_tokens(task: Task, prompt: Prompt) -> None:
+    """Refuse token ids that no model of the task's size knows."""
+    if task.read_in == "token" and prompt.inputs.numel():
+        least, most = (int(end) for end in prompt.inputs.aminmax())
+        if least < 0 or most >= task.input_size:
+            raise InputError(f"expected token ids from 0 to {task.input_size - 1}, got {least if least < 0 else most}")
+
+
+def _try_model(training: Training, reader: _Reader, task: Task, prompt: Prompt) -> None:
     with _trying(f"models.{training.model_name} (for task {training.task_name}): reading a prompt"):
-        prediction = predict(model, prompt)
-        task.loss(prediction.float(), prompt)
-        task.errors(prediction.float(), prompt)
+        prediction = reader(prompt)
+        there = prompt.to(reader.device)
+        task.loss(prediction, there)
+        task.errors(prediction, there)
 
 
-def _try_compress(spec: ExperimentSpec, training: Training, model: Model) -> None:
+def _try_room(training: Training, length: int, device: torch.device) -> None:
+    if device.type == "cpu":
+        train = training.train
+        with _trying(f"models.{training.model_name} (for task {training.task_name})"):
+            size = 2 if train.precision == "bfloat16" else 4
+            require_room_for_training(training.model, length, train.batch // train.accumulate, size)
+
+
+def _try_compress(spec: ExperimentSpec, training: Training, reader: _Reader) -> None:
     assert spec.compress is not None
     for text in spec.compress.tasks:
         for length in spec.compress.lengths:
             with _trying(f"compress.tasks: {training.model_name} reads {text} at {length} tokens"):
-                task = build_prompts(text, length, model)
+                task = build_prompts(text, length, reader.model)
                 prompt = task.sample(1, torch.Generator().manual_seed(0))
-                predict(model, prompt.to(next(model.parameters()).device))
+                _require_known_tokens(task, prompt)
+                reader(prompt)
 
 
 def _of(training: Training) -> str:

@@ -1,4 +1,8 @@
-"""How long a run would take: a few real steps of each model on each task, timed."""
+"""How long a run would take: parts of its real work, timed within a budget, and scaled to the whole.
+
+What is timed grows until its share of the budget is used up: prompts by their number, a model's steps by their FLOPs,
+first over the length, then over the batch. What is small is timed whole.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,34 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from contextlab.evaluation import EvaluateSpec, predict
 from contextlab.experiments.jobs import Training
 from contextlab.experiments.record import shares
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.models import Model, build_model
+from contextlab.models.outline import one_of_each, without_memory
 from contextlab.prompt import Prompt, Task
-from contextlab.training import TrainState, train_step
+from contextlab.training import TrainSpec, TrainState, train_step
 from contextlab.training.schedule import Turns
+from contextlab.training.trainer import loss_and_gradients
+
+S = TypeVar("S")
 
 POINTS = 8
 """Steps of a training, evenly spaced, at whose tasks a step is timed: a curriculum makes some dearer than others."""
-LEAST_SECONDS, MOST_REPEATS = 0.2, 5
+SECONDS = 5.0
+"""For timing everything, shared out evenly; each thing is timed at its smallest size at least."""
+MOST_SECONDS, MOST_REPEATS = 0.3, 5
 """Of what is timed: repeated until it took so long, or so many times."""
+FIRST_LENGTH, FASTER = 128, 4
+"""Tokens that a model is timed on first, and how many times as much work the next timing may be."""
+LARGE = 1 << 21
+"""Parameters. Of larger models one layer of each kind is timed."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class TrainingEstimate:
     """One training of a run, which its seeds share.
 
     task, model, seeds: what is trained. parameters, steps: of each seed.
-    training, evaluating: seconds of each seed, by a few steps and one batch of prompts that were timed.
+    training, evaluating: seconds of each seed.
     """
 
     task: str
@@ -65,7 +81,7 @@ class Estimate:
 
 
 def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, threads: int | None = None) -> Estimate:
-    """Time a few steps and a batch of prompts of each training; models are thrown away, nothing is written.
+    """Time parts of the work of each training; models are thrown away, nothing is written.
 
     Arguments are those of `run`. Each is timed alone: where several processes share the memory's bandwidth, or others
     work on the machine too, it takes longer.
@@ -78,8 +94,9 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
             groups: dict[tuple[str, str], list[Training]] = {}
             for training in spec.trainings():
                 groups.setdefault((training.task_name, training.model_name), []).append(training)
-            trainings = [_timed(members, device) for members in groups.values()]
-            learners = {name: _learner_seconds(spec.build_task(name), spec.evaluate_spec(name)) for name in spec.tasks}
+            timer = _Timer(spec, device, SECONDS / (2 * len(groups) + 2 * len(spec.tasks)))
+            trainings = [timer.training(members) for members in groups.values()]
+            learners = {name: timer.learners(name) for name in spec.tasks}
     finally:
         torch.set_num_threads(before)
     lasting = [t.training + t.evaluating for t in trainings for _ in range(t.seeds)] + list(learners.values())
@@ -95,76 +112,196 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
     return max(ends)
 
 
-def _timed(members: Sequence[Training], device: torch.device) -> TrainingEstimate:
-    first = members[0]
-    model = build_model(first.model, seed=first.seed).to(device)
-    evaluating = sum(
-        _evaluation_seconds(model.eval(), task, first.evaluate[name], device) for name, task in first.tasks.items()
-    )
-    parameters, steps = model.parameter_count, first.train.steps
-    training = _step_seconds(first, model) * steps
-    return TrainingEstimate(
-        first.task_name,
-        first.model_name,
-        len(members),
-        parameters,
-        steps,
-        training,
-        evaluating,
-    )
+def timed(call: Callable[[S], object], sizes: Sequence[S], work: Callable[[S], float], seconds: float) -> float:
+    """Seconds that call(sizes[-1]) takes.
+
+    sizes: from the smallest to the whole; the largest that fits into `seconds` is timed, and scaled by its work.
+    """
+    spent = 0.0
+    for i, size in enumerate(sizes):
+        took = _clock(call, size)
+        spent += took
+        if i + 1 < len(sizes) and spent + took * work(sizes[i + 1]) / work(size) > seconds:
+            break
+    again: list[float] = []
+    while spent + took <= seconds and sum(again) < MOST_SECONDS and len(again) < MOST_REPEATS:
+        again.append(_clock(call, size))
+        spent += again[-1]
+    best = sum(again) / len(again) if again else took  # the first call is left out: it has more to do
+    return best * work(sizes[-1]) / work(size)
 
 
-def _step_seconds(training: Training, model: Model) -> float:
-    """The mean over the whole training of what a step takes; the model is trained a few steps."""
-    state = TrainState.start(model.train(), training.train, training.seed)
-    turns = Turns(list(training.tasks.values()), training.train, training.seed)
-    steps = training.train.steps
-    known: list[tuple[Task, float]] = []
-    total = 0.0
-    for i in range(POINTS):
-        task = turns(int((i + 0.5) * steps / POINTS))
-        found = next((seconds for each, seconds in known if each is task), None)
-        if found is None:
-            found = _seconds(lambda task=task: train_step(model, task, training.train, state).loss.item())  # type: ignore[misc]
-            known.append((task, found))
-        total += found
-    return total / POINTS
+def _clock(call: Callable[[S], object], size: S) -> float:
+    began = time.perf_counter()
+    call(size)
+    return max(time.perf_counter() - began, 1e-9)
 
 
-def _evaluation_seconds(model: Model, task: Task, spec: EvaluateSpec, device: torch.device) -> float:
-    """Of all splits, as if each took what the train split takes: answers of the model and of the best learner."""
-    prompt, share = _batch(task, spec)
-    there = prompt.to(device)
-    with torch.no_grad():
-        answering = _seconds(lambda: task.errors(predict(model, there).float(), there))
-        best = next(iter(task.learners().values()))
-        reference = _seconds(lambda: task.errors(best(prompt), prompt))
-    return (answering + reference) * share
+@dataclass
+class _Part:
+    """A part of a task's prompts, in the place of the task, for `train_step`."""
+
+    inputs: Tensor
+
+    def sample(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Prompt:
+        there = self.inputs.to(device)
+        none = torch.zeros(there.shape[:2], dtype=torch.int64, device=device)
+        return Prompt(there, none, none.bool(), none)
+
+    def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
+        return prediction.float().square().mean()
 
 
-def _learner_seconds(task: Task, spec: EvaluateSpec) -> float:
-    prompt, share = _batch(task, spec)
-    chosen = [each for name, each in task.learners().items() if spec.learners is None or name in spec.learners]
-    with torch.no_grad():
-        return share * sum(_seconds(lambda each=each: task.errors(each(prompt), prompt)) for each in chosen)  # type: ignore[misc]
+class _Timer:
+    """What is timed once, and used wherever it occurs again.
+
+    spec, device: of the run. share: seconds for each thing that is timed.
+    """
+
+    def __init__(self, spec: ExperimentSpec, device: torch.device, share: float) -> None:
+        self.spec, self.device, self.share = spec, device, share
+        self.known: dict[tuple[object, ...], float] = {}
+        self.prompts: dict[int, tuple[Task, Prompt]] = {}  # by the task's id, which the task here keeps its own
+
+    def _once(self, key: tuple[object, ...], find: Callable[[], float]) -> float:
+        if key not in self.known:
+            self.known[key] = find()
+        return self.known[key]
+
+    def _prompt(self, task: Task) -> Prompt:
+        if id(task) not in self.prompts:
+            self.prompts[id(task)] = task, _draw(task, 1)
+        return self.prompts[id(task)][1]
+
+    def training(self, members: Sequence[Training]) -> TrainingEstimate:
+        first = members[0]
+        outline = without_memory(first.model)
+        large = outline is not None and outline.parameter_count > LARGE
+        model = build_model(one_of_each(first.model) if large else first.model, seed=first.seed).to(self.device)
+        reads = _Reading(first.model.model_dump_json(), model, outline or model, self.share / POINTS, self.device)
+        evaluating = 0.0
+        for name, task in first.tasks.items():
+            wanted = first.evaluate[name]
+            batch = min(wanted.batch, wanted.prompts)
+            inputs = self._prompt(task).inputs
+            answering = self._once(reads.key(inputs, batch), lambda i=inputs, b=batch: reads.answering(i, b))  # type: ignore[misc]
+            best = next(iter(task.learners()))
+            evaluating += _splits(task, wanted) * wanted.prompts * (answering / batch + self._learner(name, best))
+        turns = Turns(list(first.tasks.values()), first.train, first.seed)
+        at = [turns(int((i + 0.5) * first.train.steps / POINTS)) for i in range(POINTS)]
+        training = sum(self._step(reads, task, first.train) for task in at) / POINTS * first.train.steps
+        parameters, steps = reads.whole.parameter_count, first.train.steps
+        return TrainingEstimate(
+            first.task_name, first.model_name, len(members), parameters, steps, training, evaluating
+        )
+
+    def learners(self, name: str) -> float:
+        """Seconds of all learners of a task, which answer the prompts of all splits."""
+        task, wanted = self.spec.build_task(name), self.spec.evaluate_spec(name)
+        chosen = [each for each in task.learners() if wanted.learners is None or each in wanted.learners]
+        return _splits(task, wanted) * wanted.prompts * sum(self._learner(name, each) for each in chosen)
+
+    def _step(self, reads: _Reading, task: Task, train: TrainSpec) -> float:
+        """Of one step: to draw its prompts, to find the gradients, and to change the parameters."""
+        inputs, batch, share = self._prompt(task).inputs, train.batch, self.share / POINTS
+        drawing = self._once(
+            ("draw", id(task), batch), lambda: timed(lambda size: _draw(task, size), _numbers(batch), float, share)
+        )
+        learning = self._once((*reads.key(inputs, batch), train.precision), lambda: reads.learning(inputs, train))
+        updating = self._once((reads.name, train.optimizer), lambda: reads.updating(inputs, train))
+        return drawing + learning + updating
+
+    def _learner(self, name: str, learner: str) -> float:
+        """Of a learner of the task: to answer one prompt among many."""
+
+        def find() -> float:
+            task, most = self.spec.build_task(name), min(self.spec.evaluate_spec(name).batch, 32)
+            self._prompt(task)
+            drawing = _clock(lambda size: _draw(task, size), 1)
+            prompt, answers = _draw(task, max(1, min(most, int(self.share / drawing)))), task.learners()[learner]
+
+            def answer(size: int) -> None:
+                part = prompt.rows(0, size)
+                with torch.no_grad():
+                    task.errors(answers(part), part)
+
+            share = self.share / max(1, len(task.learners()))
+            return timed(answer, _numbers(prompt.batch), float, share) / prompt.batch
+
+        return self._once(("learner", name, learner), find)
 
 
-def _batch(task: Task, spec: EvaluateSpec) -> tuple[Prompt, float]:
-    """A batch of prompts, small enough to be timed soon, and how many times as many an evaluation has."""
-    size = min(spec.batch, spec.prompts, 32)
-    splits = len(task.splits() if spec.splits is None else spec.splits)
-    return task.sample(size, torch.Generator().manual_seed(0)), splits * spec.prompts / size
+@dataclass(frozen=True)
+class _Reading:
+    """Times what a model does with prompts.
+
+    name: of the model; the same name is the same model. model: which is timed. whole: by whose FLOPs that is scaled.
+    share: seconds for each thing that is timed.
+    """
+
+    name: str
+    model: Model
+    whole: Model
+    share: float
+    device: torch.device
+
+    def key(self, inputs: Tensor, batch: int) -> tuple[object, ...]:
+        """What tells one thing that is timed from another."""
+        return (self.name, inputs.shape, inputs.dtype, batch)
+
+    def answering(self, inputs: Tensor, batch: int) -> float:
+        """Seconds to read a batch of prompts like this one, [1, T] or [1, T, d]."""
+
+        @torch.no_grad()
+        def read(part: Tensor) -> None:
+            predict(self.model.eval(), _Part(part).sample(len(part), torch.Generator(), self.device))
+
+        return self._scaled(read, inputs, batch)
+
+    def learning(self, inputs: Tensor, train: TrainSpec) -> float:
+        """Seconds to find the gradients of a batch of prompts like this one, [1, T] or [1, T, d]."""
+        params = TrainState.start(self.model.train(), train).params
+
+        def learn(part: Tensor) -> None:
+            task = _Part(part)
+            alone = train.model_copy(update={"batch": len(part), "accumulate": 1})
+            prompt = task.sample(len(part), torch.Generator(), self.device)
+            loss_and_gradients(self.model, task, alone, params, prompt)[0].item()  # type: ignore[arg-type]
+
+        return self._scaled(learn, inputs, train.batch)
+
+    def updating(self, inputs: Tensor, train: TrainSpec) -> float:
+        """Seconds that a step takes however few tokens it reads."""
+        alone = train.model_copy(update={"batch": 1, "accumulate": 1})
+        state = TrainState.start(self.model.train(), alone)
+        task = _Part(inputs[:, :2])
+        took = timed(lambda size: train_step(self.model, task, alone, state).loss.item(), [1], float, self.share)  # type: ignore[arg-type]
+        return took * self.whole.parameter_count / self.model.parameter_count
+
+    def _scaled(self, call: Callable[[Tensor], None], inputs: Tensor, batch: int) -> float:
+        length = inputs.shape[1]
+        lengths = [n for n in (FIRST_LENGTH * FASTER**i for i in range(16)) if n < length]
+        sizes = [(1, n) for n in [*lengths, length]] + [(n, length) for n in _numbers(batch)[1:]]
+        took = timed(
+            lambda size: call(inputs[:, : size[1]].repeat_interleave(size[0], 0)),
+            sizes,
+            lambda size: float(max(1, size[0] * self.model.flops(size[1]))),
+            self.share,
+        )
+        return took * self.whole.flops(length) / max(1, self.model.flops(length))
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """The mean of a few times that a call takes, after one that is not counted."""
-    took: list[float] = []
-    call()
-    while sum(took) < LEAST_SECONDS and len(took) < MOST_REPEATS:
-        began = time.perf_counter()
-        call()
-        took.append(time.perf_counter() - began)
-    return sum(took) / len(took)
+def _draw(task: Task, count: int) -> Prompt:
+    return task.sample(count, torch.Generator().manual_seed(0))
+
+
+def _numbers(most: int) -> list[int]:
+    """1, 4, 16, ..., most."""
+    return [*(FASTER**i for i in range(16) if FASTER**i < most), most]
+
+
+def _splits(task: Task, spec: EvaluateSpec) -> int:
+    return len(task.splits() if spec.splits is None else spec.splits)
 
 
 def _worker_start() -> float:

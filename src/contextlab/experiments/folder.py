@@ -138,7 +138,7 @@ class RunFolder:
             path = self.path / name
             if name.endswith(end) and path.exists() and file_digest(path) != digest:
                 raise InputError(
-                    f"{path}: damaged: it has changed since it was written (its checksum differs); remove it, and "
+                    f"{path}: damaged: it has changed since it was written (its checksum differs); delete it, and "
                     f"contextlab run {self} --resume makes it again"
                 )
 

@@ -35,6 +35,22 @@ def require_room_for_tokens(spec: ModelSpec, length: int, batch: int = 1) -> Non
     require_bytes(f"{batch} x {length} tokens and their vectors", size, "give a smaller length or batch")
 
 
+def require_room_for_training(spec: ModelSpec, length: int, batch: int, element_size: int = 4) -> None:
+    """Refuse a training whose steps are known to need more memory than is free.
+
+    What is counted is the least that the gradients need: each layer's input and each token's prediction, once; a step
+    takes several times as much.
+
+    length: tokens of each of the `batch` prompts that are read at once. element_size: bytes of a number inside the
+    model. Raises ResourceError.
+    """
+    positions = length if spec.pool is None else 1
+    inside = element_size * spec.width * (0 if spec.norm == "none" else spec.depth * spec.loops)
+    size = batch * (length * inside + 4 * positions * (spec.output_size or 0))
+    instead = "give a smaller train.batch, a larger train.accumulate, shorter prompts or a smaller model"
+    require_bytes(f"a step on {batch} x {length} tokens: the layers' inputs and the predictions alone", size, instead)
+
+
 def parameter_bytes(spec: ModelSpec) -> int:
     """Bytes of the parameters and buffers in float32, without the norms; a layer of each kind is counted once.
 

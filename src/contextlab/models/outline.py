@@ -1,0 +1,35 @@
+"""A model in outline: whole but without memory, or small with each kind of its layers once."""
+
+from __future__ import annotations
+
+import torch
+
+from contextlab.errors import ContextlabError
+from contextlab.models.spec import LayerSpec, ModelSpec
+from contextlab.models.stack import Model
+
+
+def without_memory(spec: ModelSpec) -> Model | None:
+    """The model on PyTorch's meta device: its parameters and FLOPs can be counted, and nothing be read.
+
+    None for one that cannot be made there. Raises InputError where it cannot be made at all.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return Model(spec)
+    except ContextlabError:
+        raise
+    except Exception:  # a stranger's mixer that needs real numbers to be made
+        return None
+
+
+def one_of_each(spec: ModelSpec) -> ModelSpec:
+    """The spec of a model that has the pattern of layers once, and of equal ones in a row the first; two loops.
+
+    What a layer of it can read, a layer of the whole model can.
+    """
+    layers: list[LayerSpec] = []
+    for layer in spec.pattern()[: len(spec.layers)]:
+        if not layers or layer != layers[-1] or layer.share is not None:
+            layers.append(layer)
+    return spec.model_copy(update={"layers": tuple(layers), "depth": len(layers), "loops": min(spec.loops, 2)})
