@@ -42,7 +42,8 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--limit", type=float, default=10.0, help="Seconds of the processor that a case may take.")
     options.add_argument("--spawned", type=int, default=40, help="Every so many cases one is a real process.")
-    options.add_argument("--only", type=int, help="Do one case alone, and print all that it says.")
+    options.add_argument("--first", type=int, default=0, help="Leave out the cases before this one.")
+    options.add_argument("--only", type=int, nargs="+", help="Do these cases alone, and print all that they say.")
     options.add_argument("--tell", action="store_true", help="Print every case and what it says.")
     options.add_argument("--out", type=Path, help="Write the cases that are not in order here, a JSON line each.")
     given = options.parse_args()
@@ -58,11 +59,13 @@ def main() -> int:
     base = Path(tempfile.mkdtemp(prefix="fuzz-"))
     began, faults, codes = time.monotonic(), [], Counter[int]()
     slowest: list[tuple[float, list[str]]] = []
+    if given.out:
+        given.out.write_text("")
     try:
         prepare(base / "whole")
         for number in range(given.count):
             case = generator.case()
-            if given.only is not None and number != given.only:
+            if number < given.first or (given.only is not None and number not in given.only):
                 continue
             folder = base / f"case{number}"
             folder.mkdir()
@@ -85,6 +88,8 @@ def main() -> int:
             if outcome.fault:
                 last = (outcome.errors.strip().splitlines() or [""])[-1][:300]
                 faults.append({"case": number, "fault": outcome.fault, "arguments": case.arguments, "says": last})
+                if given.out:  # at once, so that a run that is stopped has told what it found
+                    given.out.write_text("".join(json.dumps(each) + "\n" for each in faults))
                 print(f"{number}: {outcome.fault}: {' '.join(case.arguments)[:200]!r}: {last}", flush=True)
             if given.tell:
                 said = (outcome.errors.strip() or outcome.output.strip()).splitlines() or [""]
@@ -96,8 +101,6 @@ def main() -> int:
                 print(f"{number + 1} cases, {len(faults)} not in order, {time.monotonic() - began:.0f} s", flush=True)
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    if given.out:
-        given.out.write_text("".join(json.dumps(each) + "\n" for each in faults))
     kinds = Counter(str(each["fault"]).split(":")[0] for each in faults)
     print(
         f"{sum(codes.values())} cases, seed {given.seed}: exit codes {dict(codes)}; "
