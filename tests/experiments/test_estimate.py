@@ -22,39 +22,47 @@ def test_what_is_timed_grows_until_the_budget_is_used_up(monkeypatch):
     monkeypatch.setattr(estimate, "_clock", lambda call, size: (call(size), 0.01 * size)[1])
     sizes = [1, 4, 16, 64]
     assert estimate.timed(calls.append, sizes, float, 0.2) == pytest.approx(0.64)
-    assert set(calls) == {1, 4}  # 0.05 s for these; the next alone would take 0.16
+    assert set(calls) == {1, 4, 16}  # the next would take 0.64 s
     calls.clear()
     assert estimate.timed(calls.append, sizes, float, 100.0) == pytest.approx(0.64)
     assert set(calls) == {1, 4, 16, 64}
     assert estimate.timed(calls.append, sizes, lambda size: size**2, 0.0) == pytest.approx(0.01 * 64**2)
 
 
-def test_a_curriculum_is_timed_at_its_sizes(tmp_path, monkeypatch):
+def test_a_curriculum_is_counted_at_its_sizes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lengths = []
 
-    def learning(self, inputs, train):
+    def learning(model, whole, inputs, train, seconds):
         lengths.append(inputs.shape[1])
-        return float(inputs.shape[1])
+        return 3.0
 
     monkeypatch.setattr(estimate, "timed", lambda *arguments: 0.0)
-    monkeypatch.setattr(estimate._Reading, "learning", learning)
-    monkeypatch.setattr(estimate._Reading, "answering", lambda self, inputs, batch: 5.0)
-    monkeypatch.setattr(estimate._Reading, "updating", lambda self, inputs, train: 100.0)
+    monkeypatch.setattr(estimate, "_learning", learning)
+    monkeypatch.setattr(estimate, "_updating", lambda *arguments: 100.0)
     grows = {"length": {"start": 4, "end": 8, "add": 4, "every": 20}, "pairs": {"start": 1, "end": 2, "every": 20}}
-    spec = one(train={"steps": 40, "batch": 4, "curriculum": grows}, seeds=[0, 1])
-    found = estimate.estimate(ExperimentSpec.parse(spec), torch.device("cpu"))
+    spec = ExperimentSpec.parse(one(train={"steps": 40, "batch": 4, "curriculum": grows}, seeds=[0, 1]))
+    found = estimate.estimate(spec, torch.device("cpu"))
     (training,) = found.trainings
-    assert len(lengths) == 2  # each size once
-    assert training.training == 40 * (sum(lengths) / 2 + 100)
+    first = spec.trainings()[0]
+    task, evaluate = first.tasks["recall"], first.evaluate["recall"]
+    model, longest = build_model(first.model), task.sample(1, torch.Generator()).length
+    short = task.replace(length=4, pairs=1).sample(1, torch.Generator()).length
+    assert lengths == [longest]  # the largest size, once
+    assert short < longest
+    ratio = model.flops(short) / model.flops(longest)
+    assert training.training == pytest.approx(40 * (100 + 3 * (1 + ratio) / 2))
+    prompts = evaluate.prompts * len(task.splits() if evaluate.splits is None else evaluate.splits)
+    assert training.evaluating == pytest.approx(prompts * 3 / 4 / 3)
     assert (training.seeds, training.steps, found.steps) == (2, 40, 80)
-    assert found.seconds == 2 * (training.training + training.evaluating)
+    assert found.seconds == pytest.approx(2 * (training.training + training.evaluating))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_large_model_is_timed_by_one_layer_of_each_kind(monkeypatch):
     """The estimate is that of the whole model, by its FLOPs and its parameters."""
     monkeypatch.setattr(estimate, "SECONDS", 0.0)  # nothing is timed twice
+    monkeypatch.setattr(estimate, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(estimate, "_clock", lambda call, size: (call(size), 1.0)[1])
     built = []
     monkeypatch.setattr(

@@ -1,7 +1,8 @@
 """How long a run would take: parts of its real work, timed within a budget, and scaled to the whole.
 
 What is timed grows until its share of the budget is used up: prompts by their number, a model's steps by their FLOPs,
-first over the length, then over the batch. What is small is timed whole.
+first over the length, then over the batch. What is small is timed whole. To read prompts takes a third of what it takes
+to learn from them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from contextlab.evaluation import EvaluateSpec, predict
+from contextlab.evaluation import EvaluateSpec
 from contextlab.experiments.jobs import Training
 from contextlab.experiments.record import shares
 from contextlab.experiments.spec import ExperimentSpec
@@ -31,11 +32,11 @@ from contextlab.training.trainer import loss_and_gradients
 S = TypeVar("S")
 
 POINTS = 8
-"""Steps of a training, evenly spaced, at whose tasks a step is timed: a curriculum makes some dearer than others."""
-SECONDS = 5.0
-"""For timing everything, shared out evenly; each thing is timed at its smallest size at least."""
-MOST_SECONDS, MOST_REPEATS = 0.3, 5
-"""Of what is timed: repeated until it took so long, or so many times."""
+"""Steps of a training, evenly spaced, whose tasks are counted: a curriculum makes some dearer than others."""
+SECONDS, LEAST_SECONDS = 4.0, 0.1
+"""For timing everything, shared out evenly; and of a share at least, below which calls are mostly overhead."""
+MOST_REPEATS = 5
+"""Of what is timed, within its share."""
 FIRST_LENGTH, FASTER = 128, 4
 """Tokens that a model is timed on first, and how many times as much work the next timing may be."""
 LARGE = 1 << 21
@@ -94,7 +95,7 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
             groups: dict[tuple[str, str], list[Training]] = {}
             for training in spec.trainings():
                 groups.setdefault((training.task_name, training.model_name), []).append(training)
-            timer = _Timer(spec, device, SECONDS / (2 * len(groups) + 2 * len(spec.tasks)))
+            timer = _Timer(spec, device, max(LEAST_SECONDS, SECONDS / (len(groups) + len(spec.tasks))))
             trainings = [timer.training(members) for members in groups.values()]
             learners = {name: timer.learners(name) for name in spec.tasks}
     finally:
@@ -115,16 +116,16 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
 def timed(call: Callable[[S], object], sizes: Sequence[S], work: Callable[[S], float], seconds: float) -> float:
     """Seconds that call(sizes[-1]) takes.
 
-    sizes: from the smallest to the whole; the largest that fits into `seconds` is timed, and scaled by its work.
+    sizes: from the smallest to the whole; the largest that takes `seconds` or less is timed, and scaled by its work.
     """
     spent = 0.0
     for i, size in enumerate(sizes):
         took = _clock(call, size)
         spent += took
-        if i + 1 < len(sizes) and spent + took * work(sizes[i + 1]) / work(size) > seconds:
+        if i + 1 < len(sizes) and took * work(sizes[i + 1]) / work(size) > seconds:
             break
     again: list[float] = []
-    while spent + took <= seconds and sum(again) < MOST_SECONDS and len(again) < MOST_REPEATS:
+    while spent + took <= seconds and len(again) < MOST_REPEATS:
         again.append(_clock(call, size))
         spent += again[-1]
     best = sum(again) / len(again) if again else took  # the first call is left out: it has more to do
@@ -178,21 +179,30 @@ class _Timer:
         outline = without_memory(first.model)
         large = outline is not None and outline.parameter_count > LARGE
         model = build_model(one_of_each(first.model) if large else first.model, seed=first.seed).to(self.device)
-        reads = _Reading(first.model.model_dump_json(), model, outline or model, self.share / POINTS, self.device)
-        evaluating = 0.0
-        for name, task in first.tasks.items():
-            wanted = first.evaluate[name]
-            batch = min(wanted.batch, wanted.prompts)
-            inputs = self._prompt(task).inputs
-            answering = self._once(reads.key(inputs, batch), lambda i=inputs, b=batch: reads.answering(i, b))  # type: ignore[misc]
-            best = next(iter(task.learners()))
-            evaluating += _splits(task, wanted) * wanted.prompts * (answering / batch + self._learner(name, best))
+        whole = outline or model
         turns = Turns(list(first.tasks.values()), first.train, first.seed)
         at = [turns(int((i + 0.5) * first.train.steps / POINTS)) for i in range(POINTS)]
-        training = sum(self._step(reads, task, first.train) for task in at) / POINTS * first.train.steps
-        parameters, steps = reads.whole.parameter_count, first.train.steps
+        longest = max((self._prompt(task).inputs for task in (*at, *first.tasks.values())), key=lambda x: x.shape[1])
+        name, batch = first.model.model_dump_json(), first.train.batch
+        key = (name, longest.shape, longest.dtype, batch, first.train.precision)
+        learning = self._once(key, lambda: _learning(model, whole, longest, first.train, self.share))
+        updating = self._once(
+            (name, first.train.optimizer), lambda: _updating(model, whole, longest, first.train, self.share)
+        )
+        a_flop = learning / max(1, batch * whole.flops(longest.shape[1]))
+
+        def prompt_seconds(task: Task) -> float:
+            return a_flop * whole.flops(self._prompt(task).length)
+
+        a_step = updating + sum(self._drawing(task, batch) + batch * prompt_seconds(task) for task in at) / POINTS
+        evaluating = 0.0
+        for task_name, task in first.tasks.items():
+            prompts = _splits(task, first.evaluate[task_name]) * first.evaluate[task_name].prompts
+            best = next(iter(task.learners()))
+            evaluating += prompts * (prompt_seconds(task) / 3 + self._learner(task_name, best))
+        parameters, steps = whole.parameter_count, first.train.steps
         return TrainingEstimate(
-            first.task_name, first.model_name, len(members), parameters, steps, training, evaluating
+            first.task_name, first.model_name, len(members), parameters, steps, a_step * steps, evaluating
         )
 
     def learners(self, name: str) -> float:
@@ -201,15 +211,12 @@ class _Timer:
         chosen = [each for each in task.learners() if wanted.learners is None or each in wanted.learners]
         return _splits(task, wanted) * wanted.prompts * sum(self._learner(name, each) for each in chosen)
 
-    def _step(self, reads: _Reading, task: Task, train: TrainSpec) -> float:
-        """Of one step: to draw its prompts, to find the gradients, and to change the parameters."""
-        inputs, batch, share = self._prompt(task).inputs, train.batch, self.share / POINTS
-        drawing = self._once(
+    def _drawing(self, task: Task, batch: int) -> float:
+        """Of a batch of prompts."""
+        share = max(LEAST_SECONDS / 4, self.share / POINTS)
+        return self._once(
             ("draw", id(task), batch), lambda: timed(lambda size: _draw(task, size), _numbers(batch), float, share)
         )
-        learning = self._once((*reads.key(inputs, batch), train.precision), lambda: reads.learning(inputs, train))
-        updating = self._once((reads.name, train.optimizer), lambda: reads.updating(inputs, train))
-        return drawing + learning + updating
 
     def _learner(self, name: str, learner: str) -> float:
         """Of a learner of the task: to answer one prompt among many."""
@@ -225,70 +232,40 @@ class _Timer:
                 with torch.no_grad():
                     task.errors(answers(part), part)
 
-            share = self.share / max(1, len(task.learners()))
+            share = max(LEAST_SECONDS / 4, self.share / len(task.learners()))
             return timed(answer, _numbers(prompt.batch), float, share) / prompt.batch
 
         return self._once(("learner", name, learner), find)
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """Times what a model does with prompts.
+def _learning(model: Model, whole: Model, inputs: Tensor, train: TrainSpec, seconds: float) -> float:
+    """Seconds to find the gradients of a batch of prompts like this one, [1, T] or [1, T, d].
 
-    name: of the model; the same name is the same model. model: which is timed. whole: by whose FLOPs that is scaled.
-    share: seconds for each thing that is timed.
+    model: which is timed. whole: by whose FLOPs that is scaled. seconds: to be timed in.
     """
+    params = TrainState.start(model.train(), train).params
+    device = next(model.parameters()).device
+    length = inputs.shape[1]
+    lengths = [n for n in (FIRST_LENGTH * FASTER**i for i in range(16)) if n < length]
+    sizes = [(1, n) for n in [*lengths, length]] + [(n, length) for n in _numbers(train.batch)[1:]]
 
-    name: str
-    model: Model
-    whole: Model
-    share: float
-    device: torch.device
+    def learn(size: tuple[int, int]) -> None:
+        count, tokens = size
+        task = _Part(inputs[:, :tokens].repeat_interleave(count, 0))
+        alone = train.model_copy(update={"batch": count, "accumulate": 1})
+        prompt = task.sample(count, torch.Generator(), device)
+        loss_and_gradients(model, task, alone, params, prompt)[0].item()  # type: ignore[arg-type]
 
-    def key(self, inputs: Tensor, batch: int) -> tuple[object, ...]:
-        """What tells one thing that is timed from another."""
-        return (self.name, inputs.shape, inputs.dtype, batch)
+    took = timed(learn, sizes, lambda size: float(max(1, size[0] * model.flops(size[1]))), seconds)
+    return took * whole.flops(length) / max(1, model.flops(length))
 
-    def answering(self, inputs: Tensor, batch: int) -> float:
-        """Seconds to read a batch of prompts like this one, [1, T] or [1, T, d]."""
 
-        @torch.no_grad()
-        def read(part: Tensor) -> None:
-            predict(self.model.eval(), _Part(part).sample(len(part), torch.Generator(), self.device))
-
-        return self._scaled(read, inputs, batch)
-
-    def learning(self, inputs: Tensor, train: TrainSpec) -> float:
-        """Seconds to find the gradients of a batch of prompts like this one, [1, T] or [1, T, d]."""
-        params = TrainState.start(self.model.train(), train).params
-
-        def learn(part: Tensor) -> None:
-            task = _Part(part)
-            alone = train.model_copy(update={"batch": len(part), "accumulate": 1})
-            prompt = task.sample(len(part), torch.Generator(), self.device)
-            loss_and_gradients(self.model, task, alone, params, prompt)[0].item()  # type: ignore[arg-type]
-
-        return self._scaled(learn, inputs, train.batch)
-
-    def updating(self, inputs: Tensor, train: TrainSpec) -> float:
-        """Seconds that a step takes however few tokens it reads."""
-        alone = train.model_copy(update={"batch": 1, "accumulate": 1})
-        state = TrainState.start(self.model.train(), alone)
-        task = _Part(inputs[:, :2])
-        took = timed(lambda size: train_step(self.model, task, alone, state).loss.item(), [1], float, self.share)  # type: ignore[arg-type]
-        return took * self.whole.parameter_count / self.model.parameter_count
-
-    def _scaled(self, call: Callable[[Tensor], None], inputs: Tensor, batch: int) -> float:
-        length = inputs.shape[1]
-        lengths = [n for n in (FIRST_LENGTH * FASTER**i for i in range(16)) if n < length]
-        sizes = [(1, n) for n in [*lengths, length]] + [(n, length) for n in _numbers(batch)[1:]]
-        took = timed(
-            lambda size: call(inputs[:, : size[1]].repeat_interleave(size[0], 0)),
-            sizes,
-            lambda size: float(max(1, size[0] * self.model.flops(size[1]))),
-            self.share,
-        )
-        return took * self.whole.flops(length) / max(1, self.model.flops(length))
+def _updating(model: Model, whole: Model, inputs: Tensor, train: TrainSpec, seconds: float) -> float:
+    """Seconds that a step takes however few tokens it reads; arguments are those of `_learning`."""
+    alone = train.model_copy(update={"batch": 1, "accumulate": 1})
+    state, task = TrainState.start(model.train(), alone), _Part(inputs[:, :2])
+    took = timed(lambda size: train_step(model, task, alone, state).loss.item(), [1], float, seconds)  # type: ignore[arg-type]
+    return took * whole.parameter_count / model.parameter_count
 
 
 def _draw(task: Task, count: int) -> Prompt:
