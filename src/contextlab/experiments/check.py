@@ -20,8 +20,9 @@ from contextlab.models.room import require_room, require_room_for_training
 from contextlab.prompt import Prompt, Task
 from contextlab.training.schedule import Turns
 
-LARGE_FLOPS = 2e10
-"""Of a model that reads one prompt: of larger ones one layer of each kind reads it, which takes a second or two."""
+LARGE, LARGE_FLOPS = 1 << 20, 2e9
+"""Parameters, and FLOPs to read one prompt. Of larger models one layer of each kind reads, which takes a second at most
+for prompts of some thousand tokens."""
 
 
 def check(spec: ExperimentSpec, device: torch.device) -> None:
@@ -70,7 +71,7 @@ class _Reader:
         spec = training.model
         require_room(spec)
         outline = without_memory(spec)
-        large = outline is not None and outline.flops(length) > LARGE_FLOPS
+        large = outline is not None and (outline.parameter_count > LARGE or outline.flops(length) > LARGE_FLOPS)
         self.model = build_model(one_of_each(spec) if large else spec, seed=training.seed).to(device).eval()
         self.device = device
         self.known: dict[tuple[object, ...], Tensor] = {}

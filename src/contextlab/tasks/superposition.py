@@ -17,6 +17,7 @@ from contextlab.learners.base import before
 from contextlab.learners.superposition import SLOTS, SuperpositionPosterior
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
+from contextlab.tasks.averages import mean_of
 from contextlab.tasks.base import TokenTask
 
 Function = Literal["first", "second", "sum", "difference", "next_first", "next_second", "product"]
@@ -200,7 +201,7 @@ class Superposition(TokenTask):
 
     def chance(self) -> Mapping[str, float]:
         """Of an even guess among the numbers."""
-        entropy = sum(self._share_entropy(shot) for shot in range(self.examples)) / self.examples
+        entropy = mean_of(self._share_entropy, self.examples)
         return {
             "cross_entropy": math.log(self.numbers),
             "kl": math.log(self.numbers) - entropy,

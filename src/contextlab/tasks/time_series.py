@@ -20,8 +20,12 @@ from contextlab.learners.regression import LeastSquares, NearestNeighbours, Ridg
 from contextlab.learners.time_series import ARLeastSquares, ARPosterior, LastValue, lags, normal_points, stable
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
+from contextlab.tasks.averages import mean_of, strides
 from contextlab.tasks.base import Drawn, ExamplesTask, check_options
 from contextlab.tasks.regression import NOISELESS
+
+MOST_SIMULATED = 512
+"""States of a system that are simulated to find the mean square of many more."""
 
 LEAST_STABLE = 0.05
 """Share of coefficient vectors that must be stable: drawing stable ones tries about 1 / LEAST_STABLE of them each."""
@@ -232,11 +236,24 @@ def _mean_square(order: int, deviation: float, length: int) -> float:
     step = torch.cat([coefficients.unsqueeze(1), companion.expand(len(coefficients), -1, -1)], 1)
     shock = torch.zeros(order, order, dtype=torch.float64)
     shock[0, 0] = 1
-    total = 0.0
-    for _ in range(order, length):
-        covariance = step @ covariance @ step.mT + shock
-        total += covariance[:, 0, 0].mean().item()
-    return total / (length - order)
+    powers = [(step, shock)]  # of two: (step^s, what the shocks of s times add)
+
+    def after(s: int) -> None:
+        nonlocal covariance
+        while len(powers) < s.bit_length():
+            one, added = powers[-1]
+            powers.append((one @ one, one @ added @ one.mT + added))
+        one, added = powers[s.bit_length() - 1]
+        covariance = one @ covariance @ one.mT + added
+
+    after(1)
+    squares = {0: covariance[:, 0, 0].mean().item()}
+    at = 0
+    for stride in strides(length - order):
+        after(stride)
+        at += stride
+        squares[at] = covariance[:, 0, 0].mean().item()
+    return mean_of(squares.__getitem__, length - order)
 
 
 @register(
@@ -318,8 +335,12 @@ class DynamicalSystem(ForecastTask):
 
 @lru_cache(maxsize=32)
 def _simulated_square(task: DynamicalSystem) -> float:
-    values, _ = task.series(max(2**8, 2**16 // task.dimensions), torch.Generator().manual_seed(0), "cpu")
-    return values[:, task.first :].double().square().sum(2).mean().item()
+    short = task.replace(length=min(task.length, MOST_SIMULATED))
+    values, _ = short.series(max(2**8, 2**16 // task.dimensions), torch.Generator().manual_seed(0), "cpu")
+    squares = values[:, task.first :].double().square().sum(2)
+    later = task.length - short.length  # by then a system has forgotten how it began
+    rest = later * squares[:, squares.shape[1] // 2 :].mean().item() if later else 0.0
+    return (squares.mean().item() * squares.shape[1] + rest) / (squares.shape[1] + later)
 
 
 @dataclass(frozen=True)
