@@ -44,7 +44,7 @@ def test_the_chance_of_the_longest_prompts_takes_seconds_at_most(monkeypatch):
     """Each took minutes, or memory for thousands of long series."""
     monkeypatch.setattr(time_series, "MOST_SIMULATED", 64)
     for name, options, size, lengths, close in [
-        ("autoregression", {"order": 1}, "length", (20_000, 131_072), 0.01),
+        ("autoregression", {"order": 1}, "length", (60_000, 131_072), 0.02),
         ("dynamical_system", {"dimensions": 2}, "length", (64, 131_072), 0.05),
         ("superposition", {"numbers": 120}, "examples", (5_000, 10_000), 0.01),
     ]:

@@ -116,6 +116,7 @@ class ExperimentSpec(Spec):
     compress: CompressSpec | None = None
     seeds: tuple[NonNegativeInt, ...] = (0,)
     _tasks: dict[str, Task] = PrivateAttr(default_factory=dict)
+    _evaluations: dict[str, EvaluateSpec] = PrivateAttr(default_factory=dict)
     _trainings: dict[Job, Training] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
@@ -158,7 +159,7 @@ class ExperimentSpec(Spec):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> ExperimentSpec:
         """A copy, in which nothing is resolved yet."""
         copied = super().model_copy(update=update, deep=deep)
-        copied._tasks, copied._trainings = {}, {}
+        copied._tasks, copied._evaluations, copied._trainings = {}, {}, {}
         return copied
 
     def __eq__(self, other: object) -> bool:
@@ -211,9 +212,11 @@ class ExperimentSpec(Spec):
             raise InputError(f"models.{name} (for task {task_name}): {error}") from None
 
     def evaluate_spec(self, task_name: str) -> EvaluateSpec:
-        """What is measured on this task."""
-        changes = self.tasks[task_name].evaluate
-        return EvaluateSpec.parse(_merge(self.evaluate, changes), f"tasks.{task_name}.evaluate")
+        """What is measured on this task, resolved once."""
+        if task_name not in self._evaluations:
+            merged = _merge(self.evaluate, self.tasks[task_name].evaluate)
+            self._evaluations[task_name] = EvaluateSpec.parse(merged, f"tasks.{task_name}.evaluate")
+        return self._evaluations[task_name]
 
     def train_spec(self, name: str, task_name: str) -> TrainSpec:
         """How the model is trained on the task: `train`, changed by the task's, then by the model's.
