@@ -19,7 +19,8 @@ def test_jobs_that_take_turns():
 
 def test_what_is_timed_grows_until_the_budget_is_used_up(monkeypatch):
     calls: list[int] = []
-    monkeypatch.setattr(estimate, "_clock", lambda call, size: (call(size), 0.01 * size)[1])
+    monkeypatch.setattr(estimate, "_clock", lambda call, size: (call(size), 0.01 * size + least)[1])
+    least = 0.0
     sizes = [1, 4, 16, 64]
     assert estimate.timed(calls.append, sizes, float, 0.2) == pytest.approx(0.64)
     assert set(calls) == {1, 4, 16}  # the next would take 0.64 s
@@ -27,13 +28,16 @@ def test_what_is_timed_grows_until_the_budget_is_used_up(monkeypatch):
     assert estimate.timed(calls.append, sizes, float, 100.0) == pytest.approx(0.64)
     assert set(calls) == {1, 4, 16, 64}
     assert estimate.timed(calls.append, sizes, lambda size: size**2, 0.0) == pytest.approx(0.01 * 64**2)
+    least = 10.0  # seconds that each call takes, and that are not scaled
+    assert estimate.timed(calls.append, sizes, float, 0.0, overhead=10.0) == pytest.approx(10.64)
+    assert estimate.timed(calls.append, sizes, float, 0.0, overhead=10.0, rate=10.0) == pytest.approx(10 + 6.4)
 
 
 def test_a_curriculum_is_counted_at_its_sizes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lengths = []
 
-    def learning(model, whole, inputs, train, seconds):
+    def learning(model, whole, inputs, train, seconds, rate):
         lengths.append(inputs.shape[1])
         return 3.0
 
@@ -64,6 +68,7 @@ def test_a_large_model_is_timed_by_one_layer_of_each_kind(monkeypatch):
     monkeypatch.setattr(estimate, "SECONDS", 0.0)  # nothing is timed twice
     monkeypatch.setattr(estimate, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(estimate, "_clock", lambda call, size: (call(size), 1.0)[1])
+    monkeypatch.setattr(estimate, "flops_a_second", lambda: 1e30)  # so that each call is overhead alone
     built = []
     monkeypatch.setattr(
         estimate, "build_model", lambda spec, seed: built.append(build_model(spec, seed=seed)) or built[-1]
@@ -81,8 +86,8 @@ def test_a_large_model_is_timed_by_one_layer_of_each_kind(monkeypatch):
         built[0].parameter_count / built[1].parameter_count,
     )
     drawing = 4  # prompts, of which one is timed
-    assert plain.training == pytest.approx(drawing + 4 + 1)
-    assert short.training == pytest.approx(drawing + 4 * flops + parameters)
+    assert plain.training == pytest.approx(drawing + 1 + 1)
+    assert short.training == pytest.approx(drawing + flops + parameters)
 
 
 def test_the_estimate_is_of_the_right_size():

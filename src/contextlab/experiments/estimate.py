@@ -8,6 +8,7 @@ to learn from them.
 from __future__ import annotations
 
 import heapq
+import math
 import subprocess
 import sys
 import time
@@ -33,11 +34,11 @@ S = TypeVar("S")
 
 POINTS = 8
 """Steps of a training, evenly spaced, whose tasks are counted: a curriculum makes some dearer than others."""
-SECONDS, LEAST_SECONDS = 4.0, 0.1
-"""For timing everything, shared out evenly; and of a share at least, below which calls are mostly overhead."""
+SECONDS, LEAST_SECONDS = 3.0, 0.06
+"""For timing everything, shared out evenly; and of a share at least."""
 MOST_REPEATS = 5
 """Of what is timed, within its share."""
-FIRST_LENGTH, FASTER = 128, 4
+FIRST_LENGTH, FASTER = 128, 8
 """Tokens that a model is timed on first, and how many times as much work the next timing may be."""
 LARGE = 1 << 21
 """Parameters. Of larger models one layer of each kind is timed."""
@@ -113,23 +114,43 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
     return max(ends)
 
 
-def timed(call: Callable[[S], object], sizes: Sequence[S], work: Callable[[S], float], seconds: float) -> float:
+def timed(
+    call: Callable[[S], object],
+    sizes: Sequence[S],
+    work: Callable[[S], float],
+    seconds: float,
+    overhead: float = 0.0,
+    rate: float = math.inf,
+) -> float:
     """Seconds that call(sizes[-1]) takes.
 
     sizes: from the smallest to the whole; the largest that takes `seconds` or less is timed, and scaled by its work.
+    overhead: seconds that a call takes without any work; they are not scaled.
+    rate: work a second at best.
     """
+
+    def scaled(took: float, at: S, to: S) -> float:
+        return overhead + max(took - overhead, work(at) / rate) * work(to) / work(at)
+
     spent = 0.0
     for i, size in enumerate(sizes):
         took = _clock(call, size)
         spent += took
-        if i + 1 < len(sizes) and took * work(sizes[i + 1]) / work(size) > seconds:
+        if i + 1 < len(sizes) and scaled(took, size, sizes[i + 1]) > seconds:
             break
     again: list[float] = []
     while spent + took <= seconds and len(again) < MOST_REPEATS:
         again.append(_clock(call, size))
         spent += again[-1]
     best = sum(again) / len(again) if again else took  # the first call is left out: it has more to do
-    return best * work(sizes[-1]) / work(size)
+    return best if size == sizes[-1] else scaled(best, size, sizes[-1])
+
+
+def flops_a_second() -> float:
+    """What this process can do at best, by a product of matrices."""
+    matrix = torch.ones(512, 512)
+    took = min(_clock(lambda each: each @ each, matrix) for _ in range(4))
+    return float(2 * 512**3 / took)
 
 
 def _clock(call: Callable[[S], object], size: S) -> float:
@@ -161,6 +182,7 @@ class _Timer:
 
     def __init__(self, spec: ExperimentSpec, device: torch.device, share: float) -> None:
         self.spec, self.device, self.share = spec, device, share
+        self.rate = flops_a_second() if device.type == "cpu" else math.inf
         self.known: dict[tuple[object, ...], float] = {}
         self.prompts: dict[int, tuple[Task, Prompt]] = {}  # by the task's id, which the task here keeps its own
 
@@ -185,9 +207,9 @@ class _Timer:
         longest = max((self._prompt(task).inputs for task in (*at, *first.tasks.values())), key=lambda x: x.shape[1])
         name, batch = first.model.model_dump_json(), first.train.batch
         key = (name, longest.shape, longest.dtype, batch, first.train.precision)
-        learning = self._once(key, lambda: _learning(model, whole, longest, first.train, self.share))
+        learning = self._once(key, lambda: _learning(model, whole, longest, first.train, self.share, self.rate))
         updating = self._once(
-            (name, first.train.optimizer), lambda: _updating(model, whole, longest, first.train, self.share)
+            (name, first.train.optimizer), lambda: _updating(model, whole, longest, first.train, self.share / 2)
         )
         a_flop = learning / max(1, batch * whole.flops(longest.shape[1]))
 
@@ -238,10 +260,12 @@ class _Timer:
         return self._once(("learner", name, learner), find)
 
 
-def _learning(model: Model, whole: Model, inputs: Tensor, train: TrainSpec, seconds: float) -> float:
+def _learning(
+    model: Model, whole: Model, inputs: Tensor, train: TrainSpec, seconds: float, rate: float = math.inf
+) -> float:
     """Seconds to find the gradients of a batch of prompts like this one, [1, T] or [1, T, d].
 
-    model: which is timed. whole: by whose FLOPs that is scaled. seconds: to be timed in.
+    model: which is timed. whole: by whose FLOPs that is scaled. seconds: to be timed in. rate: FLOPs a second at best.
     """
     params = TrainState.start(model.train(), train).params
     device = next(model.parameters()).device
@@ -256,7 +280,10 @@ def _learning(model: Model, whole: Model, inputs: Tensor, train: TrainSpec, seco
         prompt = task.sample(count, torch.Generator(), device)
         loss_and_gradients(model, task, alone, params, prompt)[0].item()  # type: ignore[arg-type]
 
-    took = timed(learn, sizes, lambda size: float(max(1, size[0] * model.flops(size[1]))), seconds)
+    for _ in range(2):  # the first call has more to do
+        overhead = _clock(learn, (1, min(2, length)))
+    # Gradients take twice what the prediction takes.
+    took = timed(learn, sizes, lambda size: float(max(1, 3 * size[0] * model.flops(size[1]))), seconds, overhead, rate)
     return took * whole.flops(length) / max(1, model.flops(length))
 
 
