@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from contextlab import memory
 from contextlab.cli.arguments import largest_given
 from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation import cost
@@ -33,6 +34,18 @@ TOO_LARGE = 2**47
 
 def test_what_is_free_is_no_more_than_the_machine_has():
     assert 0 < available_bytes() <= psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_a_limit_of_the_process_itself_counts(monkeypatch):
+    import resource
+
+    for limit, name in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        limits = {resource.RLIMIT_DATA: resource.RLIM_INFINITY, resource.RLIMIT_AS: resource.RLIM_INFINITY}
+        limits[limit] = memory._held(name) + 2**26
+        with monkeypatch.context() as patch:
+            patch.setattr(resource, "getrlimit", lambda one, limits=limits: (limits[one],) * 2)
+            assert 2**25 < available_bytes() <= 2**26
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
 from contextlab.models import ModelSpec, build_model, preset
-from contextlab.spec import Spec
+from contextlab.spec import Spec, refuse_counts, refuse_extremes
 from contextlab.tasks import build_task
 from contextlab.training import TrainSpec
 
@@ -236,3 +236,15 @@ def test_no_input_gives_anything_but_a_spec_or_a_line(data):
             assert isinstance(spec.parse(data), Spec)
         except InputError as error:
             assert "\n" not in str(error)
+
+
+def test_a_number_that_cannot_be_is_told_in_one_line_whatever_its_key():
+    spec = {"layers": [{"mixer": "attention", "options": {"rope_scaling": {"kind\n": 10**20}}}]}
+    for call in (
+        lambda: refuse_extremes("a", {"b\n": 1e300}),
+        lambda: refuse_counts("a", {"b\n": 9}, 8),
+        lambda: ModelSpec.parse(spec),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert "\n" not in str(caught.value)

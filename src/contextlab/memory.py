@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -24,8 +25,11 @@ SLACK = 1 << 30
 """Bytes that libraries set aside and never touch."""
 
 
-def available_bytes() -> int:
-    """Memory that can still be taken: the machine's, or that of the container (control group) around this process."""
+def available_bytes() -> float:
+    """Memory that can still be taken: the machine's, or that of the container (control group) around this process.
+
+    A limit that was set for the process itself (`ulimit`) counts, too.
+    """
     free = psutil.virtual_memory().available
     for limit, used in (
         ("memory.max", "memory.current"),
@@ -36,7 +40,24 @@ def available_bytes() -> int:
         except (OSError, ValueError):  # no control group, or no limit in it ("max")
             continue
         free = min(free, most - held)
-    return max(free, 0)
+    return max(min(free, _left_to_process()), 0)
+
+
+def _left_to_process() -> float:
+    """Bytes that the limits of this process leave it; infinite where it has none."""
+    if sys.platform != "linux":
+        return math.inf
+    import resource
+
+    pairs = ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize"))
+    soft = [(resource.getrlimit(limit)[0], name) for limit, name in pairs]
+    return min((most - _held(name) for most, name in soft if most != resource.RLIM_INFINITY), default=math.inf)
+
+
+def _held(name: str) -> int:
+    """Bytes that the kernel says of this process: VmData is what it has set aside to write to, VmSize everything."""
+    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) << 10 if found else 0
 
 
 @contextmanager
@@ -52,8 +73,7 @@ def limited_memory() -> Iterator[None]:
     import resource
 
     soft, hard = before = resource.getrlimit(resource.RLIMIT_DATA)
-    held = re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())
-    wanted = available_bytes() + SLACK + (int(held[1]) << 10 if held else 0)
+    wanted = int(available_bytes()) + SLACK + _held("VmData")
     limits = [wanted, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
     try:

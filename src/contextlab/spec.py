@@ -67,7 +67,7 @@ def refuse_extremes(name: str, value: Any, largest: float = LARGEST) -> None:
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            refuse_extremes(f"{name}.{key}", item, largest)
+            refuse_extremes(f"{name}.{_shown(key)}", item, largest)
     elif isinstance(value, list | tuple):
         for item in value:
             refuse_extremes(name, item, largest)
@@ -81,7 +81,7 @@ def refuse_counts(name: str, value: Any, most: int) -> None:
     """Refuse whole numbers above `most`; lists and mappings are looked through. Raises InputError."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            refuse_counts(f"{name}.{key}", item, most)
+            refuse_counts(f"{name}.{_shown(key)}", item, most)
     elif isinstance(value, list | tuple):
         for item in value:
             refuse_counts(name, item, most)
@@ -101,7 +101,7 @@ def refuse_bools(name: str, given: Any, made: Any) -> None:
             raise InputError(f"{name}: expected a number, got bool {given}")
     elif isinstance(given, Mapping) and isinstance(made, Mapping):
         for key in given.keys() & made.keys():
-            refuse_bools(f"{name}.{key}", given[key], made[key])
+            refuse_bools(f"{name}.{_shown(key)}", given[key], made[key])
     elif isinstance(given, list | tuple) and isinstance(made, list | tuple) and len(given) == len(made):
         for i, (one, other) in enumerate(zip(given, made, strict=True)):
             refuse_bools(f"{name}.{i}", one, other)

@@ -155,7 +155,7 @@ class Generator:
             [
                 (True, "true is no number"),
                 (False, "false is no number"),
-                (10**20, "larger than any whole number"),
+                (10**40, "larger than any number of float32"),
                 (math.nan, "nan"),
                 (math.inf, "infinite"),
                 ("many", "a word is no number"),
