@@ -14,7 +14,7 @@ from contextlab import open_run, run
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec, evaluate_run
 from contextlab.experiments.folder import RunFolder, claimed, find_folder, spec_text
-from contextlab.files import read_json, read_record, write_json
+from contextlab.files import read_json, read_record, write_json, write_record
 from tests.experiments.test_run import COMPRESS, one, same_results
 
 
@@ -184,3 +184,24 @@ def test_a_run_without_checksums_is_read_and_gone_on_with(whole_run, tmp_path):
     assert open_run(folder).record["status"] == "finished"
     (folder / "report.html").unlink()
     assert run(COMPRESS, out=folder, resume=True).report.exists()
+
+
+@pytest.mark.parametrize("key", ["name", "device", "jobs", "threads"])
+def test_a_record_of_another_shape_is_one_line(whole_run, tmp_path, key):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    record = read_record(folder / "record.json")
+    write_json(folder / "record.json", {name: value for name, value in record.items() if name != key})
+    told = rf"record.json: damaged: it lacks the key '{key}'; delete it"
+    for call in (
+        lambda: run(COMPRESS, out=folder, resume=True),
+        lambda: evaluate_run(folder),
+        lambda: open_run(folder),
+    ):
+        with pytest.raises(InputError, match=told):
+            call()
+    path = next(folder.glob("trainings/*/record.json"))
+    write_record(folder / "record.json", record)
+    write_json(path, {**read_record(path), "seed": "0"})
+    with pytest.raises(InputError, match="'seed' is a str, expected int; delete it"):
+        open_run(folder)

@@ -183,6 +183,7 @@ class _Timer:
     def __init__(self, spec: ExperimentSpec, device: torch.device, share: float) -> None:
         self.spec, self.device, self.share = spec, device, share
         self.rate = flops_a_second() if device.type == "cpu" else math.inf
+        self.batches: dict[str, Prompt] = {}
         self.known: dict[tuple[object, ...], float] = {}
         self.prompts: dict[int, tuple[Task, Prompt]] = {}  # by the task's id, which the task here keeps its own
 
@@ -195,6 +196,15 @@ class _Timer:
         if id(task) not in self.prompts:
             self.prompts[id(task)] = task, _draw(task, 1)
         return self.prompts[id(task)][1]
+
+    def _batch(self, name: str) -> Prompt:
+        """A batch of a task's evaluation, or fewer prompts where drawing takes long."""
+        if name not in self.batches:
+            task, most = self.spec.build_task(name), min(self.spec.evaluate_spec(name).batch, 32)
+            self._prompt(task)  # the first has more to do
+            drawing = _clock(lambda size: _draw(task, size), 1)
+            self.batches[name] = _draw(task, max(1, min(most, int(self.share / drawing))))
+        return self.batches[name]
 
     def training(self, members: Sequence[Training]) -> TrainingEstimate:
         first = members[0]
@@ -244,10 +254,8 @@ class _Timer:
         """Of a learner of the task: to answer one prompt among many."""
 
         def find() -> float:
-            task, most = self.spec.build_task(name), min(self.spec.evaluate_spec(name).batch, 32)
-            self._prompt(task)
-            drawing = _clock(lambda size: _draw(task, size), 1)
-            prompt, answers = _draw(task, max(1, min(most, int(self.share / drawing)))), task.learners()[learner]
+            task = self.spec.build_task(name)
+            prompt, answers = self._batch(name), task.learners()[learner]
 
             def answer(size: int) -> None:
                 part = prompt.rows(0, size)

@@ -33,6 +33,10 @@ FINAL = ("finished", "diverged")
 SPEC, RECORD, RESULTS, REPORT = "experiment.yaml", "record.json", "results.parquet", "report.html"
 COMPRESSED, COMPRESS_PAGE = "compress.parquet", "compress.html"
 LOCK = ".lock"
+STATUS: Mapping[str, type] = {"status": str}
+OF_RUN: Mapping[str, type] = {**STATUS, "name": str, "device": str, "jobs": int, "threads": int}
+OF_TRAINING: Mapping[str, type] = {**STATUS, "key": str, "task": str, "model": str, "seed": int}
+"""What a record must hold to be worked with: any; that of a run; that of a training."""
 HALF_WRITTEN = re.compile(r"\.[A-Za-z0-9][\w.+-]{0,39}\.[0-9a-f]{12}")
 """Names of what a process that was killed while it wrote leaves behind (`files.write_atomic`)."""
 
@@ -171,9 +175,12 @@ def spec_text(spec: ExperimentSpec) -> bytes:
     return yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False).encode()
 
 
-def read_run_record(path: Path) -> dict[str, Any]:
-    """A record of a run or of a job. Raises InputError when the file is damaged, saying what to do."""
-    return read_record(path, {"status": str}, "delete it, and what it tells of is done again")
+def read_run_record(path: Path, keys: Mapping[str, type] = STATUS) -> dict[str, Any]:
+    """A record of a run or of a job. Raises InputError when the file is damaged, saying what to do.
+
+    keys: that it must hold, each with its type.
+    """
+    return read_record(path, keys, "delete it, and what it tells of is done again")
 
 
 def find_folder(spec: ExperimentSpec, out: str | Path | None, resume: bool) -> Iterator[RunFolder]:

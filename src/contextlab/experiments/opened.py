@@ -10,7 +10,7 @@ import pandas as pd
 
 from contextlab.errors import InputError, unknown
 from contextlab.evaluation import Measured, read_results
-from contextlab.experiments.folder import RECORD, REPORT, RESULTS, RunFolder, read_run_record
+from contextlab.experiments.folder import OF_RUN, OF_TRAINING, RECORD, REPORT, RESULTS, RunFolder, read_run_record
 from contextlab.experiments.recipes import load_recipe
 from contextlab.models import Model
 from contextlab.prompt import Task
@@ -66,11 +66,11 @@ def open_run(folder: str | Path) -> Run:
     at = RunFolder(folder)
     if not at.record.exists():
         raise InputError(f"{folder}: no run there (expected {RECORD} and {RESULTS})")
-    record = read_run_record(at.record)
+    record = read_run_record(at.record, OF_RUN)
     if not at.results.exists():
         raise InputError(f"{folder}: the run has no results yet (status: {record['status']}); go on with --resume")
     at.require_unchanged(record, ".parquet")
-    records = [read_run_record(path) for path in sorted(at.path.glob(f"trainings/*/{RECORD}"))]
+    records = [read_run_record(path, OF_TRAINING) for path in sorted(at.path.glob(f"trainings/*/{RECORD}"))]
     found = Measured.read([at.results])
     compressed = read_results(at.compressed) if at.compressed.exists() else pd.DataFrame()
     return Run(at.path, found.results, records, record, found.facets, found.similarity, compressed)

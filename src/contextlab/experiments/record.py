@@ -12,7 +12,7 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.evaluation.machine import machine_record
-from contextlab.experiments.folder import RunFolder, evaluations, read_run_record, spec_text
+from contextlab.experiments.folder import OF_RUN, RunFolder, evaluations, read_run_record, spec_text
 from contextlab.experiments.jobs import first_jobs
 from contextlab.experiments.recipes import read_yaml
 from contextlab.experiments.spec import ExperimentSpec
@@ -61,7 +61,7 @@ def go_on(
     if folder.status() is None:  # it was killed before there was a record
         _change_spec(folder, spec)
         return begin(folder, spec, device, jobs, threads, plugins)
-    record = read_run_record(folder.record)
+    record = read_run_record(folder.record, OF_RUN)
     require_plugins(folder, plugins)
     if record["device"] != device.type:
         raise InputError(
