@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contextlab.experiments import ExperimentSpec, estimate
+from contextlab.experiments import ExperimentSpec, estimate, timing
 from contextlab.experiments.estimate import makespan
 from contextlab.models import build_model
 from tests.experiments.test_run import one
@@ -19,18 +19,18 @@ def test_jobs_that_take_turns():
 
 def test_what_is_timed_grows_until_the_budget_is_used_up(monkeypatch):
     calls: list[int] = []
-    monkeypatch.setattr(estimate, "_clock", lambda call, size: (call(size), 0.01 * size + least)[1])
+    monkeypatch.setattr(timing, "clock", lambda call, size: (call(size), 0.01 * size + least)[1])
     least = 0.0
     sizes = [1, 4, 16, 64]
-    assert estimate.timed(calls.append, sizes, float, 0.2) == pytest.approx(0.64)
+    assert timing.timed(calls.append, sizes, float, 0.2) == pytest.approx(0.64)
     assert set(calls) == {1, 4, 16}  # the next would take 0.64 s
     calls.clear()
-    assert estimate.timed(calls.append, sizes, float, 100.0) == pytest.approx(0.64)
+    assert timing.timed(calls.append, sizes, float, 100.0) == pytest.approx(0.64)
     assert set(calls) == {1, 4, 16, 64}
-    assert estimate.timed(calls.append, sizes, lambda size: size**2, 0.0) == pytest.approx(0.01 * 64**2)
+    assert timing.timed(calls.append, sizes, lambda size: size**2, 0.0) == pytest.approx(0.01 * 64**2)
     least = 10.0  # seconds that each call takes, and that are not scaled
-    assert estimate.timed(calls.append, sizes, float, 0.0, overhead=10.0) == pytest.approx(10.64)
-    assert estimate.timed(calls.append, sizes, float, 0.0, overhead=10.0, rate=10.0) == pytest.approx(10 + 6.4)
+    assert timing.timed(calls.append, sizes, float, 0.0, overhead=10.0) == pytest.approx(10.64)
+    assert timing.timed(calls.append, sizes, float, 0.0, overhead=10.0, rate=10.0) == pytest.approx(10 + 6.4)
 
 
 def test_a_curriculum_is_counted_at_its_sizes(tmp_path, monkeypatch):
@@ -41,9 +41,9 @@ def test_a_curriculum_is_counted_at_its_sizes(tmp_path, monkeypatch):
         lengths.append(inputs.shape[1])
         return 3.0
 
-    monkeypatch.setattr(estimate, "timed", lambda *arguments: 0.0)
-    monkeypatch.setattr(estimate, "_learning", learning)
-    monkeypatch.setattr(estimate, "_updating", lambda *arguments: 100.0)
+    monkeypatch.setattr(timing, "timed", lambda *arguments: 0.0)
+    monkeypatch.setattr(timing, "learning_seconds", learning)
+    monkeypatch.setattr(timing, "updating_seconds", lambda *arguments: 100.0)
     grows = {"length": {"start": 4, "end": 8, "add": 4, "every": 20}, "pairs": {"start": 1, "end": 2, "every": 20}}
     spec = ExperimentSpec.parse(one(train={"steps": 40, "batch": 4, "curriculum": grows}, seeds=[0, 1]))
     found = estimate.estimate(spec, torch.device("cpu"))
@@ -67,8 +67,8 @@ def test_a_large_model_is_timed_by_one_layer_of_each_kind(monkeypatch):
     """The estimate is that of the whole model, by its FLOPs and its parameters."""
     monkeypatch.setattr(estimate, "SECONDS", 0.0)  # nothing is timed twice
     monkeypatch.setattr(estimate, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(estimate, "_clock", lambda call, size: (call(size), 1.0)[1])
-    monkeypatch.setattr(estimate, "flops_a_second", lambda: 1e30)  # so that each call is overhead alone
+    monkeypatch.setattr(timing, "clock", lambda call, size: (call(size), 1.0)[1])
+    monkeypatch.setattr(timing, "flops_a_second", lambda: 1e30)  # so that each call is overhead alone
     built = []
     monkeypatch.setattr(
         estimate, "build_model", lambda spec, seed: built.append(build_model(spec, seed=seed)) or built[-1]

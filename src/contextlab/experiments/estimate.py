@@ -14,32 +14,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from contextlab.evaluation import EvaluateSpec
+from contextlab.experiments import timing
 from contextlab.experiments.jobs import Training
 from contextlab.experiments.record import shares
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.models import Model, build_model
+from contextlab.models import build_model
 from contextlab.models.outline import one_of_each, without_memory
 from contextlab.prompt import Prompt, Task
-from contextlab.training import TrainSpec, TrainState, train_step
 from contextlab.training.schedule import Turns
-from contextlab.training.trainer import loss_and_gradients
-
-S = TypeVar("S")
 
 POINTS = 8
 """Steps of a training, evenly spaced, whose tasks are counted: a curriculum makes some dearer than others."""
 SECONDS, LEAST_SECONDS = 3.0, 0.06
 """For timing everything, shared out evenly; and of a share at least."""
-MOST_REPEATS = 5
-"""Of what is timed, within its share."""
-FIRST_LENGTH, FASTER = 128, 8
-"""Tokens that a model is timed on first, and how many times as much work the next timing may be."""
 LARGE = 1 << 21
 """Parameters. Of larger models one layer of each kind is timed."""
 
@@ -114,66 +105,6 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
     return max(ends)
 
 
-def timed(
-    call: Callable[[S], object],
-    sizes: Sequence[S],
-    work: Callable[[S], float],
-    seconds: float,
-    overhead: float = 0.0,
-    rate: float = math.inf,
-) -> float:
-    """Seconds that call(sizes[-1]) takes.
-
-    sizes: from the smallest to the whole; the largest that takes `seconds` or less is timed, and scaled by its work.
-    overhead: seconds that a call takes without any work; they are not scaled.
-    rate: work a second at best.
-    """
-
-    def scaled(took: float, at: S, to: S) -> float:
-        return overhead + max(took - overhead, work(at) / rate) * work(to) / work(at)
-
-    spent = 0.0
-    for i, size in enumerate(sizes):
-        took = _clock(call, size)
-        spent += took
-        if i + 1 < len(sizes) and scaled(took, size, sizes[i + 1]) > seconds:
-            break
-    again: list[float] = []
-    while spent + took <= seconds and len(again) < MOST_REPEATS:
-        again.append(_clock(call, size))
-        spent += again[-1]
-    best = sum(again) / len(again) if again else took  # the first call is left out: it has more to do
-    return best if size == sizes[-1] else scaled(best, size, sizes[-1])
-
-
-def flops_a_second() -> float:
-    """What this process can do at best, by a product of matrices."""
-    matrix = torch.ones(512, 512)
-    took = min(_clock(lambda each: each @ each, matrix) for _ in range(4))
-    return float(2 * 512**3 / took)
-
-
-def _clock(call: Callable[[S], object], size: S) -> float:
-    began = time.perf_counter()
-    call(size)
-    return max(time.perf_counter() - began, 1e-9)
-
-
-@dataclass
-class _Part:
-    """A part of a task's prompts, in the place of the task, for `train_step`."""
-
-    inputs: Tensor
-
-    def sample(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Prompt:
-        there = self.inputs.to(device)
-        none = torch.zeros(there.shape[:2], dtype=torch.int64, device=device)
-        return Prompt(there, none, none.bool(), none)
-
-    def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
-        return prediction.float().square().mean()
-
-
 class _Timer:
     """What is timed once, and used wherever it occurs again.
 
@@ -182,7 +113,7 @@ class _Timer:
 
     def __init__(self, spec: ExperimentSpec, device: torch.device, share: float) -> None:
         self.spec, self.device, self.share = spec, device, share
-        self.rate = flops_a_second() if device.type == "cpu" else math.inf
+        self.rate = timing.flops_a_second() if device.type == "cpu" else math.inf
         self.batches: dict[str, Prompt] = {}
         self.known: dict[tuple[object, ...], float] = {}
         self.prompts: dict[int, tuple[Task, Prompt]] = {}  # by the task's id, which the task here keeps its own
@@ -202,7 +133,7 @@ class _Timer:
         if name not in self.batches:
             task, most = self.spec.build_task(name), min(self.spec.evaluate_spec(name).batch, 32)
             self._prompt(task)  # the first has more to do
-            drawing = _clock(lambda size: _draw(task, size), 1)
+            drawing = timing.clock(lambda size: _draw(task, size), 1)
             self.batches[name] = _draw(task, max(1, min(most, int(self.share / drawing))))
         return self.batches[name]
 
@@ -217,9 +148,12 @@ class _Timer:
         longest = max((self._prompt(task).inputs for task in (*at, *first.tasks.values())), key=lambda x: x.shape[1])
         name, batch = first.model.model_dump_json(), first.train.batch
         key = (name, longest.shape, longest.dtype, batch, first.train.precision)
-        learning = self._once(key, lambda: _learning(model, whole, longest, first.train, self.share, self.rate))
+        learning = self._once(
+            key, lambda: timing.learning_seconds(model, whole, longest, first.train, self.share, self.rate)
+        )
         updating = self._once(
-            (name, first.train.optimizer), lambda: _updating(model, whole, longest, first.train, self.share / 2)
+            (name, first.train.optimizer),
+            lambda: timing.updating_seconds(model, whole, longest, first.train, self.share / 2),
         )
         a_flop = learning / max(1, batch * whole.flops(longest.shape[1]))
 
@@ -247,7 +181,8 @@ class _Timer:
         """Of a batch of prompts."""
         share = max(LEAST_SECONDS / 4, self.share / POINTS)
         return self._once(
-            ("draw", id(task), batch), lambda: timed(lambda size: _draw(task, size), _numbers(batch), float, share)
+            ("draw", id(task), batch),
+            lambda: timing.timed(lambda size: _draw(task, size), timing.numbers(batch), float, share),
         )
 
     def _learner(self, name: str, learner: str) -> float:
@@ -263,53 +198,13 @@ class _Timer:
                     task.errors(answers(part), part)
 
             share = max(LEAST_SECONDS / 4, self.share / len(task.learners()))
-            return timed(answer, _numbers(prompt.batch), float, share) / prompt.batch
+            return timing.timed(answer, timing.numbers(prompt.batch), float, share) / prompt.batch
 
         return self._once(("learner", name, learner), find)
 
 
-def _learning(
-    model: Model, whole: Model, inputs: Tensor, train: TrainSpec, seconds: float, rate: float = math.inf
-) -> float:
-    """Seconds to find the gradients of a batch of prompts like this one, [1, T] or [1, T, d].
-
-    model: which is timed. whole: by whose FLOPs that is scaled. seconds: to be timed in. rate: FLOPs a second at best.
-    """
-    params = TrainState.start(model.train(), train).params
-    device = next(model.parameters()).device
-    length = inputs.shape[1]
-    lengths = [n for n in (FIRST_LENGTH * FASTER**i for i in range(16)) if n < length]
-    sizes = [(1, n) for n in [*lengths, length]] + [(n, length) for n in _numbers(train.batch)[1:]]
-
-    def learn(size: tuple[int, int]) -> None:
-        count, tokens = size
-        task = _Part(inputs[:, :tokens].repeat_interleave(count, 0))
-        alone = train.model_copy(update={"batch": count, "accumulate": 1})
-        prompt = task.sample(count, torch.Generator(), device)
-        loss_and_gradients(model, task, alone, params, prompt)[0].item()  # type: ignore[arg-type]
-
-    for _ in range(2):  # the first call has more to do
-        overhead = _clock(learn, (1, min(2, length)))
-    # Gradients take twice what the prediction takes.
-    took = timed(learn, sizes, lambda size: float(max(1, 3 * size[0] * model.flops(size[1]))), seconds, overhead, rate)
-    return took * whole.flops(length) / max(1, model.flops(length))
-
-
-def _updating(model: Model, whole: Model, inputs: Tensor, train: TrainSpec, seconds: float) -> float:
-    """Seconds that a step takes however few tokens it reads; arguments are those of `_learning`."""
-    alone = train.model_copy(update={"batch": 1, "accumulate": 1})
-    state, task = TrainState.start(model.train(), alone), _Part(inputs[:, :2])
-    took = timed(lambda size: train_step(model, task, alone, state).loss.item(), [1], float, seconds)  # type: ignore[arg-type]
-    return took * whole.parameter_count / model.parameter_count
-
-
 def _draw(task: Task, count: int) -> Prompt:
     return task.sample(count, torch.Generator().manual_seed(0))
-
-
-def _numbers(most: int) -> list[int]:
-    """1, 4, 16, ..., most."""
-    return [*(FASTER**i for i in range(16) if FASTER**i < most), most]
 
 
 def _splits(task: Task, spec: EvaluateSpec) -> int:
