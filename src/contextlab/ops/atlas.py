@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.ops.linear import decay_matrix
+from contextlab.ops.linear import decay_matrix, log_decays
 from contextlab.ops.precision import without_autocast
 
 
@@ -50,8 +50,9 @@ def atlas(
     length, past = q.shape[2], k.shape[2] - q.shape[2]
     if past < window - 1:
         raise InputError(f"a window of {window} needs {window - 1} tokens before the mini-batch, got {past}")
-    decay, momentum = decay_matrix(g.cumsum(-1)), decay_matrix(m.cumsum(-1))
-    keep, carry = g.cumsum(-1).exp().unsqueeze(-1), m.cumsum(-1).exp().unsqueeze(-1)
+    c, h = (log_decays(x, M.dtype).cumsum(-1) for x in (g, m))
+    decay, momentum = decay_matrix(c, M.dtype), decay_matrix(h, M.dtype)
+    keep, carry = (x.exp().to(M.dtype).unsqueeze(-1) for x in (c, h))
     pushed = momentum @ (rate.unsqueeze(-1) * _seen(length, past, window, q) * gate.unsqueeze(-2))  # [.., L, P + L]
     error = k @ M - v
     last = S * carry[..., -1:, :] - (pushed[..., -1:, :].mT * k).mT @ error

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.ops import backend
-from contextlab.ops.linear import decay_matrix, working_dtype
+from contextlab.ops.linear import decay_matrix, log_decays, working_dtype
 from contextlab.ops.precision import without_autocast
 
 
@@ -38,8 +38,8 @@ def gated_delta_rule(
     """The delta rule with a decay per head and token (2412.06464, eq. 10).
 
     q, k: [B, T, H, K]; keys of length <= 1 keep the state bounded. v: [B, T, H, V].
-    g: [B, T, H] log decay, <= 0, or None (no decay). beta: [B, T, H] writing strength in [0, 1], or up to 2
-        for negative eigenvalues (2411.12537).
+    g: [B, T, H] log decay, <= 0, -inf to forget all before, or None (no decay).
+    beta: [B, T, H] writing strength in [0, 1], or up to 2 for negative eigenvalues (2411.12537).
     scale: of the queries; K ** -0.5 by default. initial_state: [B, H, K, V] or None (zeros).
     output_final_state: also return S after the last token. chunk_size: largest number of tokens in a chunk
         of the PyTorch form; a sequence is cut into chunks of nearly equal size.
@@ -63,9 +63,9 @@ def gated_delta_rule(
     count, size = split(length, chunk_size)
     batch, heads = v.shape[0], v.shape[2]
     inputs = [_chunks(x, count, size) for x in (q, k, v, beta.unsqueeze(-1))]
-    c = v.new_zeros(1, 1, size)
+    c = v.new_zeros(1, 1, size, dtype=torch.float64)
     if g is not None:
-        c = _chunks(g.unsqueeze(-1), count, size).squeeze(-1).cumsum(-1)
+        c = _chunks(log_decays(g, work).unsqueeze(-1), count, size).squeeze(-1).cumsum(-1)
     flat = None if state is None else state.flatten(0, 1)
     o, last, *_ = _ChunkedDelta.apply(*inputs, c, flat, scale, output_final_state)
     o = o.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length].to(dtype)
@@ -155,8 +155,8 @@ def unit_lower_inverse(A: Tensor, base: int = 16) -> Tensor:
 class _ChunkedDelta(torch.autograd.Function):
     """All chunks, one after the other, so that what a step needs stays in the processor's cache.
 
-    q, k: [N, X, L, K] with X = B H; v: [N, X, L, V]; beta: [N, X, L, 1]; c: cumulative log decay in a chunk,
-    broadcastable to [N, X, L]; state: [X, K, V] or None. Returns (o, final state, saved for backward ...).
+    q, k: [N, X, L, K] with X = B H; v: [N, X, L, V]; beta: [N, X, L, 1]; c: float64 sums of log decays in a
+    chunk, broadcastable to [N, X, L]; state: [X, K, V] or None. Returns (o, final state, saved for backward ...).
 
     With D_ij = exp(c_i - c_j): A = beta k k^T D (strictly lower), (U, W) = (I + A)^-1 beta (v, exp(c) k); a
     chunk writes the values U - W S, and S becomes exp(c_L) S + Kd^T (U - W S) with Kd = exp(c_L - c) k
@@ -167,8 +167,8 @@ class _ChunkedDelta(torch.autograd.Function):
     def forward(
         q: Tensor, k: Tensor, v: Tensor, beta: Tensor, c: Tensor, state: Tensor | None, scale: float, final: bool
     ) -> tuple[Tensor | None, ...]:
-        passes, D = state is not None or len(v) > 1, decay_matrix(c)
-        grow, to_end, whole = _decays(c, len(v))
+        passes, D = state is not None or len(v) > 1, decay_matrix(c, v.dtype)
+        grow, to_end, whole = _decays(c, len(v), v.dtype)
         inverse = unit_lower_inverse((k * beta) @ k.mT * D)
         P = (q @ k.mT).mul_(D).mul_(scale)
         last = states = W = None
@@ -236,7 +236,7 @@ class _ChunkedDeltaBackward(torch.autograd.Function):
         decay: bool,
         initial: bool,
     ) -> tuple[Tensor | None, ...]:
-        grow, to_end, whole = _decays(c, len(v))
+        grow, to_end, whole = _decays(c, len(v), v.dtype)
         buffer = torch.zeros_like if states is None else torch.empty_like
         dnew, dq, dk, Ek = P.mT @ do, buffer(q), buffer(k), buffer(k)
         ends, dS = v.new_zeros(v.shape[:2]), dlast  # ends: <dS, S> of the state S after each chunk
@@ -283,10 +283,11 @@ class _ChunkedDeltaBackward(torch.autograd.Function):
         return _folded(_ChunkedDeltaBackward, info.batch_size, in_dims, inputs, axes, (1, 1, 1, 1, 1, 0))
 
 
-def _decays(c: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _decays(c: Tensor, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """exp(c) and exp(c_L - c) [N, X or 1, L, 1], and exp(c_L) [N, X or 1, 1, 1], for N = `count` chunks."""
-    c = c.expand(count, -1, -1)
-    return c.exp().unsqueeze(-1), (c[..., -1:] - c).exp().unsqueeze(-1), c[..., -1:, None].exp()
+    c = c.expand(count, -1, -1).unsqueeze(-1)
+    end = c[..., -1:, :]
+    return c.exp().to(dtype), (end - c).exp().to(dtype), end.exp().to(dtype)
 
 
 def _row_products(a: Tensor, b: Tensor) -> Tensor:

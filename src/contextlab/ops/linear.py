@@ -3,7 +3,8 @@
 The state S [K, V] of a head obeys S_t = exp(g_t) S_{t-1} + k_t v_t^T and is read as o_t = scale S_t^T q_t.
 The fast form computes the tokens of a chunk from each other by masked matrix products and passes S from
 chunk to chunk (2312.06635, section 4; 2405.21060, section 6). Decays enter only as exp of differences that
-are <= 0, so nothing overflows. Half precision is computed in float32. Sequences packed by `cu_seqlens` are
+are <= 0, so nothing overflows; their sums are kept in float64 (`log_decays`), so that a decay of any size, -inf
+too, costs later tokens no digits. Half precision is computed in float32. Sequences packed by `cu_seqlens` are
 not supported here.
 """
 
@@ -44,8 +45,8 @@ def simple_gla(
     """Linear attention whose state decays by one scalar per head and token.
 
     q: [B, T, G, K]. k: [B, T, G, K]. v: [B, T, H, V]; H is a multiple of G, heads of a group share q and k.
-    g: [B, T, H] log decay, <= 0, or None. g_gamma: [H] constant log decay, <= 0, or None; g and g_gamma add
-        up.
+    g: [B, T, H] log decay, <= 0, or None; -inf forgets all before. g_gamma: [H] constant log decay, <= 0, or
+        None; g and g_gamma add up.
     scale: of the queries; K ** -0.5 by default. initial_state: [B, H, K, V] or None (zeros).
     output_final_state: also return S after the last token. chunk_size: tokens per chunk of the PyTorch form.
     Returns (o [B, T, H, V], final state [B, H, K, V] (at least float32) or None).
@@ -216,15 +217,15 @@ class _ChunkedGLA(torch.autograd.Function):
     def forward(
         q: Tensor, k: Tensor, v: Tensor, c: Tensor, state: Tensor | None, final: bool
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-        D = decay_matrix(c)
+        D = decay_matrix(c, v.dtype)
         P = (q @ k.mT) * D
         o = P @ v
         passes, last, states = state is not None or v.shape[3] > 1, None, None
         if passes or final:
-            U = k.mT @ (v * (c[..., -1:] - c).exp().unsqueeze(-1))
+            U = k.mT @ (v * _column(c[..., -1:] - c, v.dtype))
             states, last = scan(U, c[..., -1], state)
         if passes and states is not None:
-            o = torch.addcmul(o, q @ states, c.exp().unsqueeze(-1))
+            o = torch.addcmul(o, q @ states, _column(c, v.dtype))
         return o, last, P, D, states
 
     @staticmethod
@@ -245,7 +246,7 @@ class _ChunkedGLA(torch.autograd.Function):
         dq, dk, dv = dG @ k, dG.mT @ q, P.mT @ do
         dstate = after = None
         if states is not None:
-            de, to_end = do * c.exp().unsqueeze(-1), (c[..., -1:] - c).exp().unsqueeze(-1)
+            de, to_end = do * _column(c, v.dtype), _column(c[..., -1:] - c, v.dtype)
             # the same scan, run backwards: gradients of the state after each chunk, then of the first state
             flipped, dstate = scan((q.mT @ de).flip(3), c[..., -1].flip(-1), dlast)
             after = flipped.flip(3)
@@ -276,27 +277,49 @@ def decay_gradient(
     return dc
 
 
-def decay_matrix(c: Tensor) -> Tensor:
-    """exp(c_i - c_j) for j <= i, else 0. c: [..., L], falling. Returns [..., L, L]."""
+def log_decays(g: Tensor, dtype: torch.dtype) -> Tensor:
+    """Log decays g <= 0, -inf too, as float64 that may be summed: exp of a difference of sums keeps all its digits.
+
+    dtype: in which decays will be used. What is so low that exp gives zero there is raised to a value where it still
+    does, or the sums would lose digits, and infinities their differences.
+    """
+    return g.double().clamp_min(-800.0 if dtype == torch.float64 else -200.0)
+
+
+def decay_matrix(c: Tensor, dtype: torch.dtype) -> Tensor:
+    """exp(c_i - c_j) for j <= i, else 0. c: [..., L] float64, falling. Returns [..., L, L] of `dtype`.
+
+    Below float64 c is taken in two parts, so that only small tensors are of float64.
+    """
     mask = torch.ones(c.shape[-1], c.shape[-1], dtype=torch.bool, device=c.device).triu(1)
-    return (c.unsqueeze(-1) - c.unsqueeze(-2)).masked_fill_(mask, -math.inf).exp_()
+    high = c.to(dtype)
+    between = high.unsqueeze(-1) - high.unsqueeze(-2)
+    if dtype != c.dtype:
+        low = (c - high).to(dtype)
+        between.add_(low.unsqueeze(-1)).sub_(low.unsqueeze(-2))
+    return between.masked_fill_(mask, -math.inf).exp_()
+
+
+def _column(c: Tensor, dtype: torch.dtype) -> Tensor:
+    """exp(c) of `dtype`, [..., L, 1], to scale rows by."""
+    return c.exp().to(dtype).unsqueeze(-1)
 
 
 def scan(U: Tensor, d: Tensor, state: Tensor | None, block: int = 32) -> tuple[Tensor, Tensor]:
     """S_{n+1} = exp(d_n) S_n + U_n over chunks n, a block of chunks by one matrix product: linear in N.
 
-    U: [..., N, K, V]. d: log decays <= 0, broadcastable to [..., N]. state: [..., K, V] or None (zeros).
+    U: [..., N, K, V]. d: float64 log decays <= 0, broadcastable to [..., N]. state: [..., K, V] or None (zeros).
     Returns the states before each chunk [..., N, K, V] and the last one [..., K, V].
     """
     count, K, V = U.shape[-3:]
     S = torch.zeros_like(U[..., 0, :, :]) if state is None else state
     if count == 1:
-        return S.unsqueeze(-3), torch.addcmul(U[..., 0, :, :], d[..., -1].exp()[..., None, None], S)
-    d = d.expand(*d.shape[:-1], count)
+        return S.unsqueeze(-3), torch.addcmul(U[..., 0, :, :], _column(d[..., -1:], U.dtype), S)
+    d = log_decays(d, U.dtype).expand(*d.shape[:-1], count)
     before = []
     for n in range(0, count, block):
         m = min(block, count - n)
-        L = decay_matrix(F.pad(d[..., n : n + m], (1, 0)).cumsum(-1))
+        L = decay_matrix(F.pad(d[..., n : n + m], (1, 0)).cumsum(-1), U.dtype)
         stack = torch.cat((S.unsqueeze(-3), U[..., n : n + m, :, :]), -3)
         states = (L @ stack.flatten(-2)).unflatten(-1, (K, V))
         before.append(states[..., :-1, :, :])
@@ -322,16 +345,16 @@ def _decay_step(g: Tensor | None, g_gamma: Tensor | None, dtype: torch.dtype) ->
 
 
 def _cumulative(g: Tensor | None, g_gamma: Tensor | None, shape: tuple[int, ...], length: int, like: Tensor) -> Tensor:
-    """Cumulative log decay in each chunk, broadcastable to shape [B, G, R, N, L]; padding does not decay."""
+    """Sums of log decays in each chunk, float64, broadcastable to shape [B, G, R, N, L]; padding does not decay."""
     _, groups, repeat, count, size = shape
-    c = like.new_zeros(1, 1, 1, 1, size)
+    c = like.new_zeros(1, 1, 1, 1, size, dtype=torch.float64)
     if g_gamma is not None:
         at = torch.arange(count * size, device=like.device).view(count, size)
         at = at.clamp(max=length - 1) - at[:, :1] + 1
         at = at if count * size > length else at[:1]
-        c = g_gamma.to(like.dtype).view(1, groups, repeat, 1, 1) * at
+        c = log_decays(g_gamma, like.dtype).view(1, groups, repeat, 1, 1) * at
     if g is not None:
-        c = c + chunked(g.to(like.dtype).unsqueeze(-1), count, size).squeeze(-1).view(shape).cumsum(-1)
+        c = c + chunked(log_decays(g, like.dtype).unsqueeze(-1), count, size).squeeze(-1).view(shape).cumsum(-1)
     return c
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contextlab.ops.linear import decay_matrix
+from contextlab.ops.linear import decay_matrix, log_decays
 from contextlab.ops.precision import without_autocast
 
 
@@ -31,15 +31,15 @@ def log_linear_chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, weights: Tensor
     """What the tokens of an aligned chunk of 2^n tokens read from each other, and the state that they make.
 
     q, k: [B, L, H, K]. v: [B, L, H, V]. g: [B, L, H] log decay. weights: [B, L, H, levels >= n + 1] of each level.
-    Returns (o [B, L, H, V]; the chunk's state [B, H, K, V]; the log decay from its start to each token [B, L, H]).
+    Returns (o [B, L, H, V]; the chunk's state [B, H, K, V]; the decay from its start to each token [B, L, H]).
     """
     length = q.shape[1]
-    c = g.cumsum(1)
+    c = log_decays(g, v.dtype).cumsum(1)
     index = fenwick_levels(length, q.device).tril()
     weighed = weights.transpose(1, 2).gather(-1, index.expand(q.shape[0], q.shape[2], -1, -1))  # [B, H, L, L]
-    scores = torch.einsum("bthk,bshk->bhts", q, k) * decay_matrix(c.transpose(1, 2)) * weighed.tril()
-    state = torch.einsum("bshk,bshv->bhkv", k * (c[:, -1:] - c).exp().unsqueeze(-1), v)
-    return torch.einsum("bhts,bshv->bthv", scores, v), state, c
+    scores = torch.einsum("bthk,bshk->bhts", q, k) * decay_matrix(c.transpose(1, 2), v.dtype) * weighed.tril()
+    state = torch.einsum("bshk,bshv->bhkv", k * (c[:, -1:] - c).exp().to(v.dtype).unsqueeze(-1), v)
+    return torch.einsum("bhts,bshv->bthv", scores, v), state, c.exp().to(v.dtype)
 
 
 def naive_log_linear_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor, weights: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from contextlab.errors import InputError
-from contextlab.ops.linear import simple_gla, working_dtype
+from contextlab.ops.linear import log_decays, simple_gla, working_dtype
 from contextlab.ops.precision import without_autocast
 
 
@@ -64,10 +64,11 @@ def mesa(
     if not output_final_state:
         return o.to(dtype), None
     assert H_after is not None
-    left = g.flip(1).cumsum(1).flip(1) - g  # from each token to the end
-    G_after = torch.einsum("bthk,bthj->bhkj", weighted * left.exp().unsqueeze(-1), k)
+    total = log_decays(g, work).flip(1).cumsum(1).flip(1)
+    left = torch.cat((total[:, 1:], torch.zeros_like(total[:, :1])), 1)  # from each token to the end
+    G_after = torch.einsum("bthk,bthj->bhkj", weighted * left.exp().to(work).unsqueeze(-1), k)
     if G is not None:
-        G_after = G_after + G * g.sum(1).exp()[..., None, None]
+        G_after = G_after + G * total[:, 0].exp().to(work)[..., None, None]
     return o.to(dtype), (G_after, H_after)
 
 

@@ -20,6 +20,8 @@ from contextlab.ops.precision import without_autocast
 
 EPS = 1e-6
 """Added to the divided denominator, as in the published code."""
+LOWEST = -1e4
+"""What the log of a forget gate is raised to: an input gate would have to reach 10,000 for it to be noticed."""
 
 
 @without_autocast
@@ -50,10 +52,13 @@ def mlstm(
     if v.shape[1] == 0:
         empty = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1] + 1, dtype=work)
         return v, (empty if matrix is None else matrix, m0) if output_final_state else None
+    # The maximum may lie thousands below the sums that it is made of, so both are in float64, and no sum is infinite.
+    i, m0, log_f = i.double(), m0.double(), log_f.double().clamp_min(LOWEST)
     c = log_f.cumsum(1)
     m = c + torch.maximum(m0.unsqueeze(1), (i - c).cummax(1).values)
     decay = log_f + torch.cat((m0.unsqueeze(1), m[:, :-1]), 1) - m
     k = k * (i - m).exp().unsqueeze(-1).to(k.dtype)
+    m = m.to(work)
     o, last = simple_gla(q, k, F.pad(v, (0, 1), value=1.0), decay, None, scale, matrix, output_final_state, chunk_size)
     denominator = torch.maximum(o[..., -1:].abs(), (-m).exp().unsqueeze(-1)) + EPS
     h = (o[..., :-1] / denominator).to(v.dtype)

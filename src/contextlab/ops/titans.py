@@ -20,7 +20,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.ops.delta import unit_lower_inverse
-from contextlab.ops.linear import by_blocks, decay_matrix, working_dtype
+from contextlab.ops.linear import by_blocks, decay_matrix, log_decays, working_dtype
 from contextlab.ops.precision import without_autocast
 
 
@@ -122,9 +122,9 @@ def _chunks(
     state: Tensor, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, m: Tensor, g: Tensor
 ) -> tuple[Tensor, Tensor]:
     """state [B, H, 2 K, V], M above S; q, k [B, H, N, L, K], v [B, H, N, L, V], theta, m, g [B, H, N, L]."""
-    c, h = g.cumsum(-1), m.cumsum(-1)
-    keep, carry = c.exp(), h.exp()  # of what the chunk begins with: M's decay, S's momentum
-    decay, momentum = decay_matrix(c), decay_matrix(h)
+    c, h = (log_decays(x, k.dtype).cumsum(-1) for x in (g, m))
+    keep, carry = (x.exp().to(k.dtype) for x in (c, h))  # of what the chunk begins with: M's decay, S's momentum
+    decay, momentum = decay_matrix(c, k.dtype), decay_matrix(h, k.dtype)
     weight = decay @ momentum  # of s's step in M_t
     surprise = (decay @ carry.unsqueeze(-1)).squeeze(-1)  # of the chunk's first S in M_t
     # M before each token: the row above, and the chunk's first M for the first token.

@@ -90,14 +90,14 @@ class LogLinearAttention(SegmentMixer):
         q = q * self.head_dim**-0.5
         g = F.logsigmoid(decay + self.decay_bias)
         weights = F.softplus(self.level_scale * weights.unflatten(-1, (self.heads, self.levels)))
-        o, made, c = log_linear_chunk(q, k, v, g, weights)
+        o, made, decayed = log_linear_chunk(q, k, v, g, weights)
         bits = [(chunks >> j & 1).bool() for j in range(matrices.shape[1])]
         first = self.segment.bit_length()  # the level of one complete chunk
         for j, bit in enumerate(bits):
-            weight = weights[..., min(first + j, self.levels - 1)] * c.exp() * bit[:, None, None]
+            weight = weights[..., min(first + j, self.levels - 1)] * decayed * bit[:, None, None]
             o = o + torch.einsum("bthk,bhkv->bthv", q * weight.unsqueeze(-1), matrices[:, j])
         # Adding one to a binary number: the new state moves up past every digit that is set.
-        whole, after = c[:, -1].exp()[..., None, None], []
+        whole, after = decayed[:, -1, :, None, None], []
         carry, moving = made, torch.ones_like(chunks, dtype=torch.bool)
         for j, bit in enumerate(bits):
             kept = matrices[:, j] * whole
