@@ -7,18 +7,24 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from contextlab.errors import InputError
 from contextlab.ops.convolution import causal_conv
 from contextlab.state import tensor_bytes
+
+MOST_TAPS = 4096
+"""Tokens that a short convolution reads at most: its time and its state grow with them at every token."""
 
 
 class ShortConv(nn.Module):
     """Causal depthwise convolution over the last `size` tokens, initialised as nn.Conv1d.
 
-    channels: C. size: W, at least 1. bias: whether each channel has one.
+    channels: C. size: W, from 1 to 4096. bias: whether each channel has one.
     """
 
     def __init__(self, channels: int, size: int, bias: bool = False) -> None:
         super().__init__()
+        if size > MOST_TAPS:
+            raise InputError(f"a short convolution over {size} tokens: at most {MOST_TAPS}; 'hyena' reads all")
         self.weight = nn.Parameter(torch.empty(channels, size).uniform_(-(size**-0.5), size**-0.5))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
