@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from contextlab import registry
+
 HIGHER_IS_BETTER = frozenset({"accuracy", "exact_match", "solved"})
 """Metrics that are better when larger; all others are errors."""
 
@@ -85,8 +87,13 @@ Predictor = Callable[..., Tensor]
 class Learner(ABC):
     """A reference algorithm that answers a prompt without training; called exactly as a model is.
 
-    The prediction at each position uses only what a causal model could have seen there.
+    The prediction at each position uses only what a causal model could have seen there. A registered learner that is a
+    dataclass holds its fields to their annotations, however it is made.
     """
+
+    def __post_init__(self) -> None:
+        """Called by dataclasses. Raises InputError on options that the annotations do not allow."""
+        registry.check_fields("learner", self)
 
     @abstractmethod
     def __call__(self, prompt: Prompt) -> Tensor:

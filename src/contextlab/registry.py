@@ -186,6 +186,17 @@ def register(
     return add
 
 
+def check_fields(kind: str, component: object) -> None:
+    """Hold a registered dataclass's fields to their annotations, as `Entry.build` does; others are left alone.
+
+    Raises InputError.
+    """
+    for entry in _entries[kind].values():
+        if entry.factory is type(component):
+            entry.check({option.name: getattr(component, option.name) for option in entry._options()})
+            return
+
+
 def kinds() -> list[str]:
     """The kinds of component that the registry holds."""
     return list(_entries)

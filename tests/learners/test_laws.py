@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 import pytest
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 import contextlab.tasks  # noqa: F401  (registers every task)
 from contextlab import build_task, registry
+from contextlab.errors import InputError
+from contextlab.learners import (
+    BaumWelch,
+    BayesMixture,
+    BestArmPosterior,
+    BigramBackcopyLearner,
+    ChainLearner,
+    ClassPosterior,
+    MarkovOracle,
+    SampledFormulas,
+    ThompsonSampling,
+)
 from contextlab.prompt import Learner, Prompt
 from contextlab.testing import Component, LawBroken, laws
 from contextlab.testing.learners import cases, looks_ahead, of_task
@@ -19,7 +34,8 @@ TASKS = [
     for entry in registry.entries("task")
     for number, options in enumerate(entry.cases)
 ]
-LAWS = {law.name: law for law in laws("learner")}
+OPTIONS = "options"
+LAWS = {law.name: law for law in laws("learner") if law.name != OPTIONS}
 UNNAMED = ("kernel_ridge", "omp", "pool_posterior", "preconditioned_gd")
 """Learners that no task's registered case names."""
 
@@ -31,13 +47,42 @@ def test_learners_keep_the_laws(entry: registry.Entry, options: dict, law: str) 
         LAWS[law](component)
 
 
-@pytest.mark.parametrize("name", UNNAMED)
-def test_learners_that_no_task_names_keep_them_too(name: str) -> None:
+@cache
+def modes() -> dict[type, dict[object, Component]]:
+    """Each learner beside the first task case that names it, and beside the first for each choice of its options."""
+    found: dict[type, dict[object, Component]] = {}
+    for each in TASKS:
+        entry, options = each.values
+        for component in of_task(entry.name, entry.build(**options)):
+            chosen = {name: x for name, x in vars(component.build()).items() if isinstance(x, str | bool | None)}
+            found.setdefault(component.factory, {}).setdefault(str(chosen), component)
+    return found
+
+
+@pytest.mark.parametrize("entry", registry.entries("learner"), ids=lambda entry: entry.name)
+def test_every_option_of_a_learner_counts(entry: registry.Entry) -> None:
+    law = next(law for law in laws("learner") if law.name == OPTIONS)
+    found = [] if entry.name in UNNAMED else list(modes()[entry.factory].values())
+    if entry.name == "pool_posterior":
+        found = named_by_none(entry.name)
+    elif not found:
+        task = build_task("linear_regression", dimensions=4, examples=10, noise=0.3)
+        make = partial(entry.build, **entry.cases[-1])
+        found = [Component("learner", entry.name, entry.factory, entry.cases[-1], make, task)]
+    for component in found:
+        law(component)
+
+
+def named_by_none(name: str) -> list[Component]:
     if name == "pool_posterior":  # it needs a pool
         task = build_task("linear_regression", dimensions=3, examples=6, pool=4)
-        found = [component for component in of_task("pool", task) if component.name == name]
-    else:
-        found = list(cases(registry.lookup("learner", name)))
+        return [component for component in of_task("pool", task) if component.name == name]
+    return list(cases(registry.lookup("learner", name)))
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_learners_that_no_task_names_keep_them_too(name: str) -> None:
+    found = named_by_none(name)
     assert found
     for component in found:
         for law in LAWS.values():
@@ -121,3 +166,56 @@ def test_a_broken_learner_is_found_out(broken: Learner, law: str, reason: str) -
     component = Component("learner", "broken", type(broken), {}, lambda: broken, task)
     with pytest.raises(LawBroken, match=reason):
         LAWS[law](component)
+
+
+@dataclass(frozen=True)
+class Idle(Learner):
+    """Has an option that nothing reads."""
+
+    strength: PositiveFloat = 1.0
+    shift: float = 0.0
+
+    def __call__(self, prompt: Prompt) -> Tensor:
+        return torch.zeros_like(prompt.targets) + self.shift
+
+
+def test_a_learner_with_an_idle_option_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._entries["learner"], "idle", registry.Entry("learner", "idle", Idle))
+    task = build_task("linear_regression", dimensions=2, examples=6)
+    law = next(law for law in laws("learner") if law.name == OPTIONS)
+    with pytest.raises(LawBroken, match="another value of strength changes no answer"):
+        law(Component("learner", "idle", Idle, {}, Idle, task))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: BestArmPosterior(5, noise=0.0), "noise: input should be greater than 0"),
+        (lambda: BestArmPosterior(5, grid=0), "grid"),
+        (lambda: ThompsonSampling(0), "arms"),
+        (lambda: SampledFormulas(4, noise=1.5), "noise"),
+        (lambda: BaumWelch(vocabulary=True), "vocabulary: expected a number, got bool True"),
+        (lambda: BayesMixture(()), "a mixture needs at least one learner"),
+        (lambda: ClassPosterior(torch.zeros(2, 3), torch.zeros(2).long(), torch.ones(2), 0.1, bursty=1.5), "bursty"),
+        (
+            lambda: BigramBackcopyLearner(5, torch.eye(4), torch.tensor([1])),
+            r"shape \[4, 4\]: vocabulary 5 needs \[5, 5\]",
+        ),
+    ],
+)
+def test_options_that_cannot_be_are_refused_however_a_learner_is_made(make: Callable[[], Learner], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_that_fit_no_prompt_are_refused_when_it_is_answered() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    chain = build_task("markov_chain").sample(2, drawn)
+    with pytest.raises(InputError, match="markov_oracle is for vocabulary 3; the prompt's is"):
+        MarkovOracle(3)(chain)
+    thought = build_task("chain_of_thought", dimensions=3, hidden=2, layers=1, examples=10).sample(2, drawn)
+    with pytest.raises(InputError, match="with shown 'examples' predicts 1 numbers; got 3"):
+        ChainLearner(3, 2, shown="examples")(thought)
+    with pytest.raises(InputError, match="needs examples of x, 3 layers and y"):
+        ChainLearner(3, 2, layers=3)(thought)

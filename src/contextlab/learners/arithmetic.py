@@ -364,6 +364,7 @@ class ArithmeticEvaluator(Learner):
     digits: PositiveInt = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_format(self.operation, self.format, self.digits)
 
     def __call__(self, prompt: Prompt) -> Tensor:
@@ -393,6 +394,10 @@ class ArithmeticEvaluator(Learner):
         starts = tokens == code["I"] if scratch else (first | before) & (tokens > 0)
         begun = starts.cumsum(1)
         problems = int(begun.max())
+        if not problems:
+            raise InputError(
+                f"arithmetic_evaluator: no {self.operation} of format {self.format!r} begins in these prompts"
+            )
         # Within each problem: the line, counted from 0, and whether the answer has been asked for.
         which = begun.clamp(min=1) - 1
         lines_before = before.cumsum(1)

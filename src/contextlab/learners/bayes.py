@@ -101,6 +101,7 @@ class BayesMixture(BayesLearner):
     prior: tuple[PositiveFloat, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.members or not all(isinstance(member, BayesLearner) for member in self.members):
             raise InputError("members: a mixture needs at least one learner, each with evidence (a BayesLearner)")
         if self.prior is not None and len(self.prior) != len(self.members):

@@ -297,6 +297,7 @@ class VersionSpace(RegressionLearner):
     most: PositiveInt = MOST_FUNCTIONS
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         values, chances = self.drawn_alone()
         if len(values) != len(chances):
             raise InputError(f"chances: {len(chances)} chances for {len(values)} values {values}; give one each")
@@ -452,6 +453,11 @@ class SampledFormulas(RegressionLearner):
     draws: Annotated[int, Field(ge=1, le=MOST_FUNCTIONS)] = 2**13
     seed: NonNegativeInt = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not max(self.noise, self.slip):
+            raise InputError("slip is 0, as noise is: a label that no formula drawn gives would leave none; use 0.02")
+
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
         if xs.shape[2] != self.dimensions:
             raise InputError(f"sampled_formulas is for {self.dimensions} bits, the prompt has {xs.shape[2]}")
@@ -517,6 +523,7 @@ class LiteralPosterior(RegressionLearner):
     disjunction: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.positive + self.negative > 1:
             raise InputError(
                 f"positive {self.positive} and negative {self.negative} are chances of one variable; "
@@ -642,6 +649,7 @@ class HalfspaceMessages(RegressionLearner):
     inertia: Share = 0.4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.values) != len(self.chances):
             raise InputError(
                 f"chances: {len(self.chances)} chances for {len(self.values)} values {self.values}; give one each"

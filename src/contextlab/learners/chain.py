@@ -79,7 +79,12 @@ class ChainLearner(Learner):
                 f"chain needs vectors of {d} + {self.hidden} + 1 numbers, {block} for each example, as "
                 f"chain_of_thought draws; got {prompt.inputs.shape[1]} of {prompt.inputs.shape[2]}"
             )
+        size = self.hidden + 1 if self.shown == "all" else 1
+        if prompt.targets.shape[2] != size:
+            raise InputError(f"chain with shown {self.shown!r} predicts {size} numbers; got {prompt.targets.shape[2]}")
         tokens = prompt.inputs.double().unflatten(1, (-1, block))
+        if tokens[:, :, 0, d:].any() or tokens[:, :, 1:-1, :d].any() or tokens[:, :, -1, :-1].any():
+            raise InputError(f"chain needs examples of x, {self.layers} layers and y, as chain_of_thought draws")
         x, y = tokens[:, :, 0, :d], tokens[:, :, -1, -1:]
         features = [x] + [tokens[:, :, step, d:-1] for step in range(1, block - 1)]
         answer = prompt.inputs.new_zeros(*tokens.shape[:3], prompt.targets.shape[2])

@@ -126,6 +126,7 @@ class PuzzlePosterior(Learner):
     slots: NonNegativeInt = 10
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_size(self.houses, self.attributes)
 
     def __call__(self, prompt: Prompt) -> Tensor:

@@ -73,6 +73,7 @@ class NaiveBayes(Learner):
     correlation: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         classes, contexts, size = shape = self.likelihoods.shape
         if classes < 2 or contexts not in (1, BYTES + 1) or size != BYTES:
             raise InputError(

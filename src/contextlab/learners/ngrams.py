@@ -189,6 +189,7 @@ class OrderPosterior(CountingLearner):
     concentration: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.orders:
             raise InputError("orders is empty; name at least one order, such as 1")
 
@@ -217,6 +218,8 @@ class MarkovOracle(Learner):
         if prompt.hidden is None or not {"transition", "order"} <= prompt.hidden.keys():
             raise InputError("MarkovOracle needs a prompt that hides its table, such as markov_chain draws")
         table, order = prompt.hidden["transition"], prompt.hidden["order"]
+        if table.shape[-1] != self.vocabulary:
+            raise InputError(f"markov_oracle is for vocabulary {self.vocabulary}; the prompt's is {table.shape[-1]}")
         tokens = prompt.inputs
         states = table_rows(tokens, order, self.vocabulary)
         logits = table.gather(1, states.unsqueeze(-1).expand(-1, -1, self.vocabulary)).clamp(min=1e-30).log()
@@ -247,6 +250,14 @@ class BigramBackcopyLearner(TokenLearner):
 
     transition: Tensor
     triggers: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.transition.shape != (self.vocabulary, self.vocabulary):
+            size = self.vocabulary
+            raise InputError(
+                f"transition of shape {list(self.transition.shape)}: vocabulary {size} needs [{size}, {size}]"
+            )
 
     def answer(self, tokens: Tensor) -> Tensor:
         logits = self.transition.to(tokens.device).clamp(min=1e-30).log().float()[tokens]

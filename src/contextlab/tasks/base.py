@@ -21,8 +21,7 @@ Layout = Literal["paired", "interleaved"]
 
 def check_options(task: Task) -> None:
     """Hold a task's fields to their annotations. Raises InputError as the registry does."""
-    entry = next(entry for entry in registry.entries("task") if entry.factory is type(task))
-    entry.check(vars(task))
+    registry.check_fields("task", task)
 
 
 @dataclass(frozen=True)

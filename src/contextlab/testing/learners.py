@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,11 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.testing.law import Component, law, require
+from contextlab.testing.options import idle_options
 from contextlab.testing.tasks import generator
+
+FEW = {"draws": 256, "trees": 5, "iterations": 4}
+"""Options of learners that make them slow, at the values at which the law "options" asks after the others."""
 
 
 def of_task(name: str, task: Task, options: object = "") -> list[Component]:
@@ -173,3 +178,21 @@ def _tensors(prompt: Prompt) -> Iterator[tuple[str, Tensor]]:
             yield each.name, value
         elif value is not None:
             yield from value.items()
+
+
+@law("learner", "options", "Every option counts: another value changes its answer, or is refused.")
+def options(component: Component) -> None:
+    """On prompts of the task that it stands beside, with its options there, or with one other of them changed."""
+    learner: Any = component.build()
+    entry = next((each for each in registry.entries("learner") if each.factory is type(learner)), None)
+    if entry is None or not all(hasattr(learner, parameter.name) for parameter in entry.parameters):
+        return
+    now = {parameter.name: getattr(learner, parameter.name) for parameter in entry.parameters}
+    now |= {name: few for name, few in FEW.items() if name in now}
+    prompt = component.beside.sample(3, generator(12))
+
+    def marks(options: Mapping[str, Any]) -> Iterator[Any]:
+        yield entry.factory(**options)(prompt)
+
+    idle = idle_options(dataclasses.replace(entry, cases=(now,)), marks)
+    require(not idle, f"another value of {', '.join(idle)} changes no answer")

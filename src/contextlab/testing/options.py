@@ -21,6 +21,8 @@ from contextlab.testing.law import Component, require
 
 _PLACE = "says where tokens are, not what is answered"
 _ROOM = "the small model of the laws has two key heads, and only one cluster is fewer"
+_BETWEEN = "of half-spaces only; between two whole numbers all are the same"
+_LIMIT = "a limit: what is beyond it is refused, and nothing else changes"
 WITHOUT_EFFECT: dict[tuple[str, str, str], str] = {
     ("policy", "block_topk", "offload"): _PLACE,
     ("policy", "infllm", "offload"): _PLACE,
@@ -30,51 +32,94 @@ WITHOUT_EFFECT: dict[tuple[str, str, str], str] = {
     ("policy", "specache", "offload"): _PLACE,
     ("policy", "head_offload", "heads"): _PLACE,
     ("policy", "chai", "clusters"): _ROOM,
+    ("learner", "halving", "most"): _LIMIT,
+    ("learner", "halving", "thresholds"): _BETWEEN,
+    ("learner", "listops_evaluator", "depth"): _LIMIT,
+    ("learner", "version_space", "most"): _LIMIT,
+    ("learner", "version_space", "thresholds"): _BETWEEN,
     ("task", "darkroom", "steps"): "only online agents are put back; prompts are made of single transitions",
 }
 """(kind, name, option) -> why another value changes nothing that is compared."""
 
-Mark = list[Any]
-"""What is compared of a component: tensors and plain values."""
-
 
 def first_case(component: Component) -> bool:
     """Whether it has the options of the first case that it is registered with."""
-    known = component.name in registry.names(component.kind) and registry.lookup(component.kind, component.name).cases
-    return bool(known) and component.options == registry.lookup(component.kind, component.name).cases[0]
+    known = _cases(component)
+    return bool(known) and component.options == known[0]
 
 
-def idle_options(
-    entry: registry.Entry, marks: Callable[[Mapping[str, Any]], Iterable[Any]], given: Iterable[str] = ()
-) -> list[str]:
-    """The options of which no other value changes any mark, in no registered case and none near it.
-
-    marks: called with options, it builds the component and gives what is compared, cheap things first; an InputError
-    says that they are refused. given: options that the caller sets.
-    """
-    known = {**WITHOUT_EFFECT, **_own(entry)}
-    idle = []
-    for parameter in entry.parameters:
-        if parameter.name in given or (entry.kind, entry.name, parameter.name) in known:
-            continue
-        if _counts(entry, parameter, marks) is False:
-            idle.append(parameter.name)
-    return idle
+def _cases(component: Component) -> tuple[Mapping[str, Any], ...]:
+    known = component.name in registry.names(component.kind)
+    return registry.lookup(component.kind, component.name).cases if known else ()
 
 
-def hold_to_options(component: Component, marks: Callable[[Mapping[str, Any]], Iterable[Any]], *given: str) -> None:
-    """Raises AssertionError with the options that change nothing."""
-    idle = idle_options(registry.lookup(component.kind, component.name), marks, given)
+Marks = Callable[[Mapping[str, Any]], Iterable[Any]]
+"""Called with options, it builds the component and gives what is compared, cheap things first; an InputError says that
+they are refused."""
+
+
+def hold_to_options(component: Component, marks: Marks, *given: str) -> None:
+    """Raises AssertionError with the options that change nothing in any case. given: those that the caller sets."""
+    found = idle_options(registry.lookup(component.kind, component.name), marks)
+    idle = [name for name in found if name not in given]
     require(not idle, f"another value of {', '.join(idle)} changes nothing")
 
 
-def _own(entry: registry.Entry) -> dict[tuple[str, str, str], str]:
-    listed: Mapping[str, str] = getattr(entry.factory, "options_without_effect", {})
-    return {(entry.kind, entry.name, option): reason for option, reason in listed.items()}
+def idle_options(entry: registry.Entry, marks: Marks) -> list[str]:
+    """The options of which no other value changes any mark, in no case of the entry and none near it."""
+    known = _listed(entry, WITHOUT_EFFECT, "options_without_effect")
+    wanted = [parameter for parameter in entry.parameters if parameter.name not in known]
+    bases = [Kept(marks(case)) for case in entry.cases]
+    return [parameter.name for parameter in wanted if _counts_somewhere(entry, parameter, marks, bases) is False]
+
+
+def _listed(entry: registry.Entry, ours: Mapping[tuple[str, str, str], str], attribute: str) -> set[str]:
+    """The names of the entry's options that are listed, here or on its class."""
+    named = {option for kind, name, option in ours if (kind, name) == (entry.kind, entry.name)}
+    return named | set(getattr(entry.factory, attribute, {}))
+
+
+class Kept:
+    """What an iterator gave so far, and then the rest of it, as often as it is asked for; and its refusal likewise."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self.source, self.known = iter(source), list[Any]()
+        self.refused: InputError | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.known
+        if self.refused is not None:
+            raise self.refused
+        try:
+            for each in self.source:
+                self.known.append(each)
+                yield each
+        except InputError as error:
+            self.refused = error
+            raise
 
 
 def _counts(
-    entry: registry.Entry, parameter: registry.Parameter, marks: Callable[[Mapping[str, Any]], Iterable[Any]]
+    entry: registry.Entry,
+    parameter: registry.Parameter,
+    case: Mapping[str, Any],
+    marks: Marks,
+    base: Iterable[Any],
+) -> bool | None:
+    """Whether some other value makes a difference to `base`, the marks of this case; None where each is refused."""
+    built = False
+    for other in _others(entry, parameter, case):
+        try:
+            if differ(base, marks({**case, parameter.name: other})):
+                return True
+            built = True
+        except InputError:
+            continue
+    return False if built else None
+
+
+def _counts_somewhere(
+    entry: registry.Entry, parameter: registry.Parameter, marks: Marks, bases: Iterable[Iterable[Any]]
 ) -> bool | None:
     """Whether some other value makes a difference; None where each is refused.
 
@@ -82,16 +127,14 @@ def _counts(
     options changed.
     """
     built = False
-    for case in (*entry.cases, *_neighbours(entry, parameter)):
+    near = ((case, Kept(marks(case))) for case in _neighbours(entry, parameter))
+    for case, base in itertools.chain(zip(entry.cases, bases, strict=True), near):
         if parameter.required and parameter.name not in case:
             return None
-        for other in _others(entry, parameter, case):
-            try:
-                if differ(marks(case), marks({**case, parameter.name: other})):
-                    return True
-                built = True
-            except InputError:
-                continue
+        found = _counts(entry, parameter, case, marks, base)
+        if found:
+            return True
+        built = built or found is False
     return False if built else None
 
 
@@ -111,6 +154,8 @@ def _others(entry: registry.Entry, parameter: registry.Parameter, case: Mapping[
 
 def others(annotation: Any, value: Any) -> list[Any]:
     """Other values that an option of this type may have; some of them may be refused."""
+    if isinstance(value, Tensor):
+        return []
     kinds = _alternatives(annotation)
     found: list[Any] = []
     for kind in kinds:
@@ -126,6 +171,8 @@ def others(annotation: Any, value: Any) -> list[Any]:
             found += [each for each in (*close, 0.5, 0.67, 0.25, 1.5, 0.0, 1.0, 3.0) if each != value]
     if type(None) in kinds and value is not None:
         found.append(None)
+    if isinstance(value, tuple) and value and isinstance(value[0], int | float):
+        found += [(each, *value[1:]) for each in others(type(value[0]), value[0])]
     seen: list[Any] = []
     for each in found:  # True == 1, so by type, too
         if not any(type(each) is type(other) and each == other for other in seen):
