@@ -95,7 +95,7 @@ def main() -> int:
                 said = (outcome.errors.strip() or outcome.output.strip()).splitlines() or [""]
                 print(number, outcome.code, repr(" ".join(case.arguments)[:150]), "=>", said[-1][:250], flush=True)
             if given.only is not None:
-                print(case, outcome.output, outcome.errors, sep="\n")
+                print(case, outcome.output, outcome.errors, f"{outcome.processor:.1f} s", sep="\n", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
             if (number + 1) % 100 == 0:
                 print(f"{number + 1} cases, {len(faults)} not in order, {time.monotonic() - began:.0f} s", flush=True)
