@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -29,7 +30,7 @@ from contextlab.training.schedule import Turns
 
 POINTS = 8
 """Steps of a training, evenly spaced, whose tasks are counted: a curriculum makes some dearer than others."""
-SECONDS, LEAST_SECONDS = 3.0, 0.06
+SECONDS, LEAST_SECONDS = 3.0, 0.04
 """For timing everything, shared out evenly; and of a share at least."""
 LARGE = 1 << 21
 """Parameters. Of larger models one layer of each kind is timed."""
@@ -141,24 +142,30 @@ class _Timer:
         first = members[0]
         outline = without_memory(first.model)
         large = outline is not None and outline.parameter_count > LARGE
-        model = build_model(one_of_each(first.model) if large else first.model, seed=first.seed).to(self.device)
-        whole = outline or model
         turns = Turns(list(first.tasks.values()), first.train, first.seed)
         at = [turns(int((i + 0.5) * first.train.steps / POINTS)) for i in range(POINTS)]
         longest = max((self._prompt(task).inputs for task in (*at, *first.tasks.values())), key=lambda x: x.shape[1])
-        name, batch = first.model.model_dump_json(), first.train.batch
-        key = (name, longest.shape, longest.dtype, batch, first.train.precision)
-        learning = self._once(
-            key, lambda: timing.learning_seconds(model, whole, longest, first.train, self.share, self.rate)
+        batch = first.train.batch
+        # One architecture is timed once, whatever the tasks' sizes.
+        name = first.model.model_copy(update={"input_size": None, "output_size": None}).model_dump_json()
+        model = cache(
+            lambda: build_model(one_of_each(first.model) if large else first.model, seed=first.seed).to(self.device)
         )
-        updating = self._once(
-            (name, first.train.optimizer),
-            lambda: timing.updating_seconds(model, whole, longest, first.train, self.share / 2),
-        )
-        a_flop = learning / max(1, batch * whole.flops(longest.shape[1]))
+        whole = outline or model()
+
+        def a_flop() -> float:
+            took = timing.learning_seconds(model(), whole, longest, first.train, self.share, self.rate)
+            return took / max(1, batch * whole.flops(longest.shape[1]))
+
+        def a_parameter() -> float:
+            took = timing.updating_seconds(model(), whole, longest, first.train, self.share / 2)
+            return took / whole.parameter_count
+
+        updating = self._once((name, first.train.optimizer), a_parameter) * whole.parameter_count
+        learning = self._once((name, batch, first.train.precision), a_flop)
 
         def prompt_seconds(task: Task) -> float:
-            return a_flop * whole.flops(self._prompt(task).length)
+            return learning * whole.flops(self._prompt(task).length)
 
         a_step = updating + sum(self._drawing(task, batch) + batch * prompt_seconds(task) for task in at) / POINTS
         evaluating = 0.0

@@ -90,7 +90,8 @@ def learning_seconds(
 ) -> float:
     """Seconds to find the gradients of a batch of prompts like this one, [1, T] or [1, T, d].
 
-    model: which is timed. whole: by whose FLOPs that is scaled. seconds: to be timed in. rate: FLOPs a second at best.
+    model: which is timed; its first call, which has more to do, has been made. whole: by whose FLOPs that is scaled.
+    seconds: to be timed in. rate: FLOPs a second at best.
     """
     params = TrainState.start(model.train(), train).params
     device = next(model.parameters()).device
@@ -105,8 +106,7 @@ def learning_seconds(
         prompt = task.sample(count, torch.Generator(), device)
         loss_and_gradients(model, task, alone, params, prompt)[0].item()  # type: ignore[arg-type]
 
-    for _ in range(2):  # the first call has more to do
-        overhead = clock(learn, (1, min(2, length)))
+    overhead = clock(learn, (1, min(2, length)))
     # Gradients take twice what the prediction takes.
     took = timed(learn, sizes, lambda size: float(max(1, 3 * size[0] * model.flops(size[1]))), seconds, overhead, rate)
     return took * whole.flops(length) / max(1, model.flops(length))
