@@ -25,7 +25,7 @@ from contextlab.experiments.record import shares
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.models import build_model
 from contextlab.models.outline import one_of_each, without_memory
-from contextlab.prompt import Prompt, Task
+from contextlab.prompt import Learner, Prompt, Task
 from contextlab.training.schedule import Turns
 
 POINTS = 8
@@ -116,6 +116,7 @@ class _Timer:
         self.spec, self.device, self.share = spec, device, share
         self.rate = timing.flops_a_second() if device.type == "cpu" else math.inf
         self.batches: dict[str, Prompt] = {}
+        self.known_learners: dict[str, dict[str, Learner]] = {}
         self.known: dict[tuple[object, ...], float] = {}
         self.prompts: dict[int, tuple[Task, Prompt]] = {}  # by the task's id, which the task here keeps its own
 
@@ -128,6 +129,12 @@ class _Timer:
         if id(task) not in self.prompts:
             self.prompts[id(task)] = task, _draw(task, 1)
         return self.prompts[id(task)][1]
+
+    def _learners(self, name: str) -> dict[str, Learner]:
+        """Of a task, made once: some read a pool of a thousand members."""
+        if name not in self.known_learners:
+            self.known_learners[name] = self.spec.build_task(name).learners()
+        return self.known_learners[name]
 
     def _batch(self, name: str) -> Prompt:
         """A batch of a task's evaluation, or fewer prompts where drawing takes long."""
@@ -171,7 +178,7 @@ class _Timer:
         evaluating = 0.0
         for task_name, task in first.tasks.items():
             prompts = _splits(task, first.evaluate[task_name]) * first.evaluate[task_name].prompts
-            best = next(iter(task.learners()))
+            best = next(iter(self._learners(task_name)))
             evaluating += prompts * (prompt_seconds(task) / 3 + self._learner(task_name, best))
         parameters, steps = whole.parameter_count, first.train.steps
         return TrainingEstimate(
@@ -181,7 +188,7 @@ class _Timer:
     def learners(self, name: str) -> float:
         """Seconds of all learners of a task, which answer the prompts of all splits."""
         task, wanted = self.spec.build_task(name), self.spec.evaluate_spec(name)
-        chosen = [each for each in task.learners() if wanted.learners is None or each in wanted.learners]
+        chosen = [each for each in self._learners(name) if wanted.learners is None or each in wanted.learners]
         return _splits(task, wanted) * wanted.prompts * sum(self._learner(name, each) for each in chosen)
 
     def _drawing(self, task: Task, batch: int) -> float:
@@ -197,14 +204,14 @@ class _Timer:
 
         def find() -> float:
             task = self.spec.build_task(name)
-            prompt, answers = self._batch(name), task.learners()[learner]
+            prompt, answers = self._batch(name), self._learners(name)[learner]
 
             def answer(size: int) -> None:
                 part = prompt.rows(0, size)
                 with torch.no_grad():
                     task.errors(answers(part), part)
 
-            share = max(LEAST_SECONDS / 4, self.share / len(task.learners()))
+            share = max(LEAST_SECONDS / 4, self.share / len(self._learners(name)))
             return timing.timed(answer, timing.numbers(prompt.batch), float, share) / prompt.batch
 
         return self._once(("learner", name, learner), find)

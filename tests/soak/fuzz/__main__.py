@@ -44,6 +44,7 @@ def main() -> int:
     options.add_argument("--spawned", type=int, default=40, help="Every so many cases one is a real process.")
     options.add_argument("--first", type=int, default=0, help="Leave out the cases before this one.")
     options.add_argument("--only", type=int, nargs="+", help="Do these cases alone, and print all that they say.")
+    options.add_argument("--profile", action="store_true", help="With --only: say where the time goes.")
     options.add_argument("--tell", action="store_true", help="Print every case and what it says.")
     options.add_argument("--out", type=Path, help="Write the cases that are not in order here, a JSON line each.")
     given = options.parse_args()
@@ -52,7 +53,10 @@ def main() -> int:
 
     from contextlab.cli.run import run as command
     from tests.soak.fuzz.cases import Generator
-    from tests.soak.fuzz.worker import Outcome, forked, spawned
+    from tests.soak.fuzz.worker import PROFILE, Outcome, forked, spawned
+
+    if given.profile:
+        os.environ[PROFILE] = "1"
 
     torch.set_num_threads(1)
     generator = Generator(given.seed, check="check" in inspect.signature(command).parameters)

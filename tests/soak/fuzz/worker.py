@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import cProfile
 import os
+import pstats
 import random
 import resource
 import shutil
@@ -21,6 +23,9 @@ from tests.soak.fuzz.cases import Case, write_files
 
 MEMORY = 6 << 30
 """Bytes that a case may take, so that what is not bounded fails instead of filling the machine."""
+
+PROFILE = "FUZZ_PROFILE"
+"""The environment variable that asks for a profile of each case."""
 
 
 @dataclass
@@ -130,10 +135,15 @@ def _do(arguments: list[str], folder: Path) -> int:
     if arguments[0] == "load":
         return _load(arguments[1], arguments[3::2])
     sys.argv = ["contextlab", *arguments]
+    profile = cProfile.Profile() if PROFILE in os.environ else contextlib.nullcontext()
     try:
-        main()
+        with profile:
+            main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
+    finally:
+        if isinstance(profile, cProfile.Profile):
+            pstats.Stats(profile).sort_stats("cumulative").print_stats("contextlab|torch", 60)
     return 0
 
 
