@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from contextlab.errors import InputError
 from contextlab.ops.dense import dense
 from contextlab.ops.linear import working_dtype
+from contextlab.ops.precision import without_autocast
 
 
 def chunked_cross_entropy(
@@ -79,6 +80,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, index, counts, total = ctx.saved_tensors
         gradient = gradient.masked_fill(~counts, 0)

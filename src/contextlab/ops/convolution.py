@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
+from contextlab.ops.precision import without_autocast
 
 
 def causal_conv(
@@ -84,6 +85,7 @@ class _ShiftedSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         padded, weight = ctx.saved_tensors
         length, width = dy.shape[1], weight.shape[1]

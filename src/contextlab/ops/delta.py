@@ -216,6 +216,7 @@ class _ChunkedDeltaBackward(torch.autograd.Function):
     """
 
     @staticmethod
+    @without_autocast
     def forward(
         q: Tensor,
         k: Tensor,

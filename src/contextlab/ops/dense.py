@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contextlab.ops.precision import without_autocast
+
 _FORWARD_FROM, _WEIGHT_FROM = 2**22, 2**24  # multiply-adds from which oneDNN's overhead pays
 _READ_FROM = 2**17
 """Numbers of a matrix from which on oneDNN is faster for a few tokens, too: MKL reads it with one thread alone.
@@ -100,6 +102,7 @@ class _Dense(torch.autograd.Function):
         ctx.biased = bias is not None
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         rows, drows = x.flatten(0, -2), dy.flatten(0, -2)
@@ -150,6 +153,7 @@ class _RmsNorm(torch.autograd.Function):
         ctx.save_for_backward(x, weight, output[1])
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, dy: Tensor | None, _: Any) -> Any:
         if dy is None:
             return None, None, None

@@ -238,6 +238,7 @@ class _ChunkedGLA(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: Any) -> Any:
         q, k, v, c, o, last, P, D, states = ctx.saved_tensors
         need_c, need_state = ctx.needs_input_grad[3:5]

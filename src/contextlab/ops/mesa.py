@@ -128,5 +128,6 @@ class _Solved(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, gradient: Tensor) -> Any:
         return conjugate_gradients(ctx.times, gradient, ctx.steps), None, None, None

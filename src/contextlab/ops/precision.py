@@ -1,4 +1,4 @@
-"""Precision: recurrences are computed in float32 at least, whatever autocast is on around them."""
+"""Precision: recurrences and lengths are computed in float32 at least, whatever autocast is on around them."""
 
 from __future__ import annotations
 
@@ -29,3 +29,15 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return exact
+
+
+def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(|x|^2 + eps) over the last dimension, computed in float32 at least; zero stays zero.
+
+    x: [..., D], any floating dtype, which the result keeps. eps: in float16 at least 1e-6, or the slope at zero, which
+    is eps^-0.5, could not be held.
+    """
+    if x.dtype == torch.float16:
+        eps = max(eps, 1e-6)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * (wide.square().sum(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)

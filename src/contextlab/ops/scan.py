@@ -165,6 +165,7 @@ class _LinearScan(torch.autograd.Function):
         ctx.save_for_backward(g, h0, output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, dh: Tensor) -> Any:
         g, h0, h = ctx.saved_tensors
         # D_t = dh_t + conj(exp(g_{t+1})) D_{t+1} is the gradient of x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -176,6 +177,42 @@ def bfloat16(component: Component) -> None:
 def autocast(component: Component) -> None:
     """Parameters and inputs in float32."""
     hold_to_half(component, autocast=True)
+
+
+def hold_to_zero(component: Component, dtype: torch.dtype, autocast: bool) -> None:
+    """Outputs and gradients of rows that begin with tokens of zeros, and have some inside."""
+    torch.manual_seed(0)
+    mixer, exact = component.build(noise=False), component.build(noise=False)
+    x = torch.randn(2, 12, WIDTH)
+    x[0, :3], x[1, 6:8] = 0, 0
+    x, weight = x.to(dtype).float(), torch.randn(2, 12, WIDTH)
+    if not autocast:
+        mixer = mixer.to(dtype)
+    exact.load_state_dict(mixer.state_dict())
+
+    def slopes(read: Mixer, given: Tensor, size: float) -> list[Tensor]:
+        given = given.detach().requires_grad_()
+        y = read(given)[0]
+        require(y.isfinite().all(), "outputs are not finite")
+        leaves = [given, *(p for p in read.parameters() if p.requires_grad)]
+        found = torch.autograd.grad((y.float() * weight).sum() * size, leaves, allow_unused=True)
+        return [each for each in found if each is not None]
+
+    # Where slopes at zero are steep, as those of a normalisation, the loss is so small that the format holds them.
+    largest = max(float(each.abs().nan_to_num(math.inf).max()) for each in slopes(exact, x, 1.0))
+    if not math.isfinite(largest):
+        return  # float32 does not hold them either
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        found = slopes(mixer, x if autocast else x.to(dtype), min(1.0, 100 / largest))
+    require(all(each.isfinite().all() for each in found), "gradients are not finite")
+
+
+@law("mixer", "zeros", "Tokens of zeros, as padding has, leave outputs and gradients finite in half precision.")
+def zeros(component: Component) -> None:
+    """In float16 and bfloat16, and under autocast to float16."""
+    hold_to_zero(component, torch.float16, autocast=False)
+    hold_to_zero(component, torch.float16, autocast=True)
+    hold_to_zero(component, torch.bfloat16, autocast=False)
 
 
 @law("mixer", "description", "It says how it works: parallel_form is set, its costs are of a known order.")

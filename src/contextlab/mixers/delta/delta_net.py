@@ -12,6 +12,7 @@ from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import RMSNorm, initial_dt_bias
 from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.ops.delta import delta_rule_flops, gated_delta_rule
+from contextlab.ops.precision import unit_length
 from contextlab.registry import register
 from contextlab.state import State
 
@@ -66,7 +67,7 @@ class DeltaNet(MatrixMixer):
         qkv, conv = self._convolved(qkv, before, keep_state, "silu")
         qk, v = qkv.split((2 * self.parts[0], self.parts[2]), -1)
         qk = qk.unflatten(-1, (2, self.heads, self.key))
-        q, k = (qk * (qk.square().sum(-1, keepdim=True) + 1e-6).rsqrt()).unbind(2)
+        q, k = unit_length(qk).unbind(2)
         beta = rest[0].sigmoid() * self.strongest
         o, matrix = gated_delta_rule(
             q,

@@ -12,6 +12,7 @@ from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import Linear, RMSNorm, initial_dt_bias
 from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.ops.dplr import kda, kda_flops
+from contextlab.ops.precision import unit_length
 from contextlab.registry import register
 from contextlab.state import State
 
@@ -70,7 +71,7 @@ class KimiDeltaAttention(MatrixMixer):
         qkv, conv = self._convolved(qkv, before, keep_state, "silu")
         qk, v = qkv.split((2 * self.heads * self.key, self.heads * self.value), -1)
         qk = qk.unflatten(-1, (2, self.heads, self.key))
-        q, k = (qk * (qk.square().sum(-1, keepdim=True) + 1e-6).rsqrt()).unbind(2)
+        q, k = unit_length(qk).unbind(2)
         # g = -exp(A) softplus(f + bias), as in Mamba-2 but for each channel
         g = F.softplus(self.decay_proj(decay) + self.dt_bias).unflatten(-1, (self.heads, self.key))
         o, matrix = kda(

@@ -14,6 +14,7 @@ from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import Linear
 from contextlab.mixers.matrix import MatrixMixer, after_token_before, recurrent
 from contextlab.ops.dplr import dplr_delta_rule, dplr_flops
+from contextlab.ops.precision import unit_length
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
 
@@ -78,7 +79,7 @@ class Rwkv7(MatrixMixer):
         rate = self.rate_out(self.rate_in(for_rate)).sigmoid()
         gate = self.gate_out(self.gate_in(for_gate).sigmoid())
         removed = (k * self.removal).unflatten(-1, (self.heads, -1))
-        removed = removed * (removed.square().sum(-1, keepdim=True) + 1e-12).rsqrt()
+        removed = unit_length(removed, eps=1e-12)
         k = k * (1 + (rate - 1) * self.replacement)
         r, k, v, g, rate = (y.unflatten(-1, (self.heads, -1)) for y in (r, k, v, g, rate))
         initial = None if before is None else before["matrix"]

@@ -17,6 +17,7 @@ from contextlab.ops.linear import (
     lightning_decay,
     retention_decay,
     simple_gla,
+    working_dtype,
 )
 from contextlab.ops.position import rope_table, rotary_size, rotate
 from contextlab.registry import register
@@ -85,11 +86,11 @@ class LinearAttention(MatrixMixer):
         places = torch.arange(start, start + x.shape[1], device=x.device)
         q, k = self.feature(q, places, True), without_padding(self.feature(k, places, False), mask)
         if self.normalise:  # the denominator is the read-out of a column of ones
-            v = F.pad(v, (0, 1), value=1.0)
+            v = F.pad(v.to(working_dtype(v.dtype)), (0, 1), value=1.0)  # in half precision the floor were nothing
         scale = 1.0 if self.normalise else None
         o, matrix = simple_gla(q, k, v, None, None, scale, _matrix(before), keep_state)
         if self.normalise:
-            o = o[..., :-1] / (o[..., -1:] + self.feature.floor)
+            o = (o[..., :-1] / (o[..., -1:] + self.feature.floor)).to(qkv.dtype)
         return self.out_proj(o.flatten(2)), self._kept(x, before, matrix, conv) if keep_state else None
 
     def _op_flops(self, length: int) -> int:

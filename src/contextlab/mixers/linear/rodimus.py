@@ -12,6 +12,7 @@ from contextlab.mixers.layers import Linear
 from contextlab.mixers.linear.gla import ChannelDecayMixer
 from contextlab.mixers.matrix import recurrent
 from contextlab.ops.gla import gla
+from contextlab.ops.precision import unit_length
 from contextlab.registry import register
 from contextlab.state import State
 
@@ -61,7 +62,7 @@ class Rodimus(ChannelDecayMixer):
         shifted, conv = self._convolved(up, before, keep_state, "silu")
         q, k, g, tau = self.select_proj(shifted).chunk(4, -1)
         g, tau = F.softplus(g), tau.sigmoid()
-        k = k * (k.square().sum(-1, keepdim=True) + 1e-6).rsqrt() * g**tau
+        k = unit_length(k) * g**tau
         v = self.gate_out(self.gate_in(up)).sigmoid() * up
         initial = None if before is None else before["matrix"]
         q, k, v, decay = (y.unsqueeze(2) for y in (q, k, v, -g * tau))

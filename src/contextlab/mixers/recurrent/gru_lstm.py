@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils import _pytree as pytree
 
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.layers import Linear
@@ -46,7 +47,7 @@ class _Recurrent(Mixer):
             before = state.memory
         initial = tuple(before[part][None] for part in self.parts)
         if mask is None:
-            y, last = self.rnn(x, initial if len(initial) > 1 else initial[0])
+            y, last = self._run(x, initial)
         else:
             y, last = self._padded(x, initial, mask)
         y = self.out_proj(y)
@@ -55,6 +56,16 @@ class _Recurrent(Mixer):
         last = last if isinstance(last, tuple) else (last,)
         memory = {part: own(tensor[0]) for part, tensor in zip(self.parts, last, strict=True)}
         return y, RecurrentState(memory, length=length + (0 if state is None else state.length))
+
+    def _run(self, x: Any, initial: tuple[Tensor, ...]) -> tuple[Any, Any]:
+        """PyTorch's cell on x, [B, T, width] or packed. On a CPU oneDNN has none in float16, so it runs in float32."""
+        given = initial if len(initial) > 1 else initial[0]
+        weight = self.rnn.all_weights[0][0]
+        autocast = weight.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if not (autocast and torch.get_autocast_dtype("cpu") == torch.float16):
+            return self.rnn(x, given)
+        with torch.autocast("cpu", enabled=False):
+            return self.rnn(x.to(weight.dtype), pytree.tree_map(lambda y: y.to(weight.dtype), given))
 
     def _padded(self, x: Tensor, initial: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the rows from their first real token on; a row without one keeps its state."""
@@ -65,7 +76,7 @@ class _Recurrent(Mixer):
         left = (place + (length - real)[:, None]) % length
         rolled = x.gather(1, left[..., None].expand(x.shape))
         packed = pack_padded_sequence(rolled, real.clamp_min(1).cpu(), batch_first=True, enforce_sorted=False)
-        packed_y, last = self.rnn(packed, initial if len(initial) > 1 else initial[0])
+        packed_y, last = self._run(packed, initial)
         y, _ = pad_packed_sequence(packed_y, batch_first=True, total_length=length)
         back = (place - (length - real)[:, None]) % length
         y = y.gather(1, back[..., None].expand(batch, length, self.hidden))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from contextlab.mixers.layers import with_loss
 from contextlab.mixers.softmax.base import AttentionOptions, Tokens
 from contextlab.mixers.sparse.base import SparseAttention
+from contextlab.ops.precision import unit_length
 from contextlab.ops.sparse import (
     routing_attention,
     topk_attention,
@@ -97,7 +98,7 @@ class RoutingAttention(SparseAttention):
         self.centroids = nn.Parameter(F.normalize(torch.randn(heads, clusters, self.head_dim), dim=-1))
 
     def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
-        q, k = (y * (y.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for y in (new.q, new.k))
+        q, k = (unit_length(y) for y in (new.q, new.k))
         if self.training and torch.is_grad_enabled():
             # Whole sequences only: a mean over pieces would depend on how they are cut.
             q = with_loss(q, self.centroids.sum() * 0 if keep_state else self._distance(torch.cat((q, k), 1).detach()))

@@ -14,6 +14,7 @@ from contextlab.mixers.layers import Linear, RMSNorm
 from contextlab.mixers.segment.base import SegmentMixer
 from contextlab.ops.atlas import atlas
 from contextlab.ops.linear import working_dtype
+from contextlab.ops.precision import unit_length
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
 
@@ -114,12 +115,12 @@ class Atlas(SegmentMixer):
 
     def _features(self, x: Tensor) -> Tensor:
         """x [B, H, S, D] -> monomials up to `degree` of x / |x|, weighted, of unit length: [B, H, S, F]."""
-        x = F.normalize(x, dim=-1, eps=1e-6)
+        x = unit_length(x)
         parts = [torch.ones_like(x[..., :1]), x]
         if self.degree == 2:
             parts.append(x[..., self.rows] * x[..., self.columns] * self.twice.to(x.dtype))
         weights = self.coefficients[:, None, :, None]
-        return F.normalize(torch.cat([w * p for w, p in zip(weights.unbind(2), parts, strict=True)], -1), dim=-1)
+        return unit_length(torch.cat([w * p for w, p in zip(weights.unbind(2), parts, strict=True)], -1))
 
     def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         past = tensor_bytes(batch, self.window - 1, self._parts()[1], dtype=dtype)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from contextlab.mixers.layers import Linear, RMSNorm
 from contextlab.mixers.segment.base import SegmentAttention
 from contextlab.ops.linear import working_dtype
+from contextlab.ops.precision import unit_length
 from contextlab.ops.softmax import attend
 from contextlab.ops.titans import titans, titans_flops
 from contextlab.registry import register
@@ -77,7 +78,7 @@ class MemoryAsContext(SegmentAttention):
     def _read(self, tokens: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         inner = self.heads * self.head_dim
         q, k, v = self._heads(tokens[..., : 3 * inner])
-        asked = F.normalize(tokens[..., 3 * inner :].unflatten(-1, (self.heads, self.head_dim)), dim=-1, eps=1e-6)
+        asked = unit_length(tokens[..., 3 * inner :].unflatten(-1, (self.heads, self.head_dim)))
         matrix = memory["memory"][:, :, 0]
         recalled = torch.einsum("bshk,bhkv->bshv", asked.to(matrix.dtype), matrix).to(tokens.dtype).flatten(2)
         context = self.context_proj(recalled).unflatten(-1, (2, self.heads, self.head_dim))
@@ -90,7 +91,7 @@ class MemoryAsContext(SegmentAttention):
         parts = self.memory_proj(y).split((3 * inner, 3 * self.heads), -1)
         mq, mk, mv = parts[0].unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
         theta, m, g = (parts[1].unflatten(-1, (3, self.heads)) + self.gate_bias).unbind(2)
-        mq, mk = (F.normalize(z, dim=-1, eps=1e-6) for z in (mq, mk))
+        mq, mk = (unit_length(z) for z in (mq, mk))
         o, after = titans(mq, mk, mv, theta.sigmoid(), F.logsigmoid(m), F.logsigmoid(g), 1.0, memory["memory"], True)
         assert after is not None
         return self.out_proj(self.norm(y) * self.gate_norm(o.flatten(2)).sigmoid()), {"memory": after}

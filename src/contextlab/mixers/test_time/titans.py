@@ -12,6 +12,7 @@ from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import RMSNorm
 from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.ops.linear import working_dtype
+from contextlab.ops.precision import unit_length
 from contextlab.ops.titans import titans, titans_flops
 from contextlab.registry import register
 from contextlab.state import State, tensor_bytes
@@ -83,5 +84,5 @@ def _unit_queries_and_keys(qkv: Tensor, heads: int, key: int) -> tuple[Tensor, T
     """q, k of unit length and v, [B, T, H, .], of their concatenation."""
     qk, v = qkv.split((2 * heads * key, qkv.shape[-1] - 2 * heads * key), -1)
     qk = qk.unflatten(-1, (2, heads, key))
-    q, k = (qk * (qk.square().sum(-1, keepdim=True) + 1e-6).rsqrt()).unbind(2)
+    q, k = unit_length(qk).unbind(2)
     return q, k, v.unflatten(-1, (heads, -1))
