@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -170,7 +170,7 @@ class KVState(State):
         self._written: list[int] | None = None
 
     @classmethod
-    def empty(cls, k: Tensor, v: Tensor) -> KVState:
+    def empty(cls, k: Tensor, v: Tensor) -> Self:
         """A state that has read nothing, for tokens like k [B, T, Hkv, D] and v [B, T, Hkv, V]."""
         batch, _, heads, _ = k.shape
         return cls(
@@ -194,7 +194,7 @@ class KVState(State):
         kept = tensor_bytes(batch, heads, KVState.capacity(length), key_dim + value_dim, dtype=dtype)
         return kept + tensor_bytes(batch, dtype=torch.int64)
 
-    def append(self, k: Tensor, v: Tensor, mask: Tensor | None = None) -> KVState:
+    def append(self, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Self:
         """The state after reading k [B, T, Hkv, D] and v [B, T, Hkv, V]; this one stays valid.
 
         mask: [B, T] bool, False at left padding.
@@ -215,7 +215,7 @@ class KVState(State):
             values[:, :, self.length : length] = v.transpose(1, 2)
             mark[0] = length
         start = self.start if mask is None else self.start + (~mask).sum(1)
-        after = KVState(keys, values, start, self.padded or mask is not None, length=length)
+        after = type(self)(keys, values, start, self.padded or mask is not None, length=length)
         after._written = mark
         return after
 

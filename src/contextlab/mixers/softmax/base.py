@@ -97,15 +97,15 @@ class AttentionMixer(Mixer):
     parallel_form = "attention"
     policies_may_serve: ClassVar[bool] = False  # whether all is as in `Attention` but for what is projected
 
+    state_class: ClassVar[type[KVState]] = KVState  # what holds the keys and values
+
     served: Any = None  # a policy at this layer, while one is attached: `policies.Served`
 
     def __init__(self, width: int, options: AttentionOptions) -> None:
         super().__init__(width)
         heads, position = options.heads, options.position
         if options.rope_scaling is not None and position == "xpos":
-            raise InputError(
-                "rope_scaling would leave the fading of xpos as it is; use position='rope' or leave it out"
-            )
+            raise InputError("rope_scaling does not change how xpos decays; use position='rope' or leave it out")
         if options.rope_scaling is not None and position != "rope":
             raise InputError(f"rope_scaling changes rotary positions, but position is {position!r}; leave it out")
         self.heads = heads
@@ -192,8 +192,8 @@ class AttentionMixer(Mixer):
         if state is None and not keep_state:
             places = row_places(mask)
             return self._score(new, k, v, places, places), None
-        before = KVState.empty(k, v) if state is None else state
-        if not isinstance(before, KVState):
+        before = self.state_class.empty(k, v) if state is None else state
+        if not isinstance(before, self.state_class):
             raise InputError(f"a {type(before).__name__} was left by a policy; attach that policy to continue it")
         after = before.append(k, v, mask)
         if state is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -12,6 +15,28 @@ from contextlab.mixers.layers import Linear
 from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
+
+
+@dataclass
+class ForgettingState(KVState):
+    """The state of forgetting attention: keys and values, and the sum of log gates up to each key.
+
+    One buffer holds a key and its sum, as `with_gate_sums` lays them out, so that attention reads it without a copy.
+    """
+
+    def gate_sums(self) -> Tensor:
+        """The sum of log gates up to each token that was read [B, length, H]."""
+        keys, _ = self.cached()
+        return -keys[..., -1] * (keys.shape[-1] - 1) ** -0.5
+
+
+def with_gate_sums(q: Tensor, k: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys [B, T, H, D + 1] of which q k / sqrt(D) is q k / sqrt(D) - sums, `sums` being the key's.
+
+    q, k: [B, T, H, D]. sums: [B, T, H], in whose dtype both come back.
+    """
+    bias = sums.unsqueeze(-1) * -(q.shape[-1] ** 0.5)
+    return F.pad(q.to(sums.dtype), (0, 1), value=1.0), torch.cat((k.to(sums.dtype), bias), -1)
 
 
 @register(
@@ -37,6 +62,8 @@ class ForgettingAttention(AttentionMixer):
     bias: whether the projections have biases.
     short_conv: width of a causal depthwise convolution over q, k and v; 0 for none.
     """
+
+    state_class: ClassVar[type[KVState]] = ForgettingState
 
     def __init__(
         self,
@@ -64,25 +91,24 @@ class ForgettingAttention(AttentionMixer):
         self.key_dim = self.head_dim + 1
         self.forget_proj = Linear(width, heads, bias=True)
 
-    def _encode(self, x: Tensor, qk: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        exact = torch.promote_types(x.dtype, torch.float32)  # the sum outgrows the digits of a half precision
-        q, k = qk.split((self.heads, self.kv_heads), 2)
-        log_f = without_padding(F.logsigmoid(self.forget_proj(x).to(exact)), mask)
-        total = log_f.cumsum(1).unsqueeze(-1)  # [B, T, H, 1]
-        if isinstance(state, KVState) and state.length:
-            total = total + self._total(state)
-        return F.pad(q.to(exact), (0, 1), value=1.0), torch.cat((k.to(exact), total * -(self.head_dim**0.5)), -1)
+    def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
+        sums = self._gate_sums(new.x, new.mask, state)
+        q, k = with_gate_sums(new.q, new.k, sums)
+        return super()._attend(replace(new, q=q, k=k), state, keep_state)
 
-    def _total(self, state: KVState) -> Tensor:
-        """The sum of log f of the tokens that the state holds [B, 1, H, 1]: its last key ends with it."""
-        return -state.cached()[0][:, -1:, :, -1:] * self.head_dim**-0.5
+    def _gate_sums(self, x: Tensor, mask: Tensor | None, state: State | None) -> Tensor:
+        """The sum of log f from the first token to each new one [B, T, H], in float32 at least."""
+        exact = torch.promote_types(x.dtype, torch.float32)  # the sum outgrows the digits of a half precision
+        log_f = without_padding(F.logsigmoid(self.forget_proj(x).to(exact)), mask)
+        sums = log_f.cumsum(1)
+        return sums + state.gate_sums()[:, -1:] if isinstance(state, ForgettingState) and state.length else sums
 
     def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
         with torch.autocast(new.q.device.type, enabled=False):
             return super()._score(new, k, v.to(new.q.dtype), q_position, k_position).to(v.dtype)
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
-        """See `Mixer.state_nbytes`; keys are held in float32 at least, for their last dimension is the sum."""
+        """See `Mixer.state_nbytes`; keys are held in float32 at least, as the sums beside them are."""
         keys = KVState.bytes_at(length, batch, self.heads, self.key_dim, 0, torch.promote_types(dtype, torch.float32))
         values = tensor_bytes(batch, self.heads, KVState.capacity(length), self.head_dim, dtype=dtype)
         return keys + values + self._conv_nbytes(batch, dtype)
