@@ -6,6 +6,16 @@ from typing import Literal
 
 Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy", "figure"]
 
+Page = Literal["task", "overview", "cost", "compress"]
+
+PAGES: dict[str, str] = {
+    "task": "each task's section of a report",
+    "overview": "the head of a report on several tasks",
+    "cost": "the page of `contextlab cost`",
+    "compress": "the page of `contextlab compress`, which a run with the key `compress` has too",
+}
+"""Where a figure can be drawn."""
+
 KINDS: dict[str, str] = {
     "mixer": "mixers",
     "mlp": "mlps",

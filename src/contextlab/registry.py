@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from contextlab.errors import InputError, unknown
-from contextlab.kinds import KINDS, Kind
+from contextlab.kinds import KINDS, PAGES, Kind, Page
 from contextlab.spec import describe, explain, refuse_bools, refuse_counts, refuse_extremes
 
 MOST = {"task": 1 << 17, "mixer": 1 << 24, "mlp": 1 << 24}
@@ -45,6 +45,7 @@ class Entry:
     """A registered component: its factory, its papers (arXiv ids), the option cases its laws are tested on, its family.
 
     family: the kin it is listed with, such as "linear" of a mixer; "" where none is declared.
+    page: of a figure, where it is drawn: one of `kinds.PAGES`. replaces: whether it stands in another figure's place.
     """
 
     kind: str
@@ -53,6 +54,8 @@ class Entry:
     papers: tuple[str, ...] = ()
     cases: tuple[Mapping[str, Any], ...] = field(default=({},))
     family: str = ""
+    page: str = ""
+    replaces: bool = False
 
     @property
     def doc(self) -> str:
@@ -168,19 +171,41 @@ _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
 
 
 def register(
-    kind: Kind, name: str, *, papers: Iterable[str] = (), cases: Iterable[Mapping[str, Any]] = ({},), family: str = ""
+    kind: Kind,
+    name: str,
+    *,
+    papers: Iterable[str] = (),
+    cases: Iterable[Mapping[str, Any]] = ({},),
+    family: str = "",
+    page: Page | None = None,
+    replace: bool = False,
 ) -> Callable[[F], F]:
     """Decorator: make a class or function known as `kind` `name`.
 
     papers: arXiv ids. cases: option sets under which the kind's laws are tested (and `show` gives examples).
     family: the kin it is listed with; it is declared here, not read off a file's name.
+    page: of a figure, where it is drawn (see `kinds.PAGES`); default each task's section of the report.
+    replace: whether it is drawn in the place of the figure that has this name; of figures only.
     """
+    if page is not None and page not in PAGES:
+        raise InputError(f"figure {name!r}: {unknown('page', page, PAGES)}")
+    if kind != "figure" and (page or replace):
+        raise InputError(f"{kind} {name!r}: only figures take page and replace; expected neither")
 
     def add(factory: F) -> F:
-        existing = _entries[kind].get(name)
-        if existing is not None and existing.factory.__qualname__ != factory.__qualname__:
+        known = _entries[kind]
+        where = (page or "task") if kind == "figure" else ""
+        entry = Entry(kind, name, factory, tuple(papers), tuple(cases), family, where, replace)
+        existing = known.get(name)
+        if existing is not None and existing.replaces and not replace:
+            known[name] = known.pop(name)  # a plugin came first: its figure takes this one's place in the order
+            return factory
+        if replace and known and existing is None:
+            raise InputError(f"there is no figure to replace: {unknown('figure', name, known)}")
+        same = existing is None or existing.factory.__qualname__ == factory.__qualname__
+        if existing is not None and not same and not (replace and not existing.replaces):
             raise InputError(f"{kind} {name!r} is registered already, by {existing.factory.__qualname__}")
-        _entries[kind][name] = Entry(kind, name, factory, tuple(papers), tuple(cases), family)
+        known[name] = entry
         return factory
 
     return add

@@ -38,7 +38,9 @@ def test_a_sentence_names_the_best_policy_of_each_budget() -> None:
     assert at10.startswith("At 10%, b is the best policy: it keeps 78.1% of the full cache's quality in 10.0%")
     assert "needle at 512 tokens accuracy 70.0% (full 100.0%)" in at10
     assert "text at 512 tokens perplexity 5.8 (full 5)" in at10
-    assert reads.startswith("Of what reads 10% a token and holds everything, quest is the best policy: it keeps 96.5%")
+    assert reads.startswith(
+        "Of the policies that hold everything and read 10% of it a token, quest is the best policy: it keeps 96.5%"
+    )
     twin = results()
     twin["model"] = twin["model"].replace({"quest": "c"})
     twin.loc[twin["model"].eq("c") & twin["metric"].eq("state_bytes"), "value"] = 100
@@ -114,5 +116,5 @@ def test_the_oracle_is_a_ceiling_and_never_the_best_policy() -> None:
     at25, ceiling25, at10, _, ceiling10 = compress_words(found)
     assert at25.startswith("At 25%, c is the best")
     assert at10.startswith("At 10%, a is the best")
-    assert ceiling10 == "At 10%, oracle:sinks=2, which knows what follows, keeps 78.1%: a ceiling, no method."
+    assert ceiling10 == "At 10%, oracle:sinks=2, which knows what follows, keeps 78.1%: a bound, not a method."
     assert ceiling25.startswith("At 25%, oracle")

@@ -6,10 +6,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from contextlab import register, registry
+from contextlab import InputError, register, registry
 from contextlab.evaluation import Measured
-from contextlab.report import build_report
+from contextlab.kinds import PAGES
+from contextlab.report import build_report, write_compress_page, write_cost_figure
 from contextlab.report.sections import Drawn, TaskData, drawn_figures
+from tests.evaluation.test_results import rows as cost_rows
+from tests.report.conftest import make_results
+from tests.report.test_compress import results as compressed
 
 
 @pytest.fixture
@@ -67,10 +71,15 @@ def test_the_reports_own_figures_are_registered_and_keep_their_order(results, re
     titles = [each.title for each in made]
     assert titles[0] == "Squared error by the number of in-context examples"
     assert titles[-1] == "Training loss"
-    own = [entry.name for entry in registry.registered("figure")][:10]
-    assert own == [
+    own = {page: [e.name for e in registry.registered("figure") if e.page == page] for page in PAGES}
+    assert own["task"][:10] == [
         *("examples", "excess", "regret", "facets", "lengths", "splits", "models_by_splits", "similarity", "state"),
         "loss",
+    ]
+    assert [own[page][0] for page in ("overview", "cost", "compress")] == [
+        "models_by_tasks",
+        "cost_by_length",
+        "quality_against_bytes",
     ]
 
 
@@ -79,3 +88,81 @@ def test_a_task_without_data_for_a_figure_leaves_it_out(results, records):
     made = list(drawn_figures(TaskData("regression", Measured(pd.DataFrame(few)), [])))
     assert "Training loss" not in [each.title for each in made]
     assert not any("in-context examples" in each.title for each in made)
+
+
+def written(page: str, path, records, run_record) -> str:
+    """The HTML of a page, from small results."""
+    if page == "cost":
+        rows = cost_rows([1.0], metric="state_bytes", split="cost", length=64, seed=0)
+        return write_cost_figure(rows, path).read_text()
+    if page == "compress":
+        return write_compress_page(compressed(), path).read_text()
+    return build_report(make_results(), records, [run_record], [{"name": "demo"}], path).read_text()
+
+
+OWN = {"cost": "bytes of state", "compress": "needle, 512 tokens"}
+
+
+@pytest.mark.parametrize("page", ["overview", "cost", "compress"])
+def test_a_plugin_adds_a_figure_to_any_page_and_a_failing_one_is_told(figures, page, tmp_path, records, run_record):
+    @register("figure", "rows", page=page)
+    def rows(data):
+        """How many rows were measured."""
+        return go.Figure().add_bar(x=["rows"], y=[len(data.results)])
+
+    @register("figure", "broken", page=page)
+    def broken(data):
+        return 1 / 0
+
+    with pytest.warns(UserWarning, match="could not be drawn"):
+        html = written(page, tmp_path / "page.html", records, run_record)
+    assert html.count("<h3>How many rows were measured</h3>") == 1
+    assert html.count("The figure &#39;broken&#39; could not be drawn: ZeroDivisionError: division by zero") == 1
+    assert OWN.get(page, "") in html
+
+
+@pytest.mark.parametrize(("page", "name"), [("cost", "cost_by_length"), ("compress", "quality_against_bytes")])
+def test_a_plugin_replaces_a_figure(figures, page, name, tmp_path, records, run_record):
+    before = written(page, tmp_path / "page.html", records, run_record)
+
+    @register("figure", name, page=page, replace=True)
+    def mine(data):
+        """Another view."""
+        return go.Figure()
+
+    html = written(page, tmp_path / "page.html", records, run_record)
+    assert "<h3>Another view</h3>" in html
+    head = f"<h3>{OWN[page]}</h3>"  # the compress page has tables under the same heads
+    assert html.count(head) == before.count(head) - 1
+
+
+def test_a_replacement_that_was_registered_first_stays_in_its_place(figures):
+    own = figures["excess"].factory
+    figures.clear()
+
+    @register("figure", "excess", replace=True)
+    def mine(data):
+        return None
+
+    register("figure", "examples")(lambda data: None)
+    register("figure", "excess")(own)
+    assert [entry.name for entry in registry.registered("figure")] == ["examples", "excess"]
+    assert registry.lookup("figure", "excess").factory is mine
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("figure", "x", {"page": "costs"}), "figure 'x': unknown page 'costs'; did you mean 'cost'?"),
+        (
+            ("figure", "exces", {"replace": True}),
+            "to replace: unknown figure 'exces'; did you mean 'excess'?",
+        ),
+        (("policy", "x", {"replace": True}), "policy 'x': only figures take page and replace"),
+    ],
+)
+def test_what_cannot_be_drawn_anywhere_is_refused_when_it_is_registered(figures, given, said):
+    kind, name, options = given
+    with pytest.raises(InputError) as caught:
+        register(kind, name, **options)(lambda data: None)
+    assert said in str(caught.value)

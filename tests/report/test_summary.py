@@ -49,7 +49,7 @@ def test_recall_says_who_passes_and_what_is_known_of_the_rest(results, records):
 
 def test_shifts_and_states_are_told(results, records):
     words = summary_words(results, records)
-    assert any("'orthogonal query' costs the models most" in w and "transformer bears it best" in w for w in words)
+    assert any("'orthogonal query' costs the models most" in w and "transformer loses least" in w for w in words)
     assert any(
         "transformer holds the least state, 4 KiB; mambaformer holds the most, 32 KiB (8.0 times" in w for w in words
     )
@@ -143,7 +143,7 @@ def test_examples_and_regret_are_told() -> None:
         )
     )
     words = summary_words(pd.concat([rows, played], ignore_index=True), [])
-    assert any("stays within 1 (10%) of best: m 3 [3, 5]; far not within the prompt." in w for w in words)
+    assert any("stays within 1 (10%) of best: m 3 [3, 5]; not within the prompt: far." in w for w in words)
     told = next(w for w in words if "regret" in w)
     assert "in 40 steps played online (regret): m 4.000 ± 1.000, far 9.000 ± 1.000; of the learners ucb" in told
 

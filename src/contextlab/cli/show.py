@@ -13,7 +13,7 @@ from rich.table import Table
 from contextlab.cli.catalogue import facts_of, read_kind
 from contextlab.cli.shared import JsonOption, PluginOption, SetOption, console, load_components
 from contextlab.errors import InputError
-from contextlab.kinds import KINDS
+from contextlab.kinds import KINDS, PAGES
 from contextlab.memory import LARGEST_WHOLE
 from contextlab.words import bytes_in_words
 
@@ -96,7 +96,9 @@ def _sentences(entry: Entry) -> Iterator[str]:
     """The family, and what else a kind declares or is measured by."""
     facts = facts_of(entry)
     yield f"Family: {facts['family']}."
-    if entry.kind == "policy":
+    if entry.kind == "figure":
+        yield f"Drawn on: {PAGES[entry.page]}."
+    elif entry.kind == "policy":
         yield f"Needs besides keys and values: {facts['needs']}."
     elif facts.get("state_bytes"):
         yield (
@@ -151,7 +153,10 @@ def _example(entry: Any) -> str:
             f"contextlab cost {entry.name} --lengths 256,1k"
         )
     if entry.kind == "figure":
-        return "contextlab report runs/demo"
+        return {
+            "cost": "contextlab cost transformer --lengths 256,1k",
+            "compress": "contextlab compress runs/byte-lm --policy tova --budget 25%",
+        }.get(entry.page, "contextlab report runs/demo")
     if entry.kind == "policy":
         budget = ', budget="10%"' if any(p.name == "budget" for p in entry.parameters) else ""
         return (

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from contextlab.lazy import modules_on_demand
-from contextlab.report.compress import compress_table, compress_words, kept_table, quality_against_bytes
+from contextlab.report.compress import compress_table, compress_words, kept_table
+from contextlab.report.compress_figure import quality_against_bytes
 from contextlab.report.figures import by_split, cost_by_length, curve, quality_against_state, training_curves
 from contextlab.report.page import build_report, write_compress_page, write_cost_figure
 from contextlab.report.suite import suite_table

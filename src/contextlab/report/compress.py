@@ -1,29 +1,20 @@
-"""What `compress` measured: tables for the terminal, figures of quality against bytes, and a sentence a budget."""
+"""What `compress` measured: tables for the terminal and the pages, and a sentence a budget."""
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from contextlab.errors import InputError
 from contextlab.evaluation.compress import FULL, OWN, is_text
 from contextlab.policies import Budget, Policy, parse_policy
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.figures import COLOURS, DASHES, MARKERS, finish
-from contextlab.report.naming import bytes_in_words, metric_title, value_in_words
-
-WHOLE = 0.97
-"""A policy whose state is at least this part of the full cache holds everything: its budget bounds what is read."""
-
+from contextlab.report.naming import bytes_in_words, value_in_words
 
 EQUAL = 0.005
 """Parts of the full cache's quality that are told apart."""
-MOST_COLOURED = 11
-"""Policies that stand out in a figure; where there are more, the others are grey."""
 SETTING = ["run", "model", "kind", "split", "task", "length", "metric"]
 
 
@@ -82,7 +73,7 @@ def compress_words(results: pd.DataFrame) -> list[str]:
     state is no larger than that of some policy with it.
     """
     found = _settings(results)
-    policies = [key for key in found if key[1] not in (FULL, OWN) and not _is_oracle(key[0])]
+    policies = [key for key in found if key[1] not in (FULL, OWN) and not knows_what_follows(key[0])]
     tasks = dict.fromkeys(over_seeds(results)["task"])
     sentences = []
     for budget in dict.fromkeys(split for _, split in found if split not in (FULL, OWN)):
@@ -97,7 +88,7 @@ def compress_words(results: pd.DataFrame) -> list[str]:
             groups[bounds] = [key for key in group if found[key].share >= widest]
         counted = {task for key in groups["held"] for task in found[key].tasks}
         apart = ", ".join(str(task) for task in tasks if task not in counted)
-        apart = f" ({apart} apart, where most policies cannot keep to it)" if apart else ""
+        apart = f" (without {apart}, where most policies cannot keep to it)" if apart else ""
         for bounds, group in groups.items():
             if not group:
                 continue
@@ -106,8 +97,8 @@ def compress_words(results: pd.DataFrame) -> list[str]:
             equal = f" (and {', '.join(near)}, which {'is' if len(near) == 1 else 'are'} as good)" if near else ""
             what = {
                 "held": f"At {budget}{apart}",
-                "read": f"Of what reads {budget} a token and holds everything",
-                "prefill": f"Of what reads {budget} for a token of the prompt and holds everything",
+                "read": f"Of the policies that hold everything and read {budget} of it a token",
+                "prefill": f"Of the policies that hold everything and read {budget} of it for a token of the prompt",
             }[bounds]
             part = f" in {found[best].bytes:.1%} of its bytes" if bounds == "held" else ""
             sentences.append(
@@ -115,9 +106,9 @@ def compress_words(results: pd.DataFrame) -> list[str]:
                 f"quality{part}: {'; '.join(found[best].words)}."
             )
         sentences += [
-            f"At {budget}, {key[0]}, which knows what follows, keeps {each.quality:.1%}: a ceiling, no method."
+            f"At {budget}, {key[0]}, which knows what follows, keeps {each.quality:.1%}: a bound, not a method."
             for key, each in found.items()
-            if key[1] == budget and _is_oracle(key[0]) and each.share >= 1
+            if key[1] == budget and knows_what_follows(key[0]) and each.share >= 1
         ]
     return sentences
 
@@ -137,7 +128,7 @@ def _bounds(policy: str) -> str:
     return "held" if built is None else built.bounds
 
 
-def _is_oracle(policy: str) -> bool:
+def knows_what_follows(policy: str) -> bool:
     """Whether a policy as it was written chooses by what it cannot know."""
     built = _built(policy)
     return built is not None and built.reads_first == "everything"
@@ -219,103 +210,9 @@ def kept_table(results: pd.DataFrame) -> list[dict[str, str]]:
     return rows
 
 
-def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> go.Figure:
-    """A task's quality against the bytes of state of one sequence, a line a policy through its budgets.
-
-    The full cache and the models compared are single marks. The dotted line joins what nothing else beats in both. Of
-    many policies a few have colours: at each budget the best two that hold less, and the best of the rest.
-    """
-    results = over_seeds(results)
-    rows = results[(results["task"] == task) & (results["length"] == length)]
-    metric = main_metric(task, rows)
-    wide = rows[rows["metric"] == metric].set_index(["model", "split", "kind"])
-    sizes = rows[rows["metric"] == "state_bytes"].set_index(["model", "split", "kind"])["value"]
-    wide = wide.assign(bytes=sizes).reset_index()
-    figure = go.Figure()
-    front = _front(wide, metric)
-    figure.add_scatter(
-        x=front["bytes"].tolist(), y=front["value"].tolist(), name="best for its bytes", mode="lines",
-        line={"color": "#999999", "dash": "dot", "width": 1.5}, hoverinfo="skip",
-    )  # fmt: skip
-    names = list(dict.fromkeys(wide.loc[(wide["model"] != FULL) & (wide["kind"] == "policy"), "model"]))
-    if len(names) > MOST_COLOURED + 2:
-        names = _outstanding(wide[wide["kind"] == "policy"], metric)
-    names += list(dict.fromkeys(wide.loc[wide["kind"] == "model", "model"]))
-    order = {name: i for i, name in enumerate([*names, FULL])}  # grey ones lie below the others
-    groups = sorted(wide.groupby("model", sort=False), key=lambda group: order.get(str(group[0]), -1))
-    for name, own in groups:
-        i = names.index(name) if name in names else 0
-        own = own.sort_values("bytes")
-        compared, plain = bool((own["kind"] == "model").all()), name == FULL
-        grey = not plain and name not in names
-        colour = "#000000" if plain else "#d0d0d0" if grey else COLOURS[i % len(COLOURS)]
-        figure.add_scatter(
-            x=own["bytes"].tolist(),
-            y=own["value"].tolist(),
-            name="full cache" if plain else str(name) + (" (its own state)" if compared else ""),
-            mode="lines+markers" if len(own) > 1 else "markers",
-            line={"color": colour, "dash": DASHES[i // len(COLOURS) % len(DASHES)], "width": 1 if grey else 2},
-            showlegend=not grey,
-            marker={
-                "symbol": "star"
-                if plain
-                else MARKERS[(i + i // len(COLOURS)) % len(MARKERS)] + ("-open" if compared else ""),
-                "size": 13 if plain or compared else 5 if grey else 9,
-                "color": colour,
-            },
-            error_y={
-                "type": "data",
-                "array": (own["ci_high"] - own["value"]).tolist(),
-                "arrayminus": (own["value"] - own["ci_low"]).tolist(),
-                "thickness": 0 if grey else 1,
-                "width": 3,
-            },
-            text=["" if plain or compared else str(split) for split in own["split"]],
-            hovertemplate="%{text}  %{y:.4g}, %{x:,.0f} bytes",
-        )
-    figure = finish(figure, "bytes of state of one sequence", metric_title(metric))
-    low, high = (math.log2(float(bound)) for bound in (wide["bytes"].min(), wide["bytes"].max()))
-    step = max(1, math.ceil((high - low) / 6))
-    ticks = [2**power for power in range(math.floor(low), math.ceil(high) + 1, step)]
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[bytes_in_words(tick) for tick in ticks])
-    figure.update_layout(height=460)
-    if metric == "perplexity":
-        figure.update_yaxes(type="log", nticks=6)
-    if (wide["kind"] == "policy").any() and metric not in HIGHER_IS_BETTER:  # a bad policy shall not hide the others
-        told = wide[wide["model"].isin([*names, FULL])]
-        low, high = float(told["ci_low"].min()) / 1.05, float(told["ci_high"].max()) * 1.2
-        figure.update_yaxes(range=[math.log10(low), math.log10(high)] if metric == "perplexity" else [low, high])
-    return figure
-
-
-def _outstanding(rows: pd.DataFrame, metric: str) -> list[str]:
-    """Of many policies those with colours: at each budget the best two that hold less, and the best of the rest."""
-    rows = rows.assign(good=rows["value"] * (1 if metric in HIGHER_IS_BETTER else -1))
-    whole = float(rows.loc[rows["model"] == FULL, "bytes"].iloc[0])
-    rows = rows[rows["model"] != FULL].sort_values("good", ascending=False, kind="stable")
-    names = rows["model"].astype(str)
-    chosen = [name for name in dict.fromkeys(names) if _is_oracle(name)]
-    less = rows[(rows["bytes"] < WHOLE * whole) & ~names.isin(chosen)]
-    for _, own in less.groupby("split", sort=False):
-        chosen += [str(name) for name in own["model"].head(2)]
-    chosen += list(rows.groupby("model")["good"].mean().sort_values(ascending=False).index.astype(str))
-    return list(dict.fromkeys(chosen))[:MOST_COLOURED]
-
-
 def short(metric: str) -> str:
     """A metric in the head of a narrow column."""
     return {"cross_entropy": "nats"}.get(metric, metric.replace("_", " "))
-
-
-def _front(wide: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows that no other beats in bytes and quality, by rising bytes."""
-    sign = 1 if metric in HIGHER_IS_BETTER else -1
-    kept, best = [], -math.inf
-    for index, row in wide.sort_values(["bytes", "value"], ascending=[True, sign < 0]).iterrows():
-        if sign * row["value"] > best:
-            best = sign * row["value"]
-            kept.append(index)
-    return wide.loc[kept]
 
 
 def _quality(row: pd.Series, metric: str) -> str:

@@ -38,7 +38,7 @@ FACETS = {
     "digit": "digit of the number, from 0",
     "carries": "carries of the sum",
     "order": "order of the chain",
-    "seen": "times that the last tokens came before",
+    "seen": "earlier occurrences of the last tokens",
     "copied": "copied back (1) or not (0)",
     "rank": "rank of the class (0: a new one)",
     "bursty": "bursty prompt (1) or not (0)",

@@ -17,16 +17,16 @@ from plotly.offline import get_plotlyjs
 from contextlab.evaluation import Measured, summarise
 from contextlab.files import write_atomic
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report import figures
-from contextlab.report.compress import compress_table, compress_words, kept_table, quality_against_bytes
+from contextlab.report.compress import compress_table, compress_words, kept_table
 from contextlab.report.naming import (
     ASIDE,
     COST_METRICS,
     label,
     metric_title,
 )
-from contextlab.report.sections import Drawn, TaskData, drawn_figures
-from contextlab.report.suite import suite_figure, suite_table
+from contextlab.report.pages import interval_words
+from contextlab.report.sections import CompressData, CostData, Data, Drawn, OverviewData, TaskData, drawn_figures
+from contextlab.report.suite import suite_table
 from contextlab.report.summary import example_table, summary_table, summary_words
 from contextlab.words import flat
 
@@ -64,7 +64,7 @@ def build_report(
                 if not found.empty
             ],
             overview=suite_table(results),
-            overview_figure=_overview(results),
+            overview_drawn=_drawn(OverviewData(measured, records)),
             tables=summary_table(results, records),
             sections=[_section(measured, records, task) for task in _tasks(results)],
             rows=_table_rows(results),
@@ -87,15 +87,15 @@ def build_report(
 
 def write_cost_figure(results: pd.DataFrame, path: str | Path) -> Path:
     """Write the figures of `contextlab cost` as one HTML file that needs nothing else."""
-    shown = ("decode_seconds_per_token", "state_bytes", "prefill_seconds", "peak_bytes", "flops")
-    drawn = [
-        _figure(metric_title(m), figures.cost_by_length(results, m)) for m in shown if (results["metric"] == m).any()
-    ]
     names = ", ".join(dict.fromkeys(results["model"]))
     page = (
         _environment()
         .get_template("cost.html.j2")
-        .render(title=f"What context costs {names}", figures=drawn, plotly=Markup(get_plotlyjs()))
+        .render(
+            title=f"What context costs {names}",
+            drawn=_drawn(CostData(results)),
+            plotly=Markup(get_plotlyjs()),
+        )
     )
     write_atomic(Path(path), page)
     return Path(path)
@@ -106,14 +106,6 @@ def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Seque
 
     left_out: a line for each setting that could not be measured.
     """
-    drawn, seeds = [], results["seed"].nunique()
-    spread = "95% intervals over prompts" if seeds == 1 else "from the least to the most of the seeds"
-    for task, length in results[["task", "length"]].drop_duplicates().itertuples(index=False):
-        n = int(results.loc[(results["task"] == task) & (results["metric"] == "kl"), "n"].min())
-        each = f" of each of {seeds} seeds" if seeds > 1 else ""
-        note = f"{n} prompts{each}, read up to the question, then the question, then token by token; bars are {spread}."
-        figure = quality_against_bytes(results, str(task), int(length))
-        drawn.append(_figure(f"{task}, {length:,} tokens", figure, note))
     page = (
         _environment()
         .get_template("compress.html.j2")
@@ -123,8 +115,8 @@ def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Seque
             tables=compress_table(results),
             kept=kept_table(results),
             left_out=left_out,
-            spread=spread,
-            figures=drawn,
+            spread=interval_words(results["seed"].nunique()),
+            drawn=_drawn(CompressData(results)),
             plotly=Markup(get_plotlyjs()),
         )
     )
@@ -141,11 +133,6 @@ def _environment() -> Environment:
     )
 
 
-def _overview(results: pd.DataFrame) -> dict[str, Any] | None:
-    figure = suite_figure(results, figures.styles(results))
-    return None if figure is None else _figure("Models by tasks, on prompts as in training", figure)
-
-
 def _tasks(results: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(results.loc[~results["split"].isin(ASIDE), "task"]))
 
@@ -154,17 +141,24 @@ def _section(measured: Measured, records: Sequence[Mapping[str, Any]], task: str
     """The figures and tables of one task; those that its data cannot fill are left out."""
     data = TaskData(task, measured, records)
     rows, metric = data.rows, data.metric
-    made = list(drawn_figures(data))
     examples = example_table(rows, metric)
     several_learners = rows.loc[rows["kind"] == "learner", "model"].nunique() > 1
     return {
         "task": task,
-        "figures": [_figure(**vars(each)) for each in made if isinstance(each, Drawn)],
-        "failed": [each for each in made if isinstance(each, str)],
+        "drawn": _drawn(data),
         "examples": examples,
         "share": metric in HIGHER_IS_BETTER,
         "best": next(iter(rows.loc[rows["kind"] == "learner", "model"]), ""),
         "compare": several_learners and (rows["kind"] == "model").any(),
+    }
+
+
+def _drawn(data: Data) -> dict[str, list[Any]]:
+    """The registered figures of a page, and a sentence for each that failed."""
+    made = list(drawn_figures(data))
+    return {
+        "figures": [_figure(**vars(each)) for each in made if isinstance(each, Drawn)],
+        "failed": [each for each in made if isinstance(each, str)],
     }
 
 

@@ -1,4 +1,4 @@
-"""The report's figures of each task: components of kind "figure", the report's own and those of plugins alike.
+"""What draws figures: components of kind "figure", ours and those of plugins alike. Here are those of each task.
 
 ```python
 @register("figure", "widths_of_intervals")
@@ -10,6 +10,9 @@ def widths(data):
     rows = data.rows[data.rows["metric"] == data.metric]
     return plotly.graph_objects.Figure().add_box(x=rows["model"], y=rows["ci_high"] - rows["ci_low"])
 ```
+
+A figure of another page names it (`page="cost"`) and takes that page's data: `OverviewData`, `CostData` or
+`CompressData` in the place of `TaskData`.
 """
 
 from __future__ import annotations
@@ -18,13 +21,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from contextlab import registry
 from contextlab.evaluation import Measured
+from contextlab.kinds import Page
 from contextlab.registry import Entry, register
 from contextlab.report import figures
 from contextlab.report.naming import ASIDE, facet_title, main_metric, metric_title, record_label, record_tasks
@@ -40,6 +44,8 @@ class TaskData:
     task: its name. measured: the tables of all tasks (see `evaluation.Measured`). records: one mapping a training, of
     all tasks.
     """
+
+    page: ClassVar[Page] = "task"
 
     task: str
     measured: Measured
@@ -68,6 +74,42 @@ class TaskData:
 
 
 @dataclass(frozen=True)
+class OverviewData:
+    """What a report knows of all its tasks together: `measured` and `records` as `TaskData` has them."""
+
+    page: ClassVar[Page] = "overview"
+
+    measured: Measured
+    records: Sequence[Mapping[str, Any]]
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """The tidy table of all tasks."""
+        return self.measured.results
+
+
+@dataclass(frozen=True)
+class CostData:
+    """What `contextlab cost` measured. results: a tidy table, split "cost", a row a metric and context length."""
+
+    page: ClassVar[Page] = "cost"
+
+    results: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class CompressData:
+    """What `contextlab compress` measured. results: a tidy table, "model" the policy, "split" its budget."""
+
+    page: ClassVar[Page] = "compress"
+
+    results: pd.DataFrame
+
+
+Data = TaskData | OverviewData | CostData | CompressData
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A figure with its title, the note under it, and whether it has a switch between linear and logarithmic axes."""
 
@@ -77,18 +119,20 @@ class Drawn:
     switch: bool = False
 
 
-def drawn_figures(data: TaskData) -> Iterator[Drawn | str]:
-    """What the registered figures make of a task, in the order in which they were registered.
+def drawn_figures(data: Data) -> Iterator[Drawn | str]:
+    """What the registered figures of a page make of its data, in the order in which they were registered.
 
     Those that have nothing to show are left out. One that fails is a sentence that says so: after a long training no
     plugin's slip may cost the report.
     """
     for entry in registry.registered("figure"):
+        if entry.page != data.page:
+            continue
         try:
             yield from _as_drawn(entry, entry.factory(data))
         except Exception as error:
             said = f"The figure {entry.name!r} could not be drawn: {type(error).__name__}: {error}"
-            warnings.warn(f"{data.task}: {said}", stacklevel=2)
+            warnings.warn(f"{data.task}: {said}" if isinstance(data, TaskData) else said, stacklevel=2)
             yield said
 
 

@@ -149,7 +149,7 @@ def _recall_words(task: str, rows: pd.DataFrame, metric: str, records: Sequence[
         return sentences + _short_in_groups(task, short, metric, late)
     for _, row in short.iterrows():
         reasons = _reasons(row["label"], rows, metric, late.get(row["label"]))
-        why = "; ".join(reasons) if reasons else "nothing that was measured here tells why"
+        why = "; ".join(reasons) if reasons else "the measurements here give no reason"
         sentences.append(f"{task}: {row['label']} falls short ({value_in_words(row['value'], metric)}): {why}.")
     return sentences
 
@@ -164,9 +164,9 @@ def _short_in_groups(task: str, short: pd.DataFrame, metric: str, late: Mapping[
     endings = {
         "falling": f"whose loss was still falling when training ended (by more than {STILL_FALLING:.0%} over the last "
         "fifth of the steps), so longer training would help",
-        "level": "whose loss had levelled off: at their limit, or on a plateau that a longer curriculum of small "
-        "prompts may lead over",
-        "unknown": "of which nothing that was measured here tells why",
+        "level": "whose loss had levelled off: at their limit, or on a plateau, which a longer curriculum of small "
+        "prompts may end",
+        "unknown": "for which the measurements here give no reason",
     }
     return [
         f"{task}: {len(names)} of those that fall short: {', '.join(names)}, {endings[group]}."
@@ -186,7 +186,7 @@ def _reasons(name: str, rows: pd.DataFrame, metric: str, fall: float | None) -> 
     elif fall is not None:
         reasons.append(
             f"its loss had levelled off (it changed by {-fall:+.0%} over the last fifth of the steps): it is at its "
-            "limit, or on a plateau that a longer curriculum of small prompts may lead over"
+            "limit, or on a plateau, which a longer curriculum of small prompts may end"
         )
     easier = _overall(rows, metric, split=None)
     easier = easier[(easier["label"] == name) & easier["split"].str.startswith("pairs=")]
@@ -194,7 +194,7 @@ def _reasons(name: str, rows: pd.DataFrame, metric: str, fall: float | None) -> 
         told = ", ".join(
             f"{row['split'].removeprefix('pairs=')} pairs {row['value']:.1%}" for _, row in easier.iterrows()
         )
-        reasons.append(f"by load it answers: {told}")
+        reasons.append(f"by the number of pairs it answers: {told}")
     return reasons
 
 
@@ -258,7 +258,7 @@ def _example_words(task: str, rows: pd.DataFrame, metric: str) -> list[str]:
     missing = [name for name in found if name not in there]
     return [
         f"{task}: in-context examples after which a model stays {list(table[0])[2]} of {best}: {shown}"
-        + (f"; {_named(missing)} not within the prompt" if missing else "")
+        + (f"; not within the prompt: {_named(missing)}" if missing else "")
         + "."
     ]
 
@@ -297,11 +297,11 @@ def _shift_words(task: str, rows: pd.DataFrame, metric: str) -> list[str]:
     harm = (wide.drop(index="train") - wide.loc["train"]).mean(axis=1).sort_values()
     worst = harm.index[-1]
     if harm.iloc[-1] <= 0:
-        return [f"{task}: no shift makes the models worse against the best known learner than in training."]
+        return [f"{task}: no shift takes the models farther from the best known learner than they are in training."]
     steady = wide.loc[worst].idxmin()
     return [
         f"{task}: of the {len(harm)} shifts, '{worst}' costs the models most ({metric_title(f'excess_{metric}')} up by "
-        f"{harm.iloc[-1]:.3g} on average); {steady} bears it best."
+        f"{harm.iloc[-1]:.3g} on average); {steady} loses least."
     ]
 
 
@@ -311,7 +311,7 @@ def _state_words(task: str, rows: pd.DataFrame) -> list[str]:
         return []
     least, most = min(states.values()), max(states.values())
     if least == most:
-        return [f"{task}: after one prompt all models hold as much state, {bytes_in_words(least)}."]
+        return [f"{task}: after one prompt all models hold the same amount of state, {bytes_in_words(least)}."]
     small, large = ([name for name, size in states.items() if size == extreme] for extreme in (least, most))
     return [
         f"{task}: after one prompt {_named(small)} {'holds' if len(small) == 1 else 'hold'} the least state, "

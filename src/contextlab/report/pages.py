@@ -1,0 +1,46 @@
+"""The figures that are of no single task: of a report's overview, of the cost page and of the compress page."""
+
+from __future__ import annotations
+
+from contextlab.registry import register
+from contextlab.report import figures
+from contextlab.report.compress_figure import quality_against_bytes
+from contextlab.report.naming import metric_title
+from contextlab.report.sections import CompressData, CostData, Drawn, OverviewData
+from contextlab.report.suite import suite_figure
+
+COSTS = ("decode_seconds_per_token", "state_bytes", "prefill_seconds", "peak_bytes", "flops")
+
+
+@register("figure", "models_by_tasks", family="overview", page="overview")
+def models_by_tasks(data: OverviewData) -> Drawn | None:
+    """Models by tasks, where there are several of both."""
+    figure = suite_figure(data.results, figures.styles(data.results))
+    return None if figure is None else Drawn("Models by tasks, on prompts as in training", figure)
+
+
+@register("figure", "cost_by_length", family="cost", page="cost")
+def cost_by_length(data: CostData) -> list[Drawn]:
+    """Each cost by the length of the context."""
+    measured = set(data.results["metric"])
+    return [Drawn(metric_title(m), figures.cost_by_length(data.results, m)) for m in COSTS if m in measured]
+
+
+@register("figure", "quality_against_bytes", family="compression", page="compress")
+def quality_of_policies(data: CompressData) -> list[Drawn]:
+    """Quality against bytes of state, a figure for each task and length."""
+    results, drawn = data.results, []
+    seeds = results["seed"].nunique()
+    spread = interval_words(seeds)
+    for task, length in results[["task", "length"]].drop_duplicates().itertuples(index=False):
+        n = int(results.loc[(results["task"] == task) & (results["metric"] == "kl"), "n"].min())
+        each = f" of each of {seeds} seeds" if seeds > 1 else ""
+        note = f"{n} prompts{each}, read up to the question, then the question, then token by token; bars are {spread}."
+        figure = quality_against_bytes(results, str(task), int(length))
+        drawn.append(Drawn(f"{task}, {length:,} tokens", figure, note))
+    return drawn
+
+
+def interval_words(seeds: int) -> str:
+    """What the bars of compress figures show, by the number of seeds."""
+    return "95% intervals over prompts" if seeds == 1 else "from the least to the most of the seeds"
