@@ -36,13 +36,6 @@ class LogisticClassification(InputsTask, LabelTask):
 
     With labels "likeliest" y is the sign of w . x: the linear classification of 2208.01066's code.
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     weight_scale: standard deviation of each weight; the larger, the surer the labels.
     labels: "drawn" from their probabilities, or the "likeliest".
     """
@@ -142,13 +135,6 @@ class ClassTask(InputsTask):
 class SoftmaxClassification(ClassTask):
     """One of several labels from a softmax model: P(y = c) proportional to exp(w_c . x), w_c ~ N(0, weight_scale^2 I).
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     classes: labels that there are.
     weight_scale: standard deviation of each weight; the larger, the surer the labels.
     labels: "drawn" from their probabilities, or the "likeliest".

@@ -136,15 +136,6 @@ class QuadraticRegression(FunctionTask):
 
     Linear regression on squares: the exact Bayes predictor is ridge regression there. The factor makes y as large
     as a linear function's.
-
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
-    noise: standard deviation of the noise on y.
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -186,14 +177,6 @@ class HermiteRegression(FunctionTask):
     orthonormal and E y^2 = 1 for every degree: classes of growing difficulty and the same size, for curricula over
     several of them. Degree 1 is linear, 2 quadratic, 3 cubic. From degree 2 on the posterior has no closed form.
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
-    noise: standard deviation of the noise on y.
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     degree: of the polynomial.
     """
 
@@ -209,7 +192,7 @@ class HermiteRegression(FunctionTask):
         super().__post_init__()
         if self.degree > MOST_DEGREE:
             raise InputError(
-                f"degree {self.degree}: the moments lose their digits above {MOST_DEGREE}; use at most that"
+                f"degree {self.degree}: above {MOST_DEGREE} rounding spoils the moments; use at most {MOST_DEGREE}"
             )
 
     def coefficients(self) -> tuple[float, ...]:
@@ -280,14 +263,6 @@ class ReluNetwork(FunctionTask):
     The predictor with the least error is not known in closed form. `gaussian_process` has the networks' covariance:
     nothing linear in the outputs is better, and for many hidden units nothing at all.
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
-    noise: standard deviation of the noise on y.
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     hidden: h, the hidden units.
     """
 
@@ -338,14 +313,6 @@ class DecisionTrees(FunctionTask):
     value. `gaussian_process` has the trees' covariance (two inputs share a leaf with probability a^depth, a the
     fraction of coordinates whose signs agree): nothing linear in the outputs is better.
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
-    noise: standard deviation of the noise on y.
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     depth: questions between the root and a leaf.
     """
 
@@ -437,14 +404,6 @@ class RepresentationRegression(FunctionTask):
     phi is a random MLP that never changes: a model can learn it in its weights, and only w in context. The sizes
     and the scale of phi are ours (each layer keeps the size of its input, about).
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
-    noise: standard deviation of the noise on y.
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     width: size of phi(x).
     layers: of phi.
     seed: of phi.

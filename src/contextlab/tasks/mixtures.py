@@ -48,14 +48,6 @@ class GaussianMixtureRegression(FunctionTask):
     The other weights are N(0, 1) ("Bayesian prism", 2306.04891). The exact predictor weighs the two posterior
     means by the evidence; ridge regression, and one Gaussian of the mixture's mean and covariance, are not it.
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
-    noise: standard deviation of the noise on y.
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     centre: the first weight's absolute value.
     share: probability that it is positive.
     """
@@ -128,14 +120,6 @@ class MixedRegression(FunctionTask):
     isotropic inputs), so that the size of y alone does not tell. `bayes` weighs the families' posteriors by the
     evidence: exact for the first three; of the networks it knows the covariance.
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
-    noise: standard deviation of the noise on y.
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     families: that prompts are drawn from.
     sparsity: weights of "sparse" that are not zero.
     hidden: units of the networks of "relu".

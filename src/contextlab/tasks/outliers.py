@@ -35,14 +35,7 @@ class OutlierRegression(FunctionTask):
     "ones": x and y are 1 throughout. "orthogonal": x is one random vector of the prompt, orthogonal to w, and y is
     one random number of the prompt (in the authors' code w is another prompt's, and y is a vector).
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
     noise: standard deviation of the noise on y, not on outliers.
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     rate: probability of an outlier.
     outliers: "ones" or "orthogonal".
     """

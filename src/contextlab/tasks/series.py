@@ -161,13 +161,8 @@ class FourierSeries(SeriesTask):
     ("Bayesian prism", 2306.04891). A model that has the prior's bias to simple functions answers as a short series
     does while the examples allow one.
 
-    dimensions: 1, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
     least: the least K.
     most: the largest K.
-    input_range: x is uniform in [-input_range, input_range].
-    noise: standard deviation of the noise on y.
     half_period: L.
     """
 
@@ -199,13 +194,8 @@ class PolynomialSeries(SeriesTask):
     the coefficients have the variance that gives y mean square 1, whatever the degree. Beyond [-1, 1] (the split
     "wider inputs") polynomials grow fast.
 
-    dimensions: 1, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
     least: the least degree.
     most: the largest degree.
-    input_range: x is uniform in [-input_range, input_range].
-    noise: standard deviation of the noise on y.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -252,14 +242,6 @@ class MonomialRegression(FunctionTask):
     predict well is to find the set out. The split "new sets" takes prompts from as many sets that no training
     prompt has used.
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
-    noise: standard deviation of the noise on y.
-    input_scale: root of the mean square of each coordinate of x.
-    inputs: "gaussian", "skewed" (covariance with eigenvalues 1 / i^2, a new eigenbasis for each prompt) or
-        "clustered" (90% of the variance between the centres of clusters).
-    clusters: clusters of a prompt.
     terms: monomials in a set, of the d (d + 1) / 2 that there are.
     sets: sets that prompts are drawn from.
     held_out: draw from the sets that are held out instead.

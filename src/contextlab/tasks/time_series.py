@@ -489,9 +489,6 @@ class SlidingWindow(ExamplesTask):
     is to know the order of the examples: regression on x_i alone explains 1 / width of y. (After the sliding windows of
     2312.12655, of which we know the summary only; sizes and distributions are ours.)
 
-    dimensions: d, the size of x.
-    examples: n, the (x, y) problems in a prompt.
-    layout: "paired" has n tokens (x_i, x_{i-1}, y_{i-1}), "interleaved" has 2 n tokens (x_1, 0), (0, y_1), ...
     width: inputs that y depends on, x_i among them.
     noise: standard deviation of the noise on y.
     order: "sequential"; "shuffled" shows the same examples in a random order, which hides the windows.
