@@ -140,7 +140,7 @@ def test_prompts_are_cut_where_their_question_begins() -> None:
         ({"tasks": ["nedle"]}, "unknown task 'nedle'; did you mean 'needle'?"),
         ({"tasks": ["linear_regression"]}, "shows vectors, and the model reads tokens"),
         ({"tasks": ["tree_traversal"]}, "has no length to set"),
-        ({"tasks": ["needle:length=300"]}, "the length is given apart, as --lengths 300"),
+        ({"tasks": ["needle:length=300"]}, "length is no option here; give it as --lengths 300"),
         ({"lengths": [40]}, "length 40 leaves no room for text"),
         ({"tasks": ["kv_retrieval"], "lengths": [100]}, "100 is too short for kv_retrieval"),
         ({"model": model("mamba")}, "H2O needs a model with a KV state"),

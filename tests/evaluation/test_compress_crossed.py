@@ -187,5 +187,5 @@ def test_policies_that_were_made_are_measured_like_those_that_are_written() -> N
     assert set(zip(own["model"], own["split"], strict=True)) == {("full", "full"), ("Later", "20tok"), ("fp8", "own")}
     with pytest.raises(InputError, match="two policies are called 'Later'; give a mapping of names to policies"):
         loss([later, Later(window=5)])
-    with pytest.raises(InputError, match="expected policies or what they are called, got 3"):
+    with pytest.raises(InputError, match="expected policies or their names, got 3"):
         loss([3])

@@ -60,7 +60,7 @@ def test_bad_files_are_one_line(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_results(tmp_path / "none.parquet")
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(InputError, match="no results table: it lacks the columns"):
+    with pytest.raises(InputError, match="is not a results table: it lacks the columns"):
         read_results(tmp_path / "other.parquet")
     with pytest.raises(InputError, match="results lack the columns"):
         write_results(pd.DataFrame({"run": []}), tmp_path / "x.parquet")

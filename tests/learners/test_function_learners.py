@@ -375,7 +375,7 @@ def test_bad_input_is_refused() -> None:
         BayesMixture((LINEAR,), (0.5, 0.5))
     with pytest.raises(InputError, match=r"covariance is \[3, 3\], the prompt's inputs have 4 dimensions"):
         PreconditionedGradientDescent(1, torch.eye(3)).predict(xs, ys)
-    with pytest.raises(InputError, match="lost in the rounding"):
+    with pytest.raises(InputError, match="smaller than the rounding"):
         BasisPosterior(lambda xs: xs, 1e-12).predict(xs.repeat(1, 2, 1), ys.repeat(1, 2, 1))
     with pytest.raises(InputError):
         build_learner("kernel_ridge", kernel="cosine")

@@ -116,7 +116,7 @@ def test_nan_in_inference_is_named():
 def test_a_state_of_another_batch_or_model_is_refused():
     model = HuggingFaceModel(reference("llama"))
     _, state = model.read(torch.zeros(2, 3, dtype=torch.int64))
-    with pytest.raises(InputError, match="the state is of a batch of 2, the tokens of 3"):
+    with pytest.raises(InputError, match="the state has 2 rows, the tokens have 3"):
         model.read(torch.zeros(3, 1, dtype=torch.int64), state)
     _, other = build_model("lstm", read_in="token", input_size=9, output_size=9).read(torch.zeros(2, 3).long())
     with pytest.raises(InputError, match="expected the state of a Hugging Face model, got ModelState"):

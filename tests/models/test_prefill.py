@@ -224,8 +224,8 @@ def test_lazy_prefill_that_leaves_nothing_out_changes_nothing_and_less_is_held()
     ("keep", "message"),
     [
         ({1: 0.5}, "keep: layer 1 has none above it; expected 0 to 0"),
-        ({0: 0.0}, "keep: expected falling parts above 0"),
-        ({0: 1.5}, "keep: expected falling parts above 0"),
+        ({0: 0.0}, "keep: expected parts above 0, each below the one before"),
+        ({0: 1.5}, "keep: expected parts above 0, each below the one before"),
     ],
 )
 def test_impossible_lazy_prefills_are_refused(keep: dict[int, float], message: str) -> None:

@@ -221,7 +221,7 @@ def test_states_of_another_model_are_refused():
     with pytest.raises(InputError, match="expected a ModelState of 6 layers, got one of 2"):
         model.read(tokens, state)
     _, state = model.read(tokens)
-    with pytest.raises(InputError, match="the state is of a batch of 2, x of 3"):
+    with pytest.raises(InputError, match="the state has 2 rows, x has 3"):
         model.read(torch.zeros(3, 1, dtype=torch.int64), state)
     with pytest.raises(InputError, match="expected a ModelState of 6 layers, got RecurrentState"):
         model.read(tokens, state.layers[0])

@@ -362,7 +362,7 @@ def test_clex_is_differentiable() -> None:
     given = [torch.randn(shape, dtype=torch.float64) * 0.2 for shape in ((2, 3), (3, 2))]
     given = [x.requires_grad_() for x in given]
     assert torch.autograd.gradcheck(lambda up, down: clex_frequencies(3, 4, 100.0, up, down)[1:], given)
-    with pytest.raises(InputError, match="at least, got 2; the nearest that fits is 4"):
+    with pytest.raises(InputError, match="at least 4 rotated dimensions, got 2; the nearest that fits is 4"):
         clex_frequencies(3, 2, 100.0, *given)
 
 

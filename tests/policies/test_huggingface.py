@@ -103,7 +103,7 @@ def test_it_keeps_what_it_keeps_of_our_import_of_the_weights(
             expected, native, _ = read(ours, x, [25, 10], padding(x))
         assert state.nbytes == native.nbytes == sizes[-1]
         assert state.length == 50
-        for mine, other in zip(state.held, native.layers, strict=True):
+        for mine, other in zip(state.leaves, native.layers, strict=True):
             assert torch.equal(mine.positions, other.positions)
         torch.testing.assert_close(y[padding(x)], expected[padding(x)], rtol=0, atol=1e-5)
 

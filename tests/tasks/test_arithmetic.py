@@ -295,5 +295,5 @@ def test_facets_words_and_what_is_refused() -> None:
         InputError, match="digits 9 are too many for multiplication: numbers must fit 64 bits; at most 8"
     ):
         Arithmetic(operation="multiplication", digits=9)
-    with pytest.raises(InputError, match="operands 'longest' are of two numbers; leave 'balanced' for sine"):
+    with pytest.raises(InputError, match="operands 'longest' are for two numbers; use 'balanced' for sine"):
         Arithmetic(operation="sine", operands="longest")

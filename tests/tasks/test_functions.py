@@ -233,7 +233,7 @@ def test_shapes_and_splits(name: str, inputs: str, layout: str) -> None:
 
 
 def test_impossible_trees_are_refused() -> None:
-    with pytest.raises(InputError, match="degree 9: the moments lose their digits above 8"):
+    with pytest.raises(InputError, match="degree 9: above 8 rounding spoils the moments"):
         make("hermite_regression", degree=9)
     with pytest.raises(InputError, match="depth 13 has 2.13 leaves; use a depth of at most 12"):
         make("decision_tree", depth=13)

@@ -227,7 +227,7 @@ def test_the_evaluator_makes_no_error_on_any_split_and_does_not_look_ahead(name:
         ("group_word", {"group": "A2"}, "smallest of its kind is A3"),
         ("group_word", {"group": "S7"}, "more than 1000 elements"),
         ("group_word", {"group": "A5xS5"}, "more than 1000 elements"),
-        ("group_word", {"group": "Q8"}, "group 'Q8' is none known: use a cyclic group such as Z60"),
+        ("group_word", {"group": "Q8"}, "group 'Q8' is unknown: use a cyclic group such as Z60"),
         ("group_word", {"group": "A5", "elements": "swaps"}, "the group is A5"),
         ("group_word", {"length": 0}, "greater than 0"),
         ("counters", {"limit": 1}, "greater than or equal to 2"),

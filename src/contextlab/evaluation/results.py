@@ -76,7 +76,7 @@ def read_results(paths: str | Path | Iterable[str | Path], columns: Sequence[str
             raise InputError(f"{path}: damaged or not Parquet ({first_line(error)})") from None
         missing = [name for name in columns if name not in found.column_names]
         if missing:
-            raise InputError(f"{path}: no results table: it lacks the columns {', '.join(missing)}")
+            raise InputError(f"{path}: is not a results table: it lacks the columns {', '.join(missing)}")
         frames.append(found.select(list(columns)).to_pandas().astype({name: DTYPES[name] for name in columns}))
     if not frames:
         raise InputError("expected at least one results file")

@@ -23,7 +23,9 @@ def sample_complexity(results: pd.DataFrame, excess: float, metric: str | None =
     within the prompt. Raises InputError where results hold no excess by shot.
     """
     if excess < 0:
-        raise InputError(f"excess {excess:g} is below zero; give how far from the best learner is near enough")
+        raise InputError(
+            f"excess {excess:g} is below zero; give the distance from the best learner that counts as near"
+        )
     rows = results[results["metric"].str.startswith("excess_") & results["shot"].notna() & results["value"].notna()]
     known = list(dict.fromkeys(rows["metric"].str.removeprefix("excess_")))
     if metric is not None and metric not in known:
@@ -45,5 +47,5 @@ def sample_complexity(results: pd.DataFrame, excess: float, metric: str | None =
 
 def _reached(shots: pd.Series, near: pd.Series) -> int | None:
     """The first shot from which on all are near."""
-    held = near[::-1].cummin()
-    return int(shots[held[held].index].min()) if held.any() else None
+    stays = near[::-1].cummin()
+    return int(shots[stays[stays].index].min()) if stays.any() else None

@@ -371,7 +371,7 @@ class _Probe:
         size, n = prompt.xs.shape[-1], prompt.xs.shape[1]
         asked = 4 * size if queries is None else queries
         if asked < size:
-            raise InputError(f"queries {asked} leave weights of {size} dimensions open; at least {size}")
+            raise InputError(f"queries {asked} are too few for the weights of {size} dimensions; use at least {size}")
         generator = torch.Generator(device).manual_seed(1_000_003 * spec.seed + index + 500_000)
         drawn = task.sample(asked, generator, device).xs
         assert drawn is not None

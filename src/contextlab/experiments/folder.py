@@ -231,7 +231,7 @@ def claimed(spec: ExperimentSpec, out: str | Path | None, resume: bool) -> Itera
 
 
 @contextlib.contextmanager
-def held(folder: RunFolder) -> Iterator[None]:
+def exclusive(folder: RunFolder) -> Iterator[None]:
     """Keep other processes out of a run that exists."""
     with _lock(folder) as got:
         if not got:

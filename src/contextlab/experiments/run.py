@@ -16,7 +16,7 @@ import torch
 from contextlab.errors import InputError
 from contextlab.experiments.check import check
 from contextlab.experiments.closing import close
-from contextlab.experiments.folder import OF_RUN, SPEC, RunFolder, claimed, find_folder, held, read_run_record
+from contextlab.experiments.folder import OF_RUN, SPEC, RunFolder, claimed, exclusive, find_folder, read_run_record
 from contextlab.experiments.jobs import Job, compress_jobs, first_jobs
 from contextlab.experiments.opened import Run, open_run
 from contextlab.experiments.progress import Progress, Silent
@@ -127,7 +127,7 @@ def evaluate_run(
             "--set: a run that is trained can be measured in another way, and nothing else of it be changed; expected "
             "evaluate.KEY=VALUE or tasks.NAME.evaluate.KEY=VALUE"
         )
-    with held(at):
+    with exclusive(at):
         record = read_run_record(at.record, OF_RUN)
         device = resolve(record["device"])
         todo = [job for job in first_jobs(spec) if job.kind == "learners" or trained(at, job)]

@@ -48,7 +48,9 @@ def condition_gaussian(covariance: Tensor, mean: Tensor, ys: Tensor) -> tuple[Te
     """
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if failed.any():
-        raise InputError("the noise is lost in the rounding of the prior's covariance; give the learner more noise")
+        raise InputError(
+            "the noise is smaller than the rounding of the prior's covariance; give the learner more noise"
+        )
     z = torch.linalg.solve_triangular(factor, ys - mean, upper=False)
     spread = factor.diagonal(dim1=1, dim2=2).log().unsqueeze(-1) + math.log(2 * math.pi) / 2
     return mean + factor.tril(-1) @ z, before(-z.square() / 2 - spread)

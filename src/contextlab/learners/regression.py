@@ -242,7 +242,7 @@ class PoolPosterior(RegressionLearner):
 
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
         if xs.shape[-1] != self.weights.shape[-1]:
-            raise InputError(f"the pool is of {self.weights.shape[-1]} dimensions, the prompt of {xs.shape[-1]}")
+            raise InputError(f"the pool has {self.weights.shape[-1]} dimensions, the prompt {xs.shape[-1]}")
         answers = xs @ self.weights.to(xs).T  # [B, n, M]: what each member of the pool says
         # One posterior for each output, which are separate problems: [B, n, M, k].
         miss = (ys.unsqueeze(2) - answers.unsqueeze(3)).square()

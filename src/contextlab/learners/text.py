@@ -157,14 +157,14 @@ class ListOpsEvaluator(Learner):
         results = []
         for token in tokens.unbind(1):
             opens, closes = (token >= MIN) & (token <= SUM), (token == SUM + 1) & (top > 0)
-            held = counts[row, top]
-            running = held.cumsum(1)
+            occurrences = counts[row, top]
+            running = occurrences.cumsum(1)
             number = running[:, -1:]
             # The digit of rank r is the number of digits that at most r of the list's are below or equal to.
             low, high = ((running <= rank).sum(1) for rank in (0, number - 1))
             middle = ((running <= (number - 1) // 2).sum(1) + (running <= number // 2).sum(1)) // 2
             operator = operators[row, top]
-            value = torch.stack([low, high, middle, (held * digit).sum(1) % 10])
+            value = torch.stack([low, high, middle, (occurrences * digit).sum(1) % 10])
             value = value[(operator - MIN).clamp_min(0), row]
             top = top + opens.long() - closes.long()
             if int(top.max()) > self.depth:

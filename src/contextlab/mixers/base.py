@@ -78,7 +78,7 @@ class Mixer(nn.Module, ABC):
             self._expected.check(state, name)
         first = next(state.tensors(), x)
         if len(first) != len(x):
-            raise InputError(f"{name}: the state is of a batch of {len(first)}, x of {len(x)}")
+            raise InputError(f"{name}: the state has {len(first)} rows, x has {len(x)}")
 
     @abstractmethod
     def forward(

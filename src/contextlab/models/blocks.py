@@ -189,7 +189,7 @@ def make_mixer(spec: ModelSpec, layer: LayerSpec, width: int, source: LayerSpec)
         wanted = "rope" if spec.position == "xpos" and "xpos" not in known_positions else spec.position
         defaults["position"] = wanted if wanted in known_positions else "none"
     if getattr(entry.factory, "reads_tokens", False) and spec.read_in != "token":
-        raise InputError(f"layers: mixer {layer.mixer!r} reads token ids, which a model of vectors has not")
+        raise InputError(f"layers: mixer {layer.mixer!r} reads token ids, but the model reads vectors")
     options = entry.check({"width": width, **defaults, **options})
     return SharedKeys(**options) if layer.kv == "shared" else entry.factory(**options)
 

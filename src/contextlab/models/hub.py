@@ -64,13 +64,14 @@ class HuggingFaceSpec(Spec):
 class HuggingFaceState(State):
     """What a Hugging Face model remembers: the tensors of its cache.
 
-    held: all that have the batch first, and what policies left, in the order in which `form` names them.
+    leaves: the tensors that have the batch first and the states that policies left, in the order of their slots in
+        `form`.
     start: [B] int64, the left-padding tokens of each row.
-    form: the cache without its tensors.
+    form: the cache with empty slots in their places.
     padded: whether any piece came with a mask.
     """
 
-    held: list[Tensor | State]
+    leaves: list[Tensor | State]
     start: Tensor
     form: Any = dataclasses.field(default=None, metadata={"static": True})
     padded: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -127,18 +128,20 @@ class HuggingFaceModel(nn.Module):
             start = start + (~mask).sum(1)
         given = self._masks(mask, start if padded else None, length, inputs.shape[1])
         if state is not None:
-            given[self._cache] = _filled(state.form, iter(state.held))
+            given[self._cache] = _filled(state.form, iter(state.leaves))
         output = self.model(input_ids=inputs, use_cache=True, **given)
         if not torch.is_grad_enabled() and not bool(output.logits.isfinite().all()):
             raise InputError(self._first_fault(inputs, given))
         if output.get(self._cache) is None:
-            raise InputError(f"{self.spec.kind}: transformers' model keeps its cache to itself and hands on no state")
-        tensors: list[Tensor | State] = []
-        form = _emptied(output[self._cache], inputs.shape[0], tensors)
+            raise InputError(
+                f"{self.spec.kind}: transformers' model does not return its cache, so it has no state to hand on"
+            )
+        leaves: list[Tensor | State] = []
+        form = _emptied(output[self._cache], inputs.shape[0], leaves)
         # Policies' states know the padding of each row, too: it is not held twice.
-        starts = (getattr(x, "start", None) for x in tensors if isinstance(x, State))
+        starts = (getattr(x, "start", None) for x in leaves if isinstance(x, State))
         start = next((x for x in starts if isinstance(x, Tensor)), start)
-        after = HuggingFaceState(tensors, start, form, padded, length=length + inputs.shape[1])
+        after = HuggingFaceState(leaves, start, form, padded, length=length + inputs.shape[1])
         return output.logits, after
 
     def recached(self, state: HuggingFaceState, change: Callable[[Any, Tensor, bool], None]) -> HuggingFaceState:
@@ -148,10 +151,10 @@ class HuggingFaceModel(nn.Module):
         """
         if not isinstance(state, HuggingFaceState):
             raise InputError(f"expected the state of a Hugging Face model, got {type(state).__name__}")
-        cache = _filled(state.form, iter(state.held))
+        cache = _filled(state.form, iter(state.leaves))
         change(cache, state.start, state.padded)
-        tensors: list[Tensor | State] = []
-        return dataclasses.replace(state, form=_emptied(cache, len(state.start), tensors), held=tensors)
+        leaves: list[Tensor | State] = []
+        return dataclasses.replace(state, form=_emptied(cache, len(state.start), leaves), leaves=leaves)
 
     @torch.no_grad()
     def _first_fault(self, inputs: Tensor, given: dict[str, Any]) -> str:
@@ -193,9 +196,9 @@ class HuggingFaceModel(nn.Module):
         """Read on with each row alone, for models whose code takes a single token for a batch of one only."""
         rows = torch.arange(len(inputs), device=inputs.device)
         read = [self.read(inputs[i : i + 1], state.select(rows[i : i + 1])) for i in rows.tolist()]
-        parts: Any = zip(*(after.held for _, after in read), strict=True)
-        held: list[Tensor | State] = [torch.cat(each) for each in parts]
-        after = dataclasses.replace(read[0][1], held=held, start=state.start)
+        parts: Any = zip(*(after.leaves for _, after in read), strict=True)
+        leaves: list[Tensor | State] = [torch.cat(each) for each in parts]
+        after = dataclasses.replace(read[0][1], leaves=leaves, start=state.start)
         return torch.cat([logits for logits, _ in read]), after
 
     def generate(
@@ -233,7 +236,7 @@ class HuggingFaceModel(nn.Module):
         if not isinstance(state, HuggingFaceState):
             raise InputError(f"expected the state of a Hugging Face model, got {type(state).__name__}")
         if len(state.start) != len(inputs):
-            raise InputError(f"the state is of a batch of {len(state.start)}, the tokens of {len(inputs)}")
+            raise InputError(f"the state has {len(state.start)} rows, the tokens have {len(inputs)}")
 
     @property
     def parameter_count(self) -> int:
@@ -249,8 +252,8 @@ class HuggingFaceModel(nn.Module):
             raise InputError(f"the state of this model is in its own dtype, {self.model.dtype}; leave dtype out")
         if self._reach is None:
             self._reach = self._measure()
-        held = sum(size if reach is None else size * min(length, reach) for size, reach in self._reach)
-        return batch * (held + torch.int64.itemsize)
+        row = sum(size if reach is None else size * min(length, reach) for size, reach in self._reach)
+        return batch * (row + torch.int64.itemsize)
 
     @torch.no_grad()
     def _measure(self) -> list[tuple[int, int | None]]:
@@ -259,9 +262,11 @@ class HuggingFaceModel(nn.Module):
         _, state = self.eval().read(torch.zeros(1, 2, dtype=torch.int64, device=self.model.device))
         self.train(training)
         found: list[tuple[int, int | None]] = []
-        for layer, name, tensor in _places(state.form, iter(state.held)):
+        for layer, name, tensor in _places(state.form, iter(state.leaves)):
             if isinstance(tensor, State):
-                raise InputError("a policy is attached, and what it keeps is known when it was kept: see state.nbytes")
+                raise InputError(
+                    "a policy is attached, and the size depends on what it keeps; read the tokens and take state.nbytes"
+                )
             size = tensor.numel() * tensor.element_size()
             if name not in ("keys", "values"):
                 found.append((size, None))
@@ -444,57 +449,57 @@ def _is_cache(value: Any) -> bool:
     return ours or (type(value).__module__.startswith("transformers.") and "Config" not in type(value).__name__)
 
 
-def _emptied(value: Any, batch: int, tensors: list[Tensor | State], name: str = "") -> Any:
-    """`value` with slots for the tensors that have the batch first and policies' states, all put into `tensors`."""
+def _emptied(value: Any, batch: int, leaves: list[Tensor | State], name: str = "") -> Any:
+    """`value` with slots for the tensors that have the batch first and policies' states, all put into `leaves`."""
     if isinstance(value, State):
-        tensors.append(value)
+        leaves.append(value)
         return _Slot(fresh=False)
     if isinstance(value, Tensor):
         if value.ndim > 1 and value.shape[0] == batch and value.numel():
-            tensors.append(own(value))
+            leaves.append(own(value))
             return _Slot(fresh=name not in ("keys", "values"))
         return value.clone()
     if isinstance(value, dict):
-        return {key: _emptied(each, batch, tensors, name) for key, each in value.items()}
+        return {key: _emptied(each, batch, leaves, name) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_emptied(each, batch, tensors, name) for each in value)
+        return type(value)(_emptied(each, batch, leaves, name) for each in value)
     if _is_cache(value):
         shell = copy.copy(value)
         for key, each in vars(value).items():
-            shell.__dict__[key] = _emptied(each, batch, tensors, key)
+            shell.__dict__[key] = _emptied(each, batch, leaves, key)
         return shell
     return value
 
 
-def _filled(form: Any, tensors: Iterator[Any]) -> Any:
+def _filled(form: Any, leaves: Iterator[Any]) -> Any:
     """The cache again, with the tensors in their slots; those that the model overwrites are copies."""
     if isinstance(form, _Slot):
-        tensor = next(tensors)
+        tensor = next(leaves)
         return tensor.clone() if form.fresh else tensor
     if isinstance(form, Tensor):
         return form.clone()
     if isinstance(form, dict):
-        return {key: _filled(each, tensors) for key, each in form.items()}
+        return {key: _filled(each, leaves) for key, each in form.items()}
     if isinstance(form, list | tuple):
-        return type(form)(_filled(each, tensors) for each in form)
+        return type(form)(_filled(each, leaves) for each in form)
     if _is_cache(form):
         shell = copy.copy(form)
         for key, each in vars(form).items():
-            shell.__dict__[key] = _filled(each, tensors)
+            shell.__dict__[key] = _filled(each, leaves)
         return shell
     return form
 
 
-def _places(form: Any, tensors: Iterator[Any], holder: Any = None, name: str = "") -> Iterator[Any]:
+def _places(form: Any, leaves: Iterator[Any], holder: Any = None, name: str = "") -> Iterator[Any]:
     """(the layer that holds it, its name there, tensor) of each tensor of an emptied cache."""
     if isinstance(form, _Slot):
-        yield holder, name, next(tensors)
+        yield holder, name, next(leaves)
     elif isinstance(form, dict):
         for each in form.values():
-            yield from _places(each, tensors, holder, name)
+            yield from _places(each, leaves, holder, name)
     elif isinstance(form, list | tuple):
         for each in form:
-            yield from _places(each, tensors, holder, name)
+            yield from _places(each, leaves, holder, name)
     elif _is_cache(form):
         for key, each in vars(form).items():
-            yield from _places(each, tensors, form, key)
+            yield from _places(each, leaves, form, key)

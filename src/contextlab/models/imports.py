@@ -56,7 +56,8 @@ def _refuse_unless(source: str, **facts: tuple[Any, Any]) -> None:
     for option, (has, can) in facts.items():
         if has != can:
             raise InputError(
-                f"{source}: {option} = {has!r} has no like here (only {can!r}); leave out native=True to run the model "
+                f"{source}: {option} = {has!r} cannot be imported natively (only {can!r}); leave out "
+                "native=True to run the model "
                 "through transformers"
             )
 
@@ -166,7 +167,7 @@ def _scaling(config: Any, source: str) -> dict[str, Any]:
     }
     if kind not in names or (kind == "yarn" and not rope.get("truncate", True)):
         raise InputError(
-            f"{source}: rotary positions of type {kind!r} with these options have no like here (known: "
+            f"{source}: rotary positions of type {kind!r} with these options cannot be imported natively (known: "
             f"{', '.join(names)}; of yarn without truncate = False); leave out native=True to run the model through "
             "transformers"
         )

@@ -154,14 +154,16 @@ class LazyPrefill:
             raise InputError(f"lazy prefill: expected a model of contextlab, got {describe(model)}")
         _check_blocks(model, "lazy prefill", "tokens cannot be left out")
         if model.spec.loops > 1:
-            raise InputError("lazy prefill: a model that runs its layers several times has none that is above all")
+            raise InputError("lazy prefill: not for a model that runs its layers several times")
         check_whole(window=(window, 1), sinks=(sinks, 0))
         depth, before = len(model.blocks), 1.0
         for layer, part in sorted(keep.items()):
             if not 0 <= layer < depth - 1:
                 raise InputError(f"keep: layer {layer} has none above it; expected 0 to {depth - 2}")
             if not 0 < part <= before:
-                raise InputError(f"keep: expected falling parts above 0, such as 0.7, got {part} after {before:g}")
+                raise InputError(
+                    f"keep: expected parts above 0, each below the one before, got {part} after {before:g}"
+                )
             before = part
         self.model, self.keep, self.window, self.sinks = model, dict(keep), window, sinks
 
@@ -251,8 +253,8 @@ class _Lazy(Policy):
         if self.judges:
             rows = attention_rows(q[:, -1:], keys, **given, q_position=place[:, -1:], k_position=places)
             self.attention = rows[:, :, 0].mean(1)
-        held = {"keys": keys, "values": values, "position": places.where(self.there[:, None], -1).to(torch.int32)}
-        slots = Slots.of(held, count, self.length)
+        tokens = {"keys": keys, "values": values, "position": places.where(self.there[:, None], -1).to(torch.int32)}
+        slots = Slots.of(tokens, count, self.length)
         return y, KeptState(slots, self.start, padded=self.padded, length=self.length)
 
     def convert(self, layer: KVLayer, state: KVState) -> State:

@@ -24,12 +24,12 @@ def rotary_size(head_dim: int, fraction: float = 1.0) -> int:
     size = int(head_dim * fraction + 1e-4)  # so that 6 x 0.333333 gives 2
     if size < 2 or size % 2 or size > head_dim:
         if head_dim < 2:
-            raise InputError(f"RoPE turns pairs of dimensions, so head_dim must be at least 2, got {head_dim}")
+            raise InputError(f"RoPE rotates pairs of dimensions, so head_dim must be at least 2, got {head_dim}")
         wanted, most = head_dim * fraction, head_dim - head_dim % 2
         below = min(max(2, int(wanted) - int(wanted) % 2), most)
         fits = min((below, min(below + 2, most)), key=lambda n: abs(n - wanted)) / head_dim
         raise InputError(
-            f"RoPE must turn an even number of dimensions, at least 2: head_dim {head_dim} x fraction "
+            f"RoPE must rotate an even number of dimensions, at least 2: head_dim {head_dim} x fraction "
             f"{fraction:g} gives {size}; the nearest fraction that fits is {fits:g}"
         )
     return size
@@ -72,7 +72,7 @@ class RopeScaling(Spec):
         }[self.kind]
         stray = [name for name in sorted(self.model_fields_set - used - {"kind"}) if getattr(self, name) is not None]
         if stray:
-            raise InputError(f"{stray[0]}: {self.kind} has no use for it; it takes {', '.join(sorted(used))}")
+            raise InputError(f"{stray[0]}: {self.kind} does not take it; it takes {', '.join(sorted(used))}")
         if "original_length" in used and self.original_length is None:
             raise InputError(f"original_length: {self.kind} needs the tokens of the training, for example 8192")
         slow, fast = self.turns()
@@ -332,7 +332,7 @@ def clex_frequencies(count: int, size: int, base: float, up: Tensor, down: Tenso
     Returns `count` tensors [size / 2] float64, differentiable in up and down.
     """
     if size < 4:
-        raise InputError(f"CLEX needs 4 turned dimensions at least, got {size}; the nearest that fits is 4")
+        raise InputError(f"CLEX needs at least 4 rotated dimensions, got {size}; the nearest that fits is 4")
     up, down = up.to(torch.float64), down.to(torch.float64)
     index = torch.arange(0, size, 2, dtype=torch.float64, device=up.device)
     start, slope = index * (-math.log(base) / size), index / (size - 2)

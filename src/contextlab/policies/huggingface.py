@@ -131,7 +131,7 @@ class Everything(Policy):
         """See `Policy.attend`."""
         before = KVState.empty(k, v) if state is None else state
         if not isinstance(before, KVState):
-            raise InputError(f"the state of another policy: expected a KVState, got {type(before).__name__}")
+            raise InputError(f"expected the state of this policy, a KVState, got {type(before).__name__}")
         after = before.append(k, v, mask)
         keys, values = (x.transpose(1, 2) for x in after.cached())
         places = after.positions()

@@ -95,7 +95,7 @@ class Arithmetic(TokenTask):
         super().__post_init__()
         check_format(self.operation, self.format, self.size)
         if self.operation in FUNCTION and self.operands != "balanced":
-            raise InputError(f"operands {self.operands!r} are of two numbers; leave 'balanced' for {self.operation}")
+            raise InputError(f"operands {self.operands!r} are for two numbers; use 'balanced' for {self.operation}")
 
     @property
     def size(self) -> int:

@@ -247,7 +247,7 @@ def _pools(task: RandomAutomata) -> tuple[Tensor, Tensor]:
             both = torch.stack(kept)
             return both[: task.pool], both[task.pool :]
     raise InputError(
-        f"pool {task.pool} is too large: hardly more than {len(kept)} different languages have so few states and "
+        f"pool {task.pool} is too large: about {len(kept)} different languages have so few states and "
         f"symbols, and the train and test parts need {wanted}; at most {len(kept) // 2}"
     )
 

@@ -67,11 +67,13 @@ class Bandwidth(TokenTask):
                 f"{self.values}"
             )
         if self.problem in ("equality", "reachability") and self.items % 2:
-            raise InputError(f"items {self.items} make no two halves for {self.problem}; use {self.items + 1}")
+            raise InputError(
+                f"items {self.items} cannot be divided in two halves for {self.problem}; use {self.items + 1}"
+            )
         if self.problem == "reachability" and self.items < 4:
-            raise InputError(f"items {self.items} make no two paths of an edge each for reachability; use 4")
+            raise InputError(f"items {self.items} are too few for two paths of at least one edge; use 4")
         if self.problem == "match3" and self.values % 2 == 0:
-            raise InputError(f"values {self.values} are even, and match3 is drawn for odd ones; use {self.values + 1}")
+            raise InputError(f"values {self.values} is even, and match3 needs an odd number; use {self.values + 1}")
 
     @property
     def input_size(self) -> int:

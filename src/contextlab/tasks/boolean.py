@@ -159,7 +159,7 @@ class BooleanFunctions(LabelTask):
         if self.size > self.dimensions:
             raise InputError(f"relevant {self.size} is more than dimensions {self.dimensions}; at most that many")
         if self.function == "nearest_neighbour" and self.noise:
-            raise InputError("noise would not reach the labels that nearest_neighbour copies; use noise 0")
+            raise InputError("noise is not defined for nearest_neighbour, which copies labels; use noise 0")
         if self.function == "nearest_neighbour" and self.start >= self.examples:
             raise InputError(
                 f"start {self.start} leaves none of {self.examples} examples to score; at most {self.examples - 1}"
@@ -168,7 +168,8 @@ class BooleanFunctions(LabelTask):
             count = math.comb(self.dimensions, self.size)
             if count > MOST_POOL:
                 raise InputError(
-                    f"held_out lists all functions, and {self.function} with {self.size} of {self.dimensions} "
+                    f"held_out needs a list of all functions, and {self.function} with {self.size} of "
+                    f"{self.dimensions} "
                     f"variables has {count}; at most {MOST_POOL}"
                 )
             if not 0 < round(self.held_out * count) < count:

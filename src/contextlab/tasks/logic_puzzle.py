@@ -108,7 +108,7 @@ class LogicPuzzle(TokenTask):
         super().__post_init__()
         check_size(self.houses, self.attributes)
         if not {"found_at", "direct_left"} & set(self.clues):
-            raise InputError("clues fit a table and its mirror image; have 'found_at' or 'direct_left' among them")
+            raise InputError("these clues fit a table and its mirror image alike; add 'found_at' or 'direct_left'")
         if self.left_out >= self.slots:
             raise InputError(
                 f"left_out {self.left_out} leaves no clue of the {self.slots} that there is room for; "

@@ -62,9 +62,7 @@ class MadRecall(TokenTask):
     def __post_init__(self) -> None:
         check_options(self)
         if self.length % 2 or self.length < 4:
-            raise InputError(
-                f"length {self.length} is not a number of two or more pairs; use {max(4, self.length + 1)}"
-            )
+            raise InputError(f"length {self.length} is not an even number of at least 4; use {max(4, self.length + 1)}")
         if self.vocabulary < self.noise_symbols + 4:
             raise InputError(
                 f"vocabulary {self.vocabulary} is too small for {self.noise_symbols} symbols of noise, 2 keys and 2 "

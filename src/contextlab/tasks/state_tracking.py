@@ -65,7 +65,7 @@ class GroupWord(TokenTask):
         super().__post_init__()
         if not re.fullmatch(r"[ZSA]\d{1,4}(x[ZSA]\d{1,4})*", self.group):
             raise InputError(
-                f"group {self.group[:40]!r} is none known: use a cyclic group such as Z60, a symmetric one such as S5, "
+                f"group {self.group[:40]!r} is unknown: use a cyclic group such as Z60, a symmetric one such as S5, "
                 "an alternating one such as A5, or a product such as A4xZ5"
             )
         order = 1
@@ -78,7 +78,7 @@ class GroupWord(TokenTask):
         if order > MOST_ELEMENTS:
             raise InputError(f"group {self.group} has more than {MOST_ELEMENTS} elements; at most S6, A6 or Z1000")
         if self.elements == "swaps" and not (self.group.startswith("S") and "x" not in self.group):
-            raise InputError(f"elements 'swaps' are of a symmetric group such as S5, and the group is {self.group}")
+            raise InputError(f"elements 'swaps' needs a symmetric group such as S5, and the group is {self.group}")
 
     @property
     def input_size(self) -> int:
@@ -371,10 +371,10 @@ class EntityBoxes(TokenTask):
             ]
         )
         for event in range(self.events):
-            held = torch.zeros(batch, self.boxes + 1, dtype=torch.bool, device=device).scatter_(1, place, True)
-            held = held[:, : self.boxes]
-            source = (which[:, event, : self.boxes] * held).argmax(1, keepdim=True)
-            pours = (pour[:, event] & held.any(1)).unsqueeze(1)
+            nonempty = torch.zeros(batch, self.boxes + 1, dtype=torch.bool, device=device).scatter_(1, place, True)
+            nonempty = nonempty[:, : self.boxes]
+            source = (which[:, event, : self.boxes] * nonempty).argmax(1, keepdim=True)
+            pours = (pour[:, event] & nonempty.any(1)).unsqueeze(1)
             moved = which[:, event, self.boxes :].argmax(1, keepdim=True)
             to = (place.gather(1, moved) + far[0, :, event : event + 1]) % (self.boxes + 1)
             to = torch.where(pours, (source + far[1, :, event : event + 1]) % self.boxes, to)

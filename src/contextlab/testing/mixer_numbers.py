@@ -93,7 +93,7 @@ def strange_states(component: Component) -> None:
     _, state = mixer(x)
     if state is None:
         raise AssertionError("no state was handed on")
-    refused(lambda: mixer(torch.randn(3, 1, WIDTH), state), "the state is of a batch of 2, x of 3")
+    refused(lambda: mixer(torch.randn(3, 1, WIDTH), state), "the state has 2 rows, x has 3")
     copied = state.select(torch.tensor([1, 0]))  # comes from nowhere, so it is checked, and fits
     mixer(x, copied)
     other = RecurrentState({"another's": torch.zeros(2, 5)}, length=3)

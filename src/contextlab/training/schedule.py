@@ -62,7 +62,7 @@ class Curriculum:
                 if getattr(at, size) != getattr(task, size):
                     raise InputError(
                         f"train.curriculum: at step {step} the task's {size} is {getattr(at, size)}, but the "
-                        f"model is built for {getattr(task, size)}; let options grow that leave it as it is"
+                        f"model is built for {getattr(task, size)}; let only options grow that do not change it"
                     )
 
     def __call__(self, step: int) -> Task:

@@ -309,7 +309,7 @@ class _Run:
         """Prepare the folder, and go on from its newest checkpoint when asked to."""
         if self.folder is None:
             if resume:
-                raise InputError("resume: there is nothing to go on from without a folder; give folder=...")
+                raise InputError("resume needs the folder that the training wrote; give folder=...")
             return
         if self.team.first:
             checkpoint.prepare(self.folder)

@@ -92,5 +92,5 @@ def test_the_oldest_memory_leaves_the_queue() -> None:
 
 
 def test_more_sensory_tokens_than_a_segment_has_are_refused() -> None:
-    with pytest.raises(InputError, match="sensory: a segment of 4 tokens cannot leave 5; the most is 4"):
+    with pytest.raises(InputError, match="sensory 5 is more than the 4 tokens of a segment; the most is 4"):
         mixer_and_input(sensory=5)

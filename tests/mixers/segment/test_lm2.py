@@ -99,5 +99,5 @@ def test_the_memory_is_kept_in_single_precision_at_least() -> None:
 
 
 def test_more_slots_read_than_there_are_is_refused() -> None:
-    with pytest.raises(InputError, match="top: a token cannot read 6 of 5 slots; the most is 5"):
+    with pytest.raises(InputError, match="top 6 is more than the 5 slots; the most is 5"):
         build_mixer("lm2", width=WIDTH, heads=HEADS, slots=5, top=6)

@@ -145,7 +145,7 @@ def test_positions_far_out_are_as_right_as_near_ones(position: Any) -> None:
         ({"windows": 3}, "unknown option"),
         ({"xpos_scale": 64.0}, "xpos_scale is for position='xpos', but position is 'rope'"),
         ({"position": "xpos", "xpos_scale": 8.0}, "xpos_scale"),
-        ({"position": "xpos", "rope_scaling": {"kind": "linear"}}, "would leave the fading of xpos as it is"),
+        ({"position": "xpos", "rope_scaling": {"kind": "linear"}}, "rope_scaling does not change how xpos decays"),
     ],
     ids=str,
 )

@@ -227,9 +227,9 @@ def test_keys_turned_on_read_run_in_half_precision(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("carope_attention", {"heads": 8}, "CARoPE needs 4 turned dimensions at least, got 2 of head_dim 2"),
-        ("clex_attention", {"rope_fraction": 0.5}, "CLEX needs 4 turned dimensions at least, got 2 of head_dim 4"),
-        ("gali_attention", {"original_length": 64, "window": 64}, "the nearest that does is 63"),
+        ("carope_attention", {"heads": 8}, "CARoPE needs at least 4 rotated dimensions, got 2 of head_dim 2"),
+        ("clex_attention", {"rope_fraction": 0.5}, "CLEX needs at least 4 rotated dimensions, got 2 of head_dim 4"),
+        ("gali_attention", {"original_length": 64, "window": 64}, "the nearest that fits is 63"),
         ("gali_attention", {"original_length": 1}, "original_length"),
     ],
 )

@@ -135,7 +135,7 @@ def test_parameters_and_flops_of_each_projection() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="width 12 is not divisible by 5 heads; the nearest that divides it is 4"):
         build_mixer("shaped_attention", width=12, heads=5)
-    with pytest.raises(InputError, match="RoPE turns pairs of dimensions, but width 12 / 4 heads is 3"):
+    with pytest.raises(InputError, match="RoPE rotates pairs of dimensions, but width 12 / 4 heads is 3"):
         build_mixer("shaped_attention", width=12, heads=4)
     with pytest.raises(InputError, match="projection"):
         build_mixer("shaped_attention", width=12, projection="none")

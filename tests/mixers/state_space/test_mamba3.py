@@ -102,7 +102,7 @@ def test_sizes() -> None:
 
 @pytest.mark.parametrize("state_size", range(2, 40))
 def test_the_least_rope_fraction_that_is_named_fits(state_size: int) -> None:
-    with pytest.raises(InputError, match="has no pair to turn; the least is") as refusal:
+    with pytest.raises(InputError, match="has no pair to rotate; the least is") as refusal:
         build_mixer("mamba3", width=4, state_size=state_size, rope_fraction=0.01)
     least = float(str(refusal.value).rpartition(" ")[2])
     assert Mamba3(4, state_size=state_size, rope_fraction=least).angles == 1
@@ -114,7 +114,7 @@ def test_the_least_rope_fraction_that_is_named_fits(state_size: int) -> None:
         ({"heads": 5}, "width 32 is not divisible by 5 heads"),
         ({"heads": 4, "head_dim": 4}, "head_dim 8 fits"),
         ({"heads": 4, "groups": 3}, "groups 3 does not divide heads 4"),
-        ({"state_size": 1}, "rope_fraction 0.5 of state_size 1 has no pair to turn; 0 turns none"),
+        ({"state_size": 1}, "rope_fraction 0.5 of state_size 1 has no pair to rotate; 0 turns none"),
         ({"rope_fraction": 1.5}, "rope_fraction"),
     ],
 )

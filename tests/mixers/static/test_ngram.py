@@ -53,7 +53,7 @@ def test_a_model_hands_its_tokens_to_the_heads() -> None:
     head, state = model.read(tokens[:, :13])
     tail, _ = model.read(tokens[:, 13:], state)
     torch.testing.assert_close(torch.cat((head, tail), 1), whole, rtol=0, atol=1e-10)
-    with pytest.raises(InputError, match="mixer 'ngram' reads token ids, which a model of vectors has not"):
+    with pytest.raises(InputError, match="mixer 'ngram' reads token ids, but the model reads vectors"):
         build_model({**spec, "read_in": "vector"})
 
 

@@ -48,8 +48,8 @@ def test_layers_get_policies_of_their_own() -> None:
     ("text", "message"),
     [
         ("0=h2o;0-2=tova", "layer 0 is given twice"),
-        ("h2o;tova", "two parts say no layer"),
-        ("3-1=h2o", "expected layers as in 0-3"),
+        ("h2o;tova", "two parts name no layers"),
+        ("3-1=h2o", "expected layers below"),
         ("0=none", "no layer has a policy"),
         ("0=h3o;tova", "unknown policy 'h3o'"),
         ("0=;tova", "expected NAME or NAME:option=value"),
@@ -61,7 +61,7 @@ def test_layers_get_policies_of_their_own() -> None:
         ("h2o:window=[", "the value of window cannot be read"),
         ("h2o:windw=3", "did you mean 'window'"),
         ("h2o:window=0", "window: expected a whole number of at least 1, got 0"),
-        ("h2o:budget=10%", "the budget is given apart, as --budget 10%"),
+        ("h2o:budget=10%", "budget is no option here; give it as --budget 10%"),
         ("quantize|h2o", "put an eviction policy on the left"),
     ],
 )

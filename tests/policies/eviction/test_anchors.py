@@ -216,9 +216,9 @@ def test_a_model_of_transformers_is_served_as_our_import(options: dict[str, Any]
             text = written(reader.model, x, padding(x)).sequences
     with policy.attach(ours):
         expected, native, _ = read(ours, x, [25, 10], padding(x))
-    for mine, other in zip(state.held, native.layers, strict=True):
+    for mine, other in zip(state.leaves, native.layers, strict=True):
         assert torch.equal(mine.positions, other.positions)
-    assert state.held[0].slots.used < 25
+    assert state.leaves[0].slots.used < 25
     torch.testing.assert_close(y[padding(x)], expected[padding(x)], rtol=0, atol=1e-5)
     with policy.attach(reader), torch.no_grad():  # what generate wrote is what one reading of it foretells
         whole = torch.cat((padding(x), torch.ones(2, 8, dtype=torch.bool)), 1)
@@ -244,10 +244,10 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
         vectors.read(torch.randn(2, 7, 4))
     with (
         PerLayer({}, AnLLM(anchors=IDS)).attach(reader),
-        pytest.raises(InputError, match="embedding read none; attach the policy itself"),
+        pytest.raises(InputError, match="embedding read none; attach the policy to a model"),
     ):
         reader.read(x)
-    with pytest.raises(InputError, match="use either of them alone"):
+    with pytest.raises(InputError, match="use one of the two alone"):
         AnLLM() | build_policy("quantize")
     with build_policy("h2o").attach(reader), torch.no_grad():
         _, state = reader.read(x)

@@ -366,7 +366,7 @@ def test_impossible_options_are_refused(name: str, options: dict[str, Any], mess
 
 def test_expected_attention_refuses_alibi() -> None:
     at = layer(turn=None, slopes=torch.ones(HEADS))
-    with pytest.raises(InputError, match="not defined with ALiBi"):
+    with pytest.raises(InputError, match="is not defined for ALiBi"):
         build_policy("expected_attention").check([at])
 
 

@@ -414,7 +414,7 @@ def test_a_model_of_transformers_is_served_as_our_import(tmp_path: Path) -> None
         again, _, _ = read(reader, text[:, :-1], [50], torch.cat((padding(x), torch.ones(2, 8, dtype=torch.bool)), 1))
     with policy.attach(ours):
         expected, native, _ = read(ours, x, [25, 10], padding(x))
-    for mine, other in zip(state.held, native.layers, strict=True):
+    for mine, other in zip(state.leaves, native.layers, strict=True):
         assert torch.equal(mine.counts, other.counts)
         assert torch.equal(mine.pool["position"], other.pool["position"])
     torch.testing.assert_close(y[padding(x)], expected[padding(x)], rtol=0, atol=1e-5)

@@ -221,7 +221,7 @@ def test_heads_may_share_the_budget_of_what_was_watched() -> None:
     with shared.attach(reader):
         _, state, _ = read(reader, x, [50])
     assert any(len({len(head) for head in row}) > 1 for layer in state.layers for row in layer.places())
-    with pytest.raises(InputError, match="has not seen the text"), AdaKV(of="kvzip").attach(reader):
+    with pytest.raises(InputError, match="call policy.watch"), AdaKV(of="kvzip").attach(reader):
         pass
     with pytest.raises(InputError, match="sinks: this KVzip has its own"):
         AdaKV(of=watching(reader, x, of=KVzip), sinks=3)
@@ -252,7 +252,7 @@ def test_what_cannot_be_foreseen_is_refused_in_one_line() -> None:
     known = watching(reader, x, budget="24tok")
     with known.attach(reader), pytest.raises(InputError, match="watched another text"):
         reader.read(tokens(seed=5))
-    with known.attach(reader), pytest.raises(InputError, match="watched another text, or this one padded"):
+    with known.attach(reader), pytest.raises(InputError, match="watched another text, or this one with other padding"):
         reader.read(x, None, masked(x, (0, 3)))
     with known.attach(reader), pytest.raises(InputError, match="watched 2 texts, this is a batch of 1"):
         reader.read(x[:1])

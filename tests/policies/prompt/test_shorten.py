@@ -150,7 +150,7 @@ def test_hugging_face_models_are_compressed_as_our_import_of_their_weights(tmp_p
         ({"keep": "20tok"}, r"not more than the sinks 4 \+ window 16 .* raise it to 21tok"),
         ({"keep": "10%"}, "of 40 tokens .row 0. is 4, not more than"),
         ({"heads": []}, "expected .layer, head. of at least one"),
-        ({"heads": [(3, 0)]}, r"\(3, 0\) is none of the model's; it has layers 0 to 2, each with heads 0 to 3"),
+        ({"heads": [(3, 0)]}, r"\(3, 0\) is no head of the model; it has layers 0 to 2, each with heads 0 to 3"),
         ({"kernel": 4}, "kernel: expected an odd whole number, got 4; the nearest is 5"),
         ({"window": 0}, "window: expected a whole number of at least 1"),
     ],

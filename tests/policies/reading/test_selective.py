@@ -225,7 +225,7 @@ def test_first_layers_can_be_left_alone() -> None:
         ({"page": 0}, "page: expected a whole number of at least 1, got 0"),
         ({"window": 1.5}, "window"),
         ({"budget": "20tok"}, "raise it to 47tok or lower page"),
-        ({"budget": "5%", "page": 16}, "what chooses the pages is 6.25% .* raise page to 40"),
+        ({"budget": "5%", "page": 16}, "to choose the pages takes 6.25% .* raise page to 40"),
         ({"skip": 2}, "skip: 2 leaves none of the 2 layers; lower it to 1"),
     ],
 )
@@ -237,7 +237,7 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
 def test_a_budget_of_bytes_that_a_long_context_outgrows_is_refused() -> None:
     reader, x = base.model(), base.tokens()
     policy = build_policy("quest", budget="9kB", page=4, window=4)
-    with policy.attach(reader), pytest.raises(InputError, match="less than what a token reads of 41 in 2 rows"):
+    with policy.attach(reader), pytest.raises(InputError, match="is too small for 41 tokens in 2 rows"):
         base.read(reader, x, [40])
 
 

@@ -129,8 +129,6 @@ def test_the_state_of_another_policy_is_refused() -> None:
     for name in ("specache", "infllm"):
         with (
             build_policy(name, budget="100tok").attach(reader),
-            pytest.raises(
-                InputError, match="the state of another policy: expected a (Copied|Block)State, got ReadState"
-            ),
+            pytest.raises(InputError, match="expected the state of this policy, a (Copied|Block)State, got ReadState"),
         ):
             reader.read(x[:, :1], state)

@@ -74,17 +74,17 @@ def read(setting: Setting, drawn: Drawn) -> Reading:
             policy.prepare(model, inputs, first)
     with naming(setting), contextlib.nullcontext() if policy is None else policy.attach(model):
         _, state = model.read(inputs[:, :first])
-        middle, held, parts = _now(inputs.device), state.nbytes, []
+        middle, state_bytes, parts = _now(inputs.device), state.nbytes, []
         if answer > first:
             y, state = model.read(inputs[:, first:answer], state)
             parts.append(y)
-            held = max(held, state.nbytes)
+            state_bytes = max(state_bytes, state.nbytes)
         after = _now(inputs.device)
         for t in range(answer, last):
             y, state = model.read(inputs[:, t : t + 1], state)
             parts.append(y)
         ended = _now(inputs.device)
-        held = max(held, state.nbytes)
+        state_bytes = max(state_bytes, state.nbytes)
     peak, batch = watch.bytes(), len(inputs)
     left = [] if policy is None else policy.states(model, state)
     layers = [
@@ -95,7 +95,7 @@ def read(setting: Setting, drawn: Drawn) -> Reading:
         torch.cat(parts, 1),
         prefill=batch * first / (middle - began),
         decode=batch * (last - answer) / (ended - after),
-        state_bytes=held / batch,
+        state_bytes=state_bytes / batch,
         read_bytes=sum(each.read_bytes for each in layers),
         peak_bytes=peak,
         layers=layers,

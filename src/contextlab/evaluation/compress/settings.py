@@ -108,7 +108,7 @@ def _labelled(policies: Policies, budgets: Sequence[str]) -> Iterator[tuple[str,
     made: set[str] = set()
     for name, each in named:
         if not isinstance(each, str | Policy):
-            raise InputError(f"compress: expected policies or what they are called, got {each!r}")
+            raise InputError(f"compress: expected policies or their names, got {each!r}")
         policy = parse_policy(each) if isinstance(each, str) else each
         label = name or (each if isinstance(each, str) else name_of(policy))
         if not isinstance(each, str):

@@ -56,7 +56,7 @@ class LogLinearAttention(SegmentMixer):
                 f"chunk must be a power of two, got {chunk}; the nearest below is {2 ** (chunk.bit_length() - 1)}"
             )
         if levels < chunk.bit_length():
-            raise InputError(f"levels: a chunk of {chunk} tokens has {chunk.bit_length()}; give as many at least")
+            raise InputError(f"levels: a chunk of {chunk} tokens needs at least {chunk.bit_length()}")
         inner = heads * size
         super().__init__(width, chunk, 4 * inner + heads + heads * levels)
         self.heads, self.head_dim, self.levels = heads, size, levels

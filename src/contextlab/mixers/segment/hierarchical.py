@@ -61,7 +61,7 @@ class HierarchicalMemory(SegmentAttention):
     ) -> None:
         super().__init__(width, segment, heads, head_dim, rope_base)
         if sensory > segment:
-            raise InputError(f"sensory: a segment of {segment} tokens cannot leave {sensory}; the most is {segment}")
+            raise InputError(f"sensory {sensory} is more than the {segment} tokens of a segment; the most is {segment}")
         self.sensory, self.memories = sensory, memories
         self.initial, self.topic = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
         self.memory_out = Linear(heads * self.head_dim, width)

@@ -66,7 +66,7 @@ class Lm2(SegmentAttention):
     ) -> None:
         super().__init__(width, segment, heads, head_dim, rope_base)
         if top is not None and top > slots:
-            raise InputError(f"top: a token cannot read {top} of {slots} slots; the most is {slots}")
+            raise InputError(f"top {top} is more than the {slots} slots; the most is {slots}")
         self.slots, self.top = slots, top
         self.initial = nn.Parameter(torch.randn(slots, width) * width**-0.5)
         self.query_in_proj = Linear(width, 2 * width)  # W_q, W_in: all that the memory needs of a token

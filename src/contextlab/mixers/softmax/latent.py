@@ -66,7 +66,7 @@ class LatentAttention(Mixer):
         self.rope_dim = max(2, self.head_dim // 4 * 2) if rope_dim is None else rope_dim
         if self.rope_dim % 2:
             raise InputError(
-                f"rope_dim must be even, for RoPE turns pairs, got {rope_dim}; the nearest is {self.rope_dim + 1}"
+                f"rope_dim must be even, for RoPE rotates pairs, got {rope_dim}; the nearest is {self.rope_dim + 1}"
             )
         self.value_dim = self.head_dim if value_dim is None else value_dim
         self.rank = 4 * self.head_dim if rank is None else rank

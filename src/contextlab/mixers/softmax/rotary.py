@@ -30,7 +30,7 @@ def _turned_size(head_dim: int, fraction: float, what: str) -> int:
     """`rotary_size`, of 4 at least: the first pair's frequency is 1 whatever is learned."""
     size = rotary_size(head_dim, fraction)
     if size < 4:
-        raise InputError(f"{what} needs 4 turned dimensions at least, got {size} of head_dim {head_dim}")
+        raise InputError(f"{what} needs at least 4 rotated dimensions, got {size} of head_dim {head_dim}")
     return size
 
 
@@ -280,8 +280,9 @@ class GaliAttention(TurnedOnRead):
         )
         if window >= original_length:
             raise InputError(
-                f"window {window} leaves no distance of original_length {original_length} to interpolate; "
-                f"the nearest that does is {original_length - 1}"
+                f"window {window} is not below original_length {original_length}, so no distance is left to "
+                "interpolate; "
+                f"the nearest that fits is {original_length - 1}"
             )
         self.original_length, self.span, self.chunk = original_length, window, chunk
 

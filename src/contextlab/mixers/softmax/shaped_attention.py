@@ -73,7 +73,8 @@ class ShapedAttention(AttentionMixer):
         size = head_size(width, heads)
         if size % 2 and position == "rope":
             raise InputError(
-                f"RoPE turns pairs of dimensions, but width {width} / {heads} heads is {size}; take an even size of a "
+                f"RoPE rotates pairs of dimensions, but width {width} / {heads} heads is {size}; take an even "
+                "size of a "
                 "head or position 'none'"
             )
         super().__init__(width, AttentionOptions(heads=heads, position=position, rope_base=rope_base))

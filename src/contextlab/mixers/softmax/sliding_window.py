@@ -110,7 +110,9 @@ class SlidingWindow(AttentionMixer):
             return
         if not sinks or position == "none":
             lacks = "sinks is 0; set sinks=4" if not sinks else "position is 'none'; set position='rope'"
-            raise InputError(f"max_distance limits how far away sinks count as, but {lacks} or leave it out")
+            raise InputError(
+                f"max_distance bounds the distance that sinks are given, but {lacks} or leave max_distance out"
+            )
         if max_distance < self.reach - 1:
             fits = self.reach - 1
             raise InputError(f"max_distance {max_distance} is less than the window reaches; the nearest is {fits}")

@@ -72,7 +72,10 @@ class MultiScaleWindow(AttentionMixer):
         for name, value in (("window", window), ("heads", heads), ("kv_heads", kv_heads)):
             if value is not None and value % 4:
                 fits = max(4, round(value / 4) * 4)
-                raise InputError(f"{name} must be a multiple of 4, one part a size, got {value}; the nearest is {fits}")
+                raise InputError(
+                    f"{name} must be a multiple of 4 (a quarter for each window size), got {value}; the nearest "
+                    f"is {fits}"
+                )
         super().__init__(
             width,
             AttentionOptions(

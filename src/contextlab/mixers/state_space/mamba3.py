@@ -69,7 +69,9 @@ class Mamba3(MatrixMixer):
         angles = int(state_size * rope_fraction) // 2
         if rope_fraction and not angles:
             least = f"the least is {math.ceil(2000 / state_size) / 1000:g}" if state_size > 1 else "0 turns none"
-            raise InputError(f"rope_fraction {rope_fraction:g} of state_size {state_size} has no pair to turn; {least}")
+            raise InputError(
+                f"rope_fraction {rope_fraction:g} of state_size {state_size} has no pair to rotate; {least}"
+            )
         sizes = (inner, inner, groups * state_size, groups * state_size, heads, heads, heads, angles)
         super().__init__(width, heads, state_size, value, sum(sizes), 0, 0)
         self.sizes, self.groups, self.angles = sizes, groups, angles

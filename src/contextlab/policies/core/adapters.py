@@ -79,16 +79,19 @@ class OwnModels(Adapter):
         """See `Adapter.applied`."""
         found = list(self._of_blocks(places, state, model))
         layers = list(state.layers)
-        for i, place, held in found:
-            inner = getattr(held, "attended", held)
+        for i, place, layer_state in found:
+            inner = getattr(layer_state, "attended", layer_state)
             if isinstance(inner, KVState):
                 kept = place.policy.convert(place.layer, inner)
-                layers[i] = dataclasses.replace(held, attended=kept) if inner is not held else kept
+                layers[i] = dataclasses.replace(layer_state, attended=kept) if inner is not layer_state else kept
         return dataclasses.replace(state, layers=layers)
 
     def states(self, places: Places, state: Any, model: nn.Module) -> list[tuple[Served, State]]:
         """See `Adapter.states`."""
-        return [(place, getattr(held, "attended", held)) for _, place, held in self._of_blocks(places, state, model)]
+        return [
+            (place, getattr(layer_state, "attended", layer_state))
+            for _, place, layer_state in self._of_blocks(places, state, model)
+        ]
 
     @staticmethod
     def _of_blocks(places: Places, state: Any, model: nn.Module) -> Iterator[tuple[int, Served, Any]]:
@@ -97,10 +100,10 @@ class OwnModels(Adapter):
         blocks = [b.mixer for b in getattr(model, "blocks", [])]
         if not blocks or not hasattr(state, "layers"):
             raise InputError("apply: expected a model of contextlab and the state that its `read` returned")
-        for i, held in enumerate(state.layers):
+        for i, layer_state in enumerate(state.layers):
             place = served.get(id(blocks[i % len(blocks)]))
             if place is not None:
-                yield i, place, held
+                yield i, place, layer_state
 
 
 OWN = OwnModels()

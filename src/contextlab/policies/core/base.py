@@ -39,10 +39,10 @@ class Served:
     ) -> tuple[Tensor, State | None]:
         """See `Policy.attend`: q [B, T, H, D], k [B, T, Hkv, D], v [B, T, Hkv, V], mask [B, T] bool -> [B, T, H, V]."""
         if state is not None:
-            held = getattr(state, "start", None)  # most have it, and the first of all tensors takes longer to find
-            held = next(state.tensors()) if held is None else held
-            if len(held) != len(q):
-                raise InputError(f"the state is of a batch of {len(held)}, the tokens of {len(q)}")
+            rows = getattr(state, "start", None)  # most have it, and the first of all tensors takes longer to find
+            rows = next(state.tensors()) if rows is None else rows
+            if len(rows) != len(q):
+                raise InputError(f"the state has {len(rows)} rows, the tokens have {len(q)}")
         try:
             y, after = self.policy.attend(self.layer, q, k, v, state, mask, keep_state)
         except RuntimeError as error:
@@ -58,12 +58,12 @@ def _mixed(state: State | None, q: Tensor) -> InputError | None:
         return None
     devices = {x.device for x in state.tensors()}
     if q.device not in devices:
-        held = ", ".join(sorted(map(str, devices)))
-        return InputError(f"the state is on {held}, the tokens are on {q.device}; move it with state.to('{q.device}')")
+        found = ", ".join(sorted(map(str, devices)))
+        return InputError(f"the state is on {found}, the tokens are on {q.device}; move it with state.to('{q.device}')")
     dtypes = {x.dtype for x in state.tensors() if x.is_floating_point()}
     if dtypes and q.dtype not in dtypes:
-        held = ", ".join(sorted(str(each) for each in dtypes))
-        return InputError(f"the state is of {held}, the tokens are of {q.dtype}; change it with state.to({q.dtype})")
+        found = ", ".join(sorted(str(each) for each in dtypes))
+        return InputError(f"the state is of {found}, the tokens are of {q.dtype}; change it with state.to({q.dtype})")
     return None
 
 
@@ -188,7 +188,7 @@ class Policy(ABC):
         if state is None or isinstance(state, KVState):
             state = self.convert(layer, KVState.empty(k, v) if state is None else state)
         if not isinstance(state, kind):
-            raise InputError(f"the state of another policy: expected a {kind.__name__}, got {type(state).__name__}")
+            raise InputError(f"expected the state of this policy, a {kind.__name__}, got {type(state).__name__}")
         return state
 
     @abstractmethod

@@ -57,16 +57,14 @@ def parse_policy(text: str, budget: Amount = None) -> Policy:
             policies |= dict.fromkeys(layers, policy)
             default += [] if layers else [policy]
         if len(default) > 1:
-            raise InputError(
-                f"policy {text[:80]!r}: two parts say no layer; expected at most one, for all other layers"
-            )
+            raise InputError(f"policy {text[:80]!r}: two parts name no layers; at most one may, for all other layers")
         return PerLayer(policies, *default)
     parts = [parse_options(part, "policy") for part in text.split("|")]
     built: Policy | None = None
     for name, options in parts:
         entry = lookup("policy", name)
         if "budget" in options:
-            raise InputError(f"policy {name}: the budget is given apart, as --budget {options['budget']}")
+            raise InputError(f"policy {name}: budget is no option here; give it as --budget {options['budget']}")
         if budget is not None and "budget" in {each.name for each in entry.parameters}:
             options["budget"], budget = budget, None
         each: Policy = entry.build(**options)
@@ -93,7 +91,8 @@ def _by_layer(text: str) -> list[tuple[range, str]]:
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < MOST_LAYERS:
             raise InputError(
-                f"policy {part.strip()[:80]!r}: expected layers as in 0-3 below {MOST_LAYERS}, the first first"
+                f"policy {part.strip()[:80]!r}: expected layers below {MOST_LAYERS} such as 2 or 0-3, the "
+                "smaller number first"
             )
         found.append((range(first, last + 1), match[3].strip()))
     return found

@@ -72,7 +72,7 @@ class AnLLM(Policy):
 
     def __or__(self, other: Policy) -> Policy:
         """See `Policy.__or__`: refused."""
-        raise InputError(f"AnLLM | {type(other).__name__}: anchors are held as they are; use either of them alone")
+        raise InputError(f"AnLLM | {type(other).__name__}: anchors are stored unchanged; use one of the two alone")
 
     @contextlib.contextmanager
     def attach(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -97,8 +97,8 @@ class AnLLM(Policy):
         if self._ids is None or self._ids.shape != places.shape:
             got = "none" if self._ids is None else list(self._ids.shape)
             raise InputError(
-                f"AnLLM: token ids {list(places.shape)} are wanted to tell anchors, the model's embedding read {got}; "
-                "attach the policy itself to a model that embeds the tokens as they come, or use segment"
+                f"AnLLM finds anchors by token ids {list(places.shape)}, but the model's embedding read {got}; "
+                "attach the policy to a model that embeds every token that it reads, or use segment"
             )
         return (places >= 0) & torch.isin(self._ids, torch.tensor(self.anchors, device=self._ids.device))
 
@@ -115,7 +115,7 @@ class AnLLM(Policy):
         """See `Policy.attend`."""
         state = self._continued(KeptState, layer, k, v, state)
         if "since" not in state.notes:
-            raise InputError("the state of another policy: expected a KeptState of AnLLM")
+            raise InputError("expected the state of this policy, a KeptState of AnLLM")
         count = q.shape[1]
         start = state.start if mask is None else state.start + (~mask).sum(1)
         length = state.length + count
@@ -123,9 +123,9 @@ class AnLLM(Policy):
         ends, before = self._ends(places), state.notes["since"]
         # Where each token's segment begins, and, last, that of the token to come.
         begins = torch.cat((before[:, None], torch.where(ends, places + 1, 0)), 1).cummax(1).values
-        held = state.slots["position"][:, 0].long()
-        position = torch.cat((held, places.clamp_min(-1)), 1)
-        anchor = torch.cat((held < before[:, None], ends), 1)
+        position_held = state.slots["position"][:, 0].long()
+        position = torch.cat((position_held, places.clamp_min(-1)), 1)
+        anchor = torch.cat((position_held < before[:, None], ends), 1)
         new = tokens_in_slots(k, v, places)
         closed = bool(ends.any())
         if keep_state and not closed:
@@ -146,7 +146,7 @@ class AnLLM(Policy):
         """See `Policy.convert`."""
         if state.length and self.needs:
             raise InputError(
-                "AnLLM tells anchors by their token ids, and a state does not hold those; attach the policy before "
+                "AnLLM finds anchors by their token ids, and a state does not hold those; attach the policy before "
                 "reading, or use segment"
             )
         keys, values = state.cached()
@@ -247,9 +247,9 @@ def _without(state: KeptState, stays: Tensor) -> KeptState:
     width = int(left.max())
     index = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, stays.shape[1] - width :]
     index = index[:, None].expand(-1, state.slots.values["position"].shape[1], -1)
-    held = {name: gathered(state.slots[name], index) for name in ("keys", "values", "position")}
+    kept = {name: gathered(state.slots[name], index) for name in ("keys", "values", "position")}
     empty = torch.arange(width, device=left.device) < (width - left)[:, None, None]
-    held["position"] = held["position"].masked_fill(empty, -1)
-    slots = Slots.of(held, room_for(width, None), state.length)
+    kept["position"] = kept["position"].masked_fill(empty, -1)
+    slots = Slots.of(kept, room_for(width, None), state.length)
     ragged = state.padded or bool(empty.any())
     return KeptState(slots, state.start, notes=state.notes, padded=ragged, length=state.length)

@@ -49,7 +49,9 @@ class Attendre(H2O):
         if self.order not in ("recency", "frequency"):
             raise InputError(f"order: expected 'recency' or 'frequency', got {self.order!r}")
         if not 0 < self.share <= 1:
-            raise InputError(f"share: expected a part in (0, 1], got {self.share!r}; 0.02 lets a query attend to 50")
+            raise InputError(
+                f"share: expected a part in (0, 1], got {self.share!r}; 0.02 counts about 50 keys for a query"
+            )
 
     def _answer(
         self, layer: KVLayer, q: Tensor, slots: Slots, state: KeptState, places: Tensor, padded: bool

@@ -91,7 +91,7 @@ class EvictionPolicy(Policy):
         every = {} if self.every is None else {"every": (self.every, 1)}
         check_whole(sinks=(self.sinks, 0), window=(self.window, 1), **every)
         if self.pyramid is not None and not self.pyramid >= 1:
-            raise InputError(f"pyramid: expected at least 1 (1 is even), got {self.pyramid!r}")
+            raise InputError(f"pyramid: expected at least 1 (1: each layer keeps the same), got {self.pyramid!r}")
         self.budget = self.allowed = Budget.of(self.budget)
         self.holder: Holder = Dense()
 
@@ -212,7 +212,7 @@ class EvictionPolicy(Policy):
             if self.reposition and layer.turn is None:
                 raise InputError("reposition: the model has no rotary positions to change; leave it out")
             if (self.accumulates or self.marks) and layer.slopes is not None:
-                raise InputError(f"{type(self).__name__}: attention with ALiBi's bias is not accumulated; take snapkv")
+                raise InputError(f"{type(self).__name__}: does not add up attention that has ALiBi's bias; use snapkv")
 
     def slots(self, layer: KVLayer, length: int, batch: int, dtype: torch.dtype) -> int:
         """The most tokens a row that this layer may hold once `length` were read."""
@@ -349,12 +349,12 @@ class EvictionPolicy(Policy):
         full: how many a row keeps that has no slot left; default limit.
         """
         index, left = self.kept(layer, state, limit, full)
-        held = {name: gathered(state.slots[name], index) for name in ("keys", "values", "position")}
+        kept = {name: gathered(state.slots[name], index) for name in ("keys", "values", "position")}
         mass = None if state.mass is None else gathered(state.mass, index)
-        held, notes = self.merged(layer, state, index, left, held)
+        kept, notes = self.merged(layer, state, index, left, kept)
         if state.padded:
             dropped = torch.arange(index.shape[2], device=index.device) < index.shape[2] - left[:, None, None]
-            held["position"] = held["position"].masked_fill(dropped, -1)
+            kept["position"] = kept["position"].masked_fill(dropped, -1)
             mass = None if mass is None else mass.masked_fill(dropped, 0.0)
         shift = state.shift
         if shift is not None and layer.turn is not None:
@@ -362,22 +362,22 @@ class EvictionPolicy(Policy):
             before = (state.positions[:, 0] >= 0).sum(1)  # tokens of each row
             ranks = torch.arange(index.shape[2], device=index.device) - (index.shape[2] - left)[:, None, None]
             steps = ranks - (index - (state.slots.used - before)[:, None, None])
-            held["keys"] = layer.turn(held["keys"].transpose(1, 2), steps.transpose(1, 2)).transpose(1, 2)
+            kept["keys"] = layer.turn(kept["keys"].transpose(1, 2), steps.transpose(1, 2)).transpose(1, 2)
             shift = shift + (before - left)[:, None]
-        slots = self.holder.store(layer, held, limit, state.length)
+        slots = self.holder.store(layer, kept, limit, state.length)
         return dataclasses.replace(state, slots=slots, mass=mass, shift=shift, notes=notes)
 
     def merged(
-        self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, held: dict[str, Tensor]
+        self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, kept: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Put what is left of the dropped tokens into those that are kept; by default nothing is.
 
         state: before the eviction. index [B, Hkv, n], left [B]: see `kept`.
-        held: "keys", "values", "position" of the kept tokens, each [B, Hkv, n, ...].
+        kept: "keys", "values", "position" of the kept tokens, each [B, Hkv, n, ...].
 
-        Returns `held`, changed or not, and the notes to go on with; what it is given must stay as it is.
+        Returns `kept`, changed or not, and the notes to go on with; what it is given must stay as it is.
         """
-        return held, state.notes
+        return kept, state.notes
 
     def kept(self, layer: KVLayer, state: KeptState, limit: int, full: int | None = None) -> tuple[Tensor, Tensor]:
         """The slots [B, Hkv, n] int64 of the tokens to keep, rising, and how many [B] of them, the last, hold one.
@@ -421,10 +421,10 @@ class EvictionPolicy(Policy):
         if state.padded and not self.lossless:
             keys = in_own_places(layer, keys, state.start)
         batch, used = keys.shape[:2]
-        held = tokens_in_slots(keys, values, torch.arange(used, device=keys.device) - state.start[:, None])
+        tokens = tokens_in_slots(keys, values, torch.arange(used, device=keys.device) - state.start[:, None])
         limit = self.slots(layer, used, batch, keys.dtype)
-        slots = self.holder.store(layer, held, room_for(used, limit), used) if used <= limit else Slots(
-            held, used, length=used
+        slots = self.holder.store(layer, tokens, room_for(used, limit), used) if used <= limit else Slots(
+            tokens, used, length=used
         )  # fmt: skip
         kept = dataclasses.replace(empty, slots=slots, start=state.start, padded=state.padded, length=used)
         return self._evict(layer, kept, limit) if used > limit else kept

@@ -59,7 +59,7 @@ class ExpectedAttention(EvictionPolicy):
         """See `Policy.check`."""
         super().check(layers)
         if any(layer.slopes is not None for layer in layers):
-            raise InputError("expected_attention: not defined with ALiBi's bias; take snapkv")
+            raise InputError("expected_attention: is not defined for ALiBi's bias; use snapkv")
 
     def notes_nbytes(self, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
         """See `EvictionPolicy.notes_nbytes`."""

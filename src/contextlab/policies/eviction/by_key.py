@@ -93,8 +93,8 @@ class KeyDiff(EvictionPolicy):
 
     def score(self, seen: Seen) -> Tensor:
         """See `EvictionPolicy.score`: the negated cosine with the heads' mean direction."""
-        keys, held = _widened(seen.keys), (seen.positions >= 0)[..., None]
-        mean = (normalize(keys, dim=-1) * held).sum(2, keepdim=True) / held.sum(2, keepdim=True).clamp_min(1)
+        keys, there = _widened(seen.keys), (seen.positions >= 0)[..., None]
+        mean = (normalize(keys, dim=-1) * there).sum(2, keepdim=True) / there.sum(2, keepdim=True).clamp_min(1)
         return -cosine_similarity(keys, mean, dim=-1)
 
 

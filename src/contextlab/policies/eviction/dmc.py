@@ -122,7 +122,10 @@ class DMC(Policy):
 
     def __or__(self, other: Policy) -> Policy:
         """See `Policy.__or__`: refused."""
-        raise InputError(f"DMC | {type(other).__name__}: slots are averaged on, so they are held as they are; use one")
+        raise InputError(
+            f"DMC | {type(other).__name__}: DMC goes on averaging into its slots, so nothing else can "
+            "store them; use one of the two"
+        )
 
     def check(self, layers: list[KVLayer]) -> None:
         """See `Policy.check`."""
@@ -248,10 +251,10 @@ class DMC(Policy):
         keys, values, position = slots["keys"], slots["values"], slots["position"]
         seen = torch.nn.functional.pad(closed, (0, 1))  # the last slot is seen by its own query alone
         if pool.used:
-            held = by_head(pool, layer.kv_heads)
-            keys, values = torch.cat((held["keys"], keys), 2), torch.cat((held["values"], values), 2)
-            seen = torch.cat((held["position"] >= 0, seen), 2)
-            position = torch.cat((held["position"], position), 2)
+            earlier = by_head(pool, layer.kv_heads)
+            keys, values = torch.cat((earlier["keys"], keys), 2), torch.cat((earlier["values"], values), 2)
+            seen = torch.cat((earlier["position"] >= 0, seen), 2)
+            position = torch.cat((earlier["position"], position), 2)
         bias = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -math.inf)
         return attend_biased(layer, q, keys, values, bias, places[:, 1:], position)
 
@@ -266,19 +269,19 @@ class DMC(Policy):
         target: slots in the pool of a row that had more.
         """
         kv_heads = layer.kv_heads
-        held = {name: state.pool[name][:, 0] for name in state.pool.values}
+        slots = {name: state.pool[name][:, 0] for name in state.pool.values}
         owner = torch.arange(kv_heads, device=state.start.device, dtype=torch.int16).expand(len(state.start), -1)
-        held = {name: torch.cat((x, {**state.last, "owner": owner}[name]), 1) for name, x in held.items()}
+        slots = {name: torch.cat((x, {**state.last, "owner": owner}[name]), 1) for name, x in slots.items()}
         # By head and place, empty slots first.
-        key = held["owner"].long() * OPEN + held["position"]
-        order = key.masked_fill(held["position"] < 0, -1).argsort(dim=1, stable=True)
-        held = {name: picked(x, order) for name, x in held.items()}
-        real = held["position"] >= 0
+        key = slots["owner"].long() * OPEN + slots["position"]
+        order = key.masked_fill(slots["position"] < 0, -1).argsort(dim=1, stable=True)
+        slots = {name: picked(x, order) for name, x in slots.items()}
+        real = slots["position"] >= 0
         heads, have = (state.last["position"] >= 0).sum(1), real.sum(1)
         excess = torch.where(have - heads > limit, have - heads - target, 0)
         joins = torch.zeros_like(real)  # may it join the slot before?
-        joins[:, 1:] = real[:, :-1] & real[:, 1:] & (held["owner"][:, 1:] == held["owner"][:, :-1])
-        likely = held["logit"].masked_fill(~joins, -math.inf).argsort(dim=1, descending=True, stable=True)
+        joins[:, 1:] = real[:, :-1] & real[:, 1:] & (slots["owner"][:, 1:] == slots["owner"][:, :-1])
+        likely = slots["logit"].masked_fill(~joins, -math.inf).argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(likely).scatter_(
             1, likely, torch.arange(likely.shape[1], device=likely.device).expand_as(likely)
         )
@@ -292,21 +295,21 @@ class DMC(Policy):
         first = torch.full_like(ends, group.shape[1]).scatter_reduce_(1, group, slot, "amin")
         none = first == group.shape[1]  # in front, in rows of fewer groups
         first = first.masked_fill(none, 0)
-        place = held["position"].long()
+        place = slots["position"].long()
         steps = picked(picked(place, ends), group) - place
-        weight = held["weight"]
+        weight = slots["weight"]
         total = none.to(weight.dtype).scatter_add_(1, group, weight)
         alone = (ends == first)[..., None]
-        merged = {name: picked(held[name], ends) for name in ("keys", "values", "position", "owner")}
+        merged = {name: picked(slots[name], ends) for name in ("keys", "values", "position", "owner")}
         for name in ("keys", "values"):
-            x = held[name]
+            x = slots[name]
             if name == "keys" and layer.turn is not None:
                 x = layer.turn(x[:, :, None], steps[..., None])[:, :, 0]
             given = x * weight[..., None]
             summed = torch.zeros(*ends.shape, x.shape[2], dtype=given.dtype, device=x.device)
             summed = summed.scatter_add(1, group[..., None].expand_as(given), given) / total[..., None]
             merged[name] = torch.where(alone, merged[name], summed.to(x.dtype))
-        merged["weight"], merged["logit"] = total, picked(held["logit"], first)
+        merged["weight"], merged["logit"] = total, picked(slots["logit"], first)
         merged["position"] = merged["position"].masked_fill(none, -1)
         # The last slot of each head goes back to where the next token may join it.
         stays = merged["position"] >= 0
@@ -323,8 +326,8 @@ class DMC(Policy):
         index, empty = rightmost(stays & ~final)
         pool = {name: picked(merged[name], index)[:, None] for name in state.pool.values}
         pool["position"] = pool["position"].masked_fill(empty[:, None], -1)
-        slots = Slots.of(pool, room_for(index.shape[1], limit), state.length)
-        return dataclasses.replace(state, pool=slots, last=last)
+        pool_slots = Slots.of(pool, room_for(index.shape[1], limit), state.length)
+        return dataclasses.replace(state, pool=pool_slots, last=last)
 
     def convert(self, layer: KVLayer, state: KVState) -> State:
         """See `Policy.convert`: all that it needs of a token is its key and value."""

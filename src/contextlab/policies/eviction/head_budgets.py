@@ -169,7 +169,9 @@ class AdaKV(EvictionPolicy):
     def __or__(self, other: Policy) -> Policy:
         """See `Policy.__or__`: refused."""
         right = type(other).__name__
-        raise InputError(f"AdaKV | {right}: heads of different lengths are stored as they are; put snapkv on the left")
+        raise InputError(
+            f"AdaKV | {right}: heads of different lengths cannot be stored otherwise; put snapkv on the left"
+        )
 
     def check(self, layers: list[KVLayer]) -> None:
         """See `Policy.check`."""
@@ -296,16 +298,16 @@ class AdaKV(EvictionPolicy):
 
         full: slots that a head keeps, on average, in rows that drop tokens.
         """
-        held = self._dense(state, layer.kv_heads)
-        mass = held.pop("mass", None)
-        positions = held["position"].long()
+        dense = self._dense(state, layer.kv_heads)
+        mass = dense.pop("mass", None)
+        positions = dense["position"].long()
         kv_heads, slots = positions.shape[1:]
         visible = positions >= 0
         some = state.padded or slots > state.paged + state.tail.used  # some slot may be empty
         with torch.no_grad():
             shown = visible if some else None
             seen = (positions, state.queries, mass, state.length, layer, state.notes, shown)
-            importance = self.score(Seen(held["keys"], held["values"], *seen)).to(torch.float64)
+            importance = self.score(Seen(dense["keys"], dense["values"], *seen)).to(torch.float64)
             read = (state.length - state.start)[:, None, None]
             firm = (positions < self.sinks) | (positions >= read - self.window)
             importance = importance.clamp(-LARGE, LARGE).masked_fill(firm, math.inf).masked_fill(~visible, -math.inf)
@@ -321,11 +323,11 @@ class AdaKV(EvictionPolicy):
         empty = index < 0
         index = index.clamp_min(0)
         pages = {}
-        for name, x in {**held, **({} if mass is None else {"mass": mass})}.items():
+        for name, x in {**dense, **({} if mass is None else {"mass": mass})}.items():
             pages[name] = picked(x.flatten(1, 2), index).unflatten(1, (-1, size))
         pages["position"] = pages["position"].masked_fill(empty.unflatten(1, (-1, size)), -1)
         later = int(spare.max()) if keeps else 0  # slots of the tail, the same for all rows
-        tail = {name: x[:, :, slots - later :] for name, x in held.items()}
+        tail = {name: x[:, :, slots - later :] for name, x in dense.items()}
         out = torch.arange(later, 0, -1, device=spare.device) > spare[:, None, None]
         tail["position"] = tail["position"].masked_fill(out, -1)
         room = room_for(later, limit - whole)
@@ -377,10 +379,10 @@ class AdaKV(EvictionPolicy):
         keys, values = state.cached()
         batch, used = keys.shape[:2]
         places = torch.arange(used, device=keys.device) - state.start[:, None]
-        held = tokens_in_slots(keys, values, places)
+        tokens = tokens_in_slots(keys, values, places)
         limit = self.slots(layer, max(used, 1), batch, keys.dtype)
-        tail = Slots.of(held, room_for(used, limit), used) if used <= limit else Slots(held, used, length=used)
-        pages = {name: x.new_empty(batch, 0, 1, *x.shape[3:]) for name, x in held.items()}
+        tail = Slots.of(tokens, room_for(used, limit), used) if used <= limit else Slots(tokens, used, length=used)
+        pages = {name: x.new_empty(batch, 0, 1, *x.shape[3:]) for name, x in tokens.items()}
         owner = torch.zeros(batch, 0, dtype=torch.int16, device=keys.device)
         mass = {}
         if self.accumulates or self.marks:

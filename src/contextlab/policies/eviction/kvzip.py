@@ -63,9 +63,9 @@ class KVzip(TwoPassPolicy):
             lead = tokens[:, max(0, first - self.lead) : first]
             model.read(torch.cat((request, lead, tokens[:, first:last]), 1), state)
             for layer in layers:
-                held, again = context[layer.index].k, recorder.last[layer.index]
+                first_keys, again = context[layer.index].k, recorder.last[layer.index]
                 few = min(self.sinks, first)
-                keys = torch.cat((held[:, :few], held[:, first:last], again.k), 1)
+                keys = torch.cat((first_keys[:, :few], first_keys[:, first:last], again.k), 1)
                 place = (*range(few), *range(first, last), *range(length, length + again.q.shape[1]))
                 best = greatest_attention(layer, again.q, keys, torch.tensor(place, device=keys.device))
                 parts[layer.index].append(best[..., few : few + last - first])

@@ -41,8 +41,8 @@ class MergedState(State):
     def counts(self) -> Tensor:
         """[B, Hkv] int64, how many slots each head holds."""
         kv_heads = self.last["position"].shape[1]
-        held = one_hot(self.pool["owner"][:, 0].long(), kv_heads) * (self.pool["position"][:, 0, :, None] >= 0)
-        return held.sum(1) + (self.last["position"] >= 0)
+        of_head = one_hot(self.pool["owner"][:, 0].long(), kv_heads) * (self.pool["position"][:, 0, :, None] >= 0)
+        return of_head.sum(1) + (self.last["position"] >= 0)
 
 
 def partial_means(layer: KVLayer, keys: Tensor, values: Tensor, logit: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,9 +112,9 @@ def pushed(pool: Slots, slots: dict[str, Tensor], closed: Tensor, limit: int, le
     new["owner"] = (index // closed.shape[2]).to(torch.int16)[:, None]
     if pool.used + index.shape[1] > pool.room:  # it is copied anyway: without the gaps of rows that pushed less
         index, empty = rightmost(pool["position"][:, 0] >= 0)
-        held = {name: picked(pool[name][:, 0], index)[:, None] for name in pool.values}
-        held["position"] = held["position"].masked_fill(empty[:, None], -1)
-        pool = Slots(held, index.shape[1])
+        moved = {name: picked(pool[name][:, 0], index)[:, None] for name in pool.values}
+        moved["position"] = moved["position"].masked_fill(empty[:, None], -1)
+        pool = Slots(moved, index.shape[1])
     after = pool.append(new, room_for(pool.used + new["position"].shape[2], limit))
     after.length = length
     return after
@@ -126,12 +126,12 @@ def by_head(pool: Slots, kv_heads: int) -> dict[str, Tensor]:
     mine = owner[:, None] == torch.arange(kv_heads, device=owner.device)[:, None]  # [B, Hkv, P]
     index, empty = rightmost(mine.flatten(0, 1))
     index, empty = index.unflatten(0, (-1, kv_heads)), empty.unflatten(0, (-1, kv_heads))
-    held = {
+    slots = {
         name: picked(pool[name][:, 0], index.flatten(1)).unflatten(1, (kv_heads, -1))
         for name in ("keys", "values", "position")
     }
-    held["position"] = held["position"].masked_fill(empty, -1)
-    return held
+    slots["position"] = slots["position"].masked_fill(empty, -1)
+    return slots
 
 
 def answer_one(layer: KVLayer, q: Tensor, state: MergedState, places: Tensor) -> Tensor:
@@ -167,14 +167,14 @@ def attend_biased(
 
     Returns [B, T, H, V]. In blocks of queries, so that no bias is larger than [B, H, 256, N].
     """
-    count, held = q.shape[1], keys.shape[2]
+    count, total = q.shape[1], keys.shape[2]
     shared = layer.heads // layer.kv_heads
-    keys, values, slot = keys.transpose(1, 2), values.transpose(1, 2), torch.arange(held, device=q.device)
+    keys, values, slot = keys.transpose(1, 2), values.transpose(1, 2), torch.arange(total, device=q.device)
     outputs = []
     for first in range(0, count, 256):
         few = slice(first, min(first + 256, count))
-        stop = held - count + few.stop  # what comes later is seen by none of them
-        own = slot[held - count :][few, None]
+        stop = total - count + few.stop  # what comes later is seen by none of them
+        own = slot[total - count :][few, None]
         scores = bias[:, :, None, :stop].masked_fill(slot[:stop] == own, 0.0).masked_fill(slot[:stop] > own, -math.inf)
         scores = scores.repeat_interleave(shared, 1)
         if layer.slopes is not None:

@@ -57,13 +57,13 @@ class CaM(H2O):
         return seen.positions.to(torch.float32) if self.by == "recent" else super().score(seen)
 
     def merged(
-        self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, held: dict[str, Tensor]
+        self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, kept: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `EvictionPolicy.merged`."""
         assert state.mass is not None
         gone, real = dropped(state, index, left)
         if not gone.shape[2]:
-            return held, state.notes
+            return kept, state.notes
         # The window is kept, so at least `merge` kept tokens follow a dropped one.
         after = torch.searchsorted(_rising(index, left), gone).clamp_max(index.shape[2] - 1)
         kept_mass = gathered(state.mass, index)
@@ -75,9 +75,9 @@ class CaM(H2O):
         draw = mixed(mixed(mixed(heads + self.seed * 65_599) + layer.index) + places.clamp_min(0))
         joins = real & ((draw >> 8) / 2**24 < chance)
         share = gathered(state.slots["values"], gone) / self.merge * joins[..., None]
-        given = torch.zeros_like(held["values"]).scatter_add(2, after[..., None].expand(share.shape), share)
+        given = torch.zeros_like(kept["values"]).scatter_add(2, after[..., None].expand(share.shape), share)
         given = pad(given, (0, 0, self.merge - 1, 0)).unfold(2, self.merge, 1).sum(4)
-        return {**held, "values": held["values"] + given}, state.notes
+        return {**kept, "values": kept["values"] + given}, state.notes
 
 
 def _rising(index: Tensor, left: Tensor) -> Tensor:
@@ -127,13 +127,13 @@ class WeightedKV(H2O):
         return seen.mass / (last - seen.positions + 1)
 
     def merged(
-        self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, held: dict[str, Tensor]
+        self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, kept: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `EvictionPolicy.merged`."""
         gone, real = dropped(state, index, left)
         if not gone.shape[2]:
-            return held, state.notes
-        values = held["values"]
+            return kept, state.notes
+        values = kept["values"]
         weight = self.score(self.seen(layer, state)).to(values.dtype)
         lost = gathered(weight, gone) * real
         after = torch.searchsorted(_rising(index, left), gone).clamp_max(index.shape[2] - 1)
@@ -144,7 +144,7 @@ class WeightedKV(H2O):
         merged = torch.where(
             total > own[..., None], summed / total.clamp_min(1e-30), values
         )  # alone it stays exactly as it is
-        return {**held, "values": merged}, state.notes
+        return {**kept, "values": merged}, state.notes
 
 
 @register("policy", "d2o", family="merging", papers=("2406.13035",), cases=({}, {"memory": 1.0, "every": 1}))
@@ -178,14 +178,14 @@ class D2O(H2O):
         return tensor_bytes(batch, layer.kv_heads, dtype=dtype)
 
     def merged(
-        self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, held: dict[str, Tensor]
+        self, layer: KVLayer, state: KeptState, index: Tensor, left: Tensor, kept: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `EvictionPolicy.merged`; notes: "threshold" [B, Hkv], minus infinity before the first eviction."""
         gone, real = dropped(state, index, left)
         if not gone.shape[2]:
-            return held, state.notes
+            return kept, state.notes
         keys, values = gathered(state.slots["keys"], gone), gathered(state.slots["values"], gone)
-        nearest, into = most_alike(keys, held["keys"], _rising(index, left) >= 0)
+        nearest, into = most_alike(keys, kept["keys"], _rising(index, left) >= 0)
         count = real.sum(2)
         now = (nearest * real).sum(2) / count.clamp_min(1)
         past = state.notes.get("threshold", torch.full_like(now, -math.inf))
@@ -194,13 +194,13 @@ class D2O(H2O):
         # Rounding must not part a token from a threshold that is its own cosine: the mean of one.
         joins = real & (nearest >= threshold[..., None] - 1e-6)
         weight = nearest.exp() * joins
-        total = torch.full_like(held["keys"][..., 0], math.e).scatter_add(2, into, weight)[..., None]
+        total = torch.full_like(kept["keys"][..., 0], math.e).scatter_add(2, into, weight)[..., None]
         merged = {}
-        for name, own, lost in (("keys", held["keys"], keys), ("values", held["values"], values)):
+        for name, own, lost in (("keys", kept["keys"], keys), ("values", kept["values"], values)):
             given = lost * weight[..., None]
             summed = (own * math.e).scatter_add(2, into[..., None].expand(given.shape), given)
             merged[name] = torch.where(total > math.e, summed / total, own)  # alone it stays exactly as it is
-        return {**held, **merged}, {"threshold": threshold}
+        return {**kept, **merged}, {"threshold": threshold}
 
 
 def most_alike(x: Tensor, among: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

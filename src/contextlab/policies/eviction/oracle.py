@@ -44,16 +44,16 @@ def leave_one_out(
     Returns [B, Hkv, N] float64; infinite where a query would see nothing else. One pass over blocks of queries.
     """
     batch, length, heads, _ = q.shape
-    kv_heads, held = keys.shape[1:3]
+    kv_heads, slots = keys.shape[1:3]
     shared = heads // kv_heads
-    block = max(1, SCORES // max(1, batch * heads * (held + length)))
+    block = max(1, SCORES // max(1, batch * heads * (slots + length)))
     all_keys, all_values = torch.cat((keys, new_keys), 2), torch.cat((values, new_values), 2)
     squares = values.square().sum(-1)[:, :, None, None]  # [B, Hkv, 1, 1, N]
-    change = torch.zeros(batch, kv_heads, held, dtype=torch.float64, device=q.device)
+    change = torch.zeros(batch, kv_heads, slots, dtype=torch.float64, device=q.device)
     rows = (q * scale).transpose(1, 2).unflatten(1, (kv_heads, shared))
     for first in range(0, length, block):
         last = min(first + block, length)
-        stop = held + last
+        stop = slots + last
         few = rows[..., first:last, :].flatten(2, 3)
         scores = (few @ all_keys[:, :, :stop].mT).unflatten(2, (shared, -1))  # [B, Hkv, shared, count, stop]
         if slopes is not None:
@@ -62,7 +62,7 @@ def leave_one_out(
             everywhere = torch.cat((position, place[:, None].expand(-1, kv_heads, -1)), 2)[:, :, None, None, :stop]
             slope = slopes.to(q).view(kv_heads, shared, 1, 1)
             scores = scores + slope * (everywhere - place[:, None, None, first:last, None])
-        seen = torch.arange(stop, device=q.device) <= torch.arange(held + first, stop, device=q.device)[:, None]
+        seen = torch.arange(stop, device=q.device) <= torch.arange(slots + first, stop, device=q.device)[:, None]
         if visible is not None:
             at = (visible[:, None] if visible.ndim == 2 else visible)[:, :, None, None]
             seen = seen & torch.nn.functional.pad(at, (0, last), value=True)
@@ -70,12 +70,12 @@ def leave_one_out(
         p = scores.softmax(-1)
         y = p.flatten(2, 3) @ all_values[:, :, :stop]
         apart = (y.square().sum(-1, keepdim=True) - 2 * y @ values.mT).unflatten(2, (shared, -1)) + squares
-        lost = (p[..., :held] / (1 - p[..., :held])).square() * apart.clamp_min(0)
+        lost = (p[..., :slots] / (1 - p[..., :slots])).square() * apart.clamp_min(0)
         # Beside a weight near 1 the rest is lost in rounding; so a query's greatest weight is left out in earnest.
         top = p.argmax(-1, keepdim=True)
         rest = scores.scatter(-1, top, -math.inf).softmax(-1).flatten(2, 3) @ all_values[:, :, :stop]
         exact = (y - rest).square().sum(-1).nan_to_num(nan=math.inf).unflatten(2, (shared, -1))[..., None]
-        lost = torch.where(torch.arange(held, device=q.device) == top, exact, lost)
+        lost = torch.where(torch.arange(slots, device=q.device) == top, exact, lost)
         if real is not None:
             lost = lost.masked_fill(~real[:, None, None, first:last, None], 0.0)
         change += lost.to(torch.float64).sum((2, 3))
@@ -105,7 +105,9 @@ class Oracle(TwoPassPolicy):
         super().__post_init__()
         ahead = self.ahead
         if ahead is not None and (isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1):
-            raise InputError(f"ahead: expected a whole number of at least 1, got {ahead!r}; leave it out for all")
+            raise InputError(
+                f"ahead: expected a whole number of at least 1, got {ahead!r}; leave it out to look at all that follows"
+            )
         self._read: dict[int, Read] = {}
 
     @property
@@ -125,7 +127,9 @@ class Oracle(TwoPassPolicy):
         """See `EvictionPolicy.score`: the change of the outputs to come."""
         self._must_be_known(seen)
         if seen.length > self.watched:
-            raise InputError(f"Oracle watched {self.watched} tokens, this is the next; watch all that is to be read")
+            raise InputError(
+                f"Oracle watched {self.watched} tokens, and the model reads one more; watch all that it is to read"
+            )
         read, layer = self._read[seen.layer.index], seen.layer
         last = self.watched if self.ahead is None else min(self.watched, seen.length + self.ahead)
         future = slice(seen.length, last)

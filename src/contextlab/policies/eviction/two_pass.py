@@ -108,7 +108,9 @@ class TwoPassPolicy(EvictionPolicy):
         """See `Policy.check`."""
         name = type(self).__name__
         if not self.watched:
-            raise InputError(f"{name} has not seen the text that it shall keep; call policy.watch(model, tokens) first")
+            raise InputError(
+                f"{name} chooses what to keep after a first reading; call policy.watch(model, tokens) first"
+            )
         if layers[0].count != self.layers_watched:
             raise InputError(f"{name} watched a model of {self.layers_watched} layers, this one has {layers[0].count}")
         super().check(layers)
@@ -127,4 +129,6 @@ class TwoPassPolicy(EvictionPolicy):
             (seen.positions < 0) | (seen.positions >= self.watched - theirs.start[:, None, None]), 0.0
         )
         if bool((off > 0.02 * theirs.k.abs().amax()).any()):
-            raise InputError(f"{name} watched another text, or this one padded differently; watch what is to be read")
+            raise InputError(
+                f"{name} watched another text, or this one with other padding; watch the text that the model reads"
+            )

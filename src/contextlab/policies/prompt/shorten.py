@@ -140,7 +140,7 @@ def observed(model: nn.Module, tokens: Tensor, heads: list[Head], window: int, m
     for layer, head in heads:
         if layer not in sizes or not 0 <= head < sizes[layer]:
             most = f"layers 0 to {len(sizes) - 1}, each with heads 0 to {sizes.get(layer, sizes[0]) - 1}"
-            raise InputError(f"heads: ({layer}, {head}) is none of the model's; it has {most}")
+            raise InputError(f"heads: ({layer}, {head}) is no head of the model; it has {most}")
     wanted = {layer: [head for at, head in heads if at == layer] for layer, _ in heads}
     observer = _Observer(wanted, window)
     with observer.attach(model), contextlib.suppress(_Enough):

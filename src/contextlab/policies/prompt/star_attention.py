@@ -49,8 +49,8 @@ class StarAttention(Policy):
             amount /= layer.count * tensor_bytes(batch, layer.kv_heads, layer.key_dim + layer.value_dim, dtype=dtype)
         if amount < 2:
             raise InputError(
-                f"budget: {self.budget} is {amount:.3g} tokens of {length} in {batch} rows, where a token reads two at "
-                "least, its own and the first; raise it"
+                f"budget: {self.budget} is {amount:.3g} tokens of {length} in {batch} rows, and a token reads at least "
+                "two, itself and the first; raise it"
             )
         return int(amount) // 2
 
@@ -67,7 +67,7 @@ class StarAttention(Policy):
         """See `Policy.attend`."""
         before = KVState.empty(k, v) if state is None else state
         if not isinstance(before, KVState):
-            raise InputError(f"the state of another policy: expected a KVState, got {type(before).__name__}")
+            raise InputError(f"expected the state of this policy, a KVState, got {type(before).__name__}")
         after = before.append(k, v, mask)
         size = self.block(layer, q.shape[1], len(q), k.dtype) if not before.length else 0
         if 0 < size < q.shape[1]:

@@ -37,9 +37,9 @@ def row_candidates(read: Tensor, window: int, segment: int, page: int) -> tuple[
     return first // page, first
 
 
-def fetched(held: Tensor, slots: Tensor, device: torch.device) -> Tensor:
-    """held [B, Hkv, N, D] at slots [B, Hkv, n] int64: [B, Hkv, n, D] on `device`; copies no more than that."""
-    batch, heads, room, dim = held.shape
-    slots = slots.to(held.device)
-    rows = torch.arange(batch * heads, device=held.device)[:, None] * room + slots.flatten(0, 1)
-    return held.reshape(-1, dim).index_select(0, rows.flatten()).view(batch, heads, -1, dim).to(device)
+def fetched(buffer: Tensor, slots: Tensor, device: torch.device) -> Tensor:
+    """buffer [B, Hkv, N, D] at slots [B, Hkv, n] int64: [B, Hkv, n, D] on `device`; copies no more than that."""
+    batch, heads, room, dim = buffer.shape
+    slots = slots.to(buffer.device)
+    rows = torch.arange(batch * heads, device=buffer.device)[:, None] * room + slots.flatten(0, 1)
+    return buffer.reshape(-1, dim).index_select(0, rows.flatten()).view(batch, heads, -1, dim).to(device)

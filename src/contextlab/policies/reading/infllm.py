@@ -143,8 +143,8 @@ class InfLLM(SelectivePolicy):
                 f"{type(self).__name__} finds the tokens that represent a block by the queries that followed them, and "
                 "a state does not hold those; attach the policy before reading, or take representatives=page"
             )
-        held = super().convert(layer, state)
-        after = BlockState(held.kv, held.summary, offloaded=held.offloaded, length=held.length)
+        paged = super().convert(layer, state)
+        after = BlockState(paged.kv, paged.summary, offloaded=paged.offloaded, length=paged.length)
         if self.budget.everything:
             return after
         count = min(self.latest, state.length)
@@ -198,12 +198,12 @@ class InfLLM(SelectivePolicy):
     @torch.no_grad()
     def _scored(self, layer: KVLayer, scores: Tensor, q: Tensor, kv: KVState) -> Tensor:
         """The scores [B, Hkv, n] of the last tokens before the queries q [B, T, H, D], and of theirs, with these."""
-        count, held = q.shape[1], scores.shape[2]
+        count, before = q.shape[1], scores.shape[2]
         wide = _wide(q)
-        keys = kv.keys[:, :, kv.length - count - held : kv.length].to(q.device, wide)
+        keys = kv.keys[:, :, kv.length - count - before : kv.length].to(q.device, wide)
         summed = (q.to(wide) * layer.scale).unflatten(2, (layer.kv_heads, -1)).sum(3).transpose(1, 2)
         upto = torch.nn.functional.pad(summed.cumsum(2), (0, 0, 1, 0))  # [B, Hkv, T + 1, D]: the first t queries
-        place = torch.arange(-held, count, device=q.device)  # of each token, from the first query's
+        place = torch.arange(-before, count, device=q.device)  # of each token, from the first query's
         after, last = (place + 1).clamp_min(0), (place + 1 + self.window).clamp(0, count)
         got = (keys * (upto.index_select(2, last) - upto.index_select(2, after))).sum(-1)
         return torch.cat((scores, scores.new_zeros(*scores.shape[:2], count)), 2) + got / self.window

@@ -165,7 +165,7 @@ class SelectivePolicy(Policy):
             part = self.summary_nbytes(layer, self.segment) / self.token_nbytes(layer, self.segment)
             if self.budget.kind == "ratio" and part >= self.budget.amount:
                 raise InputError(
-                    f"budget: what chooses the pages is {100 * part:.3g}% of all keys and values, not less than "
+                    f"budget: to choose the pages takes {100 * part:.3g}% of all keys and values, which is not below "
                     f"{self.budget}; {self._remedy(part)}"
                 )
 
@@ -199,8 +199,8 @@ class SelectivePolicy(Policy):
         least = self.latest + self.page
         if fits < min(least, length):
             raise InputError(
-                f"budget: {self.budget} is less than what a token reads of {length} in {batch} rows, page summaries "
-                f"and {least} tokens; it takes {served * (summaries + least * each)}B"
+                f"budget: {self.budget} is too small for {length} tokens in {batch} rows: a token reads page summaries "
+                f"and {least} tokens; raise it to {served * (summaries + least * each)}B"
             )
         return fits
 

@@ -109,8 +109,8 @@ class SpeCache(SelectivePolicy):
 
     def convert(self, layer: KVLayer, state: KVState) -> CopiedState:
         """See `Policy.convert`."""
-        held = super().convert(layer, state)
-        after = CopiedState(held.kv, held.summary, offloaded=held.offloaded, length=held.length)
+        paged = super().convert(layer, state)
+        after = CopiedState(paged.kv, paged.summary, offloaded=paged.offloaded, length=paged.length)
         if self.budget.everything:
             return after
         keys, values = state.cached()

@@ -150,7 +150,7 @@ class CHAI(Policy):
             cluster, head = self._clusters(layer, early, all_k, kv.start)
             late = places >= self.tokens
             if whole < q.shape[1] or (kv.padded and bool(late.any())):
-                shared = clustered_attention(layer, q, kv, cluster, head, held=_of_heads(all_k, head))
+                shared = clustered_attention(layer, q, kv, cluster, head, head_keys=_of_heads(all_k, head))
                 y = torch.where(late[:, :, None, None], shared, y)
         if not keep:
             return y, None
@@ -212,17 +212,17 @@ def _least(x: Tensor, dim: int) -> Tensor:
 
 
 def clustered_attention(
-    layer: KVLayer, q: Tensor, kv: KVState, cluster: Tensor, head: Tensor, held: Tensor | None = None
+    layer: KVLayer, q: Tensor, kv: KVState, cluster: Tensor, head: Tensor, head_keys: Tensor | None = None
 ) -> Tensor:
     """Causal attention in which each key head has the weights of its cluster's head, on its own values.
 
-    q: [B, T, H, D], of the last T tokens of kv. cluster: [B, Hkv]. head: [B, C]. held: [B, N, C, D], the keys of these
-    heads, where kv has those of all. Rows of weights are made block by block: memory O(N).
+    q: [B, T, H, D], of the last T tokens of kv. cluster: [B, Hkv]. head: [B, C]. head_keys: [B, N, C, D], the keys of
+    these heads, where kv has those of all. Rows of weights are made block by block: memory O(N).
 
     Returns [B, T, H, V].
     """
     keys, values = kv.cached()
-    keys, values = (keys if held is None else held).transpose(1, 2), values.transpose(1, 2)
+    keys, values = (keys if head_keys is None else head_keys).transpose(1, 2), values.transpose(1, 2)
     batch, length, total = len(q), q.shape[1], kv.length
     group = layer.heads // layer.kv_heads
     rows = _of_heads((q * layer.scale).unflatten(2, (layer.kv_heads, group)).flatten(3), head)

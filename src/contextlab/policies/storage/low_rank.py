@@ -98,8 +98,8 @@ class LowRank(Policy):
         numbers += (length - coded) * (layer.key_dim + layer.value_dim)
         if coded:
             numbers += ranks["keys"] * layer.key_dim + ranks["values"] * layer.value_dim
-        held = tensor_bytes(batch, layer.kv_heads, numbers, dtype=dtype)
-        return held + tensor_bytes(batch, dtype=torch.int64) + tensor_bytes(batch, dtype=torch.bool)
+        size = tensor_bytes(batch, layer.kv_heads, numbers, dtype=dtype)
+        return size + tensor_bytes(batch, dtype=torch.int64) + tensor_bytes(batch, dtype=torch.bool)
 
     def attend(
         self,

@@ -62,20 +62,20 @@ class PrecisionPolicy(Policy):
         """See `Policy.attend`."""
         state = self._continued(PackedState, layer, k, v, state)
         start = state.start if mask is None else state.start + (~mask).sum(1)
-        held = state.packed
-        if mask is not None or held.have is not None:
+        packed = state.packed
+        if mask is not None or packed.have is not None:
             q, k = in_own_places(layer, q, start), in_own_places(layer, k, start)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
-        keys, values = (held.followed("keys", k), held.followed("values", v)) if held.used else (k, v)
-        places = torch.arange(held.used + k.shape[2], device=q.device) - start[:, None]
-        padded = mask is not None or held.have is not None
+        keys, values = (packed.followed("keys", k), packed.followed("values", v)) if packed.used else (k, v)
+        places = torch.arange(packed.used + k.shape[2], device=q.device) - start[:, None]
+        padded = mask is not None or packed.have is not None
         y = attend_cached(
             q, keys, values, scale=layer.scale, visible=places >= 0 if padded else None, slopes=layer.slopes,
-            q_position=places[:, held.used :], k_position=places[:, None].expand(-1, layer.kv_heads, -1),
+            q_position=places[:, packed.used :], k_position=places[:, None].expand(-1, layer.kv_heads, -1),
         )  # fmt: skip
         if not keep_state:
             return y, None
-        return y, PackedState(held.append(k, v, mask), start, length=state.length + k.shape[2])
+        return y, PackedState(packed.append(k, v, mask), start, length=state.length + k.shape[2])
 
     def convert(self, layer: KVLayer, state: KVState) -> PackedState:
         """See `Policy.convert`."""

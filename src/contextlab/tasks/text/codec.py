@@ -78,7 +78,7 @@ class Codec:
         back = self.decode(token for ids in self.encode_all(PIECES) for token in ids)
         if back != text:
             raise InputError(
-                f"the tokenizer does not give back what is put together of pieces ({text!r} became {back!r}): choose "
+                f"the tokenizer changes text that is joined from pieces ({text!r} became {back!r}): choose "
                 "one that works on bytes, such as those of GPT-2, Llama 3 and Qwen, or tokenizer=null for bytes"
             )
 

@@ -277,7 +277,9 @@ class Ruler(FilledTask):
             size = text.size.view(batch, lines, 6).sum(2)
             kept = size.cumsum(1) <= self._room([head, after], answer)
             if not kept[:, 0].all():
-                raise InputError(f"length {self.length} is too short for a needle and the question; use twice as much")
+                raise InputError(
+                    f"length {self.length} is too short for a needle and the question; use twice the length"
+                )
             ranked = torch.where(kept, place, lines).argsort(1)
             every = (6 * ranked.unsqueeze(2) + torch.arange(6, device=device)).flatten(1)
             shown = kept.gather(1, ranked).repeat_interleave(6, 1)
