@@ -96,7 +96,7 @@ def test_many_models_that_fall_short_are_told_in_groups():
     assert any("1 of 13 models reach" in w and w.count("%") == 5 and "; next come m0 " in w for w in words)
     assert any("9 of those that fall short" in w and "still falling" in w for w in words)
     assert any("2 of those that fall short: m3, m7, whose loss had levelled off" in w for w in words)
-    assert any("1 of those that fall short: m5, of which nothing" in w for w in words)
+    assert any("1 of those that fall short: m5, for which the measurements here" in w for w in words)
 
 
 def excess_rows(metric: str, excess: dict[str, list[float]], floor: float):
