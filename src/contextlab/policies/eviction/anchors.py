@@ -23,16 +23,16 @@ from contextlab.state import KVState, State
 @register("policy", "anllm", family="trained", papers=("2402.07616",), cases=({"segment": 32},))
 @dataclass(eq=False)
 class AnLLM(Policy):
-    """AnLLM's anchors: a segment's last token has read it, and stays in its place; the others are dropped.
+    """AnLLM's anchors: a segment's last token sums it up and is kept; the segment's other tokens are dropped.
 
     A token sees its own segment up to itself, and the anchors of all segments before. An anchor, the last token of a
     segment, sees its own segment alone, so that it must sum it up (AnSAN; Section 3.2). Then the other tokens of the
     segment are dropped from the state: nothing sees them any more, so that the answers are those of full
     attention under this mask, however a text is cut into pieces.
 
-    No model works well so unless it was trained under this mask: any training of a model while the policy is attached
-    is such a training, and `fit` is a short one, in which the model's weights change. An anchor sees itself, too, as a
-    segment may be an anchor alone, and tokens keep their true places. There is no budget: the text says what is kept.
+    A model must be trained under this mask to work well with it: any training while the policy is attached does that,
+    and `fit` is a short one, which changes the model's weights. An anchor sees itself, too, for a segment may be one
+    anchor alone. Tokens keep their true places. There is no budget: the text decides what is kept.
 
     anchors: the token ids at which a segment ends, such as those of "." and of a line's end (AnLLM-EP), or of a token
         that was added for it (AnLLM-AC); seen at the model's token embedding, while attached.

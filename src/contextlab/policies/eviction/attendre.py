@@ -27,9 +27,9 @@ class Attendre(H2O):
     """Attendre's memory of keys and values: the tokens that were attended last (LRA), or most often (LFA), are kept.
 
     A query attends to the tokens that get `share` of its attention or more, so to 1 / share of them at most; of the
-    query heads that share a key head each counts. To be read counts as the first time for recency, and not for
-    frequency. What is attended is ours: only the paper's abstract was at hand, which names the two orders and that
-    the memory is read by retrieval. Its third order, FIFO, is streaming_llm with sinks=0.
+    query heads that share a key head each counts. For recency the reading of a token is its first use; for frequency
+    it is none. What counts as attended is our choice: only the paper's abstract was at hand, which names the two
+    orders and says that the memory is read by retrieval. Its third order, FIFO, is streaming_llm with sinks=0.
     The paper's layer also lets queries wait in a memory of their own and attend when they leave it, so that they see
     what was read after them. It is trained so; a causal model's queries must not, and none waits here.
 

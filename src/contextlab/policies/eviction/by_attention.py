@@ -194,7 +194,7 @@ class PyramidKV(SnapKV):
     window: last tokens, whose queries judge and which are never dropped.
     kernel: tokens over which attention is averaged, odd; 1 for none.
     every: slots made free at a time while decoding; default an eighth. The paper compresses the prompt only.
-    pyramid: the last layer gets 1/pyramid of the average, the first as much more, those between evenly less.
+    pyramid: the last layer gets 1/pyramid of the average and the first as much above it; those between fall evenly.
     reposition: see `EvictionPolicy`.
     """
 

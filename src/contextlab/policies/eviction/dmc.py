@@ -62,8 +62,8 @@ class DMC(Policy):
     Differs from the paper in the gates: there the first neurons of key and query are given up for them, and all weights
     of the model learn to do without; here a linear map of the token's values, which no rotation changes, gives alpha
     and omega of all key heads, so that a gate that never merges leaves a model as it was, and the gates may be trained
-    alone. And in the budget, which the paper has not: where the gates append more than it holds, the merges that they
-    came closest to making are made, so the budget holds at every step. Tokens are merged over any distance, in
+    alone. The paper has no budget: where the gates append more than it holds, the merges that they came closest to
+    are made here, so the budget holds at every step. Tokens are merged over any distance, in
     training, too, where the paper's implementation looks back 12.
 
     budget: the most that may be held: "10%", "512tok" (a head's, on average), "64MB". None leaves it to the gates. Each

@@ -20,8 +20,8 @@ from contextlab.state import KVState, tensor_bytes
 class TopK(SelectivePolicy):
     """Exact top-k attention while decoding: each token reads the tokens whose keys fit its query best.
 
-    All keys are read to find them, so that a budget in bytes must hold these; it is the measure of what the indexes
-    lose. The paper takes the best of each query head; here heads that share a key head choose together.
+    All keys are read to find them, so a budget in bytes must hold these. The difference from it is what the indexes of
+    other policies lose. The paper takes the best of each query head; here heads that share a key head choose together.
 
     budget: what one token may read: "512tok", or "64MB" or "60%" with all keys counted; see `SelectivePolicy`.
     window: last tokens that are always read.

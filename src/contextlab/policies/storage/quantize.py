@@ -153,8 +153,8 @@ class Quantize(PrecisionPolicy):
 class FP8(PrecisionPolicy):
     """Keys and values as 8-bit floating-point numbers, with a scale for each token of a head.
 
-    Every token is kept; `h2o | fp8` keeps few. The paper's formats are of its table of binary formats; e4m3 is finite
-    only ("fn"). Serving systems often take one scale for a tensor; that of each token needs no calibration.
+    Every token is kept; `h2o | fp8` keeps few. The formats are from the paper's table of binary formats; e4m3 has no
+    infinity ("fn"). Serving systems often take one scale for a tensor; that of each token needs no calibration.
 
     format: e4m3 (3 bits of fraction) or e5m2 (2 bits, and a wider range).
     window: the least number of last tokens that stay as they are.
