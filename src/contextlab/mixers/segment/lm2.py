@@ -35,7 +35,7 @@ class Lm2(SegmentAttention):
     sigma(R W_out) R is added to the output of the attention. A complete segment writes
     M = sigma(E W_in) tanh(R) + sigma(R W_forget) M, input, forget and output gate as in an LSTM.
 
-    What differs from the paper, which was read through several accounts that agree on these formulas.
+    We know the paper through several accounts, which agree on these formulas; this is what differs from them.
     Its update adds terms of one row a token to a memory of one row a slot and leaves open how; here a slot takes the
     mean of both terms over the segment's tokens, weighted by A, by how much each token read of that slot. Its output
     gate is written to multiply M, which has no row a token; here it multiplies R. Its slots start as identity

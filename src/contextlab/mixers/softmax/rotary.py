@@ -220,9 +220,10 @@ class GaliAttention(TurnedOnRead):
     """Greedy attention logit interpolation (GALI): reads on beyond the trained length within its distances, untrained.
 
     The parameters are those of `attention`, and up to the trained length L it is attention with RoPE. Farther queries
-    are taken in chunks: for each, all tokens up to its end are put on places from 0 to L - 1, the last `window` at
-    least at whole steps and only as many of the first at steps of 1 / g as must be, with the least g that does. Scores
-    at distances between whole ones are interpolated between those at the two whole ones (`ops.gali_table`).
+    are taken in chunks: for each, all tokens up to its end are put on places from 0 to L - 1, at least
+    the last `window` at whole steps, and as few of the first as possible at steps of 1 / g, with the least g that fits
+    them in. Scores at distances between whole ones are interpolated between those at the two whole ones
+    (`ops.gali_table`).
 
     Two things differ from the paper: its Gaussian noise on interpolated scores is left out, so that answers do not
     depend on a draw, and chunks lie at fixed places, the last one counted as full, where in the paper it ends with
