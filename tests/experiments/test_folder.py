@@ -127,10 +127,19 @@ def test_a_damaged_record_is_one_line_that_names_it(tmp_path, content):
     assert read_json(folder / "record.json")["status"] == "finished"
 
 
+SMALL = {
+    **COMPRESS,
+    "models": {"softmax": COMPRESS["models"]["softmax"]},
+    "compress": {**COMPRESS["compress"], "compare": [], "policies": ["streaming_llm:sinks=2"], "budgets": ["50%"]},
+    "seeds": [0],
+}
+"""A run with every kind of file."""
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(COMPRESS, out=folder)
+    run(SMALL, out=folder)
     return folder
 
 
@@ -145,7 +154,7 @@ def test_a_changed_byte_of_a_file_of_a_finished_run_is_told_and_the_file_made_ag
         path.write_bytes(before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :])
         told = f"^{re.escape(str(path))}: damaged: it has changed since .*; delete it, and contextlab run {folder} "
         with pytest.raises(InputError, match=told):
-            run(COMPRESS, out=folder, resume=True)
+            run(SMALL, out=folder, resume=True)
         if path.parent.name == "compress":
             with pytest.raises(InputError, match=told):
                 evaluate_run(folder, ["evaluate.prompts=5"])
@@ -155,7 +164,7 @@ def test_a_changed_byte_of_a_file_of_a_finished_run_is_told_and_the_file_made_ag
         path.write_bytes(before)
     for path in paths:
         path.unlink()
-    run(COMPRESS, out=folder, resume=True)
+    run(SMALL, out=folder, resume=True)
     assert all(path.exists() for path in paths)
     after, first = (read_record(each / "record.json")["files"] for each in (folder, whole_run))
     assert after.keys() == first.keys()
@@ -168,7 +177,7 @@ def test_a_changed_number_of_a_record_is_told(whole_run, tmp_path, name):
     path = next(folder.glob(name))
     record = read_json(path)
     write_json(path, {**record, "steps": 7})
-    for again in (lambda: run(COMPRESS, out=folder, resume=True), lambda: evaluate_run(folder, ["evaluate.prompts=8"])):
+    for again in (lambda: run(SMALL, out=folder, resume=True), lambda: evaluate_run(folder, ["evaluate.prompts=8"])):
         with pytest.raises(InputError, match=rf"{re.escape(str(path))}: damaged: it has changed .*; delete it"):
             again()
 
@@ -183,7 +192,7 @@ def test_a_run_without_checksums_is_read_and_gone_on_with(whole_run, tmp_path):
         write_json(path, record)
     assert open_run(folder).record["status"] == "finished"
     (folder / "report.html").unlink()
-    assert run(COMPRESS, out=folder, resume=True).report.exists()
+    assert run(SMALL, out=folder, resume=True).report.exists()
 
 
 @pytest.mark.parametrize("key", ["name", "device", "jobs", "threads"])
@@ -194,7 +203,7 @@ def test_a_record_of_another_shape_is_one_line(whole_run, tmp_path, key):
     write_json(folder / "record.json", {name: value for name, value in record.items() if name != key})
     told = rf"record.json: damaged: it lacks the key '{key}'; delete it"
     for call in (
-        lambda: run(COMPRESS, out=folder, resume=True),
+        lambda: run(SMALL, out=folder, resume=True),
         lambda: evaluate_run(folder),
         lambda: open_run(folder),
     ):
