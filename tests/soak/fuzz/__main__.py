@@ -75,7 +75,6 @@ def main() -> int:
             folder.mkdir()
             if "@/saved" in case.arguments and not case.arguments[0].startswith("damage"):
                 shutil.copytree(base / "whole" / "saved", folder / "saved")
-            # The wall's clock runs on while others have the processor, so it is given six times as long.
             whole = number % given.spawned == 0 and case.arguments[0] in (
                 "list",
                 "show",
@@ -84,7 +83,7 @@ def main() -> int:
                 "schema",
                 "words",
             )
-            outcome: Outcome = (spawned if whole else forked)(case, folder, given.limit * 6)
+            outcome: Outcome = (spawned if whole else forked)(case, folder, given.limit)
             if outcome.processor > given.limit and not outcome.fault:
                 outcome.fault = f"takes {outcome.processor:.1f} s"
             codes[outcome.code] += 1
