@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def load_plugins(plugins: Sequence[str]) -> None:
         try:
             importlib.import_module(plugin)
         except Exception as error:
-            raise InputError(f"--plugin {plugin}: cannot be imported ({type(error).__name__}: {error})") from None
+            raise _refusal(plugin, error) from None
 
 
 def _load_file(path: Path) -> None:
@@ -40,4 +41,22 @@ def _load_file(path: Path) -> None:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise InputError(f"--plugin {path}: cannot be imported ({type(error).__name__}: {error})") from None
+        raise _refusal(str(path), error, path.resolve()) from None
+
+
+def _refusal(plugin: str, error: Exception, path: Path | None = None) -> InputError:
+    """What is wrong with a plugin, in one line; of a file, on which of its lines."""
+    line = None if path is None else line_in(error, path)
+    where = "" if line is None else f", line {line}"
+    if isinstance(error, InputError):
+        return InputError(f"--plugin {plugin}{where}: {error}")
+    told = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+    return InputError(f"--plugin {plugin}{where}: cannot be imported ({type(error).__name__}: {told})")
+
+
+def line_in(error: BaseException, path: Path) -> int | None:
+    """The line of a file from which an error came, the innermost; None where it did not come from there."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)]
+    return lines[-1] if lines else None

@@ -9,6 +9,7 @@ class Attention(Mixer): ...
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -186,7 +187,11 @@ def register(
     family: the kin it is listed with; it is declared here, not read off a file's name.
     page: of a figure, where it is drawn (see `kinds.PAGES`); default each task's section of the report.
     replace: whether it is drawn in the place of the figure that has this name; of figures only.
+
+    Raises InputError on an unknown kind, and where the name is another component's.
     """
+    if kind not in _entries:
+        raise InputError(unknown("kind", kind, _entries))
     if page is not None and page not in PAGES:
         raise InputError(f"figure {name!r}: {unknown('page', page, PAGES)}")
     if kind != "figure" and (page or replace):
@@ -202,9 +207,10 @@ def register(
             return factory
         if replace and known and existing is None:
             raise InputError(f"there is no figure to replace: {unknown('figure', name, known)}")
-        same = existing is None or existing.factory.__qualname__ == factory.__qualname__
+        same = existing is None or _home(existing.factory) == _home(factory)
         if existing is not None and not same and not (replace and not existing.replaces):
-            raise InputError(f"{kind} {name!r} is registered already, by {existing.factory.__qualname__}")
+            owner = f"{existing.factory.__module__}.{existing.factory.__qualname__}"
+            raise InputError(f"{kind} {name!r} is registered already, by {owner}; take another name")
         known[name] = entry
         return factory
 
@@ -220,6 +226,12 @@ def check_fields(kind: str, component: object) -> None:
         if entry.factory is type(component):
             entry.check({option.name: getattr(component, option.name) for option in entry._options()})
             return
+
+
+def _home(factory: Callable[..., Any]) -> tuple[str, str]:
+    """Where a component is defined; what is imported again, by another module's name, too, is still the same."""
+    module = sys.modules.get(factory.__module__)
+    return getattr(module, "__file__", None) or factory.__module__, factory.__qualname__
 
 
 def kinds() -> list[str]:

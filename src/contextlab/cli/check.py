@@ -63,13 +63,17 @@ def _show(kind: str, name: str, cases: int, found: list[Held]) -> None:
         table.add_row(escape(law), word, escape(results[0].law.statement))
     console.print(f"[bold]{kind} {escape(name)}[/], in {cases} case{'s' * (cases != 1)}")
     console.print(table)
-    for results in by_law.values():
-        for each in results:
-            if each.broken is not None:
-                where = escape(each.component.label)
-                console.print(f"\n[bold red]{escape(each.law.name)}[/] with {where}", highlight=False)
-                console.print(f"  {escape(each.broken.reason)}", highlight=False)
-                if each.broken.case:
-                    console.print(f"  [dim]smallest case found: {escape(each.broken.case)}[/]", highlight=False)
+    breaks: dict[str, list[Held]] = {}  # one cause often breaks many laws: it is told once
+    for each in found:
+        if each.broken is not None:
+            breaks.setdefault(each.broken.reason, []).append(each)
+    for reason, alike in breaks.items():
+        names, places = (
+            list(dict.fromkeys(of)) for of in zip(*((e.law.name, e.component.label) for e in alike), strict=True)
+        )
+        console.print(f"\n[bold red]{escape(', '.join(names))}[/] with {escape(', '.join(places))}", highlight=False)
+        console.print(f"  {escape(reason)}", highlight=False)
+        if case := min((e.broken.case for e in alike if e.broken is not None and e.broken.case), key=len, default=""):
+            console.print(f"  [dim]smallest case found: {escape(case)}[/]", highlight=False)
     kept = sum(all(each.broken is None for each in results) for results in by_law.values())
     console.print(f"\n{kept} of {len(by_law)} laws held.")

@@ -10,7 +10,7 @@ from contextlab.cli.shared import console
 
 def print_table(title: str, rows: list[dict[str, str]]) -> None:
     console.print(f"[bold]{escape(title)}[/]")
-    table = Table(header_style="dim", box=None)
+    table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for i, column in enumerate(rows[0]):
         table.add_column(escape(column), justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:

@@ -9,8 +9,10 @@ def causality(component: Component, reading: Reading) -> None: ...
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from hypothesis.errors import Flaky, HypothesisException
 from torch import Tensor
 
 from contextlab.errors import InputError
+from contextlab.plugins import line_in
 
 
 class LawBroken(AssertionError):
@@ -106,7 +109,7 @@ class Law:
         except HypothesisException:  # the law itself is wrong
             raise
         except Exception as error:
-            raise LawBroken(self, component, in_one_line(error), case) from error
+            raise LawBroken(self, component, in_one_line(error) + raised_at(error, component), case) from error
 
 
 def search(
@@ -158,6 +161,13 @@ def in_one_line(error: BaseException) -> str:
     """What an error says, in one line; errors that no law raised with their type."""
     said = " ".join(str(error).split()) or "it raised"
     return said if type(error) is AssertionError and str(error) else f"{type(error).__name__}: {said}"
+
+
+def raised_at(error: BaseException, component: Component) -> str:
+    """`, at line 12 of my_mixer.py`, where an error that no law raised came from the component's own file; else ""."""
+    file = getattr(sys.modules.get(component.factory.__module__), "__file__", None)
+    line = None if type(error) is AssertionError or file is None else line_in(error, Path(file))
+    return "" if line is None or file is None else f", at line {line} of {Path(file).name}"
 
 
 def require(holds: object, otherwise: str) -> None:

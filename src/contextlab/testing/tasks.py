@@ -147,6 +147,11 @@ def chance(component: Component) -> None:
     task = component.build()
     said = task.chance()
     if isinstance(task, TokenTask):
+        metrics = ", ".join(said) or "nothing"
+        require(
+            "cross_entropy" in said,
+            f"chance() tells {metrics}; of tokens it tells cross_entropy, the log of the answers there are",
+        )
         prompt = task.sample(256, generator(1))
         # An even guess among as many answers as chance stands for covers all that are asked for.
         asked = prompt.targets[prompt.scored].unique().numel()
