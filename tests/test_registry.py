@@ -77,8 +77,18 @@ def test_unknown_names_suggest_the_nearest(example):
 
 
 def test_a_name_is_taken_once(example):
-    with pytest.raises(InputError, match="registered already"):
+    with pytest.raises(InputError, match=r"registered already, by tests\.test_registry\.Example; take another name"):
         registry.register("learner", "example_for_tests")(lambda: None)
+    elsewhere = type("Example", (), {"__module__": "contextlab.prompt"})  # of the same name, from another file
+    with pytest.raises(InputError, match="registered already"):
+        registry.register("learner", "example_for_tests")(elsewhere)
+    registry.register("learner", "example_for_tests")(Example)  # imported again it is the same
+    assert registry.lookup("learner", "example_for_tests").factory is Example
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="unknown kind 'mixr'; did you mean 'mixer'"):
+        registry.register("mixr", "example_for_tests")
 
 
 def test_options_that_a_base_documents_are_told_too():

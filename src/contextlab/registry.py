@@ -82,7 +82,7 @@ class Entry:
         shown = []
         for parameter in self._options():
             required = parameter.default is inspect.Parameter.empty
-            annotation = parameter.annotation
+            annotation = "" if parameter.annotation is inspect.Parameter.empty else parameter.annotation
             shown.append(
                 Parameter(
                     parameter.name,

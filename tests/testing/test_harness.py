@@ -159,6 +159,32 @@ def test_the_smallest_number_that_breaks_a_law_is_found() -> None:
         raise caught.value.__cause__
 
 
+def test_an_error_in_ones_own_file_is_told_once_with_its_line(call, tmp_path: Path) -> None:  # noqa: F811
+    wrong = PLUGIN.replace("total, count = (x * ones", "raise RuntimeError('sizes')\n        total, count = (x * ones")
+    (tmp_path / "plugin.py").write_text(wrong)
+    line = wrong.splitlines().index("        raise RuntimeError('sizes')") + 1
+    code, out, err = call("check", "mixer", "running_mean", "--plugin", str(tmp_path / "plugin.py"), "--examples", "2")
+    assert code == 1, err
+    assert " ".join(out.split()).count(f"RuntimeError: sizes, at line {line} of plugin.py") == 1
+    assert "causality" in out.partition("RuntimeError")[0].rpartition("\n\n")[2], "the laws that it breaks"
+
+
+def test_a_policy_may_hold_the_queries_that_it_looks_at(monkeypatch) -> None:
+    from contextlab.policies import SnapKV
+
+    class Watchful(SnapKV):
+        observe = 16
+
+    monkeypatch.setitem(registry._entries, "policy", dict(registry._entries["policy"]))
+    registry.register("policy", "watchful")(Watchful)
+    (component,) = components("policy", "watchful")
+    (law,) = [law for law in laws("policy") if law.name == "budget of 50%"]
+    law(component)
+    monkeypatch.setattr(Watchful, "slots", lambda self, layer, length, batch, dtype: length)  # all are kept
+    with pytest.raises(LawBroken, match=r"with a budget of 50% it holds \d+ bytes after 30, allowed"):
+        law(component)
+
+
 def test_check_tells_of_every_law_and_case() -> None:
     found = list(check("learner", "copier", examples=2))
     assert len(found) == len(laws("learner")) * len(components("learner", "copier"))

@@ -36,6 +36,8 @@ def list_(
     """List what is known by name, family by family: mixers, tasks, policies, the report's figures and others."""
     kind = read_kind(kind)
     if kind == "recipe":
+        if plugin:
+            raise InputError("--plugin: recipes are files; contextlab show recipe FILE shows yours")
         rows = _recipes(family)
     else:
         load_components(plugin, (kind,))
@@ -119,7 +121,7 @@ def _table(kind: str, rows: list[dict[str, Any]]) -> Table:
     wide = not facts or console.width >= 150  # a narrow terminal shows the facts first
     papers = kind != "recipe" and (not facts or console.width >= 100)
     most = None if console.width >= (150 if facts else 120) else 1  # papers of each
-    table = Table(box=None, padding=(0, 2 if papers else 1, 0, 0), pad_edge=False)
+    table = Table(box=None, padding=(0, 2 if papers or not facts else 1, 0, 0), pad_edge=False)
     table.add_column("name", style="cyan", no_wrap=True)
     if wide:
         table.add_column("what it is")

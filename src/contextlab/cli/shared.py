@@ -29,7 +29,10 @@ console = Console()
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 PluginOption = Annotated[
     list[str] | None,
-    typer.Option("--plugin", help="Import this module or .py file first, so that its components are known."),
+    typer.Option(
+        "--plugin",
+        help="Import this module or .py file first, so that its components are known; may be given many times.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key; may be given many times.")

@@ -79,7 +79,7 @@ def _print(entry: Entry) -> None:
             for name, options in presets.items()
         )
         console.print(escape(f"Presets: {shown}\n"))
-    if entry.parameters:
+    if entry.parameters and entry.kind != "figure":  # a figure is handed a task's tables; it has no options
         table = Table(box=None, padding=(0, 2, 0, 0))
         table.add_column("parameter", style="bold", no_wrap=True)
         table.add_column("default", no_wrap=True)

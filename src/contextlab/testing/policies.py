@@ -125,7 +125,10 @@ def hold_to_budget(build: Build, budget: str, pads: tuple[int, ...] | None) -> N
     require(sizes[-1] == state.nbytes, f"the last state has {state.nbytes} bytes, measured {sizes[-1]}")
     full = 2 * 2 * 2 * (8 + 8) * 8  # layers, rows, key heads, key and value, bytes: of each token
     lengths = [30, 40, *range(41, 61)]
-    allowed = {"40kB": [40_000] * 22, "50%": [full * n // 2 for n in lengths]}.get(budget)
+    # Of a part, what is protected, one token more and the queries that are looked at are held in any case.
+    query, beside = 2 * 2 * 4 * 8 * 8, 2 * 2 * 2 * (4 + 4)  # of each query; position and mass of each token
+    least = (full + beside) * (getattr(policy, "protected", 0) + 1) + query * getattr(policy, "observe", 0) + 64
+    allowed = {"40kB": [40_000] * 22, "50%": [max(full * n // 2, least) for n in lengths]}.get(budget)
     if allowed is not None:
         for size, most, length in zip(sizes, allowed, lengths, strict=True):
             require(size <= most, f"with a budget of {budget} it holds {size} bytes after {length}, allowed {most}")

@@ -173,7 +173,8 @@ class EvictionPolicy(Policy):
     @property
     def needs(self) -> str:
         """See `Policy.needs`."""
-        queries = f"the last {self.observe} queries" if self.observe else "the new query" * self.pre_attention
+        last = "the last query" if self.observe == 1 else f"the last {self.observe} queries"
+        queries = last if self.observe else "the new query" * self.pre_attention
         return " and ".join(filter(None, ("the attention of all queries" if self.accumulates else "", queries)))
 
     def remember(
