@@ -71,7 +71,7 @@ def _show(kind: str, name: str, cases: int, found: list[Held]) -> None:
         names, places = (
             list(dict.fromkeys(of)) for of in zip(*((e.law.name, e.component.label) for e in alike), strict=True)
         )
-        console.print(f"\n[bold red]{escape(', '.join(names))}[/] with {escape(', '.join(places))}", highlight=False)
+        console.print(f"\n[bold red]{escape('; '.join(names))}[/] with {escape('; '.join(places))}", highlight=False)
         console.print(f"  {escape(reason)}", highlight=False)
         if case := min((e.broken.case for e in alike if e.broken is not None and e.broken.case), key=len, default=""):
             console.print(f"  [dim]smallest case found: {escape(case)}[/]", highlight=False)
