@@ -91,6 +91,14 @@ def test_an_unknown_kind_is_refused_with_the_nearest():
         registry.register("mixr", "example_for_tests")
 
 
+@pytest.mark.parametrize(("kind", "base"), [("mixer", "Mixer"), ("task", "Task"), ("policy", r"policies\.Policy")])
+def test_what_is_no_class_of_its_kind_is_refused(kind, base):
+    with pytest.raises(
+        InputError, match=rf"{kind} 'mine': expected a class derived from contextlab\.{base}, got <func"
+    ):
+        registry.register(kind, "mine")(lambda: None)
+
+
 def test_options_that_a_base_documents_are_told_too():
     import contextlab.tasks  # noqa: F401
 

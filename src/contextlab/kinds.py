@@ -30,6 +30,13 @@ KINDS: dict[str, str] = {
 ROOMS: dict[str, str] = {"mlp": "models", "figure": "report"}
 """The room, a subpackage of contextlab, that registers our components of a kind, where it is not the plural."""
 
+MARKS: dict[str, tuple[str, str]] = {
+    "mixer": ("parallel_form", "contextlab.Mixer"),
+    "task": ("presets", "contextlab.Task"),
+    "policy": ("bounds", "contextlab.policies.Policy"),
+}
+"""An attribute that every class of a kind has from its base, and that base: what else is registered is refused."""
+
 
 def room(kind: str) -> str:
     """The module whose import registers our components of a kind."""

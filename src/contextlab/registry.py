@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from contextlab.errors import InputError, unknown
-from contextlab.kinds import KINDS, PAGES, Kind, Page
+from contextlab.kinds import KINDS, MARKS, PAGES, Kind, Page
 from contextlab.spec import describe, explain, refuse_bools, refuse_counts, refuse_extremes
 
 MOST = {"task": 1 << 17, "mixer": 1 << 24, "mlp": 1 << 24}
@@ -188,7 +188,8 @@ def register(
     page: of a figure, where it is drawn (see `kinds.PAGES`); default each task's section of the report.
     replace: whether it is drawn in the place of the figure that has this name; of figures only.
 
-    Raises InputError on an unknown kind, and where the name is another component's.
+    Raises InputError on an unknown kind, where the name is another component's, and on a mixer, task or policy that is
+    no class derived from its base.
     """
     if kind not in _entries:
         raise InputError(unknown("kind", kind, _entries))
@@ -198,6 +199,9 @@ def register(
         raise InputError(f"{kind} {name!r}: only figures take page and replace; expected neither")
 
     def add(factory: F) -> F:
+        mark, base = MARKS.get(kind, ("", ""))
+        if mark and not hasattr(factory, mark):
+            raise InputError(f"{kind} {name!r}: expected a class derived from {base}, got {factory!r}"[:300])
         known = _entries[kind]
         where = (page or "task") if kind == "figure" else ""
         entry = Entry(kind, name, factory, tuple(papers), tuple(cases), family, where, replace)

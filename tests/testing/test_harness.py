@@ -161,11 +161,13 @@ def test_the_smallest_number_that_breaks_a_law_is_found() -> None:
 
 def test_an_error_in_ones_own_file_is_told_once_with_its_line(call, tmp_path: Path) -> None:  # noqa: F811
     wrong = PLUGIN.replace("total, count = (x * ones", "raise RuntimeError('sizes')\n        total, count = (x * ones")
+    wrong = wrong.replace('    """The mean of the tokens so far."""\n', "")
     (tmp_path / "plugin.py").write_text(wrong)
     line = wrong.splitlines().index("        raise RuntimeError('sizes')") + 1
     code, out, err = call("check", "mixer", "running_mean", "--plugin", str(tmp_path / "plugin.py"), "--examples", "2")
     assert code == 1, err
     assert " ".join(out.split()).count(f"RuntimeError: sizes, at line {line} of plugin.py") == 1
+    assert "running_mean has no docstring" in out
     assert "causality" in out.partition("RuntimeError")[0].rpartition("\n\n")[2], "the laws that it breaks"
 
 

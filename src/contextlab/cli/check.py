@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -75,5 +75,13 @@ def _show(kind: str, name: str, cases: int, found: list[Held]) -> None:
         console.print(f"  {escape(reason)}", highlight=False)
         if case := min((e.broken.case for e in alike if e.broken is not None and e.broken.case), key=len, default=""):
             console.print(f"  [dim]smallest case found: {escape(case)}[/]", highlight=False)
+    if not _documented(found[0].component.factory):
+        console.print(f"\n{escape(name)} has no docstring: its first line is what `contextlab list` says of it.")
     kept = sum(all(each.broken is None for each in results) for results in by_law.values())
     console.print(f"\n{kept} of {len(by_law)} laws held.")
+
+
+def _documented(factory: Any) -> bool:
+    """Whether it has a docstring of its own; that which a dataclass writes for itself is none."""
+    doc = vars(factory).get("__doc__") or ""
+    return bool(doc) and not doc.startswith(f"{factory.__name__}(")
