@@ -83,5 +83,7 @@ def _show(kind: str, name: str, cases: int, found: list[Held]) -> None:
 
 def _documented(factory: Any) -> bool:
     """Whether it has a docstring of its own; that which a dataclass writes for itself is none."""
+    if not isinstance(factory, type):
+        return bool(factory.__doc__)
     doc = vars(factory).get("__doc__") or ""
     return bool(doc) and not doc.startswith(f"{factory.__name__}(")
