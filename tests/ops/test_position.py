@@ -193,9 +193,9 @@ def test_ntk_divides_the_lowest_frequency_by_the_factor_and_leaves_the_highest()
     ("scaling", "message"),
     [
         ({"kind": "yarn", "factor": 2.0}, "yarn needs the tokens of the training"),
-        ({"kind": "p_rope", "factor": 2.0}, "factor: p_rope has no use for it; it takes keep"),
-        ({"kind": "linear", "keep": 0.5}, "keep: linear has no use for it"),
-        ({"kind": "linear", "factor": 2.0, "original_length": 5}, "original_length: linear has no use for it"),
+        ({"kind": "p_rope", "factor": 2.0}, "factor: p_rope does not take it; it takes keep"),
+        ({"kind": "linear", "keep": 0.5}, "keep: linear does not take it"),
+        ({"kind": "linear", "factor": 2.0, "original_length": 5}, "original_length: linear does not take it"),
         (
             {"kind": "llama3", "factor": 4.0, "original_length": 32, "slow": 8},
             "slow: 8 turns are not fewer than fast = 4",

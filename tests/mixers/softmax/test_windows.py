@@ -235,7 +235,7 @@ def test_limited_windows_in_half_precision() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_distance": 9}, "sinks is 0; set sinks=4 or leave it out"),
+        ({"max_distance": 9}, "sinks is 0; set sinks=4 or leave max_distance out"),
         ({"max_distance": 90, "sinks": 1, "position": "none"}, "position is 'none'; set position='rope'"),
         ({"window": 4, "dilation": 3, "sinks": 1, "max_distance": 8}, "nearest is 9"),
         ({"dilation": 0}, "dilation"),

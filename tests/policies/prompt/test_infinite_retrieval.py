@@ -120,7 +120,7 @@ def test_hugging_face_models_find_what_our_import_of_their_weights_finds(tmp_pat
         ({"kernel": 4}, "kernel: expected an odd whole number, got 4; the nearest is 5"),
         ({"ends": torch.ones(2, 3, dtype=torch.bool)}, r"ends: expected bool \[2, 40\], as the text"),
         ({"question": torch.ones(1, 3, dtype=torch.int64)}, r"question: expected token ids \[2, Q\] int64"),
-        ({"heads": [(9, 0)]}, r"\(9, 0\) is none of the model's"),
+        ({"heads": [(9, 0)]}, r"\(9, 0\) is no head of the model"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:
