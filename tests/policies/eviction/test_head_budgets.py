@@ -179,7 +179,7 @@ def test_it_is_neither_composed_nor_mixed_with_another_states() -> None:
         _, state = reader.read(x)
     with (
         build_policy("ada_kv", budget="24tok", window=4).attach(reader),
-        pytest.raises(InputError, match="expected a PagedState, got KeptState"),
+        pytest.raises(InputError, match="a PagedState, got KeptState"),
     ):
         reader.read(x[:, :1], state)
 

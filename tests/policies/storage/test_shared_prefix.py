@@ -101,5 +101,5 @@ def test_the_state_of_another_policy_is_refused() -> None:
     reader, x = base.model(), base.tokens()
     with build_policy("h2o", budget="24tok", window=4).attach(reader), torch.no_grad():
         _, state = reader.read(x)
-    with SharedPrefix().attach(reader), pytest.raises(InputError, match="expected a SharedPrefixState, got KeptState"):
+    with SharedPrefix().attach(reader), pytest.raises(InputError, match="a SharedPrefixState, got KeptState"):
         reader.read(x[:, :1], state)
