@@ -378,7 +378,7 @@ def _filled_before(model: Any, x: Tensor) -> Any:
         (_right_padded, "padding_side = 'left'"),
         (_packed, "packed sequences"),
         (_filled_before, "filled without this policy"),
-        (lambda model, x: HuggingFaceModel(model).state_nbytes(10), "see state.nbytes"),
+        (lambda model, x: HuggingFaceModel(model).state_nbytes(10), "take state.nbytes"),
     ],
 )
 def test_what_a_policy_cannot_serve_is_refused_in_one_line(use: Callable[..., Any], message: str) -> None:
