@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +29,8 @@ POINTS = 8
 """Steps of a training, evenly spaced, whose tasks are counted: a curriculum makes some dearer than others."""
 SECONDS, LEAST_SECONDS = 3.0, 0.04
 """For timing everything, shared out evenly; and of a share at least."""
+WORKER_START = 3.0
+"""Seconds until a worker process is ready to work: what its imports took on two cores of a server."""
 LARGE = 1 << 21
 """Parameters. Of larger models one layer of each kind is timed."""
 
@@ -94,7 +93,7 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
     finally:
         torch.set_num_threads(before)
     lasting = [t.training + t.evaluating for t in trainings for _ in range(t.seeds)] + list(learners.values())
-    start = _worker_start() if at_once > 1 else 0.0
+    start = WORKER_START if at_once > 1 else 0.0
     return Estimate(trainings, learners, at_once, each, makespan([start + seconds for seconds in lasting], at_once))
 
 
@@ -118,7 +117,7 @@ class _Timer:
         self.batches: dict[str, Prompt] = {}
         self.known_learners: dict[str, dict[str, Learner]] = {}
         self.known: dict[tuple[object, ...], float] = {}
-        self.prompts: dict[int, tuple[Task, Prompt]] = {}  # by the task's id, which the task here keeps its own
+        self.prompts: dict[str, Prompt] = {}  # by the task's repr: trainings make equal tasks of their curricula
 
     def _once(self, key: tuple[object, ...], find: Callable[[], float]) -> float:
         if key not in self.known:
@@ -126,9 +125,9 @@ class _Timer:
         return self.known[key]
 
     def _prompt(self, task: Task) -> Prompt:
-        if id(task) not in self.prompts:
-            self.prompts[id(task)] = task, _draw(task, 1)
-        return self.prompts[id(task)][1]
+        if (key := repr(task)) not in self.prompts:
+            self.prompts[key] = _draw(task, 1)
+        return self.prompts[key]
 
     def _learners(self, name: str) -> dict[str, Learner]:
         """Of a task, made once: some read a pool of a thousand members."""
@@ -195,7 +194,7 @@ class _Timer:
         """Of a batch of prompts."""
         share = max(LEAST_SECONDS / 4, self.share / POINTS)
         return self._once(
-            ("draw", id(task), batch),
+            ("draw", repr(task), batch),
             lambda: timing.timed(lambda size: _draw(task, size), timing.numbers(batch), float, share),
         )
 
@@ -223,10 +222,3 @@ def _draw(task: Task, count: int) -> Prompt:
 
 def _splits(task: Task, spec: EvaluateSpec) -> int:
     return len(task.splits() if spec.splits is None else spec.splits)
-
-
-def _worker_start() -> float:
-    """Seconds until a worker process is ready to work."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import contextlab.experiments.worker"], check=True)
-    return time.perf_counter() - began

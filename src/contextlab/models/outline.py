@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from contextlab.errors import ContextlabError
@@ -14,9 +16,14 @@ def without_memory(spec: ModelSpec) -> Model | None:
 
     None for one that cannot be made there. Raises InputError where it cannot be made at all.
     """
+    return _outline(spec.model_dump_json())
+
+
+@lru_cache(maxsize=128)  # the check and the estimate before a run ask for the same ones
+def _outline(spec: str) -> Model | None:
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return Model(spec)
+            return Model(ModelSpec.model_validate_json(spec))
     except ContextlabError:
         raise
     except Exception:  # a stranger's mixer that needs real numbers to be made
