@@ -14,6 +14,7 @@ import torch
 
 import contextlab.tasks  # noqa: F401  (registers every task)
 from contextlab import build_task, registry
+from contextlab.learners import Ridge
 from contextlab.prompt import Prompt
 from contextlab.tasks.recall import AssociativeRecall
 from contextlab.tasks.regression import LinearRegression
@@ -77,6 +78,13 @@ class Hopeless(Regression):
         return {"zero": lambda prompt: torch.full_like(prompt.targets, 9.0)}
 
 
+class WorstFirst(Regression):
+    """Names a learner first that others are better than."""
+
+    def learners(self) -> dict[str, Any]:
+        return {"nine": lambda prompt: torch.full_like(prompt.targets, 9.0), "ridge": Ridge(0.1)}
+
+
 class Boasts(Regression):
     """Says a chance of 0."""
 
@@ -108,6 +116,7 @@ class SplitsAlike(Regression):
         (Unseeded, "seed", "the same seed draws other inputs"),
         (Fixed, "next batch", "the next batch has the same prompts"),
         (Hopeless, "best learner", "squared_error is .*, chance"),
+        (WorstFirst, "best first", "ridge is better than nine, by .* of squared_error"),
         (SplitsAlike, "splits", "split 'long' draws the prompts of 'train'"),
         (Boasts, "chance", "squared_error of guesses is .*, chance says 0"),
         (ShowsAnswers, "hidden answers", "100% of the answers stand 0 tokens before"),

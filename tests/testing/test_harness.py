@@ -204,9 +204,9 @@ def test_an_option_that_changes_nothing_is_found_out(monkeypatch) -> None:
     from contextlab.mixers.recurrent.gru_lstm import Gru
 
     class Idle(Gru):
-        def __init__(self, width: int, strength: float = 1.0, size: int = 3, kind: Literal["a", "b"] = "a") -> None:
+        def __init__(self, width: int, strength: float = 1.0, kind: Literal["a", "b"] = "a") -> None:
             super().__init__(width)
-            self.scale = torch.nn.Parameter(torch.ones(size))
+            self.scale = torch.nn.Parameter(torch.ones(3))
             self.kind, self.strength = kind, strength
 
         def forward(self, x: torch.Tensor, *rest: Any) -> Any:
@@ -219,13 +219,19 @@ def test_an_option_that_changes_nothing_is_found_out(monkeypatch) -> None:
             return y * self.scale.mean(), state
 
     law = next(law for law in laws("mixer") if law.name == "options")
-    for factory, idle in ((Idle, None), (Deaf, "strength, kind")):
+
+    def held(factory: type, broken: str | None = None) -> None:
         monkeypatch.setitem(registry._entries["mixer"], "idle", registry.Entry("mixer", "idle", factory))
         component = components("mixer", "idle")[0]
-        if idle is None:
+        if broken is None:
             law(component)
         else:
-            with pytest.raises(LawBroken, match=f"another value of {idle} changes nothing"):
+            with pytest.raises(LawBroken, match=f"another value of {broken} changes nothing"):
                 law(component)
+
+    held(Idle, "strength, kind")
+    Idle.options_beside_others = {"strength": "counts beside kind b", "kind": "counts beside another strength"}
+    held(Idle)
+    held(Deaf, "strength, kind")
     Deaf.options_without_effect = {"strength": "kept for old files", "kind": "kept for old files"}
-    law(component)
+    held(Deaf)

@@ -16,7 +16,7 @@ from contextlab.mixers.base import Mixer, sequence_cost, token_cost
 from contextlab.state import RecurrentState
 from contextlab.testing.law import Component, close, law, refused, require
 from contextlab.testing.mixers import both_ways, cases, causal
-from contextlab.testing.options import first_case, hold_to_options
+from contextlab.testing.options import a_case, hold_to_options
 from contextlab.testing.readings import WIDTH, Reading, read, readings
 
 
@@ -241,7 +241,7 @@ def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
     yield list(torch.autograd.grad(trained.square().sum(), wanted, materialize_grads=True))
 
 
-@law("mixer", "options", "Every option counts: another value changes something, or is refused.", holds_for=first_case)
+@law("mixer", "options", "Every option counts: another value changes something, or is refused.", holds_for=a_case)
 def options(component: Component) -> None:
     """Of parameters, outputs, state, gradients, operations."""
     entry = registry.lookup("mixer", component.name)

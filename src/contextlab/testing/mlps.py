@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contextlab import registry
 from contextlab.testing.law import Component, close, law, require
-from contextlab.testing.options import first_case, hold_to_options
+from contextlab.testing.options import a_case, hold_to_options
 
 WIDTH = 12
 
@@ -61,7 +61,7 @@ def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
     yield list(torch.autograd.grad(y.square().sum(), [x, *mlp.parameters()], materialize_grads=True))
 
 
-@law("mlp", "options", "Every option counts: another value changes something, or is refused.", holds_for=first_case)
+@law("mlp", "options", "Every option counts: another value changes something, or is refused.", holds_for=a_case)
 def options(component: Component) -> None:
     """Of parameters, outputs, gradients."""
     entry = registry.lookup("mlp", component.name)

@@ -15,7 +15,7 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec, build_model, preset
 from contextlab.testing.law import Component, close, law, require
-from contextlab.testing.options import first_case, hold_to_options
+from contextlab.testing.options import a_case, hold_to_options
 from contextlab.testing.plain import plain_stack
 
 SYMBOLS = 11
@@ -118,7 +118,7 @@ def fresh_loss(component: Component) -> None:
         require(0.9 <= loss <= 1.4, f"{'tied' if tied else 'not tied'}, it is {loss:.3g} log V")
 
 
-@law("model", "options", "Every option counts: another value changes the spec, or is refused.", holds_for=first_case)
+@law("model", "options", "Every option counts: another value changes the spec, or is refused.", holds_for=a_case)
 def options(component: Component) -> None:
     """What the spec says of the model is the law "description"."""
     entry = registry.lookup("model", component.name)

@@ -1,7 +1,8 @@
-"""Every option counts: another value of it changes what a component computes, or is refused.
+"""Every option counts: from each registered case another value of it changes what is computed, or is refused.
 
-An option that changes nothing by intent is listed in `WITHOUT_EFFECT` with the reason; a component from elsewhere lists
-its own as an attribute of its class, `options_without_effect = {"layout": "both give the same"}`.
+An option that changes nothing by intent is listed in `WITHOUT_EFFECT` with the reason, one that counts in some cases
+only in `BESIDE_OTHERS`. A component from elsewhere lists its own as attributes of its class,
+`options_without_effect = {"layout": "both give the same"}`, `options_beside_others = {"rank": "needs low_rank"}`.
 """
 
 from __future__ import annotations
@@ -41,11 +42,43 @@ WITHOUT_EFFECT: dict[tuple[str, str, str], str] = {
 }
 """(kind, name, option) -> why another value changes nothing that is compared."""
 
+ANY = "*"
+_ROTARY, _STRUCTURE = "counts beside rotary positions", "counts beside the structure of that kind"
+_FIRST = "counts where the first tokens are not kept anyway"
+BESIDE_OTHERS: dict[tuple[str, str, str], str] = {
+    ("mlp", ANY, "blocks"): _STRUCTURE,
+    ("mlp", ANY, "rank"): _STRUCTURE,
+    ("mixer", ANY, "rope_base"): _ROTARY,
+    ("mixer", ANY, "rope_fraction"): _ROTARY,
+    ("mixer", ANY, "norm_eps"): "counts beside qk_norm",
+    ("mixer", "clex_attention", "sample"): "counts while it is trained",
+    ("mixer", "disentangled_attention", "max_distance"): "counts beside as many buckets",
+    ("mixer", "linear_attention", "period"): "counts beside the features of that name",
+    ("mixer", "mamba2", "heads"): "given head_dim it says the same again, or is refused",
+    ("mixer", "mamba3", "heads"): "given head_dim it says the same again, or is refused",
+    ("mixer", "multi_scale_window", "kv_heads"): "of four heads each has keys of its own",
+    ("mixer", "sse", "balance"): "counts where not all partitions are read",
+    ("policy", ANY, "sinks"): _FIRST,
+    ("policy", "ada_kv", "every"): "counts for policies that evict later, too",
+    ("policy", "ada_kv", "floor"): "counts where a head would be left with less",
+    ("policy", "streaming_llm", "window"): "it keeps the last tokens anyway",
+    ("task", "boolean_function", "pool_seed"): "counts where functions are held out",
+    ("task", "linear_regression", "pool_seed"): "counts beside a pool",
+    ("task", "random_automata", "fewest_states"): "counts beside more states than edges need",
+    ("task", "random_automata", "pool_seed"): "counts beside a pool",
+}
+"""(kind, name, option) -> beside what it counts, as in some registered cases it does nothing. Name "*": of all."""
+
 
 def first_case(component: Component) -> bool:
     """Whether it has the options of the first case that it is registered with."""
     known = _cases(component)
     return bool(known) and component.options == known[0]
+
+
+def a_case(component: Component) -> bool:
+    """Whether it has the options of a case that it is registered with."""
+    return any(component.options == case for case in _cases(component))
 
 
 def _cases(component: Component) -> tuple[Mapping[str, Any], ...]:
@@ -59,10 +92,27 @@ they are refused."""
 
 
 def hold_to_options(component: Component, marks: Marks, *given: str) -> None:
-    """Raises AssertionError with the options that change nothing in any case. given: those that the caller sets."""
-    found = idle_options(registry.lookup(component.kind, component.name), marks)
-    idle = [name for name in found if name not in given]
-    require(not idle, f"another value of {', '.join(idle)} changes nothing")
+    """Raises AssertionError with the options that change nothing in the component's own case.
+
+    Those that count only beside others must count in some case, which is asked of the first. given: options that the
+    caller sets.
+    """
+    entry = registry.lookup(component.kind, component.name)
+    first = first_case(component)
+    bases = [Kept(marks(case)) for case in entry.cases]
+    base = bases[entry.cases.index(component.options)]
+    idle = []
+    for parameter in entry.parameters:
+        if parameter.name in given or parameter.name in _listed(entry, WITHOUT_EFFECT, "options_without_effect"):
+            continue
+        if parameter.name in _listed(entry, BESIDE_OTHERS, "options_beside_others"):
+            counts = _counts_somewhere(entry, parameter, marks, bases) if first else None
+        else:
+            counts = _counts(entry, parameter, component.options, marks, base)
+        if counts is False:
+            idle.append(parameter.name)
+    meant = "options_without_effect, or options_beside_others, may say why"
+    require(not idle, f"another value of {', '.join(idle)} changes nothing ({meant})")
 
 
 def idle_options(entry: registry.Entry, marks: Marks) -> list[str]:
@@ -75,7 +125,7 @@ def idle_options(entry: registry.Entry, marks: Marks) -> list[str]:
 
 def _listed(entry: registry.Entry, ours: Mapping[tuple[str, str, str], str], attribute: str) -> set[str]:
     """The names of the entry's options that are listed, here or on its class."""
-    named = {option for kind, name, option in ours if (kind, name) == (entry.kind, entry.name)}
+    named = {option for kind, name, option in ours if (kind, name) in ((entry.kind, entry.name), (entry.kind, ANY))}
     return named | set(getattr(entry.factory, attribute, {}))
 
 

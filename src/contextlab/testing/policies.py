@@ -16,7 +16,7 @@ from contextlab import registry
 from contextlab.models import build_model
 from contextlab.policies import Policy
 from contextlab.testing.law import Component, close, law, refused, require
-from contextlab.testing.options import first_case, hold_to_options
+from contextlab.testing.options import a_case, hold_to_options
 
 SIZE = 20
 Build = Callable[..., Policy]
@@ -316,7 +316,7 @@ def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
     yield list(state.tensors())
 
 
-@law("policy", "options", "Every option counts: another value changes something, or is refused.", holds_for=first_case)
+@law("policy", "options", "Every option counts: another value changes something, or is refused.", holds_for=a_case)
 def options(component: Component) -> None:
     """Of what the model answers and of what is held."""
     entry = registry.lookup("policy", component.name)

@@ -17,7 +17,7 @@ from contextlab.errors import InputError
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt, Task
 from contextlab.tasks.base import TokenTask
 from contextlab.testing.law import Component, law, refused, require
-from contextlab.testing.options import first_case, hold_to_options, same
+from contextlab.testing.options import a_case, first_case, hold_to_options, same
 
 SHOWS_ITS_ANSWERS = {"mad_compression": "it asks for what was shown", "count_and_copy": "it asks for what was shown"}
 """Tasks that the law "hidden answers" does not hold for, with the reason."""
@@ -132,6 +132,22 @@ def best_learner(component: Component) -> None:
         got = errors[metric][prompt.scored].double().mean().item()
         higher = task.higher_is_better if metric == task.metric else metric in HIGHER_IS_BETTER
         require(got > chance if higher else got < chance, f"{metric} is {got:.4g}, chance {chance:.4g}")
+
+
+@law("task", "best first", "No learner but an oracle is better than the first, the best known one.")
+def best_first(component: Component) -> None:
+    """In the task's metric, by more than four standard errors over the same 16 prompts."""
+    task = component.build()
+    first, *others = task.learners().items()
+    prompt = task.sample(16, generator(4))
+    reference = of_prompts(task, prompt, first[1](prompt))[task.metric] if others else None
+    for name, learner in others:
+        if "oracle" in name or reference is None:
+            continue
+        won = of_prompts(task, prompt, learner(prompt))[task.metric] - reference
+        won = won if task.higher_is_better else -won
+        sure = won.mean().item() - 4 * won.std().item() / math.sqrt(len(won))
+        require(sure <= 1e-6, f"{name} is better than {first[0]}, by {won.mean().item():.3g} of {task.metric}")
 
 
 def of_prompts(task: Task, prompt: Prompt, prediction: Tensor) -> dict[str, Tensor]:
@@ -275,7 +291,7 @@ def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
         yield from marks_of_prompt(split.sample(4, generator(12)))
 
 
-@law("task", "options", "Every option counts: another value changes something, or is refused.", holds_for=first_case)
+@law("task", "options", "Every option counts: another value changes something, or is refused.", holds_for=a_case)
 def options(component: Component) -> None:
     """Of prompts, scores, chance, splits, learners."""
     entry = registry.lookup("task", component.name)
