@@ -146,7 +146,7 @@ def test_what_has_no_like_is_refused_in_one_line(kind: str, key: str) -> None:
 )
 def test_rotary_positions_without_a_like_are_refused(changes: dict[str, Any]) -> None:
     config = transformers.AutoConfig.for_model("llama", **{**IMPORTED["llama"], **changes})
-    with pytest.raises(InputError, match=r"here: .* like here \(.*\); leave out native") as error:
+    with pytest.raises(InputError, match=r"here: .* imported natively \(.*\); leave out native") as error:
         native_model(config, {}, "here")
     assert "\n" not in str(error.value)
 
