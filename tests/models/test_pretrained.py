@@ -170,10 +170,17 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token(wrapped):
     torch.testing.assert_close(sum(parts), expected)
 
 
-def test_padding_at_the_right_is_let_be_and_within_a_row_refused(wrapped):
+def test_padding_at_the_right_is_that_of_each_row_alone_and_within_a_row_refused(wrapped):
     right = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])
-    assert torch.equal(wrapped(TOKENS, attention_mask=right).logits, wrapped(TOKENS).logits)
-    with pytest.raises(InputError, match="not within it"):
+    alone = wrapped(TOKENS[:1, :4], use_cache=True)
+    for cached in (False, True):
+        read = wrapped(TOKENS, attention_mask=right, use_cache=cached)
+        torch.testing.assert_close(read.logits[:1, :4], alone.logits)
+        torch.testing.assert_close(read.logits[1:], wrapped(TOKENS[1:]).logits)
+    after = wrapped(TOKENS[:, :1], past_key_values=cache_of(read)).logits
+    expected = wrapped(TOKENS[:1, :1], past_key_values=cache_of(alone)).logits
+    torch.testing.assert_close(after[:1], expected)
+    with pytest.raises(InputError, match="row 0 has padding between its tokens"):
         wrapped(TOKENS, attention_mask=torch.tensor([[1, 0, 1, 1, 1, 1], [1] * 6]))
 
 

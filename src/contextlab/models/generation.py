@@ -31,14 +31,16 @@ def generate(
     """Continue token sequences from the state.
 
     prompt: [B, T] int64, T >= 1. tokens: how many to add. temperature: 0 takes the likeliest.
-    generator: needed when temperature > 0. mask: [B, T] bool, False at left padding. Returns [B, tokens] int64.
+    generator: needed when temperature > 0. mask: [B, T] bool, False at padding, left or right of a row's tokens; each
+        row goes on from its own last token.
+    Returns [B, tokens] int64.
     """
     if prompt.ndim != 2 or prompt.shape[1] < 1:
         raise InputError(f"generate: expected a prompt [B, T] of at least one token, got {list(prompt.shape)}")
     if temperature > 0 and generator is None:
         raise InputError("generate: temperature > 0 needs a torch.Generator, so that the draw can be repeated")
     logits, state = model.read(prompt, None, mask)
-    last, written = logits[:, -1], []
+    last, written = _last(logits, mask), []
     for _ in range(tokens):
         if temperature > 0:
             chosen = torch.multinomial(F.softmax(last / temperature, -1), 1, generator=generator)
@@ -49,3 +51,15 @@ def generate(
             logits, state = model.read(chosen, state)
             last = logits[:, -1]
     return torch.cat(written, 1) if written else prompt[:, :0]
+
+
+def _last(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """The logits [B, V] of each row's last token, of [B, T, V]."""
+    if mask is None:
+        return logits[:, -1]
+    place = torch.arange(mask.shape[1], device=mask.device)
+    at = torch.where(mask, place, -1).amax(1)
+    if bool((at < 0).any()):
+        raise InputError(f"generate: row {int((at < 0).nonzero()[0])} of the prompt is padding only; give it a token")
+    answered = logits.shape[1] - mask.shape[1]  # some answer the last place only
+    return logits[torch.arange(len(logits), device=logits.device), at + answered]

@@ -24,6 +24,7 @@ from contextlab.files import read_json
 from contextlab.models.generation import generate
 from contextlab.models.imports import native_model
 from contextlab.models.io import SPEC, load_model
+from contextlab.models.padding import padding
 from contextlab.models.stack import Model
 from contextlab.spec import Spec
 from contextlab.state import State, own
@@ -105,9 +106,11 @@ class HuggingFaceModel(nn.Module):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] at every position of whole sequences [B, T], keeping no state; see `Model.forward`."""
-        self._check(inputs, None, mask)
+        self._check(inputs, None)
+        padded = padding(mask, inputs, begun=False, waiting=None)
+        inputs, mask = padded.moved(inputs), padded.mask
         given = self._masks(mask, None if mask is None else (~mask).sum(1), 0, inputs.shape[1])
-        return self.model(input_ids=inputs, use_cache=False, **given).logits
+        return padded.back(self.model(input_ids=inputs, use_cache=False, **given).logits)
 
     def read(
         self, inputs: Tensor, state: HuggingFaceState | None = None, mask: Tensor | None = None
@@ -116,11 +119,21 @@ class HuggingFaceModel(nn.Module):
 
         The state passed in stays valid.
         """
-        self._check(inputs, state, mask)
+        self._check(inputs, state)
+        begun = state is not None and state.length > 0
+        waiting = None if state is None or mask is None else tuple((state.start >= state.length).tolist())
+        placed = padding(mask, inputs, begun, waiting)
+        logits, after = self._read_on(placed.moved(inputs), state, placed.mask)
+        return placed.back(logits), after
+
+    def _read_on(
+        self, inputs: Tensor, state: HuggingFaceState | None, mask: Tensor | None
+    ) -> tuple[Tensor, HuggingFaceState]:
+        """`read`, with padding on the left."""
         if state is not None and inputs.shape[1] > 1 and self.spec.kind in STEPWISE:
             return self._stepwise(inputs, state, mask)
         if state is not None and inputs.shape == (len(inputs), 1) and len(inputs) > 1 and self.spec.kind in ROW_BY_ROW:
-            return self._row_by_row(inputs, state)
+            return self._row_by_row(inputs, state, mask)
         length = 0 if state is None else state.length
         start = inputs.new_zeros(inputs.shape[0]) if state is None else state.start
         padded = mask is not None or (state is not None and state.padded)
@@ -188,17 +201,21 @@ class HuggingFaceModel(nn.Module):
         """Read on one token at a time, for models whose code continues a state by single tokens only."""
         logits = []
         for t in range(inputs.shape[1]):
-            each, state = self.read(inputs[:, t : t + 1], state, None if mask is None else mask[:, t : t + 1])
+            each, state = self._read_on(inputs[:, t : t + 1], state, None if mask is None else mask[:, t : t + 1])
             logits.append(each)
         return torch.cat(logits, 1), state
 
-    def _row_by_row(self, inputs: Tensor, state: HuggingFaceState) -> tuple[Tensor, HuggingFaceState]:
+    def _row_by_row(
+        self, inputs: Tensor, state: HuggingFaceState, mask: Tensor | None
+    ) -> tuple[Tensor, HuggingFaceState]:
         """Read on with each row alone, for models whose code takes a single token for a batch of one only."""
         rows = torch.arange(len(inputs), device=inputs.device)
-        read = [self.read(inputs[i : i + 1], state.select(rows[i : i + 1])) for i in rows.tolist()]
+        masks = [None] * len(inputs) if mask is None else mask.split(1)
+        read = [self._read_on(inputs[i : i + 1], state.select(rows[i : i + 1]), masks[i]) for i in rows.tolist()]
         parts: Any = zip(*(after.leaves for _, after in read), strict=True)
         leaves: list[Tensor | State] = [torch.cat(each) for each in parts]
-        after = dataclasses.replace(read[0][1], leaves=leaves, start=state.start)
+        start = torch.cat([after.start for _, after in read])
+        after = dataclasses.replace(read[0][1], leaves=leaves, start=start, padded=state.padded or mask is not None)
         return torch.cat([logits for logits, _ in read]), after
 
     def generate(
@@ -226,11 +243,9 @@ class HuggingFaceModel(nn.Module):
             given["position_ids"] = places[:, before:].clamp_min(0)
         return given
 
-    def _check(self, inputs: Tensor, state: State | None, mask: Tensor | None) -> None:
+    def _check(self, inputs: Tensor, state: State | None) -> None:
         if inputs.ndim != 2 or inputs.is_floating_point():
             raise InputError(f"expected token ids [B, T] int64, got {inputs.dtype} {list(inputs.shape)}")
-        if mask is not None and (mask.shape != inputs.shape or mask.dtype != torch.bool):
-            raise InputError(f"expected mask bool {list(inputs.shape)}, got {mask.dtype} {list(mask.shape)}")
         if state is None:
             return
         if not isinstance(state, HuggingFaceState):

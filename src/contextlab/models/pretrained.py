@@ -98,7 +98,7 @@ class ContextlabForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """input_ids: [B, T] int64. attention_mask: [B, T or all that was read], 0 at left padding.
+        """input_ids: [B, T] int64. attention_mask: [B, T or all that was read], 0 at a row's padding, left or right.
 
         cache or past_key_values, whatever the release of transformers: what `use_cache=True` returned for the tokens
         before. labels: [B, T], -100 where none counts; the loss is the cross-entropy of the next token.
@@ -107,8 +107,11 @@ class ContextlabForCausalLM(PreTrainedModel, GenerationMixin):
         Raises InputError for a cache of another kind, and for an argument that would change the outcome here.
         """
         _refuse_others(others)
-        mask = None if attention_mask is None else _left_padding(attention_mask[:, -input_ids.shape[1] :].bool())
         before = _one_cache(cache, past_key_values)
+        mask = None
+        if attention_mask is not None:
+            mask = attention_mask[:, -input_ids.shape[1] :].bool()
+            mask = None if bool(mask.all()) else mask
         if use_cache or before is not None:
             logits, after = self.model.read(input_ids, None if before is None else before.state, mask)
             kept = StateCache(after)
@@ -214,18 +217,6 @@ def _refuse_others(others: dict[str, Any]) -> None:
         asked = bool(value.any()) if isinstance(value, Tensor) else bool(value)  # token_type_ids are zeros, say
         if asked and name != "return_dict":
             raise InputError(f"{name}: our models under transformers do not take it; leave it out")
-
-
-def _left_padding(mask: Tensor) -> Tensor | None:
-    """The mask where it marks left padding; None where nothing or only the right is padded, which nothing real sees."""
-    if bool(mask.all()):
-        return None
-    steps = mask[:, 1:].int() - mask[:, :-1].int()
-    if bool((steps >= 0).all()):
-        return mask
-    if bool((steps <= 0).all()):
-        return None
-    raise InputError("attention_mask: expected padding at the left or at the right of each row, not within it")
 
 
 AutoConfig.register("contextlab", ContextlabConfig, exist_ok=True)

@@ -15,6 +15,7 @@ from contextlab.mixers.layers import Linear
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
+from contextlab.models.padding import padding
 from contextlab.models.room import require_room
 from contextlab.models.spec import ModelSpec, check_layers
 from contextlab.ops.position import sinusoidal
@@ -27,11 +28,21 @@ class ModelState(State):
     """What a model remembers: one state a mixer and loop, in order of use.
 
     layers: the mixers' states, loop by loop.
-    start: [B] int64, the left-padding tokens of each row; only with absolute positions, else None.
+    start: [B] int64, the padding tokens of each row; only with absolute positions, else None.
+    waiting: for each row, whether it was padding only so far; None where every row has had a token.
     """
 
     layers: list[State] = field(default_factory=list)
     start: Tensor | None = None
+    waiting: tuple[bool, ...] | None = field(default=None, metadata={"static": True})
+
+    def select(self, rows: Tensor) -> ModelState:
+        """See `State.select`."""
+        chosen = super().select(rows)
+        if self.waiting is not None:
+            waiting = tuple(self.waiting[row] for row in rows.tolist())
+            chosen.waiting = waiting if any(waiting) else None
+        return chosen
 
 
 class Model(nn.Module):
@@ -79,7 +90,8 @@ class Model(nn.Module):
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Predict at every position of whole sequences, keeping no state.
 
-        inputs: [B, T, input_size] float, or [B, T] int64. mask: [B, T] bool, False at left padding.
+        inputs: [B, T, input_size] float, or [B, T] int64. mask: [B, T] bool, False at padding, which stands at the left
+            or at the right of a row; what is predicted there means nothing.
         Returns [B, T, output_size], or [B, output_size] from a pooled read-out.
         """
         return self._run(inputs, None, mask, keep_state=False)[0]
@@ -89,7 +101,8 @@ class Model(nn.Module):
     ) -> tuple[Tensor, ModelState]:
         """Read inputs [B, T] or [B, T, d] on from `state` (None at the start).
 
-        mask: [B, T] bool, where there are tokens. Returns the predictions [B, T, k] and the state after the last token.
+        mask: [B, T] bool, False at padding: at the left of a row, or at the right of one that is read from the start;
+            each row then goes on from its own last token. Returns the predictions [B, T, k] and the state.
         """
         return self._read(inputs, state, mask)
 
@@ -116,7 +129,8 @@ class Model(nn.Module):
         """Continue token sequences one token at a time from the state.
 
         prompt: [B, T] int64, T >= 1. tokens: how many to add. temperature: 0 takes the likeliest.
-        generator: needed when temperature > 0. mask: [B, T] bool, False at left padding. Returns [B, tokens] int64.
+        generator: needed when temperature > 0. mask: [B, T] bool, False at padding, left or right of a row's tokens.
+        Returns [B, tokens] int64.
         """
         if self.spec.read_in != "token":
             raise InputError("generate: this model reads vectors; only a model that reads tokens can generate")
@@ -131,6 +145,8 @@ class Model(nn.Module):
         positions: Tensor | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         self._check(inputs)
+        padded = padding(mask, inputs, state is not None and state.length > 0, state.waiting if state else None)
+        inputs, mask = padded.moved(inputs), padded.mask
         embedded = self.read_in(inputs)
         start = state.start if state is not None else None
         read = state.length if state is not None else 0
@@ -155,10 +171,12 @@ class Model(nn.Module):
                 if keep_state:
                     states.append(after)
         x = self.read_out_norm(x)
-        prediction = self.read_out(x, mask) if isinstance(self.read_out, PooledHead) else self.read_out(x)
+        pooled = isinstance(self.read_out, PooledHead)
+        prediction = self.read_out(x, mask) if pooled else self.read_out(padded.back(x))
         if not keep_state:
             return prediction, None
-        return prediction, ModelState(layers=states, start=start, length=read + inputs.shape[1])
+        length = read + inputs.shape[1]
+        return prediction, ModelState(layers=states, start=start, waiting=padded.waiting, length=length)
 
     def _add_positions(
         self, x: Tensor, read: int, start: Tensor | None, mask: Tensor | None, positions: Tensor | None

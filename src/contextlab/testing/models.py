@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec, build_model, preset
-from contextlab.testing.law import Component, close, law, require
+from contextlab.testing.law import Component, close, law, refused, require
 from contextlab.testing.options import a_case, hold_to_options
 from contextlab.testing.plain import plain_stack
 
@@ -81,19 +81,28 @@ def pieces(component: Component) -> None:
     require(state.nbytes == foretold, f"state.nbytes is {state.nbytes}, foretold {foretold}")
 
 
-@law("model", "padding", "Left padding changes nothing, nor what is read after it.")
+@law("model", "padding", "A padded row is answered as alone, and goes on as alone; gaps in a row are refused.")
 @torch.no_grad()
 def padding(component: Component) -> None:
-    """Five tokens of padding in one of two rows."""
+    """Five tokens of padding in one of two rows, at its left and at its right."""
     model, x = component.build(), tokens(12)
-    padded = torch.cat([torch.zeros(1, 5, dtype=torch.int64), x[:1, :7]], 1)
-    mask = torch.arange(12)[None] >= torch.tensor([[5], [0]])
-    together, state = model.read(torch.cat([padded, x[1:]]), mask=mask)
     alone, alone_state = model.read(x[:1, :7])
-    close(together[:1, 5:], alone, what="outputs of the padded row")
-    after, _ = model.read(x[:, 7:9], state)
     expected, _ = model.read(x[:1, 7:9], alone_state)
-    close(after[:1], expected, what="outputs after the padded row")
+    nothing, place = torch.zeros(1, 5, dtype=torch.int64), torch.arange(12)[None]
+    for side, row, mask in (
+        ("left", torch.cat([nothing, x[:1, :7]], 1), place >= torch.tensor([[5], [0]])),
+        ("right", torch.cat([x[:1, :7], nothing], 1), place < torch.tensor([[7], [12]])),
+    ):
+        both = torch.cat([row, x[1:]])
+        together, state = model.read(both, mask=mask)
+        close(together[:1][mask[:1]], alone[0], what=f"outputs of the row padded on the {side}")
+        close(model(both, mask)[:1][mask[:1]], alone[0], what=f"outputs without a state, padded on the {side}")
+        after, _ = model.read(x[:, 7:9], state)
+        close(after[:1], expected, what=f"outputs after the row padded on the {side}")
+    wrong = "mask: row 0 has padding after tokens that were read before"
+    refused(lambda: model.read(x, alone_state.select(torch.tensor([0, 0])), mask), wrong)
+    gap = place != torch.tensor([[5], [20]])
+    refused(lambda: model(x, gap), "mask: row 0 has padding between its tokens")
 
 
 @law("model", "description", "It computes what its spec says: loops, injection, sharing, residuals, norms.")
