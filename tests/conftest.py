@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 # The same cases each time, so that a failure is of the change at hand; `--hypothesis-profile=thorough` looks for more.
 settings.register_profile(
-    "suite", deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    "suite", deadline=None, max_examples=7, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 settings.register_profile("thorough", settings.get_profile("suite"), max_examples=200, derandomize=False)
 settings.load_profile("suite")
@@ -58,7 +58,8 @@ SLOW = {  # more than two seconds, measured with --durations=0
     *("test_runs_trainings_checkpoints_and_saved_models_are_found", "test_gradients_go_through_the_solution"),
     *("test_a_million_tokens_leave_memory_flat", "test_filters_come_close_to_the_exact_posterior"),
     *("test_several_runs_keep_their_names", "test_the_default_folder_takes_the_next_free_number"),
-    *("test_two_processes_cannot_work_on_one_run", "test_the_divergence_is_that_of_reading_by_hand"),
+    *("test_the_divergence_is_that_of_reading_by_hand", "test_a_model_that_lacks_memory_is_one_failed_job"),
+    "test_workers_give_the_bits_of_one_process_load_its_plugins_and_may_die",
     *("test_gates_alone_leave_the_model_and_its_gradients_as_they_are", "test_workers_give_what_one_process_gives"),
     *("test_a_strangers_mixer_is_tested_by_pytest", "test_a_strangers_mixer_is_checked_by_the_command_line"),
     *("test_the_table_sorts_and_filters", "test_everything_listed_can_be_shown", "test_records_are_plain_json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,16 @@ from contextlab.testing import check
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten_afterwards():
+    """What the templates register, which other tests would count."""
+    before = {kind: dict(entries) for kind, entries in registry._entries.items()}
+    yield
+    registry._entries.update(before)
+    for name in [name for name in sys.modules if name.startswith("contextlab_plugin_")]:
+        del sys.modules[name]
 
 
 def test_the_example_mixer_keeps_the_split_law_and_joins_the_demo(tmp_path):

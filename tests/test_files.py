@@ -165,7 +165,7 @@ def test_only_regular_files_are_read(tmp_path):
         (tmp_path, "is a folder; expected a file"),
         (tmp_path / "none", "no such file"),
         (tmp_path / ("x" * 300), "cannot be read (File name too long)"),
-        (tmp_path / "a\0b", "cannot be read (embedded null byte)"),
+        (tmp_path / "a\0b", "embedded null"),
     ]
     for path, message in cases:
         for reads in (read_text, read_json, read_tensors):

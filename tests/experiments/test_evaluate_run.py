@@ -21,9 +21,9 @@ def counts(done):
 
 
 @pytest.mark.parametrize("how", ["evaluate", "resume"])
-def test_another_evaluation_is_measured_and_nothing_trained(tmp_path, how):
+def test_another_evaluation_is_measured_and_nothing_trained(tmp_path, finished, how):
     folder = tmp_path / "run"
-    trained = weights(run(tiny(), out=folder).folder)
+    trained = weights(finished(tiny(), folder).folder)
     wanted = tiny(evaluate={"prompts": 24, "batch": 16})
     tape = Tape()
     if how == "evaluate":
@@ -34,12 +34,12 @@ def test_another_evaluation_is_measured_and_nothing_trained(tmp_path, how):
     assert weights(folder) == trained
     assert counts(done) == {"regression": [24], "recall": [24]}
     assert done.record["status"] == "finished"
-    assert same_results(done.results, run(wanted, out=tmp_path / "at once").results)
+    assert same_results(done.results, finished(wanted, tmp_path / "at once").results)
     assert all(len(record["history"]["loss"]) == 3 for record in done.records)
 
 
-def test_only_what_changed_is_measured_again(tmp_path):
-    run(tiny(), out=tmp_path / "run")
+def test_only_what_changed_is_measured_again(tmp_path, finished):
+    finished(tiny(), tmp_path / "run")
     change = ["tasks.recall.evaluate={prompts: 8}"]
     done = evaluate_run(tmp_path / "run", change, progress=(tape := Tape()))
     assert tape.ended.keys() == {"recall.softmax.seed0", "recall.delta.seed0", "learners.recall"}
@@ -50,13 +50,13 @@ def test_only_what_changed_is_measured_again(tmp_path):
     assert len(tape.ended) == 6
 
 
-def test_an_evaluation_that_is_stopped_goes_on_and_mixes_nothing(tmp_path):
+def test_an_evaluation_that_is_stopped_goes_on_and_mixes_nothing(tmp_path, finished):
     class Stop(Tape):
         def done(self, key, status, message):
             raise KeyboardInterrupt
 
     wanted = tiny(evaluate={"prompts": 24, "batch": 16})
-    done = run(tiny(), out=tmp_path / "run")
+    done = finished(tiny(), tmp_path / "run")
     for record in done.records:  # as runs of older versions left them
         path = done.folder / "trainings" / record["key"] / "record.json"
         write_json(path, {k: v for k, v in record.items() if k not in ("evaluate_spec", "files", "kind")})
@@ -69,8 +69,8 @@ def test_an_evaluation_that_is_stopped_goes_on_and_mixes_nothing(tmp_path):
     assert counts(run(wanted, out=done.folder, resume=True)) == {"regression": [24], "recall": [24]}
 
 
-def test_what_cannot_be_measured_again_is_refused(tmp_path):
-    done = run(one(), out=tmp_path / "run")
+def test_what_cannot_be_measured_again_is_refused(tmp_path, finished):
+    done = finished(one(), tmp_path / "run")
     before = done.report.read_bytes()
     for changes, message in (
         (["train.steps=9"], "expected evaluate.KEY=VALUE or tasks.NAME.evaluate.KEY=VALUE"),

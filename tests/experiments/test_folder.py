@@ -72,9 +72,9 @@ def test_a_foreign_experiment_is_not_written_over(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["experiment.yaml"]
 
 
-def test_resuming_a_finished_run_makes_again_what_is_missing(tmp_path):
+def test_resuming_a_finished_run_makes_again_what_is_missing(tmp_path, finished):
     spec = ExperimentSpec.parse(COMPRESS)
-    whole = run(spec, out=tmp_path / "run")
+    whole = finished(COMPRESS, tmp_path / "run")
     files = sorted(path for path in whole.folder.rglob("*") if path.is_file() and path.suffix in (".parquet", ".html"))
     assert {path.name for path in files} >= {"report.html", "compress.html", "facets.parquet", "needle.parquet"}
     softmax, delta = spec.trainings()[0].key, spec.trainings()[2].key
@@ -96,8 +96,8 @@ def test_resuming_a_finished_run_makes_again_what_is_missing(tmp_path):
     assert before == [path.stat().st_mtime_ns for path in files]
 
 
-def test_a_lock_that_is_a_link_is_refused(tmp_path):
-    run(one(), out=tmp_path / "run")
+def test_a_lock_that_is_a_link_is_refused(tmp_path, finished):
+    finished(one(), tmp_path / "run")
     lock, elsewhere = tmp_path / "run" / ".lock", tmp_path / "precious"
     elsewhere.write_text("precious")
     lock.unlink()
@@ -108,8 +108,8 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"status": 3}', "{"])
-def test_a_damaged_record_is_one_line_that_names_it(tmp_path, content):
-    folder = Path(run(one(), out=tmp_path / "run").folder)
+def test_a_damaged_record_is_one_line_that_names_it(tmp_path, finished, content):
+    folder = finished(one(), tmp_path / "run").folder
     for record in (folder / "record.json", folder / "trainings" / "recall.softmax.seed0" / "record.json"):
         before = record.read_text()
         record.write_text(content)

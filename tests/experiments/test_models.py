@@ -9,15 +9,14 @@ import torch
 
 from contextlab.cli.cost import model_spec
 from contextlab.errors import InputError
-from contextlab.experiments import find_model, run
+from contextlab.experiments import find_model
 from contextlab.models import save_model
 from tests.experiments.test_run import tiny
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_runs_trainings_checkpoints_and_saved_models_are_found(tmp_path):
-    spec = tiny(train={"steps": 2, "batch": 2, "log_every": 1})
-    folder = run(spec, out=tmp_path / "run").folder
+def test_runs_trainings_checkpoints_and_saved_models_are_found(tmp_path, finished):
+    folder = finished(tiny(), tmp_path / "run").folder
     trainings = sorted((folder / "trainings").iterdir())
     assert len(trainings) == 4
     with pytest.raises(InputError, match="has 4 trained models; give one of their folders: .*trainings/"):

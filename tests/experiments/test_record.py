@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -16,10 +17,9 @@ from tests.experiments.test_run import Tape, one, tiny
 
 
 def test_no_plugin_is_imported_because_a_record_names_it(tmp_path):
-    folder, trace = tmp_path / "run", tmp_path / "trace"
-    plugin = tmp_path / "mine.py"
-    plugin.write_text(f"import os\nopen({str(trace)!r}, 'a').write(str(os.getpid()) + ' ')\n")
-    run(one(), out=folder, jobs=2, plugins=[str(plugin)])
+    folder, plugin = tmp_path / "run", tmp_path / "mine.py"
+    plugin.write_text("")
+    run(one(), out=folder, plugins=[str(plugin)])
     assert read_json(folder / "record.json")["plugins"] == [str(plugin)]
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'evil.txt')!r}, 'w')\n")
@@ -31,18 +31,6 @@ def test_no_plugin_is_imported_because_a_record_names_it(tmp_path):
     assert not (tmp_path / "evil.txt").exists()
 
 
-def test_workers_load_the_plugins_of_the_main_process(tmp_path):
-    trace = tmp_path / "trace"
-    plugin = tmp_path / "mine.py"
-    plugin.write_text(f"import os\nopen({str(trace)!r}, 'a').write(str(os.getpid()) + ' ')\n")
-    spec = one()
-    spec["models"]["delta"] = tiny()["models"]["delta"]
-    run(spec, out=tmp_path / "run", jobs=2, plugins=[str(plugin)])
-    processes = trace.read_text().split()
-    assert str(os.getpid()) in processes
-    assert len(set(processes)) == 1 + 3  # two trainings, one task's learners
-
-
 class FailsAtStep3(Tape):
     def update(self, key, step, steps, loss):
         if step == 3:
@@ -52,10 +40,10 @@ class FailsAtStep3(Tape):
 def test_a_resumed_run_keeps_its_threads_and_says_so_where_it_does_not(tmp_path):
     spec = one(train={"steps": 4, "batch": 4, "log_every": 1, "checkpoint_every": 1})
     before = torch.get_num_threads()
-    for name in ("kept", "changed"):
-        done = run(spec, out=tmp_path / name, threads=2, progress=FailsAtStep3())
-        assert torch.get_num_threads() == before
-        assert done.records[0]["message"].startswith("ZeroDivisionError")
+    done = run(spec, out=tmp_path / "kept", threads=2, progress=FailsAtStep3())
+    assert torch.get_num_threads() == before
+    assert done.records[0]["message"].startswith("ZeroDivisionError")
+    shutil.copytree(done.folder, tmp_path / "changed")
     record = run(spec, out=tmp_path / "kept", resume=True).records[0]
     assert (record["threads"], record["message"]) == (2, "")
     with pytest.warns(UserWarning, match="trained with 2, then with 1 threads"):

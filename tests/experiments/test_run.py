@@ -119,19 +119,9 @@ def test_a_run_leaves_spec_results_records_and_report(tmp_path):
     assert "ridge" in set(done.similarity["learner"])
 
 
-def test_equal_threads_give_equal_bits_whatever_jobs(tmp_path):
-    tape = Tape()
-    here = run(tiny(), out=tmp_path / "here", threads=1)
-    there = run(tiny(), out=tmp_path / "there", jobs=2, threads=1, progress=tape)
-    assert (there.record["jobs"], there.record["threads"]) == (2, 1)
-    assert {record["threads"] for record in there.records} == {1}
-    assert len(tape.ended) == 6
-    assert same_results(here.results, there.results)
-
-
-def test_a_taken_folder_is_never_written_over(tmp_path):
+def test_a_taken_folder_is_never_written_over(tmp_path, finished):
     folder = tmp_path / "run"
-    done = run(tiny(), out=folder)
+    done = finished(tiny(), folder)
     before = done.report.read_bytes()
     with pytest.raises(InputError, match="holds a finished run, which is not written over"):
         run(tiny(), out=folder)
@@ -155,23 +145,22 @@ def test_a_taken_folder_is_never_written_over(tmp_path):
         run(tiny(), out=tmp_path / "new", resume=True)
 
 
-def test_the_default_folder_takes_the_next_free_number(tmp_path, monkeypatch):
+def test_the_default_folder_takes_the_next_free_number(tmp_path, monkeypatch, finished):
     monkeypatch.chdir(tmp_path)
-    spec = tiny(models={"softmax": MODEL}, tasks={"recall": tiny()["tasks"]["recall"]})
-    assert str(run(spec).folder) == "runs/tiny"
-    assert str(run(spec).folder) == "runs/tiny-2"
+    finished(one(), "runs/tiny")
+    assert str(run(one()).folder) == "runs/tiny-2"
     with pytest.raises(InputError, match="no unfinished run"):
-        run(spec, resume=True)
+        run(one(), resume=True)
 
 
-def test_an_interrupted_run_resumes_to_the_same_results(tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_results(tmp_path, finished):
     class Stop(Tape):
         def update(self, key, step, steps, loss):
             super().update(key, step, steps, loss)
             if key.startswith("recall.softmax") and step == 2:
                 raise KeyboardInterrupt
 
-    whole = run(tiny(), out=tmp_path / "whole")
+    whole = finished(tiny(), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(tiny(), out=tmp_path / "cut", progress=Stop())
     assert read_json(tmp_path / "cut" / "record.json")["status"] == "interrupted"
@@ -183,9 +172,9 @@ def test_an_interrupted_run_resumes_to_the_same_results(tmp_path):
 
 @pytest.mark.parametrize(
     ("how", "ignored", "jobs"),
-    [(signal.SIGKILL, False, 2), (signal.SIGINT, False, 2), (signal.SIGTERM, True, 2), (signal.SIGTERM, True, 1)],
+    [(signal.SIGKILL, False, 2), (signal.SIGINT, False, 2), (signal.SIGTERM, True, 1)],
 )
-def test_stopped_at_any_moment_it_resumes_exactly(tmp_path, how, ignored, jobs):
+def test_stopped_at_any_moment_it_resumes_exactly(tmp_path, finished, how, ignored, jobs):
     """ignored: SIGINT, as in a shell's background jobs; SIGTERM must end the run in order there, too."""
     spec = one(train={"steps": 300, "batch": 8, "log_every": 20, "checkpoint_every": 20})
     spec["models"]["delta"] = tiny()["models"]["delta"]
@@ -209,7 +198,8 @@ def test_stopped_at_any_moment_it_resumes_exactly(tmp_path, how, ignored, jobs):
     if how != signal.SIGKILL:
         assert f"go on with: contextlab run {tmp_path / 'cut'} --resume" in errors.decode()
         assert read_json(tmp_path / "cut" / "record.json")["status"] == "interrupted"
-    whole = run(spec, out=tmp_path / "whole", threads=1)
+    whole = finished(spec, tmp_path / "whole")
+    assert whole.record["threads"] == 1
     resumed = run(spec, out=tmp_path / "cut", resume=True)
     assert resumed.record["threads"] == 1
     assert same_results(whole.results, resumed.results)
@@ -227,26 +217,37 @@ def test_a_model_that_diverges_is_recorded_and_the_others_go_on(tmp_path):
     assert done.record["status"] == "finished"
 
 
-def test_a_worker_that_dies_is_recorded_and_can_be_resumed(tmp_path):
+def test_workers_give_the_bits_of_one_process_load_its_plugins_and_may_die(tmp_path, monkeypatch, finished):
+    """In one run, for each worker takes seconds to start."""
     spec = tiny(tasks={"recall": tiny()["tasks"]["recall"]})
-    plugin = tmp_path / "deadly.py"
+    trace, plugin = tmp_path / "trace", tmp_path / "deadly.py"
     plugin.write_text(
         "import os, sys\n"
+        f"open({str(trace)!r}, 'a').write(str(os.getpid()) + ' ')\n"
         "if 'recall.delta.seed0' in sys.argv and not os.environ.get('SURVIVE'): os.kill(os.getpid(), 9)\n"
     )
-    done = run(spec, out=tmp_path / "run", jobs=2, plugins=[str(plugin)])
+    tape = Tape()
+    done = run(spec, out=tmp_path / "run", jobs=2, threads=1, plugins=[str(plugin)], progress=tape)
+    assert (done.record["jobs"], done.record["threads"]) == (2, 1)
+    assert tape.ended.keys() == {"recall.softmax.seed0", "recall.delta.seed0", "learners.recall"}
+    processes = trace.read_text().split()
+    assert str(os.getpid()) in processes
+    assert len(set(processes)) == 1 + 3  # two trainings, one task's learners
+
     record = next(r for r in done.records if r["model"] == "delta")
     assert record["status"] == "failed"
     assert "signal SIGKILL" in record["message"]
     assert done.record["status"] == "failed"
-    os.environ["SURVIVE"] = "1"
-    try:
-        with pytest.raises(InputError, match=f"started with 1 plugin.*add --plugin {plugin}"):
-            run(spec, out=tmp_path / "run", resume=True)
-        again = run(spec, out=tmp_path / "run", resume=True, plugins=[str(plugin)])
-    finally:
-        del os.environ["SURVIVE"]
+    whole = finished(spec, tmp_path / "whole")
+    assert {r["threads"] for r in [*whole.records, *done.records] if r is not record} == {1}
+    assert same_results(whole.results[whole.results.model != "delta"], done.results)
+
+    with pytest.raises(InputError, match=f"started with 1 plugin.*add --plugin {plugin}"):
+        run(spec, out=tmp_path / "run", resume=True)
+    monkeypatch.setenv("SURVIVE", "1")
+    again = run(spec, out=tmp_path / "run", resume=True, plugins=[str(plugin)])
     assert again.record["status"] == "finished"
+    assert same_results(whole.results, again.results)
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
@@ -262,13 +263,13 @@ def test_two_processes_cannot_work_on_one_run(tmp_path):
     class Second(Tape):
         def update(self, key, step, steps, loss):
             with pytest.raises(InputError, match="unfinished run|another process"):
-                run(tiny(), out=tmp_path / "run")
+                run(one(), out=tmp_path / "run")
             with pytest.raises(InputError, match="another process is working on this run"):
-                run(tiny(), out=tmp_path / "run", resume=True)
+                run(one(), out=tmp_path / "run", resume=True)
             super().update(key, step, steps, loss)
 
     tape = Second()
-    run(tiny(), out=tmp_path / "run", progress=tape)
+    run(one(), out=tmp_path / "run", progress=tape)
     assert tape.updates
 
 
@@ -280,8 +281,8 @@ def test_cuda_that_is_not_there_is_told(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_records_are_plain_json(tmp_path):
-    done = run(tiny(), out=tmp_path / "run")
+def test_records_are_plain_json(tmp_path, finished):
+    done = finished(tiny(), tmp_path / "run")
     for record in [done.record, *done.records]:
         assert json.loads(json.dumps(record)) == record
 
@@ -321,8 +322,8 @@ COMPRESS = {
 }
 
 
-def test_a_recipe_measures_a_trained_model_under_policies(tmp_path):
-    done = run(COMPRESS, out=tmp_path / "run")
+def test_a_recipe_measures_a_trained_model_under_policies(tmp_path, finished):
+    done = finished(COMPRESS, tmp_path / "run")
     assert done.record["status"] == "finished"
     found = done.compressed
     assert set(found["seed"]) == {0, 1}
@@ -330,7 +331,6 @@ def test_a_recipe_measures_a_trained_model_under_policies(tmp_path):
         ("full", "full"), ("delta+all", "full"), ("streaming_llm:sinks=2", "50%"), ("streaming_llm:sinks=2", "10%"),
         ("h2o:window=40", "50%"),
     }  # fmt: skip
-    pd.testing.assert_frame_equal(open_run(tmp_path / "run").compressed, found)
     page = (tmp_path / "run" / "compress.html").read_text()
     assert "Left out: 1 settings" in page
     assert "What softmax+all loses when its context is made cheaper" in (tmp_path / "run" / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -77,7 +78,7 @@ def named_by_none(name: str) -> list[Component]:
     if name == "pool_posterior":  # it needs a pool
         task = build_task("linear_regression", dimensions=3, examples=6, pool=4)
         return [component for component in of_task("pool", task) if component.name == name]
-    return list(cases(registry.lookup("learner", name)))
+    return list(itertools.islice(cases(registry.lookup("learner", name)), 4))  # on the first tasks that it answers
 
 
 @pytest.mark.parametrize("name", UNNAMED)

@@ -136,14 +136,14 @@ def test_it_is_faster_than_a_loop_over_prefixes() -> None:
     text = torch.randint(97, 117, (32, 100))
     learner = NaiveBayes(table)
     learner(ask(text))
-    begin = time.perf_counter()
+    begin = time.process_time()
     learner(ask(text))
-    ours = time.perf_counter() - begin
-    begin = time.perf_counter()
+    ours = time.process_time() - begin
+    begin = time.process_time()
     for t in range(100):
         for row in range(0, 32, 8):  # a quarter of them
             learner(ask(text[row : row + 1, : t + 1]))
-    assert 4 * (time.perf_counter() - begin) > 20 * ours
+    assert 4 * (time.process_time() - begin) > 20 * ours
 
 
 def test_other_prompts_and_tables_are_refused() -> None:

@@ -120,15 +120,15 @@ def test_faster_than_a_loop_over_prefixes() -> None:
     values = series(1, batch=64, length=40)
     learner = ARLeastSquares(3)
     learner.predict(values, values)
-    start = time.perf_counter()
+    start = time.process_time()
     learner.predict(values, values)
-    batched = time.perf_counter() - start
-    start = time.perf_counter()
+    batched = time.process_time() - start
+    start = time.process_time()
     for b in range(8):
         for t in range(4, 40):
             x, y, query = examples(values[b], t, 3)
             query @ np.linalg.lstsq(x, y, rcond=None)[0]
-    assert 8 * (time.perf_counter() - start) > 20 * batched
+    assert 8 * (time.process_time() - start) > 20 * batched
 
 
 def test_learners_are_built_by_name_and_answer_any_series() -> None:

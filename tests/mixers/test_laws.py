@@ -205,6 +205,14 @@ class LosesDigits(Sum):
         return y.sign() if y.dtype == torch.bfloat16 else y, after
 
 
+class RootOfZero(Sum):
+    """Takes a root whose gradient at zero half precision does not hold."""
+
+    def forward(self, x: Tensor, state: Any = None, mask: Any = None, keep_state: bool = True) -> Any:
+        y, after = super().forward(x, state, mask, keep_state)
+        return y + (x.square().sum(-1, keepdim=True) + 1e-30).sqrt(), after
+
+
 class Lawful(Sum):
     """Keeps all laws."""
 
@@ -263,6 +271,7 @@ CAUGHT: list[tuple[type[Mixer], str]] = [
     (Sum, "both ways"),
     (Float32Only, "bfloat16"),
     (LosesDigits, "autocast"),
+    (RootOfZero, "zeros"),
     (Sum, "description"),
 ]
 

@@ -62,7 +62,7 @@ def test_gradients(length: int) -> None:
     general, kimi, state = inputs(length, batch=1, heads=1)
     for op, given_ in ((dplr_delta_rule, general), (kda, kimi)):
         tensors = [x.requires_grad_() for x in (*given_, state)]
-        assert torch.autograd.gradcheck(lambda *x, op=op: op(*x[:-1], None, x[-1], True, 4), tensors)
+        assert torch.autograd.gradcheck(lambda *x, op=op: op(*x[:-1], None, x[-1], True, 4), tensors, fast_mode=True)
 
 
 def test_they_are_the_other_rules_where_these_are_special_cases() -> None:

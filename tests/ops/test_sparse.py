@@ -187,7 +187,7 @@ def test_gradients():
         "landmark": (lambda q, k, v, m: landmark_attention(q, k, v, m, 3, 1, **positions), [*tensors, marks]),
     }
     for op, given_ in ops.values():
-        assert torch.autograd.gradcheck(op, [x.clone().requires_grad_() for x in given_])
+        assert torch.autograd.gradcheck(op, [x.clone().requires_grad_() for x in given_], fast_mode=True)
 
 
 def test_many_queries_are_read_in_chunks():

@@ -1,8 +1,8 @@
 """Runs pieces of code one after the other, each in a process to which contextlab is new.
 
-Python, torch and transformers take seconds to start. They are imported once, here; every piece then gets a fork of this
-process, which has not imported contextlab: what a piece forgets to import, it does not have. Requests are lines of JSON
-on standard input: {"code": ...} or {"argv": [...]}, with "cwd", "seconds" and, of `run`, "resolve_only"; each is
+Python, torch and other libraries take seconds to start. They are imported once, here; every piece then gets a fork of
+this process, which has not imported contextlab: what a piece forgets to import, it does not have. Requests are lines of
+JSON on standard input: {"code": ...} or {"argv": [...]}, with "cwd", "seconds" and, of `run`, "resolve_only"; each is
 answered by a line of JSON.
 """
 
@@ -17,13 +17,16 @@ import sys
 import time
 import traceback
 
+LIBRARIES = (
+    *("torch", "pandas", "pyarrow.parquet", "plotly.graph_objects", "plotly.offline", "plotly.subplots", "pydantic"),
+    *("hypothesis.strategies", "jinja2", "psutil", "rich.progress", "rich.table", "safetensors.torch", "typer", "yaml"),
+)
+
 
 def main() -> None:
-    import pandas
-    import torch
-
-    torch.set_num_threads(1)
-    del pandas
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    sys.modules["torch"].set_num_threads(1)
     with contextlib.suppress(ImportError):
         from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM  # noqa: F401
     for line in sys.stdin:

@@ -178,10 +178,10 @@ def test_averaging_shrinks_by_the_variance_of_each_logit() -> None:
 def test_all_prefixes_at_once_are_much_faster_than_scikit_learn() -> None:
     sklearn = pytest.importorskip("sklearn.linear_model")
     xs, ys = draw("logistic_regression", batch=64, dimensions=5, examples=40)
-    start = time.perf_counter()
+    start = time.process_time()
     LogisticRegression(1.0).predict(xs, ys)
-    ours = (time.perf_counter() - start) / (64 * 39)
-    start = time.perf_counter()
+    ours = (time.process_time() - start) / (64 * 39)
+    start = time.process_time()
     for b in range(20):
         sklearn.LogisticRegression(fit_intercept=False).fit(xs[b].numpy(), ys[b, :, 0].numpy())
-    assert 20 * ours < (time.perf_counter() - start) / 20
+    assert 20 * ours < (time.process_time() - start) / 20

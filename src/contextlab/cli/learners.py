@@ -31,7 +31,7 @@ def learners(
     from contextlab import registry
     from contextlab.evaluation import breakdown, evaluate_learners, write_results
     from contextlab.experiments import load_recipe
-    from contextlab.experiments.recipes import find_recipe, recipes, set_key
+    from contextlab.experiments.recipes import find_recipe, recipe_files, set_key
     from contextlab.files import present
     from contextlab.report.learners import breakdown_table, learner_table
     from contextlab.tasks import build_task
@@ -45,7 +45,7 @@ def learners(
     else:
         if preset is not None:
             raise InputError("--preset belongs to a task; a recipe says the presets of its tasks itself")
-        if not present(Path(what)) and what not in (known := [recipe.name for recipe in recipes()]):
+        if not present(Path(what)) and what not in (known := recipe_files()):
             raise InputError(unknown("task or recipe", what, [*registry.names("task"), *known]))
         spec = load_recipe(find_recipe(what), changes or [])
         tasks = {name: spec.build_task(name) for name in spec.tasks}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -93,31 +94,26 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """
     measured = ("seed", "value", "ci_low", "ci_high", "n")
     keys = [name for name in results.columns if name in DTYPES and name not in measured]
-    rows = []
-    for key, group in results.groupby(keys, dropna=False, sort=False, observed=True):
-        seeds = len(group)
-        value = float(group["value"].mean())
-        if seeds == 1:
-            low, high = float(group["ci_low"].iloc[0]), float(group["ci_high"].iloc[0])
-        else:
-            t = _T95[seeds - 2] if seeds - 2 < len(_T95) else 1.96
-            over_seeds = t * float(group["value"].std(ddof=1)) / math.sqrt(seeds)
-            over_prompts = float((group["ci_high"] - group["ci_low"]).mean()) / 2
-            half = math.hypot(over_seeds, 0.0 if math.isnan(over_prompts) else over_prompts)
-            low, high = value - half, value + half
-        rows.append(
-            {
-                **dict(zip(keys, key, strict=True)),
-                "value": value,
-                "ci_low": low,
-                "ci_high": high,
-                "n": group["n"].min(),
-                "seeds": seeds,
-            }
-        )
+    groups = results.assign(half=(results["ci_high"] - results["ci_low"]) / 2).groupby(
+        keys, dropna=False, sort=False, observed=True
+    )
+    found = groups.agg(
+        value=("value", "mean"),
+        ci_low=("ci_low", "first"),
+        ci_high=("ci_high", "first"),
+        n=("n", "min"),
+        seeds=("value", "size"),
+        spread=("value", "std"),
+        over_prompts=("half", "mean"),
+    ).reset_index()
+    t = np.array((math.nan, math.nan, *_T95, 1.96))[found["seeds"].clip(upper=len(_T95) + 2)]
+    half = np.hypot(t * found["spread"] / np.sqrt(found["seeds"]), found["over_prompts"].fillna(0))
+    several = found["seeds"] > 1
+    found["ci_low"] = found["ci_low"].where(~several, found["value"] - half)
+    found["ci_high"] = found["ci_high"].where(~several, found["value"] + half)
     columns = [*keys, "value", "ci_low", "ci_high", "n", "seeds"]
     dtypes = {**{name: DTYPES[name] for name in columns if name in DTYPES}, "seeds": "Int64"}
-    return pd.DataFrame(rows, columns=columns).astype(dtypes)
+    return found[columns].astype(dtypes)
 
 
 def mean_over_shots(results: pd.DataFrame, metric: str, first: int, last: int, split: str = "train") -> pd.DataFrame:

@@ -113,7 +113,10 @@ def learning_seconds(
 
 
 def updating_seconds(model: Model, whole: Model, inputs: Tensor, train: TrainSpec, seconds: float) -> float:
-    """Seconds that a step takes however few tokens it reads; arguments are those of `learning_seconds`."""
+    """Seconds that a step takes however few tokens it reads; arguments are those of `learning_seconds`.
+
+    inputs: [B, T] or [B, T, d].
+    """
     alone = train.model_copy(update={"batch": 1, "accumulate": 1})
     state, task = TrainState.start(model.train(), alone), _Part(inputs[:, :2])
     took = timed(lambda size: train_step(model, task, alone, state).loss.item(), [1], float, seconds)  # type: ignore[arg-type]

@@ -281,8 +281,8 @@ def decay_gradient(
 def log_decays(g: Tensor, dtype: torch.dtype) -> Tensor:
     """Log decays g <= 0, -inf too, as float64 that may be summed: exp of a difference of sums keeps all its digits.
 
-    dtype: in which decays will be used. What is so low that exp gives zero there is raised to a value where it still
-    does, or the sums would lose digits, and infinities their differences.
+    g: [B, T, H] or [B, T, H, K]. dtype: in which decays will be used. What is so low that exp gives zero there is
+    raised to a value where it still does, or the sums would lose digits, and infinities their differences.
     """
     return g.double().clamp_min(-800.0 if dtype == torch.float64 else -200.0)
 

@@ -61,6 +61,9 @@ class Component:
         return self.factory(**self.options, **more) if self.make is None else self.make(**more)
 
 
+Draws = st.SearchStrategy[Any] | Callable[[Component], st.SearchStrategy[Any]]
+
+
 def always(component: Component) -> bool:
     """A law that holds for all."""
     return True
@@ -72,7 +75,7 @@ class Law:
 
     name: a word or few. statement: what holds, in one line.
     check: called with the component and what is drawn; it raises any error where the law is broken.
-    draws: argument of `check` -> Hypothesis strategy. Empty: `check` is called once.
+    draws: argument of `check` -> Hypothesis strategy, or what gives one for a component. Empty: `check` is called once.
     holds_for: the components that it is about.
     """
 
@@ -80,7 +83,7 @@ class Law:
     name: str
     statement: str
     check: Callable[..., None] = field(repr=False)
-    draws: Mapping[str, st.SearchStrategy[Any]] = field(default_factory=dict, repr=False)
+    draws: Mapping[str, Draws] = field(default_factory=dict, repr=False)
     holds_for: Callable[[Component], bool] = field(default=always, repr=False)
 
     def __call__(self, component: Component, *, examples: int | None = None) -> None:
@@ -100,7 +103,8 @@ class Law:
 
         try:
             if self.draws:
-                search(f"{self.name} {component.label}", attempt, self.draws, examples)
+                draws = {name: each(component) if callable(each) else each for name, each in self.draws.items()}
+                search(f"{self.name} {component.label}", attempt, draws, examples)
             else:
                 attempt(0, {})
         except Flaky as error:
@@ -140,7 +144,7 @@ def law(
     statement: str,
     *,
     holds_for: Callable[[Component], bool] = always,
-    **draws: st.SearchStrategy[Any],
+    **draws: Draws,
 ) -> Callable[[Callable[..., None]], Law]:
     """Decorator: make a check a law of all components of a kind. It stands in the order of its definition."""
 

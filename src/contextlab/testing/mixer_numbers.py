@@ -17,7 +17,7 @@ from contextlab.state import RecurrentState
 from contextlab.testing.law import Component, close, law, refused, require
 from contextlab.testing.mixers import both_ways, cases, causal
 from contextlab.testing.options import a_case, hold_to_options
-from contextlab.testing.readings import WIDTH, Reading, read, readings
+from contextlab.testing.readings import WIDTH, Reading, read, readings_of
 
 
 @law(
@@ -25,7 +25,7 @@ from contextlab.testing.readings import WIDTH, Reading, read, readings
     "gradients in pieces",
     "Gradients through a state that is handed on are those of reading whole.",
     holds_for=causal,
-    reading=readings(longest=80),
+    reading=readings_of(longest=80),
 )
 def gradients_in_pieces(component: Component, reading: Reading) -> None:
     """Of the inputs and of all parameters."""
@@ -117,7 +117,7 @@ def strange_inputs(component: Component) -> None:
     "no state",
     "An encoder keeps no state; padding takes no gradient.",
     holds_for=both_ways,
-    reading=readings(),
+    reading=readings_of(),
 )
 def no_state(component: Component, reading: Reading) -> None:
     """Nor does it take one."""

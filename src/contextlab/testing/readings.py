@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,8 +12,13 @@ from torch import Tensor
 
 from contextlab.mixers.base import Mixer
 from contextlab.state import State
+from contextlab.testing.law import Component
 
 WIDTH = 24  # many numbers of heads divide it
+PIECES = 40
+"""Of what a mixer reads one after another in a loop: more of them tell nothing new, and take seconds."""
+PIECE_SIZES = ("segment", "chunk", "block", "batch_tokens")
+"""Options that say how many tokens such a piece has."""
 
 
 @dataclass
@@ -56,7 +61,7 @@ def readings(
 ) -> Reading:
     """Strategy: batches of 1 to 3 rows and 2 to `longest` tokens, cut up to six times, with or without padding."""
     batch = draw(st.integers(1, 3))
-    length = draw(st.integers(2, longest))
+    length = draw(st.integers(2, min(longest, PIECES)) | st.integers(2, longest))
     near = [n + d for n in (16, 32, 64, 128) for d in (-1, 0, 1) if n + d < length]  # where chunks end
     cut = st.integers(1, length - 1) | st.sampled_from(near) if near else st.integers(1, length - 1)
     cuts = draw(st.lists(cut, max_size=6, unique=True))
@@ -70,6 +75,20 @@ def readings(
         pads = draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch))
         mask = torch.arange(length) >= torch.tensor(pads)[:, None]
     return Reading(x, sorted(cuts), mask, draw(st.integers(0, length - 2)), seed)
+
+
+def readings_of(
+    longest: int = 150, dtype: torch.dtype = torch.float64
+) -> Callable[[Component], st.SearchStrategy[Reading]]:
+    """`readings` for a component: of at most `PIECES` tokens, segments or chunks that it reads one after another."""
+
+    def strategy(component: Component) -> st.SearchStrategy[Reading]:
+        sizes = [size for name in PIECE_SIZES if isinstance(size := component.options.get(name), int)]
+        if getattr(component.factory, "parallel_form", "") == "loop":
+            sizes.append(1)
+        return readings(min([longest, *(PIECES * size for size in sizes)]), dtype)
+
+    return strategy
 
 
 def read(mixer: Mixer, reading: Reading) -> tuple[Tensor, State]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ from contextlab.mixers.state_space.mamba2 import Mamba2
 @pytest.mark.parametrize("length", [3, 150])
 def test_agrees_with_transformers(groups: int, length: int) -> None:
     modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
+    if groups > 1 and "group_size" not in inspect.signature(modeling.MambaRMSNormGated).parameters:
+        pytest.skip("before 5.23 transformers norms all groups together, unlike Mamba-2")
     config = modeling.Mamba2Config(
         hidden_size=16,
         num_heads=4,
