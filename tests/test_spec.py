@@ -11,6 +11,7 @@ from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
 from contextlab.models import ModelSpec, build_model, preset
 from contextlab.spec import Spec, refuse_counts, refuse_extremes
+from contextlab.strict_yaml import MOST_VALUES, parse_yaml
 from contextlab.tasks import build_task
 from contextlab.training import TrainSpec
 
@@ -242,9 +243,17 @@ def test_a_number_that_cannot_be_is_told_in_one_line_whatever_its_key():
     spec = {"layers": [{"mixer": "attention", "options": {"rope_scaling": {"kind\n": 10**20}}}]}
     for call in (
         lambda: refuse_extremes("a", {"b\n": 1e300}),
+        lambda: refuse_extremes("a", [1.0, {"b\n": [2, 1e300]}]),
         lambda: refuse_counts("a", {"b\n": 9}, 8),
         lambda: ModelSpec.parse(spec),
     ):
         with pytest.raises(InputError) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_a_text_may_stand_for_so_many_values_and_no_more():
+    fits = ",".join("1" for _ in range(MOST_VALUES - 3))  # the mapping, its key and the list are values, too
+    assert len(parse_yaml(f"a: [{fits}]", "here")["a"]) == MOST_VALUES - 3
+    with pytest.raises(InputError, match=f"stands for more than {MOST_VALUES} values"):
+        parse_yaml(f"a: [{fits},1]", "here")

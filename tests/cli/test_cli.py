@@ -278,6 +278,7 @@ def test_threads_that_wait_sleep_on_a_busy_machine_only(call, monkeypatch):
         (3.0, None, None, "passive"),  # a system that does not tell who runs
         (3.0, 1, None, None),  # whoever made the load has ended
         (3.0, 3, "active", "active"),
+        (0.2, 1, "active", "active"),
     ]
     for load, running, own, expected in cases:
         monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
@@ -288,6 +289,17 @@ def test_threads_that_wait_sleep_on_a_busy_machine_only(call, monkeypatch):
             monkeypatch.setenv("OMP_WAIT_POLICY", own)
         assert call("--version")[0] == 0
         assert os.environ.get("OMP_WAIT_POLICY") == expected
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_who_has_chosen_how_threads_wait_is_let_be(name, monkeypatch):
+    for load in (3.0, 0.2):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        monkeypatch.setattr(threads, "_running", lambda: 9)
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        monkeypatch.setenv(name, "1")
+        threads.yield_cores()
+        assert "OMP_WAIT_POLICY" not in os.environ
 
 
 def test_torch_is_loaded_after_the_command_line_has_chosen_how_threads_wait():

@@ -77,6 +77,20 @@ def test_the_figure_joins_what_nothing_beats(tmp_path) -> None:
     assert "src=" not in page.split("</style>")[1].split("<script")[0]
 
 
+def test_of_many_policies_those_that_stand_out_have_colours_and_the_others_are_grey() -> None:
+    one = results()
+    rows = one[(one["model"] == "a") & (one["task"] == "needle")]
+    crowd = [rows.assign(model=f"p{i:02}", value=rows["value"] * (1 - i / 100)) for i in range(20)]
+    figure = quality_against_bytes(pd.concat([one, *crowd], ignore_index=True), "needle", 512)
+    colours = {trace.name: trace.line.color for trace in figure.data}
+    assert colours["full cache"] == "#000000"
+    assert colours["b"] != "#d0d0d0"
+    assert colours["p19"] == "#d0d0d0"
+    shown = {trace.name: trace.showlegend for trace in figure.data}
+    assert shown["b"] is not False
+    assert shown["p19"] is False
+
+
 def seeds() -> pd.DataFrame:
     """Two seeds of `results`, needle's accuracies of the second 0.1 lower."""
     other = results().assign(seed=1)

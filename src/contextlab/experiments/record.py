@@ -62,7 +62,6 @@ def go_on(
         _change_spec(folder, spec)
         return begin(folder, spec, device, jobs, threads, plugins)
     record = read_run_record(folder.record, OF_RUN)
-    require_plugins(folder, plugins)
     if record["device"] != device.type:
         raise InputError(
             f"{folder}: the run was started on {record['device']}; resume with --device {record['device']}"

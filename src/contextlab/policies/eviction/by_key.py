@@ -52,13 +52,14 @@ class StreamingLLM(EvictionPolicy):
         self, layer: KVLayer, q: Tensor, slots: Slots, state: KeptState, places: Tensor, padded: bool
     ) -> tuple[Tensor, Tensor | None]:
         limit = self.slots(layer, slots.length, len(q), q.dtype)
-        if q.shape[1] == 1 or slots.used <= limit or layer.slopes is not None:
+        if q.shape[1] == 1 or slots.used <= limit:
             return super()._answer(layer, q, slots, state, places, padded)
-        # Without padding slots do for places: those held are the first tokens and the last, without a gap.
-        at = slots["position"][:, 0].long() if padded else None
+        # Without padding slots do for places: those held are the first tokens and the last. ALiBi counts the gap.
+        at = slots["position"][:, 0].long() if padded or layer.slopes is not None else None
         y = softmax_attention(
             q, slots["keys"].transpose(1, 2), slots["values"].transpose(1, 2), scale=layer.scale,
-            window=limit - self.sinks, sinks=self.sinks, q_position=None if at is None else places, k_position=at,
+            window=limit - self.sinks, sinks=self.sinks, slopes=layer.slopes,
+            q_position=None if at is None else places, k_position=at,
         )  # fmt: skip
         return y, None
 
