@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 import contextlab.mixers
 from contextlab import registry
+from contextlab.testing import Component, components
 
 FOLDER = Path(contextlab.mixers.__file__).parent
 OURS = [entry for entry in registry.entries("mixer") if entry.factory.__module__.startswith("contextlab.")]
@@ -44,3 +49,11 @@ def test_a_new_file_is_found(tmp_path: Path) -> None:
 
 def test_no_file_looks_like_a_test() -> None:
     assert not list(FOLDER.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("component", components("mixer"), ids=lambda each: each.label)
+def test_a_mixer_can_be_sent_to_another_process(component: Component) -> None:
+    """By pickle, as multiprocessing, joblib and copies of data-parallel models do."""
+    mixer, x = component.build(), torch.randn(1, 5, 24)
+    with torch.no_grad():
+        assert torch.equal(pickle.loads(pickle.dumps(mixer))(x)[0], mixer(x)[0])

@@ -106,3 +106,25 @@ def test_few_tokens_go_through_onednn_where_the_matrix_is_large(forced: None, mo
         assert len(calls) == 1
         mapped = torch.vmap(lambda w: dense(x, w))(torch.stack((large, large)))
     torch.testing.assert_close(mapped[1], F.linear(x, large))
+
+
+def test_onednn_is_taken_only_where_it_is_there_and_faster(monkeypatch):
+    fits = {
+        "torch.backends.mkldnn.is_available": lambda: True,
+        "torch.backends.mkl.is_available": lambda: True,
+        "torch.backends.cpu.get_cpu_capability": lambda: "AVX512",
+        "contextlab.ops.dense._cpu_vendor": lambda: "AuthenticAMD",
+    }
+    others = {
+        "torch.backends.mkldnn.is_available": (lambda: False, "this PyTorch carries no oneDNN"),
+        "torch.backends.mkl.is_available": (lambda: False, "this PyTorch's products are not MKL's"),
+        "torch.backends.cpu.get_cpu_capability": (lambda: "AVX2", "MKL is slow only on AMD processors"),
+        "contextlab.ops.dense._cpu_vendor": (lambda: "GenuineIntel", "MKL is slow only on AMD processors"),
+    }
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None, raising=False)
+    for name in (None, *others):
+        for each, answer in fits.items():
+            monkeypatch.setattr(each, others[each][0] if each == name else answer)
+        taken, why = module.onednn.__wrapped__()
+        assert taken == (name is None)
+        assert why.startswith(others[name][1] if name else "on AMD processors with AVX-512")

@@ -60,6 +60,14 @@ class RMSNorm(nn.RMSNorm):
         return rms_norm(x, self.weight, self.eps)
 
 
+def elu1(x: Tensor) -> Tensor:
+    """elu(x) + 1, positive, of x [...], any shape.
+
+    Below zero that is exp(x), in which the sum would keep no digit from -16 on (float32).
+    """
+    return torch.where(x > 0, x + 1, x.clamp_max(0).exp())
+
+
 def with_loss(y: Tensor, loss: Tensor) -> Tensor:
     """y, unchanged; in the backward pass `loss` is minimised too, as if it had been added to the training loss.
 

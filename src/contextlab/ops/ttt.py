@@ -8,6 +8,7 @@ products over the mini-batch.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -59,10 +60,10 @@ def ttt_mlp(
     q, k, v, rate = (x.to(W1.dtype) for x in (q, k, v, rate))
     rates = rate.tril()
     hidden = k @ W1 + b1
-    active = F.gelu(hidden)
+    active = _gelu(hidden)
     error = _gradient(active @ W2 + b2, v - k, norm)
     inner = error @ W2.mT * _gelu_slope(hidden)
-    h = F.gelu(q @ W1 + b1 - (rates * (q @ k.mT)) @ inner - rates @ inner)
+    h = _gelu(q @ W1 + b1 - (rates * (q @ k.mT)) @ inner - rates @ inner)
     z = h @ W2 + b2 - (rates * (h @ active.mT)) @ error - rates @ error
     last = rate[..., -1:, :].mT
     weights = W1 - (last * k).mT @ inner, W2 - (last * active).mT @ error
@@ -80,7 +81,7 @@ def naive_ttt(
     """
 
     def model(x: Tensor, p: list[Tensor]) -> Tensor:
-        z = x @ p[0] + p[1] if len(p) == 2 else F.gelu(x @ p[0] + p[1]) @ p[2] + p[3]
+        z = x @ p[0] + p[1] if len(p) == 2 else _gelu(x @ p[0] + p[1]) @ p[2] + p[3]
         return x + F.layer_norm(z, z.shape[-1:], norm.gain, norm.bias, EPS)
 
     steps = []
@@ -112,7 +113,13 @@ def _gradient(z: Tensor, target: Tensor, norm: InnerNorm) -> Tensor:
     return (outer - (outer.sum(-1, keepdim=True) + unit * along) / size) * inverse
 
 
+def _gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, as in the published code of TTT-MLP."""
+    return F.gelu(x, approximate="tanh")
+
+
 def _gelu_slope(x: Tensor) -> Tensor:
-    """The derivative of GELU."""
-    density = (-0.5 * x.square()).exp() * (2 * torch.pi) ** -0.5
-    return 0.5 * (1 + (x * 0.5**0.5).erf()) + x * density
+    """The derivative of GELU's tanh form."""
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    bend = inner.tanh()
+    return 0.5 * (1 + bend) + 0.5 * x * (1 - bend.square()) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x.square())

@@ -88,7 +88,7 @@ def rwkv7(mixer: Any, x: Tensor) -> Tensor:
             erased = torch.outer(a[h] * removed[h], removed[h] @ S[h])
             S[h] = w[h][:, None] * S[h] - erased + torch.outer(replaced[h], v[h])
             y[h] = S[h].T @ r[h]
-        y = normed(y, size * 1e-5).flatten() * mixer.norm_weight + mixer.norm_bias
+        y = normed(y, 64e-5).flatten() * mixer.norm_weight + mixer.norm_bias
         bonus = ((r * replaced * mixer.bonus).sum(-1, keepdim=True) * v).flatten()
         rows.append((y + bonus) * g)
         before = now

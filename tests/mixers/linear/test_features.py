@@ -9,6 +9,7 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.mixers import build_mixer
+from contextlab.mixers.layers import elu1
 from contextlab.mixers.linear.features import build_feature_map
 
 
@@ -69,6 +70,19 @@ def test_performer_draws_orthogonal_directions():
     directions = build_feature_map("performer", 4, 2, 4, 1).directions
     products = directions @ directions.mT
     assert (products - torch.diag_embed(products.diagonal(dim1=1, dim2=2))).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_elu1_keeps_its_digits_far_below_zero(dtype):
+    x = torch.tensor([-80.0, -20, -3, -1e-3, 0, 0.5, 9], dtype=dtype, requires_grad=True)
+    wide = x.detach().double()
+    expected = torch.where(wide > 0, wide + 1, wide.exp())
+    y = elu1(x)
+    torch.testing.assert_close(y.detach().double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(
+        slope.double(), torch.where(wide > 0, 1, wide.exp()), rtol=4 * torch.finfo(dtype).eps, atol=0
+    )
 
 
 def test_options_that_contradict_each_other():

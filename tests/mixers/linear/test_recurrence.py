@@ -183,11 +183,11 @@ def rodimus(mixer: Any, x: Tensor) -> Tensor:
     """2410.06577, section 3: S_t = exp(-g tau) S_(t-1) + (k g^tau) v_t^T, the unit key and gated values."""
     S = torch.zeros(mixer.key, mixer.value, dtype=x.dtype)
     up, gate = linear(mixer.in_proj, x).chunk(2, 1)
-    u, rows = convolved(mixer.conv, up, activation=True), []
+    u, rows = up if mixer.conv is None else convolved(mixer.conv, up, activation=True), []
     for t in range(len(x)):
         q, k, g, tau = linear(mixer.select_proj, u[t]).chunk(4)
         g, tau = (1 + g.exp()).log(), tau.sigmoid()
-        k = k / (k.square().sum() + 1e-6).sqrt() * g**tau
+        k = k / k.norm() * g**tau
         v = linear(mixer.gate_out, linear(mixer.gate_in, up[t])).sigmoid() * up[t]
         S = (-g * tau).exp()[:, None] * S + torch.outer(k, v)
         o = (S.T @ q / mixer.key**0.5 + u[t] * mixer.residual) * F.silu(gate[t])

@@ -15,10 +15,10 @@ def test_agrees_with_the_recurrence() -> None:
     S, outputs = torch.zeros(5, 12, dtype=torch.float64), []
     for token in x[0]:
         up, gate = mixer.in_proj(token).chunk(2)
-        u = F.silu(up)
+        u = up  # the activation is the convolution's
         q, k, g, tau = mixer.select_proj(u).chunk(4)
         g, tau = F.softplus(g), torch.sigmoid(tau)
-        k = k / (k.square().sum() + 1e-6).sqrt() * g**tau
+        k = k / k.norm() * g**tau
         v = torch.sigmoid(mixer.gate_out(mixer.gate_in(up))) * up
         S = torch.exp(-g * tau)[:, None] * S + torch.outer(k, v)
         o = (S.T @ q * 5**-0.5 + u * mixer.residual) * F.silu(gate)

@@ -16,7 +16,7 @@ def inner(mixer: Any, weights: list[Tensor], h: int, x: Tensor) -> Tensor:
     """2407.04620, section 2.7: f(x) = x + LN(g(x)), g linear or a two-layer MLP."""
     z = x @ weights[0] + weights[1][0]
     if len(weights) == 4:
-        z = F.gelu(z) @ weights[2] + weights[3][0]
+        z = F.gelu(z, approximate="tanh") @ weights[2] + weights[3][0]
     return x + normed(z, 1e-6) * mixer.gain[h] + mixer.bias[h]
 
 

@@ -18,6 +18,9 @@ from contextlab.ops.precision import unit_length
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
 
+GROUP_EPS = 64e-5
+"""Of the normalisation of heads, whatever their size, as in the published code."""
+
 
 @register(
     "mixer", "rwkv7", family="delta", papers=("2503.14456",), cases=({}, {"heads": 2, "decay_rank": 3, "gate_rank": 5})
@@ -84,7 +87,7 @@ class Rwkv7(MatrixMixer):
         r, k, v, g, rate = (y.unflatten(-1, (self.heads, -1)) for y in (r, k, v, g, rate))
         initial = None if before is None else before["matrix"]
         o, matrix = dplr_delta_rule(r, k, v, -removed, removed * rate, g, 1.0, initial, keep_state)
-        o = F.layer_norm(o, o.shape[-1:], eps=self.value * 1e-5).flatten(2) * self.norm_weight + self.norm_bias
+        o = F.layer_norm(o, o.shape[-1:], eps=GROUP_EPS).flatten(2) * self.norm_weight + self.norm_bias
         o = o + ((r * k * self.bonus).sum(-1, keepdim=True) * v).flatten(2)
         y = self.out_proj(o * gate)
         if not keep_state:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
+from contextlab.mixers.layers import elu1
 
 FeatureName = Literal["elu1", "relu", "silu", "identity", "taylor", "rebased", "hedgehog", "performer", "cosformer"]
 
@@ -150,9 +151,13 @@ def build_feature_map(name: FeatureName, size: int, heads: int, features: int | 
     return FeatureMap(size, _ELEMENTWISE[name])
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 _ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu1": lambda x: F.elu(x) + 1,
+    "elu1": elu1,
     "relu": F.relu,
     "silu": F.silu,
-    "identity": lambda x: x,
+    "identity": _same,
 }

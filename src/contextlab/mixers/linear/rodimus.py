@@ -34,7 +34,7 @@ class Rodimus(ChannelDecayMixer):
     state_size: size of the key, the rows of the state.
     expand: size of the value over width.
     gate_rank: rank of the map to the input gate.
-    short_conv: width of the causal convolution before q, k and the gates; 0 for none.
+    short_conv: width of the causal convolution, with SiLU, before q, k and the gates; 0 for neither.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Rodimus(ChannelDecayMixer):
         """See `Mixer.forward`. At padding the values are zero, so that the state stays as it started."""
         before = recurrent(state)
         up, gate = self.in_proj(without_padding(x, mask)).chunk(2, -1)
-        shifted, conv = self._convolved(up, before, keep_state, "silu")
+        shifted, conv = self._convolved(up, before, keep_state, "silu" if self.conv_size else None)
         q, k, g, tau = self.select_proj(shifted).chunk(4, -1)
         g, tau = F.softplus(g), tau.sigmoid()
-        k = unit_length(k) * g**tau
+        k = unit_length(k, eps=1e-12) * g**tau
         v = self.gate_out(self.gate_in(up)).sigmoid() * up
         initial = None if before is None else before["matrix"]
         q, k, v, decay = (y.unsqueeze(2) for y in (q, k, v, -g * tau))

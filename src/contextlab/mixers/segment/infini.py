@@ -7,8 +7,8 @@ from typing import Annotated
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from contextlab.mixers.layers import elu1
 from contextlab.mixers.segment.base import SegmentAttention
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.softmax import attend
@@ -63,7 +63,7 @@ class InfiniAttention(SegmentAttention):
         q, k, value = (x.to(memory["matrix"].dtype) for x in (q, k, v))
         y = gate * self._recall(q, memory).to(v.dtype) + (1 - gate) * local
         new = value - self._recall(k, memory) if self.delta else value
-        key = F.elu(k) + 1
+        key = elu1(k)
         written = {
             "matrix": memory["matrix"] + torch.einsum("bshk,bshv->bhkv", key, new),
             "norm": memory["norm"] + key.sum(1),
@@ -73,7 +73,7 @@ class InfiniAttention(SegmentAttention):
     @staticmethod
     def _recall(q: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """What the memory answers to q [B, S, H, D]; zeros while nothing was written."""
-        read = F.elu(q) + 1
+        read = elu1(q)
         total = torch.einsum("bshk,bhk->bsh", read, memory["norm"]).unsqueeze(-1)
         return torch.einsum("bshk,bhkv->bshv", read, memory["matrix"]) / total.masked_fill(total == 0, 1.0)
 

@@ -115,12 +115,12 @@ class Atlas(SegmentMixer):
 
     def _features(self, x: Tensor) -> Tensor:
         """x [B, H, S, D] -> monomials up to `degree` of x / |x|, weighted, of unit length: [B, H, S, F]."""
-        x = unit_length(x)
+        x = unit_length(x, eps=1e-12)
         parts = [torch.ones_like(x[..., :1]), x]
         if self.degree == 2:
             parts.append(x[..., self.rows] * x[..., self.columns] * self.twice.to(x.dtype))
         weights = self.coefficients[:, None, :, None]
-        return unit_length(torch.cat([w * p for w, p in zip(weights.unbind(2), parts, strict=True)], -1))
+        return unit_length(torch.cat([w * p for w, p in zip(weights.unbind(2), parts, strict=True)], -1), eps=1e-12)
 
     def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         past = tensor_bytes(batch, self.window - 1, self._parts()[1], dtype=dtype)

@@ -78,7 +78,7 @@ class MemoryAsContext(SegmentAttention):
     def _read(self, tokens: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         inner = self.heads * self.head_dim
         q, k, v = self._heads(tokens[..., : 3 * inner])
-        asked = unit_length(tokens[..., 3 * inner :].unflatten(-1, (self.heads, self.head_dim)))
+        asked = unit_length(tokens[..., 3 * inner :].unflatten(-1, (self.heads, self.head_dim)), eps=1e-12)
         matrix = memory["memory"][:, :, 0]
         recalled = torch.einsum("bshk,bhkv->bshv", asked.to(matrix.dtype), matrix).to(tokens.dtype).flatten(2)
         context = self.context_proj(recalled).unflatten(-1, (2, self.heads, self.head_dim))
@@ -91,7 +91,7 @@ class MemoryAsContext(SegmentAttention):
         parts = self.memory_proj(y).split((3 * inner, 3 * self.heads), -1)
         mq, mk, mv = parts[0].unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
         theta, m, g = (parts[1].unflatten(-1, (3, self.heads)) + self.gate_bias).unbind(2)
-        mq, mk = (unit_length(z) for z in (mq, mk))
+        mq, mk = (unit_length(z, eps=1e-12) for z in (mq, mk))
         o, after = titans(mq, mk, mv, theta.sigmoid(), F.logsigmoid(m), F.logsigmoid(g), 1.0, memory["memory"], True)
         assert after is not None
         return self.out_proj(self.norm(y) * self.gate_norm(o.flatten(2)).sigmoid()), {"memory": after}
