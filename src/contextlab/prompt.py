@@ -128,7 +128,10 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
-        """The scalar training loss, over scored positions."""
+        """The training loss, a scalar: a mean over the scored positions of the whole batch.
+
+        A trainer that cuts a batch weighs the loss of each part by its number of scored positions.
+        """
 
     @abstractmethod
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:

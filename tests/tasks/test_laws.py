@@ -101,6 +101,19 @@ class ShowsAnswers(Recall):
         return prompt
 
 
+class RowByRow(Recall):
+    """Its loss is the mean over prompts of each one's mean, and some prompts have one scored position less."""
+
+    def sample(self, batch: int, generator: torch.Generator, device: Any = "cpu") -> Prompt:
+        prompt = super().sample(batch, generator, device)
+        prompt.scored[::2] &= prompt.scored[::2].cumsum(1) > 1
+        return prompt
+
+    def loss(self, prediction: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+        each = self.errors(prediction, prompt)["cross_entropy"] * prompt.scored
+        return (each.sum(1) / prompt.scored.sum(1)).mean()
+
+
 class SplitsAlike(Regression):
     """Has a split that says another noise and draws the same."""
 
@@ -120,6 +133,7 @@ class SplitsAlike(Regression):
         (SplitsAlike, "splits", "split 'long' draws the prompts of 'train'"),
         (Boasts, "chance", "squared_error of guesses is .*, chance says 0"),
         (ShowsAnswers, "hidden answers", "100% of the answers stand 0 tokens before"),
+        (RowByRow, "objective", "cut into 4 parts the loss is off by .* of the whole batch's"),
     ],
 )
 def test_a_broken_task_is_found_out(broken: type, law: str, reason: str) -> None:

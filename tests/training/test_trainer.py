@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import Sums, Tiny
+from tiny_training import Some, Sums, Tiny
 from torch import Tensor
 
 from contextlab.errors import InputError, ResourceError
@@ -94,9 +94,10 @@ def test_the_step_is_a_function_of_its_arguments() -> None:
     assert_same(state.optimizer, twin_state.optimizer)
 
 
+@pytest.mark.parametrize("task", [Sums(), Some()], ids=["all_scored", "some_scored"])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulated_gradients_are_those_of_the_whole_batch(parts: int) -> None:
-    model, task = Tiny().double(), Sums()
+def test_accumulated_gradients_are_those_of_the_whole_batch(parts: int, task: Sums) -> None:
+    model = Tiny().double()
     prompt = task.sample(8, torch.Generator().manual_seed(0)).to(torch.float64)
     params: dict[str, Tensor] = dict(model.named_parameters())
     whole, expected = loss_and_gradients(model, task, TrainSpec(batch=8), params, prompt)
@@ -104,6 +105,18 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts: int) -> None:
     torch.testing.assert_close(loss, whole.detach())
     for name in params:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-14)
+
+
+def test_a_training_is_the_same_however_its_batches_are_cut() -> None:
+    found = []
+    for parts in (1, 2, 4):
+        model = Tiny().double()
+        result = train(model, Some(), SHORT.model_copy(update={"accumulate": parts}))
+        found.append((torch.tensor(result.history[["loss", "gradient_norm"]].to_numpy()), weights(model)))
+    for other in found[1:]:
+        torch.testing.assert_close(other[0], found[0][0], rtol=1e-6, atol=0)
+        for name, tensor in found[0][1].items():
+            torch.testing.assert_close(other[1][name], tensor, rtol=1e-6, atol=1e-9)
 
 
 def test_a_double_precision_model_trains() -> None:

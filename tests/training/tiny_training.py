@@ -51,6 +51,21 @@ class Sums(Task):
         return {}
 
 
+@dataclass(frozen=True)
+class Some(Sums):
+    """Scores the last few positions of each prompt only, of some prompts 1 and of others all."""
+
+    def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
+        prompt = super().sample(batch, generator, device)
+        first = torch.randint(self.length, (batch, 1), generator=generator, device=device)
+        prompt.scored = prompt.shot >= first
+        return prompt
+
+    def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
+        square = (prediction - prompt.targets).square().squeeze(-1)
+        return (square * prompt.scored).sum() / prompt.scored.sum()
+
+
 class TinySpec(Spec):
     width: int = 8
     read_in: str = "vector"

@@ -50,7 +50,8 @@ class TrainSpec(Spec):
     warmup: steps of linear warm-up.
     final_fraction: the cosine schedule ends at this fraction of the peak.
     clip: largest global gradient norm; None for no clipping.
-    accumulate: parts that a batch is cut into, to save memory.
+    accumulate: equal parts that a batch is cut into, to save memory; loss and gradient stay those of the whole batch,
+        as each part counts by its number of scored positions.
     precision: "auto" is bfloat16 autocast on CUDA and float32 elsewhere.
     compile: "auto" compiles on CUDA when the run is long enough to pay for it, never on CPU.
     curriculum: task option -> how it grows.

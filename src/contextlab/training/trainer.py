@@ -65,7 +65,8 @@ class TrainState:
 class Step(NamedTuple):
     """What a step reports: tensors on the device, so that nothing waits for them.
 
-    loss: of this process' prompts, before the update.
+    loss: before the update, of the whole batch; of several processes each has its share, whose mean over them is
+        the loss of the batch.
     gradient_norm: before clipping.
     tokens: that this process' prompts held.
     """
@@ -134,14 +135,19 @@ def train_step(model: nn.Module, task: Task, spec: TrainSpec, state: TrainState)
 def loss_and_gradients(
     model: nn.Module, task: Task, spec: TrainSpec, params: Mapping[str, Tensor], prompt: Prompt
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean loss, a scalar, over `spec.accumulate` equal parts of the prompt, and its gradient by parameter's name.
+    """The loss of the whole batch, a scalar, and its gradient by parameter's name, whatever the batch is cut into.
 
+    model: wrapped in DistributedDataParallel, its gradient is that of the prompts of all processes together; the loss
+        is this process' share, and the mean over the processes is the loss of all.
+    spec: accumulate, the number of equal parts, and precision are read.
     params: name -> parameter, of any shape, which its gradient has.
+    prompt: of this process.
     """
     parallel = isinstance(model, DistributedDataParallel)
     tensors, parts = list(params.values()), spec.accumulate
     size = prompt.batch // parts
     total = torch.zeros((), device=tensors[0].device)
+    weights = _weights(model, prompt, parts) if parallel or parts > 1 else None
     gradients: list[Tensor] = []
     for i in range(parts):
         part = prompt if parts == 1 else prompt.rows(i * size, (i + 1) * size)
@@ -150,7 +156,9 @@ def loss_and_gradients(
         with model.no_sync() if early else nullcontext():  # type: ignore[operator]
             with _autocast(spec, tensors[0].device):
                 prediction = model(part.inputs)
-            loss = task.loss(prediction.to(tensors[0].dtype), part) / parts
+            loss = task.loss(prediction.to(tensors[0].dtype), part)
+            if weights is not None:
+                loss = loss * weights[i].to(loss.dtype)
             if parallel:
                 loss.backward()  # DDP's hooks sit on the parameters' `grad`
             else:
@@ -162,6 +170,19 @@ def loss_and_gradients(
         for parameter in tensors:
             parameter.grad = None
     return total, dict(zip(params, gradients, strict=True))
+
+
+def _weights(model: nn.Module, prompt: Prompt, parts: int) -> Tensor:
+    """What the mean loss of each part counts for, [parts] float64: its share of all scored positions.
+
+    Under DDP times the number of processes, because the gradients are averaged over them.
+    """
+    counts = prompt.scored.sum(1).view(parts, -1).sum(1).double()
+    total, processes = counts.sum(), 1
+    if isinstance(model, DistributedDataParallel):
+        torch.distributed.all_reduce(total, group=model.process_group)
+        processes = torch.distributed.get_world_size(model.process_group)
+    return counts * processes / total.clamp_min(1)
 
 
 def train(
