@@ -70,6 +70,23 @@ def test_padding_changes_nothing(kind, side):
     torch.testing.assert_close(after[:1], expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind not in ("rwkv", "xlstm")])
+def test_left_padding_read_in_pieces_changes_nothing(kind):
+    """Cuts within the padding, single tokens of it, and rows that begin within a piece."""
+    model = HuggingFaceModel(reference(kind, torch.float32 if kind == "gemma2" else torch.float64))
+    tokens = torch.randint(3, V, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(12)[None] >= torch.tensor([[5], [0]])
+    both = torch.cat([torch.cat([torch.zeros(1, 5, dtype=torch.int64), tokens[:1, :7]], 1), tokens[1:]])
+    with torch.no_grad():
+        alone, _ = model.read(tokens[:1, :7])
+        for sizes in ([3, 9], [1, 1, 2, 1, 7]):
+            read, state = [], None
+            for piece, there in zip(both.split(sizes, 1), mask.split(sizes, 1), strict=True):
+                logits, state = model.read(piece, state, there)
+                read.append(logits)
+            torch.testing.assert_close(torch.cat(read, 1)[:1, 5:], alone, rtol=0, atol=5e-6)
+
+
 @pytest.mark.parametrize("kind", ["llama", "mamba2", "rwkv"])
 def test_generation_is_that_of_transformers(kind):
     theirs = reference(kind)

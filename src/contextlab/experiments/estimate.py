@@ -30,7 +30,7 @@ POINTS = 8
 SECONDS, LEAST_SECONDS = 3.0, 0.04
 """For timing everything, shared out evenly; and of a share at least."""
 WORKER_START = 3.0
-"""Seconds until a worker process is ready to work: what its imports took on two cores of a server."""
+"""Seconds until a worker is ready: `time python -c "import contextlab.experiments.worker"`, 3.2 s of one core."""
 LARGE = 1 << 21
 """Parameters. Of larger models one layer of each kind is timed."""
 

@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -130,6 +131,8 @@ class HuggingFaceModel(nn.Module):
         self, inputs: Tensor, state: HuggingFaceState | None, mask: Tensor | None
     ) -> tuple[Tensor, HuggingFaceState]:
         """`read`, with padding on the left."""
+        if state is not None and mask is not None and (cuts := _begins(mask)):
+            return self._in_pieces(inputs, state, mask, cuts)
         if state is not None and inputs.shape[1] > 1 and self.spec.kind in STEPWISE:
             return self._stepwise(inputs, state, mask)
         if state is not None and inputs.shape == (len(inputs), 1) and len(inputs) > 1 and self.spec.kind in ROW_BY_ROW:
@@ -154,8 +157,21 @@ class HuggingFaceModel(nn.Module):
         # Policies' states know the padding of each row, too: it is not held twice.
         starts = (getattr(x, "start", None) for x in leaves if isinstance(x, State))
         start = next((x for x in starts if isinstance(x, Tensor)), start)
-        after = HuggingFaceState(leaves, start, form, padded, length=length + inputs.shape[1])
-        return output.logits, after
+        length += inputs.shape[1]
+        if mask is not None and bool((waiting := start >= length).any()):
+            # Not all layers of transformers heed the mask of a piece, but what padding left is no row's memory.
+            leaves = [x if isinstance(x, State) else _without_rows(x, waiting) for x in leaves]
+        return output.logits, HuggingFaceState(leaves, start, form, padded, length=length)
+
+    def _in_pieces(
+        self, inputs: Tensor, state: HuggingFaceState, mask: Tensor, cuts: list[int]
+    ) -> tuple[Tensor, HuggingFaceState]:
+        """Read on with a cut wherever a row begins, so that within a piece a row is padding only or tokens only."""
+        logits = []
+        for first, last in pairwise([0, *cuts, inputs.shape[1]]):
+            each, state = self._read_on(inputs[:, first:last], state, mask[:, first:last])
+            logits.append(each)
+        return torch.cat(logits, 1), state
 
     def recached(self, state: HuggingFaceState, change: Callable[[Any, Tensor, bool], None]) -> HuggingFaceState:
         """The state after its cache was changed in place by change(cache, start, padded); the one given stays valid.
@@ -462,6 +478,19 @@ class _Slot:
 def _is_cache(value: Any) -> bool:
     ours = type(value).__module__ == "contextlab.policies.huggingface"
     return ours or (type(value).__module__.startswith("transformers.") and "Config" not in type(value).__name__)
+
+
+def _begins(mask: Tensor) -> list[int]:
+    """Places within a left-padded piece, mask [B, T], at which a row begins, in order."""
+    at = (~mask).sum(1)
+    return sorted(set(at[(at > 0) & (at < mask.shape[1])].tolist()))
+
+
+def _without_rows(leaf: Tensor, rows: Tensor) -> Tensor:
+    """leaf [B, ...] with zeros in `rows` [B] bool, as before anything was read."""
+    if not leaf.is_floating_point():
+        return leaf
+    return leaf.masked_fill(rows.view(-1, *(1,) * (leaf.ndim - 1)), 0)
 
 
 def _emptied(value: Any, batch: int, leaves: list[Tensor | State], name: str = "") -> Any:
