@@ -11,13 +11,34 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from tiny_training import Sums, Tiny
+from tiny_training import Some, Sums, Tiny
+from torch import Tensor
 
+import contextlab.tasks  # noqa: F401  (registers every task)
+from contextlab import registry
+from contextlab.prompt import Task
+from contextlab.testing.objective import Reader, off
 from contextlab.training import TrainSpec, train
 from contextlab.training.distributed import workers
 from contextlab.training.trainer import loss_and_gradients
 
 SPEC = TrainSpec(steps=40, batch=16, accumulate=2, warmup=5, log_every=5, checkpoint_every=15)
+
+
+def cut(task: Task, rank: int) -> Tensor:
+    """How far loss and gradients of 4 prompts, 2 a process, are from those of one process: in 1 part and in 2, [2]."""
+    model = Reader(task)
+    prompt = task.sample(4, torch.Generator().manual_seed(6)).to(torch.float64)
+    loss = task.loss(model(prompt.inputs), prompt)
+    expected = [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+    team = workers("cpu", model)
+    wrapped, worst = team.wrap(model), []
+    for parts in (1, 2):
+        spec, own = TrainSpec(batch=4, accumulate=parts), prompt.rows(2 * rank, 2 * rank + 2)
+        loss, gradients = loss_and_gradients(wrapped, task, spec, dict(model.named_parameters()), own)
+        found = [team.mean(loss), *gradients.values()]
+        worst.append(torch.tensor([off(one, other) for one, other in zip(found, expected, strict=True)]).max())
+    return torch.stack(worst)
 
 
 def main(folder: Path) -> None:
@@ -49,6 +70,10 @@ def main(folder: Path) -> None:
     half = prompt.rows(8 * rank, 8 * rank + 8)
     _, gradients = loss_and_gradients(wrapped, task, SPEC, dict(model.named_parameters()), half)
     found |= {f"gradient.{name}": tensor for name, tensor in gradients.items()}
+    # So is that of every task, however many positions of its prompts are scored, and so is the loss that is reported.
+    found["off.Some"] = cut(Some(), rank)
+    for entry in registry.entries("task"):
+        found[f"off.{entry.name}"] = cut(entry.build(**entry.cases[0]), rank)  # the law sees the other cases
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / f"rank{rank}.safetensors")
     # Leave together, and without gloo's shutdown: on a busy machine its threads can abort a process that has done all.
     dist.barrier()

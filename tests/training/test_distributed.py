@@ -11,6 +11,7 @@ from tiny_training import Sums, Tiny
 from torch import Tensor
 
 from contextlab.errors import InputError
+from contextlab.testing.objective import ROUNDING
 from contextlab.training import TrainSpec, train
 from contextlab.training.distributed import generator
 from contextlab.training.trainer import loss_and_gradients
@@ -54,6 +55,12 @@ def test_the_gradient_is_that_of_the_whole_batch(ranks: list[dict[str, Tensor]])
     _, expected = loss_and_gradients(model, task, TrainSpec(batch=16), dict(model.named_parameters()), prompt)
     for name, gradient in expected.items():
         torch.testing.assert_close(ranks[0][f"gradient.{name}"], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_the_objective_of_every_task_is_that_of_the_whole_batch(ranks: list[dict[str, Tensor]]) -> None:
+    found = {name.removeprefix("off."): far.tolist() for name, far in ranks[0].items() if name.startswith("off.")}
+    assert len(found) > 60
+    assert {name: far for name, far in found.items() if not max(far) < ROUNDING} == {}
 
 
 def test_every_seed_and_rank_has_its_own_prompts() -> None:
