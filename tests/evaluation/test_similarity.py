@@ -97,6 +97,19 @@ def test_induced_weights_are_those_of_the_closed_form() -> None:
         assert value(found, "ols", "weights", shot) == pytest.approx(cosine, abs=1e-4)
 
 
+def test_the_answer_to_what_is_asked_is_hidden() -> None:
+    """A learner that answers with the target that it is shown has no weights left when it is asked other queries."""
+
+    class Peeks(Learner):
+        def __call__(self, prompt):
+            return prompt.ys
+
+    found = similarity(Peeks(), TASK, {"ols": LeastSquares()}, prompts=8, weight_prompts=8, splits=["train"])
+    weights = found[(found["measure"] == "weights") & found["shot"].notna()]["value"]
+    assert len(weights)
+    assert weights.abs().max() < 1e-9
+
+
 def test_ridge_becomes_least_squares_with_many_examples() -> None:
     task = TASK.replace(examples=60)
     found = similarity(Ridge(0.25), task, ["ols"], prompts=100, splits=["train"])
