@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contextlab import registry
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "exact_match", "solved"})
+HIGHER_IS_BETTER = frozenset({"accuracy", "allowed_accuracy", "exact_match", "solved"})
 """Metrics that are better when larger; all others are errors."""
 
 

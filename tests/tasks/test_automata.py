@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from scipy import stats
 
 from contextlab import build_task
 from contextlab.errors import InputError
+from contextlab.experiments import load_recipe
+from contextlab.learners import AutomatonOracle
 from contextlab.tasks.automata import draw_automata, fingerprint, pool_of
 
 
@@ -122,6 +125,128 @@ def test_the_posterior_is_calibrated_and_beats_what_knows_less() -> None:
     assert next(iter(loss)) == "kneser_ney" == min(loss, key=lambda name: loss[name] + 9 * (name == "automaton_oracle"))
     assert loss["automaton_oracle"] < loss["kneser_ney"] < loss["train_posterior"]
     assert errors["automaton_oracle"]["total_variation"].max() < 1e-4
+
+
+PUBLIC = {
+    "states": (8.06, 2.574, 4000),
+    "edges of a state": (2.006, 0.8157, 32258),
+    "length of a string": (24.95, 14.10, 58303),
+    "states of the minimal automaton": (6.944, 2.461, 2000),
+}
+"""Mean, standard deviation and number of what src/dataloaders/dfa.py draws with configs/dataset/icl_dfa.yaml.
+
+Of github.com/berlino/seq_icl at commit 9b9223d15348b5a415fb453ed988ed5f7ab9fbdc, run with pythomata 0.3.2.
+"""
+
+
+def published(**changes: Any) -> Any:
+    """The task of the recipe."""
+    entry = load_recipe("regbench").tasks["automata"]
+    return build_task(entry.task, **{**entry.options, **changes})
+
+
+def minimal_states(automaton: list[list[int]]) -> int:
+    """How many of the states that a string can reach differ in what may follow."""
+    reached = [0]
+    for state in reached:
+        reached += {after for after in automaton[state] if after >= 0} - set(reached)
+    kind = dict.fromkeys(reached, 0)
+    for _ in reached:
+        rows = {q: tuple(kind[a] if a >= 0 else None for a in automaton[q]) for q in reached}
+        number = {row: i for i, row in enumerate(dict.fromkeys(rows.values()))}
+        kind = {q: number[rows[q]] for q in reached}
+    return len(set(kind.values()))
+
+
+def test_the_recipe_draws_as_the_public_code_does() -> None:
+    """Means within five standard errors of the difference, ranges exactly."""
+    task = published(pool=None)
+    prompt = task.sample(400, generator(7))
+    automata = draw_automata(task, 4000, generator(8), "cpu")
+    degree = (automata >= 0).sum(2)
+    ends = (prompt.inputs == 18).nonzero()
+    whole = (ends[1:, 0] == ends[:-1, 0]) & (ends[:-1, 1] < 512 - 50)
+    drawn = {
+        "states": (degree > 0).sum(1),
+        "edges of a state": degree[degree > 0],
+        "length of a string": (ends[1:, 1] - ends[:-1, 1] - 1)[whole],
+        "states of the minimal automaton": torch.tensor([minimal_states(each) for each in automata[:2000].tolist()]),
+    }
+    for name, (mean, spread, count) in PUBLIC.items():
+        own = drawn[name].double()
+        error = spread * (1 / count + 1 / len(own)) ** 0.5
+        assert abs(own.mean().item() - mean) < 5 * error, name
+        assert own.std().item() == pytest.approx(spread, rel=0.06), name
+    extremes = {name: (int(values.min()), int(values.max())) for name, values in drawn.items()}
+    assert extremes["states"] == (4, 12)
+    assert extremes["edges of a state"] == (1, 3)
+    assert extremes["length of a string"] == (1, 49)
+
+
+def test_allowed_accuracy_is_the_accuracy_of_the_public_code() -> None:
+    """The largest logit continues a string of the language; separators are neither counted nor an answer."""
+    task = published(pool=None, length=90)
+    prompt = task.sample(6, generator(9))
+    prediction = torch.randn(6, 90, 19, generator=generator(10))
+    prediction[..., 18] += 1
+    automata, chosen = prompt.hidden["automaton"].tolist(), prediction.argmax(-1).tolist()
+    counted, right = 0, 0
+    for row, targets, answers, automaton in zip(
+        prompt.inputs.tolist(), prompt.targets.tolist(), chosen, automata, strict=True
+    ):
+        state = 0
+        for token, target, answer in zip(row, targets, answers, strict=True):
+            state = 0 if token == 18 else automaton[state][token]
+            if target != 18:
+                counted += 1
+                right += answer != 18 and automaton[state][answer] >= 0
+    errors = task.errors(prediction, prompt)
+    assert next(iter(errors)) == "allowed_accuracy"
+    assert counted == prompt.scored.sum()
+    assert right == errors["allowed_accuracy"][prompt.scored].sum()
+    assert 0 < right < counted
+    exact = (prediction.argmax(-1) == prompt.targets)[prompt.scored].float().mean()
+    assert errors["accuracy"][prompt.scored].mean() == exact
+
+
+def test_what_may_come_includes_the_separator_only_where_it_is_scored() -> None:
+    task = published(pool=None, length=200)
+    prompt = task.sample(50, generator(11))
+    always = torch.zeros(50, 200, 19)
+    always[..., 18] = 1
+    assert task.errors(always, prompt)["allowed_accuracy"].sum() == 0
+    scored = task.replace(separators=True)
+    assert scored.sample(2, generator()).scored.all()
+    allowed = scored.errors(always, prompt)["allowed_accuracy"]
+    assert torch.equal(allowed == 0, prompt.inputs == 18)  # no string is empty
+    assert next(iter(scored.errors(always, prompt))) == "accuracy"
+
+
+def test_the_oracle_in_the_papers_accuracy() -> None:
+    """With 12 states and up to 4 edges, 0.998 if it foresees ends, where 0.508 of its answers are what came next."""
+    task = build_task("random_automata", states=12, edges=4, string_length=50, length=512, pool=None, separators=False)
+    prompt = task.sample(300, generator(12))
+    errors = task.errors(AutomatonOracle(50)(prompt), prompt)
+    of_prompts = (errors["allowed_accuracy"] * prompt.scored).sum(1) / prompt.scored.sum(1)
+    assert of_prompts.mean().item() == pytest.approx(0.9982, abs=0.0007)
+    assert errors["accuracy"].mean().item() == pytest.approx(0.508, abs=0.03)
+    known = task.learners()["automaton_oracle"](prompt)
+    assert task.errors(known, prompt)["allowed_accuracy"][prompt.scored].min() == 1
+
+
+def test_without_separators_the_posterior_is_calibrated_over_symbols() -> None:
+    """Its loss is the entropy of its own prediction, on average, to four standard errors; only the oracle beats it."""
+    task = build_task(
+        "random_automata", vocabulary=6, states=4, edges=2, string_length=8, length=48, pool=30, separators=False
+    )
+    prompt = task.sample(600, generator(13))
+    log_p = task.learners()["automata_posterior"](prompt).double()
+    assert log_p[..., 6].max() < -10
+    gap = task.errors(log_p, prompt)["cross_entropy"].double() + (log_p.exp() * log_p).sum(-1)
+    gap = (gap * prompt.scored).sum(1) / prompt.scored.sum(1)
+    assert gap.mean().abs() < 4 * gap.std() / len(gap) ** 0.5
+    loss = {name: task.loss(learner(prompt), prompt).item() for name, learner in task.learners().items()}
+    assert sorted(loss, key=lambda name: loss[name])[:2] == ["automaton_oracle", "automata_posterior"]
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,14 @@ class AutomataPosterior(Learner):
     and how strings end.
 
     automata: next states [N, states, symbols] int64; -1 where there is no edge. Strings start in state 0.
-    string_length: the greatest length of a string; lengths are uniform from 1.
+    string_length: the greatest length of a string; lengths are uniform from 1. None: only symbols are predicted,
+        as if every string went on.
     doubt: probability, at each token, of a token drawn uniformly instead; then the automaton stays where it is if
         it has no such edge. Keeps the posterior defined where no automaton of the pool can have drawn the prompt.
     """
 
     automata: Tensor
-    string_length: PositiveInt
+    string_length: PositiveInt | None
     doubt: PositiveFloat = SMOOTHING
 
     def __call__(self, prompt: Prompt) -> Tensor:
@@ -53,10 +54,11 @@ class AutomataPosterior(Learner):
 class AutomatonOracle(Learner):
     """The filter of the automaton that drew the prompt, read from `prompt.hidden`: an oracle, not a learner.
 
-    string_length: the greatest length of a string; lengths are uniform from 1.
+    string_length: the greatest length of a string; lengths are uniform from 1. None: only symbols are predicted,
+        as if every string went on.
     """
 
-    string_length: PositiveInt
+    string_length: PositiveInt | None
 
     def __call__(self, prompt: Prompt) -> Tensor:
         """Log-probabilities [B, T, symbols + 1]. Raises InputError for a prompt that hides no automaton."""
@@ -69,7 +71,7 @@ class AutomatonOracle(Learner):
         return _follow(automata.reshape(-1, symbols), rows, tokens, self.string_length, SMOOTHING)
 
 
-def _follow(table: Tensor, rows: Tensor, tokens: Tensor, string_length: int, doubt: float) -> Tensor:
+def _follow(table: Tensor, rows: Tensor, tokens: Tensor, string_length: int | None, doubt: float) -> Tensor:
     """Next-token log-probabilities of a mixture of automata, [B, T, V + 1] float32.
 
     table: next states [R, V] of all automata, one below the other. rows: [B, N], where in the table each
@@ -93,7 +95,10 @@ def _follow(table: Tensor, rows: Tensor, tokens: Tensor, string_length: int, dou
         place = torch.where(ends, 0, place + 1)
         weight = log_weight.softmax(1)
         following = F.embedding_bag(rows + state, step, per_sample_weights=weight, mode="sum")
-        ending = torch.where(place > 0, 1 / (string_length - place + 1).clamp(min=1), 0.0).unsqueeze(1)
+        if string_length is None:
+            ending = following.new_zeros(len(tokens), 1)
+        else:
+            ending = torch.where(place > 0, 1 / (string_length - place + 1).clamp(min=1), 0.0).unsqueeze(1)
         out.append(torch.cat([(1 - ending) * following, ending], 1))
     return ((1 - doubt) * torch.stack(out, 1) + doubt / vocabulary).log().float()
 
