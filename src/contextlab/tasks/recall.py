@@ -37,7 +37,8 @@ class AssociativeRecall(TokenTask):
     length: tokens in the prompt.
     queries: keys asked for; None for as many as fit, at most `pairs`.
     power: exponent of the power law of the gaps; 1 spreads the queries evenly.
-    filler: "random" values, or a "blank" symbol of its own (id `vocabulary`).
+    filler: "random" values, a "blank" symbol of its own (id `vocabulary`), or "any" symbol, as Zoology's code has it: a
+        key after the pairs is not always a query then, and what followed its last occurrence not always its value.
     test_pairs: pairs of the test splits; None for half, the same and double as many, where they fit.
     """
 
@@ -51,7 +52,7 @@ class AssociativeRecall(TokenTask):
     length: PositiveInt = 96
     queries: PositiveInt | None = None
     power: NonNegativeFloat = 0.01
-    filler: Literal["random", "blank"] = "random"
+    filler: Literal["random", "blank", "any"] = "random"
     test_pairs: tuple[PositiveInt, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -126,10 +127,11 @@ class AssociativeRecall(TokenTask):
             asked_keys, answers = keys.gather(1, chosen), values.gather(1, chosen)
 
         shape, at = (batch, self.length), start + 2 * slot
-        if self.filler == "random":
-            inputs = torch.randint(self.keys, self.vocabulary, shape, generator=generator, device=device)
-        else:
+        if self.filler == "blank":
             inputs = torch.full(shape, self.vocabulary, device=device)
+        else:
+            least = self.keys if self.filler == "random" else 0
+            inputs = torch.randint(least, self.vocabulary, shape, generator=generator, device=device)
         inputs[:, 0:start:2] = keys
         inputs[:, 1:start:2] = values
         inputs.scatter_(1, at, asked_keys)
