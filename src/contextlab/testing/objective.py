@@ -27,13 +27,13 @@ class Reader(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits or vectors; each position reads all before it."""
+        """[B, T] ids or [B, T, d] -> [B, T, output_size], logits or vectors; each position reads all up to it."""
         read = self.read_in[inputs] if self.token else inputs @ self.read_in
         return torch.tanh(read.cumsum(1)) @ self.read_out
 
 
 def off(found: Tensor, expected: Tensor) -> float:
-    """How far two tensors of one shape are apart, of the largest entry."""
+    """How far two tensors of one shape, [...], are apart, relative to the largest entry of `expected`."""
     return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
 
 
