@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,9 +169,12 @@ class Generator:
         """A recipe's file with one to three changes, or with damaged text."""
         data = copy.deepcopy(self.recipes[self.random.choice(list(self.recipes))])
         data["train"] = {**data.get("train", {})}
-        refused = ""
+        wrong: list[tuple[str, list[Any]]] = []
         for _ in range(self.random.choice([1, 1, 1, 2, 3])):
-            refused = self._change(data) or refused
+            why, path = self._change(data)
+            wrong = [each for each in wrong if each[1][: len(path)] != path]  # what this change has replaced or dropped
+            wrong += [(why, path)] if why else []
+        refused = wrong[-1][0] if wrong else ""
         try:
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=self.random.random() < 0.5)
         except ValueError:  # a number of thousands of digits cannot be written
@@ -198,9 +201,12 @@ class Generator:
             content, refused = "b0: &b0 [1,1,1,1,1,1,1,1,1,1]\n" + bomb + text, "aliases that stand for too much"
         return Case([*self.run, "@/recipe.yaml"], {"recipe.yaml": content}, refused)
 
-    def _change(self, data: dict[str, Any]) -> str:
-        """Change one value, key or structure of a tree; the reason where it must be refused."""
+    def _change(self, data: dict[str, Any]) -> tuple[str, list[Any]]:
+        """Change one value, key or structure of a tree. Returns why it must be refused, if it must, and the path."""
         path, value = self.pick(data)
+        return self._change_at(data, path, value), list(path)
+
+    def _change_at(self, data: dict[str, Any], path: Sequence[Any], value: Any) -> str:
         parent = data
         for key in path[:-1]:
             parent = parent[key]
