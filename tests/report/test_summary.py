@@ -99,14 +99,16 @@ def test_many_models_that_fall_short_are_told_in_groups():
     assert any("1 of those that fall short: m5, for which the measurements here" in w for w in words)
 
 
-def excess_rows(metric: str, excess: dict[str, list[float]], floor: float):
+def excess_rows(metric: str, excess: dict[str, list[float]], floor: float, fall: float = 0.0):
+    """floor: the best learner's own value with no example; it falls by `fall` with each."""
     who = {"run": "r", "seed": 0, "task": "t", "split": "train", "n": 9}
     rows = []
     for name, values in {**excess, "best": [0.0] * 6}.items():
         kind = "learner" if name == "best" else "model"
         for shot, value in enumerate(values):
             each = {**who, "model": name, "kind": kind, "shot": shot}
-            rows.append({**each, "metric": metric, "value": floor, "ci_low": floor, "ci_high": floor})
+            own = floor - fall * shot
+            rows.append({**each, "metric": metric, "value": own, "ci_low": own, "ci_high": own})
             rows.append(
                 {**each, "metric": f"excess_{metric}", "value": value, "ci_low": value - 0.6, "ci_high": value + 0.3}
             )
@@ -114,8 +116,8 @@ def excess_rows(metric: str, excess: dict[str, list[float]], floor: float):
 
 
 def test_examples_are_counted_until_the_excess_stays_small() -> None:
-    # the best learner's error without examples is 10: near is an excess of 2, 1 and 0.5
-    rows = excess_rows("squared_error", {"m": [5, 4, 1.9, 0.9, 0.9, 0.4], "far": [5] * 6}, floor=10.0)
+    # the best learner's error with the most examples is 10: near is an excess of 2, 1 and 0.5
+    rows = excess_rows("squared_error", {"m": [5, 4, 1.9, 0.9, 0.9, 0.4], "far": [5] * 6}, floor=60.0, fall=10.0)
     first, second = example_table(rows, "squared_error")
     assert first == {
         "predictor": "m",
@@ -124,6 +126,9 @@ def test_examples_are_counted_until_the_excess_stays_small() -> None:
         "within 0.5 (5%)": "5 [3, never]",
     }
     assert set(second.values()) == {"far", "never"}
+    # without noise it makes no error with the most: then that with the fewest counts
+    clean = excess_rows("squared_error", {"m": [5, 4, 1.9, 0.9, 0.9, 0.4]}, floor=10.0, fall=2.0)
+    assert "within 2 (20%)" in example_table(clean, "squared_error")[0]
     shares = excess_rows("accuracy", {"m": [0.5, 0.3, 0.15, 0.08, 0.01, 0.01]}, floor=0.9)
     assert [cell.split()[0] for cell in list(example_table(shares, "accuracy")[0].values())[1:]] == ["2", "3", "4"]
     assert example_table(excess_rows("squared_error", {"far": [5] * 6}, floor=10.0), "squared_error") == []
@@ -144,6 +149,9 @@ def test_examples_and_regret_are_told() -> None:
     )
     words = summary_words(pd.concat([rows, played], ignore_index=True), [])
     assert any("stays within 1 (10%) of best: m 3 [3, 5]; not within the prompt: far." in w for w in words)
+    near = excess_rows("squared_error", {"m": [0.1] * 6, "n": [0.2] * 6}, floor=10.0).assign(ci_low=0.0, ci_high=0.3)
+    assert example_table(near, "squared_error")
+    assert not any("after which" in w for w in summary_words(near, [])), "near from the start: nothing is said"
     told = next(w for w in words if "regret" in w)
     assert "in 40 steps played online (regret): m 4.000 ± 1.000, far 9.000 ± 1.000; of the learners ucb" in told
 

@@ -27,7 +27,9 @@ CERTAIN = 0.9995
 MANY = 6
 """Models that fall short on one task are told one by one up to this number, in groups beyond it."""
 NEAR = (0.2, 0.1, 0.05)
-"""Excess over the best learner, as parts of the error with the fewest examples, at which a model counts as near it."""
+"""Excess over the best learner, as parts of its own error, at which a model counts as near it; see `_scale`."""
+NOTHING = 0.01
+"""Part of its error with the fewest examples, below which the best learner makes none with the most: no yardstick."""
 FEW_SHOTS = 4
 """Numbers of examples below which the examples that are needed tell nothing."""
 STILL_FALLING = 0.1
@@ -201,9 +203,10 @@ def _reasons(name: str, rows: pd.DataFrame, metric: str, fall: float | None) -> 
 def example_table(rows: pd.DataFrame, metric: str) -> list[dict[str, str]]:
     """Sample complexity: the in-context examples from which on each predictor stays near the best known learner.
 
-    rows: the results of one task. Near is an excess of 20%, 10% or 5% of the best learner's own error with the fewest
-    examples; of shares such as accuracy, that many points. Cells: the count, and in brackets what the ends of the
-    intervals give. Empty where the prompts have few numbers of examples, or where no model comes near.
+    rows: the results of one task. Near is an excess of 20%, 10% or 5% of the best learner's own error with the most
+    examples (where it makes none then, with the fewest); of shares such as accuracy, that many points. Cells: the
+    count, and in brackets what the ends of the intervals give. Empty where the prompts have few numbers of examples, or
+    where no model comes near.
     """
     train = rows[(rows["split"] == "train") & rows["metric"].isin([metric, f"excess_{metric}"])]
     scale = _scale(train, metric)
@@ -233,14 +236,19 @@ def _count(row: pd.Series) -> str:
 
 
 def _scale(train: pd.DataFrame, metric: str) -> float | None:
-    """What an excess is held against: of errors, the best learner's with the fewest examples; of shares, 1."""
+    """What an excess is held against: of errors, the best learner's with the most examples; of shares, 1.
+
+    Where it makes next to no error then, as without noise, its error with the fewest.
+    """
     if metric in HIGHER_IS_BETTER:
         return 1.0 if (train["kind"] == "learner").any() else None
     learners = train[(train["kind"] == "learner") & (train["metric"] == metric) & train["shot"].notna()]
     if learners.empty:
         return None
-    first = learners[learners["model"] == learners["model"].iloc[0]].sort_values("shot")["value"].iloc[0]
-    return float(first) if first > 0 else None
+    errors = learners[learners["model"] == learners["model"].iloc[0]].sort_values("shot")["value"]
+    first, last = float(errors.iloc[0]), float(errors.iloc[-1])
+    scale = last if last > NOTHING * first else first
+    return scale if scale > 0 else None
 
 
 def _example_words(task: str, rows: pd.DataFrame, metric: str) -> list[str]:
@@ -249,7 +257,7 @@ def _example_words(task: str, rows: pd.DataFrame, metric: str) -> list[str]:
     models = set(label(rows[rows["kind"] == "model"], rows["run"].nunique() > 1))
     found = {row["predictor"]: row[list(row)[2]] for row in table if row["predictor"] in models}
     there = {name: cell for name, cell in found.items() if not cell.startswith("never")}
-    if not there:
+    if not there or set(found.values()) == {str(int(rows["shot"].min()))}:  # near from the start: no examples needed
         return []
     best = rows.loc[rows["kind"] == "learner", "model"].iloc[0]
     told = sorted(there, key=lambda name: int(there[name].split()[0]))
