@@ -241,3 +241,19 @@ def test_a_lock_is_held_once_and_no_link_is_followed(tmp_path):
     assert (tmp_path / "victim").read_text() == "precious"
     with pytest.raises(ResourceError, match="cannot write"), locked(tmp_path / "none" / ".lock"):
         pass
+
+
+def test_each_flipped_bit_of_a_record_is_noticed_or_changes_nothing(tmp_path):
+    record = {"step": 7, "loss": [0.25, 1e-9], "is": {"task": "copy", "seed": None}}
+    path = tmp_path / "record.json"
+    write_record(path, record)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                assert read_record(path) == record, (place, bit)  # one white space for another
+            except InputError as error:
+                assert str(error).startswith(f"{path}: ")

@@ -228,7 +228,7 @@ def read_record(
     if not isinstance(record, dict):
         raise InputError(f"{short(path)}: damaged: expected a mapping, found a {type(record).__name__}{what}")
     written = record.pop(CHECKSUM, None)
-    if written is not None and written != _digest(record):
+    if written != _digest(record) if written is not None else _has_lost_its_checksum(record):
         raise InputError(f"{short(path)}: damaged: it has changed since it was written (its checksum differs){what}")
     for name, types in (keys or {}).items():
         if name not in record:
@@ -239,6 +239,13 @@ def read_record(
             expected = " or ".join(each.__name__ for each in wanted)
             raise InputError(f"{short(path)}: damaged: {name!r} is a {type(value).__name__}, expected {expected}{what}")
     return record
+
+
+def _has_lost_its_checksum(record: Mapping[str, Any]) -> bool:
+    """Whether the checksum stands under another name: of a record that never had one, no value is that of the rest."""
+    size = len(_digest({}))
+    names = [name for name, value in record.items() if isinstance(value, str) and len(value) == size]
+    return any(record[name] == _digest({k: v for k, v in record.items() if k != name}) for name in names)
 
 
 def _digest(record: Mapping[str, Any]) -> str:
