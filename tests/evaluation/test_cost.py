@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation import cost, static_cost
 from contextlab.evaluation.machine import machine_record
 from contextlab.models import build_model
@@ -31,12 +31,20 @@ def test_measured_costs():
     assert wide.loc[4096, "peak_bytes"] > 4096 * 16 * 4
     measured = results[results["metric"] == "prefill_seconds"]
     assert (measured["ci_low"] <= measured["value"]).all()
+    assert (measured["ci_high"] >= measured["value"]).all()
     assert (measured["n"] == 2).all()
 
 
 def test_what_the_process_refuses_is_one_line():
     with pytest.raises(InputError, match="does not fit max_length 8"):
         cost({**SMALL, "position": "learned", "max_length": 8}, [16], repeats=1)
+
+
+def test_a_length_beyond_the_memory_is_refused_before_a_process_starts():
+    began: list[int] = []
+    with pytest.raises(ResourceError, match="memory"):
+        cost({**SMALL, "width": 4096}, [16, 2**40], repeats=1, progress=began.append)
+    assert began == []
 
 
 def test_machine_record_names_versions_processor_and_backends():

@@ -49,6 +49,15 @@ def test_a_sentence_names_the_best_policy_of_each_budget() -> None:
     assert "b is the best policy (and c, which is as good)" in compress_words(twin)[1]
 
 
+def test_what_has_no_budget_is_not_told_as_the_best_where_nothing_else_is_held() -> None:
+    """A quantizer's state is compared with the states of policies that keep to a budget, and at 10% there is none."""
+    found = results()
+    found = found[~(found["split"].eq("10%") & found["model"].isin(["a", "b"]))]
+    assert [each.split(",")[0] for each in compress_words(found)] == [
+        "At 25%", "Of the policies that hold everything and read 10% of it a token"
+    ]  # fmt: skip
+
+
 def test_tables_have_a_row_for_each_setting() -> None:
     tables = compress_table(results())
     assert list(tables) == ["needle, 512 tokens", "text, 512 tokens"]

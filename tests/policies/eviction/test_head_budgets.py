@@ -116,16 +116,18 @@ def test_pages_grow_with_the_budget_and_always_hold_what_is_protected() -> None:
     assert AdaKV(budget="10%", window=5, page=4).slots(layer, 20, 1, torch.float64) == 9  # two pages and a slot
 
 
-def test_a_state_is_compressed_after_reading() -> None:
+@pytest.mark.parametrize(("first", "after"), [(40, 1), (15, 20)], ids=["at once", "when it is full"])
+def test_a_state_is_compressed_after_reading(first: int, after: int) -> None:
     reader, x = model(), tokens()
     policy = build_policy("ada_kv", of="keydiff", budget="24tok", window=3)
     with torch.no_grad():
-        _, state = reader.read(x[:, :40])
+        _, state = reader.read(x[:, :first])
         kept = policy.apply(state, reader)
         with policy.attach(reader):
-            got, _ = reader.read(x[:, 40:41], kept)
-            _, read_so = reader.read(x[:, :40])
-            expected, _ = reader.read(x[:, 40:41], read_so)
+            _, read_so = reader.read(x[:, :first])
+            for _ in range(2):
+                got, kept = reader.read(x[:, first : first + after], kept)
+                expected, read_so = reader.read(x[:, first : first + after], read_so)
     assert kept.layers[0].places() == read_so.layers[0].places()
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     for of in ("snapkv", "expected_attention"):
