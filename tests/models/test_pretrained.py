@@ -55,7 +55,9 @@ def lengths(wrapped, monkeypatch):
     for name in ("read", "forward"):
         call = getattr(wrapped.model, name)
         monkeypatch.setattr(
-            wrapped.model, name, lambda ids, *rest, call=call: (seen.append(ids.shape[1]), call(ids, *rest))[1]
+            wrapped.model,
+            name,
+            lambda ids, *rest, call=call, **more: (seen.append(ids.shape[1]), call(ids, *rest, **more))[1],
         )
     return seen
 
@@ -131,15 +133,108 @@ def test_a_prompt_is_read_in_pieces(wrapped, lengths):
 
 
 def test_what_would_be_left_out_without_a_word_is_refused(wrapped):
-    zeros, places = torch.zeros_like(TOKENS), torch.arange(6).expand(2, 6)
+    zeros = torch.zeros_like(TOKENS)
     plain = wrapped(TOKENS, token_type_ids=zeros, output_attentions=False, return_dict=True, inputs_embeds=None)
     assert torch.equal(plain.logits, wrapped(TOKENS).logits)
-    for name, value in {"position_ids": places, "output_hidden_states": True, "past": 3}.items():
+    for name, value in {"output_attentions": True, "past": 3, "token_type_ids": zeros + 1}.items():
         with pytest.raises(InputError, match=f"{name}: .* do not take it"):
             wrapped(TOKENS, **{name: value})
+    with pytest.raises(InputError, match="the nearest that is taken is 'attention_mask'"):
+        wrapped(TOKENS, attention_masks=torch.ones_like(TOKENS))
     for cache in (transformers.DynamicCache(), ()):
         with pytest.raises(InputError, match="expected what use_cache=True returned, got a"):
             wrapped(TOKENS, cache=cache)
+    for mask in (torch.ones(2, 5), torch.ones(2, 7), torch.ones(2, 1, 6, 6)):
+        with pytest.raises(InputError, match=r"attention_mask: expected \[2, 6\], got"):
+            wrapped(TOKENS, attention_mask=mask)
+    with pytest.raises(InputError, match="either input_ids or inputs_embeds, got neither"):
+        wrapped()
+    with pytest.raises(InputError, match="at least one token"):
+        wrapped(TOKENS[:, :0])
+
+
+def test_an_empty_cache_is_filled_and_goes_on_as_caches_of_transformers_do(wrapped):
+    from contextlab.models.pretrained import StateCache
+
+    expected, cache = wrapped(TOKENS).logits, StateCache()
+    parts = [wrapped(piece, past_key_values=cache) for piece in TOKENS.split(2, 1)]
+    torch.testing.assert_close(torch.cat([part.logits for part in parts], 1), expected, rtol=0, atol=1e-5)
+    assert cache_of(parts[0]) is cache
+    assert cache.get_seq_length() == 6
+
+
+def test_vectors_in_place_of_tokens(wrapped):
+    plain = wrapped(TOKENS)
+    vectors = wrapped.get_input_embeddings()(TOKENS)
+    assert torch.equal(wrapped(inputs_embeds=vectors).logits, plain.logits)
+    right = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])
+    padded = wrapped(inputs_embeds=vectors, attention_mask=right).logits
+    assert torch.equal(padded, wrapped(TOKENS, attention_mask=right).logits)
+    with pytest.raises(InputError, match=r"inputs_embeds: expected \[B, T, 16\], got \[2, 6, 3\]"):
+        wrapped(inputs_embeds=vectors[..., :3])
+    with pytest.raises(InputError, match="got both"):
+        wrapped(TOKENS, inputs_embeds=vectors)
+    written = wrapped.generate(inputs_embeds=vectors, max_new_tokens=4, **GREEDY)
+    assert torch.equal(written, wrapped.model.generate(TOKENS, 4))
+
+
+def test_hidden_states_logits_to_keep_and_tuples(wrapped):
+    for options in ({}, {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])}, {"use_cache": True}):
+        whole = wrapped(TOKENS, output_hidden_states=True, **options)
+        assert len(whole.hidden_states) == 3  # the embedded tokens, two blocks
+        assert torch.equal(whole.hidden_states[0], wrapped.model.read_in(TOKENS))
+        head = wrapped.get_output_embeddings()
+        torch.testing.assert_close(head(whole.hidden_states[-1]), whole.logits)
+        torch.testing.assert_close(wrapped(TOKENS, logits_to_keep=2, **options).logits, whole.logits[:, -2:])
+        places = torch.tensor([3, 0])
+        torch.testing.assert_close(wrapped(TOKENS, logits_to_keep=places, **options).logits, whole.logits[:, places])
+        last = wrapped.base_model(TOKENS, **options).last_hidden_state
+        torch.testing.assert_close(last, whole.hidden_states[-1])
+    # What the first block adds to the stream is what its own call gives.
+    block = wrapped.model.blocks[0](whole.hidden_states[0], None, None, False, whole.hidden_states[0], TOKENS)[0]
+    torch.testing.assert_close(whole.hidden_states[1], block)
+    loss, logits = wrapped(TOKENS, labels=TOKENS, return_dict=False)
+    assert torch.equal(logits, wrapped(TOKENS).logits)
+    assert loss.ndim == 0
+    with pytest.raises(InputError, match="logits_to_keep: a loss needs the logits of all places"):
+        wrapped(TOKENS, labels=TOKENS, logits_to_keep=1)
+    with pytest.raises(InputError, match="logits_to_keep: expected a count"):
+        wrapped(TOKENS, logits_to_keep=-1)
+    with pytest.raises(InputError, match="labels: the model without its head"):
+        wrapped.base_model(TOKENS, labels=TOKENS)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_positions_are_the_plain_count_or_refused(position):
+    from contextlab.models.pretrained import ContextlabForCausalLM
+
+    model = build_model(
+        "transformer", width=16, depth=1, heads=2, read_in="token", input_size=31, output_size=31, position=position,
+        max_length=12,
+    ).eval()  # fmt: skip
+    wrapped = ContextlabForCausalLM.of(model)
+    plain, count = wrapped(TOKENS).logits, torch.arange(6)
+    assert torch.equal(wrapped(TOKENS, position_ids=count[None]).logits, plain)
+    left = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    by_row = (left.cumsum(1) - 1).clamp_min(0)
+    assert torch.equal(
+        wrapped(TOKENS, attention_mask=left, position_ids=by_row).logits, wrapped(TOKENS, attention_mask=left).logits
+    )
+    before = wrapped(TOKENS[:, :4], use_cache=True)
+    after = wrapped(TOKENS[:, 4:], cache=cache_of(before), position_ids=count[None, 4:]).logits
+    torch.testing.assert_close(after, plain[:, 4:], rtol=0, atol=1e-5)
+    for wrong in ([0, 1, 2, 0, 1, 2], [0, 2, 4, 6, 8, 10], [5, 4, 3, 2, 1, 0]):
+        with pytest.raises(InputError, match="position_ids: expected a count of each row's tokens"):
+            wrapped(TOKENS, position_ids=torch.tensor([wrong]))
+    with pytest.raises(InputError, match=r"position_ids: expected \[2, 6\]"):
+        wrapped(TOKENS, position_ids=count[None, :3])
+    if position == "learned":  # which counts from the start; rotary positions only differ
+        with pytest.raises(InputError, match="count on from 0, got"):
+            wrapped(TOKENS, position_ids=count[None] + 3)
+        with pytest.raises(InputError, match="count on from 4, got"):
+            wrapped(TOKENS[:, 4:], cache=cache_of(before), position_ids=count[None, :2])
+    else:
+        assert torch.equal(wrapped(TOKENS, position_ids=count[None] + 3).logits, plain)
 
 
 def test_generate_minds_left_padding_and_beams(wrapped):
@@ -168,6 +263,16 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token(wrapped):
     ]
     torch.testing.assert_close(whole, expected)
     torch.testing.assert_close(sum(parts), expected)
+    moved = F.pad(labels, (0, 1), value=-100)[:, 1:]
+    assert torch.equal(wrapped(TOKENS, shift_labels=moved).loss, output.loss)
+    assert torch.equal(wrapped(TOKENS, labels=TOKENS, shift_labels=moved).loss, output.loss)
+    with pytest.raises(InputError, match=r"labels: expected \[2, 6\], got \[2, 5\]"):
+        wrapped(TOKENS, labels=labels[:, 1:])
+    half = wrapped.bfloat16()(TOKENS, labels=labels)
+    assert half.loss.dtype == torch.float32
+    torch.testing.assert_close(
+        half.loss, F.cross_entropy(half.logits[:, 2:-1].float().flatten(0, 1), TOKENS[:, 3:].flatten())
+    )
 
 
 def test_padding_at_the_right_is_that_of_each_row_alone_and_within_a_row_refused(wrapped):
@@ -184,8 +289,15 @@ def test_padding_at_the_right_is_that_of_each_row_alone_and_within_a_row_refused
         wrapped(TOKENS, attention_mask=torch.tensor([[1, 0, 1, 1, 1, 1], [1] * 6]))
 
 
-def test_models_of_vectors_are_refused():
+def test_models_that_predict_no_next_token_are_refused():
     from contextlab.models.pretrained import ContextlabForCausalLM
 
+    sizes = {"width": 16, "depth": 1, "heads": 2, "read_in": "token", "input_size": 9, "output_size": 9}
     with pytest.raises(InputError, match="reads tokens, and this one reads vectors"):
         ContextlabForCausalLM.of(build_model("lstm", input_size=3, output_size=1))
+    with pytest.raises(InputError, match=r"answers a whole text once \(pool: mean\); contextlab.train"):
+        ContextlabForCausalLM.of(build_model("transformer", pool="mean", **sizes))
+    with pytest.raises(InputError, match=r"block 0 \(FNet\) reads both ways; contextlab.train trains encoders"):
+        ContextlabForCausalLM.of(build_model({"layers": ["fnet"], **sizes}))
+    with pytest.raises(InputError, match="expected a model of contextlab"):
+        ContextlabForCausalLM.of(torch.nn.Linear(2, 2))

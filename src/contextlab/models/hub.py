@@ -353,7 +353,7 @@ def load(
         model: Model | HuggingFaceModel = load_model(folder, device)
         return model if dtype is None else model.to(dtype)
     if not folder.exists():
-        folder = _downloaded(str(source))
+        folder = downloaded(str(source))
     if not (folder / "config.json").exists():
         raise InputError(f"{folder}: no model there (expected config.json and *.safetensors, or {SPEC})")
     config_json = read_json(folder / "config.json")
@@ -422,15 +422,19 @@ def _transformers() -> Any:
     return transformers
 
 
-def _downloaded(name: str) -> Path:
-    """The local folder of a hub name. Raises InputError when it is none, or cannot be had."""
+def downloaded(name: str, **options: Any) -> Path:
+    """The local folder of a hub name. options: of `huggingface_hub.snapshot_download`.
+
+    Raises InputError when it is none, or cannot be had.
+    """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise InputError(f"{name}: neither a folder nor a hub name; expected for example 'openai-community/gpt2'")
     _transformers()
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+        files = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        return Path(snapshot_download(name, allow_patterns=files, **options))
     except Exception as error:  # the hub's client raises errors of many libraries
         raise InputError(f"{name}: no such folder, and the hub gave no checkpoint ({_line(error)})") from error
 

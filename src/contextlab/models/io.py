@@ -32,10 +32,14 @@ from contextlab.models.stack import Model, build_model
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 DIGEST = "weights_sha256"
+WRAPPED = "model."
+"""Before each tensor's name where the model was saved as one of transformers, which looks for names as in memory."""
 
 
-def save_model(model: Model, folder: str | Path) -> Path:
+def save_model(model: Model, folder: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
     """Write the model's two files into `folder`, and leave all others there as they are. Returns the folder.
+
+    weights: the tensors to be written; None: the model's own. Their names may all begin with `WRAPPED`.
 
     Whenever the process dies, `load_model` finds the old model or the new one. Raises InputError where a file or a link
     bears the folder's name.
@@ -44,13 +48,13 @@ def save_model(model: Model, folder: str | Path) -> Path:
     for name in (WEIGHTS, SPEC):
         if (folder / name).is_dir():
             raise InputError(f"{short(folder / name)}: is a folder; a saved model has a file of that name")
-    write_model(model, folder)
+    write_model(model, folder, weights)
     return folder
 
 
-def write_model(model: Model, folder: Path) -> None:
+def write_model(model: Model, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write the model's two files into an existing folder (for checkpoints, which add files of their own)."""
-    data = pack_tensors(dict(model.state_dict()))
+    data = pack_tensors(dict(model.state_dict()) if weights is None else weights)
     digest = hashlib.sha256(data).hexdigest()
     waiting = folder / _waiting(digest)
     write_atomic(waiting, data)
@@ -94,12 +98,14 @@ def read_description(folder: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def read_weights(folder: Path, digest: str | None) -> dict[str, Tensor]:
-    """The tensors of a saved model, of any shape. Raises InputError when they are damaged.
+    """The tensors of a saved model, of any shape, by the names that `Model` gives them.
 
-    digest: as `read_description` gives it.
+    digest: as `read_description` gives it. Raises InputError when they are damaged.
     """
     waiting = folder / _waiting(digest or "")
-    return read_tensors(waiting if digest is not None and waiting.exists() else folder / WEIGHTS, digest)
+    weights = read_tensors(waiting if digest is not None and waiting.exists() else folder / WEIGHTS, digest)
+    wrapped = bool(weights) and all(name.startswith(WRAPPED) for name in weights)
+    return {name.removeprefix(WRAPPED): each for name, each in weights.items()} if wrapped else weights
 
 
 def load_weights(model: Model, weights: dict[str, Tensor], source: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,25 @@ class ModelState(State):
         return chosen
 
 
+@dataclass
+class Within:
+    """What a caller wants of one reading beyond its predictions.
+
+    embedded: [B, T, D], in place of the read-in's vectors; layers that read token ids cannot do with it.
+    hidden: takes the stream [B, T, D]: the embedded tokens, then what each block made of it, the last one normed.
+    last: predict at these places of T only; None at all.
+    """
+
+    embedded: Tensor | None = None
+    hidden: list[Tensor] | None = None
+    last: slice | Tensor | None = None
+
+    def seen(self, x: Tensor) -> None:
+        """Take x [B, T, D] into `hidden`, where that is wanted."""
+        if self.hidden is not None:
+            self.hidden.append(x)
+
+
 class Model(nn.Module):
     """A sequence model built from a ModelSpec.
 
@@ -70,6 +90,9 @@ class Model(nn.Module):
         self.atoms = share_atoms(spec, self.blocks)
         self._sources = spec.sources()
         self._read_above = {source for i, source in enumerate(self._sources) if source != i}
+        # How to call every `recompute_every`-th block so that its activations are made again in the backward pass.
+        self.recompute: Callable[..., Any] | None = None
+        self.recompute_every = 1
         self.read_out_norm = make_norm(spec, spec.width)
         self.read_out: nn.Module
         if spec.pool is not None:
@@ -87,31 +110,42 @@ class Model(nn.Module):
         if spec.tied:
             self.read_out.weight = self.read_in.weight
 
-    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, mask: Tensor | None = None, *, within: Within | None = None) -> Tensor:
         """Predict at every position of whole sequences, keeping no state.
 
         inputs: [B, T, input_size] float, or [B, T] int64. mask: [B, T] bool, False at padding, which stands at the left
-            or at the right of a row; what is predicted there means nothing.
+            or at the right of a row; what is predicted there means nothing. within: see `Within`.
         Returns [B, T, output_size], or [B, output_size] from a pooled read-out.
         """
-        return self._run(inputs, None, mask, keep_state=False)[0]
+        return self._run(inputs, None, mask, keep_state=False, within=within)[0]
 
     def read(
-        self, inputs: Tensor, state: ModelState | None = None, mask: Tensor | None = None
+        self,
+        inputs: Tensor,
+        state: ModelState | None = None,
+        mask: Tensor | None = None,
+        *,
+        within: Within | None = None,
     ) -> tuple[Tensor, ModelState]:
         """Read inputs [B, T] or [B, T, d] on from `state` (None at the start).
 
         mask: [B, T] bool, False at padding: at the left of a row, or at the right of one that is read from the start;
-            each row then goes on from its own last token. Returns the predictions [B, T, k] and the state.
+            each row then goes on from its own last token. within: see `Within`.
+        Returns the predictions [B, T, k] and the state.
         """
-        return self._read(inputs, state, mask)
+        return self._read(inputs, state, mask, within=within)
 
     def _read(
-        self, inputs: Tensor, state: ModelState | None, mask: Tensor | None, positions: Tensor | None = None
+        self,
+        inputs: Tensor,
+        state: ModelState | None,
+        mask: Tensor | None,
+        positions: Tensor | None = None,
+        within: Within | None = None,
     ) -> tuple[Tensor, ModelState]:
         """positions: [B, T] int64, absolute ones where they do not follow from the place in what was read."""
         self._check_state(state)
-        prediction, after = self._run(inputs, state, mask, keep_state=True, positions=positions)
+        prediction, after = self._run(inputs, state, mask, keep_state=True, positions=positions, within=within)
         assert after is not None
         if not torch.is_grad_enabled() and not _finite(prediction):
             raise InputError(self._first_fault(inputs, state, mask))
@@ -143,16 +177,19 @@ class Model(nn.Module):
         mask: Tensor | None,
         keep_state: bool,
         positions: Tensor | None = None,
+        within: Within | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         self._check(inputs)
+        within = Within() if within is None else within
         padded = padding(mask, inputs, state is not None and state.length > 0, state.waiting if state else None)
         inputs, mask = padded.moved(inputs), padded.mask
-        embedded = self.read_in(inputs)
+        embedded = self.read_in(inputs) if within.embedded is None else padded.moved(within.embedded)
         start = state.start if state is not None else None
         read = state.length if state is not None else 0
         if self.spec.position in ("learned", "sinusoidal"):
             embedded, start = self._add_positions(embedded, read, start, mask, positions)
-        tokens = inputs if self.spec.read_in == "token" else None
+        tokens = inputs if self.spec.read_in == "token" and within.embedded is None else None
+        within.seen(padded.back(embedded))
         x = embedded
         states: list[State] = []
         for loop in range(self.spec.loops):
@@ -164,15 +201,25 @@ class Model(nn.Module):
                 if block.reads_shared:
                     x, _ = block(x, made[self._sources[i]], mask, False, embedded, tokens)
                     after = RecurrentState(length=read + inputs.shape[1])  # it keeps nothing of its own
+                elif i in self._read_above:
+                    x, after = block(x, before, mask, True, embedded, tokens)
+                    made[i] = after
+                elif self.recompute and self.training and not keep_state and i % self.recompute_every == 0:
+                    x, after = self.recompute(block, x, before, mask, keep_state, embedded, tokens)
                 else:
-                    x, after = block(x, before, mask, keep_state or i in self._read_above, embedded, tokens)
-                    if i in self._read_above:
-                        made[i] = after
+                    x, after = block(x, before, mask, keep_state, embedded, tokens)
+                within.seen(padded.back(x))
                 if keep_state:
                     states.append(after)
         x = self.read_out_norm(x)
         pooled = isinstance(self.read_out, PooledHead)
-        prediction = self.read_out(x, mask) if pooled else self.read_out(padded.back(x))
+        if pooled:
+            prediction = self.read_out(x, mask)
+        else:
+            x = padded.back(x)
+            if within.hidden is not None:
+                within.hidden[-1] = x
+            prediction = self.read_out(x if within.last is None else x[:, within.last])
         if not keep_state:
             return prediction, None
         length = read + inputs.shape[1]
