@@ -224,6 +224,18 @@ def example(padded: bool = False) -> Reading:
     return Reading(torch.randn(3, 9, WIDTH, dtype=torch.float64), [2, 3, 7], mask, 4)
 
 
+class ReadsItsWeight(Sum):
+    """Multiplies with the layer's weight and never calls the layer."""
+
+    def forward(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        proj, self.proj = self.proj, nn.Identity()  # type: ignore[assignment]
+        total, after = super().forward(x, state, mask, keep_state)
+        self.proj = proj
+        return total @ proj.weight.T, after
+
+
 BY_NAME: dict[str, Law] = {law.name: law for law in laws("mixer")}
 EXAMPLES = {
     "split": ("split", False),
@@ -273,6 +285,8 @@ CAUGHT: list[tuple[type[Mixer], str]] = [
     (LosesDigits, "autocast"),
     (RootOfZero, "zeros"),
     (Sum, "description"),
+    (ReadsItsWeight, "adapters"),
+    (ReadsItsWeight, "int8"),
 ]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.models import build_model, load_model, save_model
-from contextlab.models.io import compare_tensors
+from contextlab.models.io import compare_tensors, load_weights
 
 
 @pytest.fixture
@@ -199,3 +199,21 @@ def test_differences_of_tensors_are_told_in_full():
     many = compare_tensors({f"w{i}": [1] for i in range(11)}, {})
     assert many == f"it lacks {', '.join(repr(f'w{i}') for i in range(8))} and 3 more"
     assert compare_tensors({f"w{i}": [1] for i in range(8)}, {}).endswith("'w7'")
+
+
+@pytest.mark.parametrize("projection", ["residual", "linear"])
+def test_names_of_older_versions_are_read(tmp_path, projection):
+    layer = {"mixer": "shaped_attention", "options": {"projection": projection}}
+    model = build_model({"width": 8, "depth": 1, "layers": [layer], "input_size": 3, "output_size": 3})
+    weights, inner = dict(model.state_dict()), ".linear" if projection == "residual" else ""
+    old = {}
+    for name, tensor in weights.items():
+        name = name.replace(f"mixer.values{inner}.weight", "mixer.qkv_proj.values.weight")
+        name = name.replace("mixer.values.", "mixer.qkv_proj.values.")
+        old[name.replace(f"mixer.out_proj{inner}.weight", "mixer.out_proj.weight")] = tensor + 1
+    assert "blocks.0.mixer.qkv_proj.values.weight" in old
+    assert "blocks.0.mixer.out_proj.weight" in old
+    load_weights(model, old, "a test")
+    for name, tensor in weights.items():
+        torch.testing.assert_close(model.state_dict()[name], tensor)  # loaded in place
+    assert all(tensor.equal(before) for tensor, before in zip(model.state_dict().values(), old.values(), strict=True))

@@ -46,8 +46,24 @@ class Frugal(Gelu):
         return 0
 
 
+class ReadsItsWeight(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.up = torch.nn.Linear(width, width)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, 1 * self.up.weight)
+
+
 @pytest.mark.parametrize(
-    ("broken", "name"), [(SeesOthers, "tokens apart"), (WrongGradient, "gradients"), (Frugal, "flops")]
+    ("broken", "name"),
+    [
+        (SeesOthers, "tokens apart"),
+        (WrongGradient, "gradients"),
+        (Frugal, "flops"),
+        (ReadsItsWeight, "adapters"),
+        (ReadsItsWeight, "int8"),
+    ],
 )
 def test_a_broken_mlp_is_found_out(broken, name):
     law = next(law for law in laws("mlp") if law.name == name)

@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from contextlab.ops import dense as module
+from contextlab.ops.backend import backends, use_backend
 from contextlab.ops.dense import dense, onednn, rms_norm
+from contextlab.testing.adapters import Int8
 
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch has no oneDNN")
 
@@ -113,13 +115,13 @@ def test_onednn_is_taken_only_where_it_is_there_and_faster(monkeypatch):
         "torch.backends.mkldnn.is_available": lambda: True,
         "torch.backends.mkl.is_available": lambda: True,
         "torch.backends.cpu.get_cpu_capability": lambda: "AVX512",
-        "contextlab.ops.dense._cpu_vendor": lambda: "AuthenticAMD",
+        "contextlab.ops.backend._cpu_vendor": lambda: "AuthenticAMD",
     }
     others = {
         "torch.backends.mkldnn.is_available": (lambda: False, "this PyTorch carries no oneDNN"),
         "torch.backends.mkl.is_available": (lambda: False, "this PyTorch's products are not MKL's"),
         "torch.backends.cpu.get_cpu_capability": (lambda: "AVX2", "MKL is slow only on AMD processors"),
-        "contextlab.ops.dense._cpu_vendor": (lambda: "GenuineIntel", "MKL is slow only on AMD processors"),
+        "contextlab.ops.backend._cpu_vendor": (lambda: "GenuineIntel", "MKL is slow only on AMD processors"),
     }
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None, raising=False)
     for name in (None, *others):
@@ -128,3 +130,21 @@ def test_onednn_is_taken_only_where_it_is_there_and_faster(monkeypatch):
         taken, why = module.onednn.__wrapped__()
         assert taken == (name is None)
         assert why.startswith(others[name][1] if name else "on AMD processors with AVX-512")
+
+
+def test_other_kinds_of_tensors_and_use_backend_torch_go_to_pytorchs_own(
+    forced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> torch.Tensor:
+        raise AssertionError("oneDNN was asked")
+
+    x, weight = torch.randn(3, 8), torch.randn(5, 8)
+    monkeypatch.setattr(module, "_product", refuse)
+    with pytest.raises(AssertionError, match="oneDNN was asked"):
+        dense(x, weight)
+    eighth = Int8.of(weight)
+    torch.testing.assert_close(dense(x, eighth), F.linear(x, eighth.dequantize()))
+    with use_backend("torch"):
+        torch.testing.assert_close(dense(x, weight), F.linear(x, weight))
+        torch.testing.assert_close(module.product(x, weight), F.linear(x, weight))
+        assert next(report for report in backends() if report.op == "dense").why.startswith("forced by use_backend")

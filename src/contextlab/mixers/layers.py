@@ -31,12 +31,59 @@ class Linear(nn.Linear):
         return dense(x, self.weight, self.bias)
 
 
-class TernaryLinear(Linear):
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is no more than its weight and bias, so that these may be read in place of calling it.
+
+    It is not where an adapter stands in its place, a hook or a parametrization changes what it gives, or its weight is
+    a tensor of another kind (quantized, distributed). All that reads a layer's weight asks here first.
+    """
+    return (
+        type(layer) in (Linear, nn.Linear)
+        and type(layer.weight) in (Tensor, nn.Parameter)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+        and "forward" not in layer.__dict__
+    )
+
+
+def in_dtype_of(x: Tensor, layer: nn.Module) -> Tensor:
+    """layer(x) computed in the dtype of x, whatever that of the weights: where digits count.
+
+    x: [..., inputs] -> [..., outputs]. A layer that is not plain computes in its own dtype.
+    """
+    if is_plain(layer):
+        assert isinstance(layer, nn.Linear)
+        weight, bias = layer.weight, layer.bias
+        return dense(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    own = getattr(layer, "weight", x).dtype
+    y: Tensor = layer(x.to(own))
+    return y.to(x.dtype)
+
+
+def each_its_part(x: Tensor, layer: nn.Module) -> Tensor:
+    """Of n inputs, the i-th through the i-th of n equal parts of a layer's outputs.
+
+    x: [B, T, n, inputs] -> [B, T, n, outputs / n]. A layer that is not plain makes all outputs of each input.
+    """
+    parts = x.shape[-2]
+    if is_plain(layer):
+        assert isinstance(layer, nn.Linear)
+        return torch.einsum("btnd,nod->btno", x, layer.weight.unflatten(0, (parts, -1)))
+    return layer(x).unflatten(-1, (parts, -1)).diagonal(dim1=2, dim2=3).movedim(-1, 2)
+
+
+class TernaryLinear(nn.Module):
     """A linear layer with weights of -1, 0, 1 times one scale, and inputs of 8 bits (BitLinear, 2402.17764).
 
     The scale is the mean of the weights' sizes; inputs are RMS-normalised and rounded to 127 steps of their largest
     size. Gradients pass straight through the rounding; the weights that are trained keep their precision.
+
+    It is no `nn.Linear`, as an adapter's sum with its weight would be rounded when it is merged, and its weight is
+    quantized already: peft and torchao leave it out.
     """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs).normal_(std=inputs**-0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., inputs] -> [..., outputs]."""
@@ -44,7 +91,7 @@ class TernaryLinear(Linear):
         weight = _straight_through((self.weight / scale).round().clamp(-1, 1) * scale, self.weight)
         x = F.rms_norm(x, x.shape[-1:], eps=1e-6)
         step = x.detach().abs().amax(-1, keepdim=True).clamp_min(1e-5) / 127
-        return F.linear(_straight_through((x / step).round() * step, x), weight, self.bias)
+        return F.linear(_straight_through((x / step).round() * step, x), weight)
 
 
 def _straight_through(value: Tensor, like: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,29 @@ def load_weights(model: Model, weights: dict[str, Tensor], source: str) -> None:
     Raises InputError that says how they differ when they are of another model.
     """
     own = model.state_dict()
+    weights = {_present_name(name, own, weights): tensor for name, tensor in weights.items()}
     faults = compare_tensors({name: list(tensor.shape) for name, tensor in own.items()}, weights)
     if faults:
         raise InputError(f"{source}: a checkpoint of another model: {faults}")
     model.load_state_dict(weights)
+
+
+RENAMED = (
+    ("mixer.qkv_proj.values.weight", "mixer.values.linear.weight"),
+    ("mixer.qkv_proj.values.", "mixer.values."),
+    ("mixer.out_proj.weight", "mixer.out_proj.linear.weight"),
+)
+"""Parts of names that parameters of older versions bear, and what they are called now (shaped attention)."""
+
+
+def _present_name(name: str, own: Container[str], weights: Container[str]) -> str:
+    """The name that a parameter saved as `name` has in the model; the same where nothing fits better."""
+    if name not in own:
+        for old, new in RENAMED:
+            renamed = name.replace(old, new)
+            if renamed in own and renamed not in weights:
+                return renamed
+    return name
 
 
 def compare_tensors(wanted: dict[str, list[int]], found: dict[str, Tensor]) -> str:

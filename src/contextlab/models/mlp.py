@@ -141,8 +141,9 @@ def hidden_width(width: int, ratio: float, gated: bool) -> int:
 def _multiplications(layer: nn.Module) -> int:
     if isinstance(layer, StructuredLinear):
         return layer.multiplications
-    assert isinstance(layer, nn.Linear)
-    return layer.weight.numel()
+    weight = layer.weight  # also an adapter's, which stands in the layer's place, is the layer's
+    assert isinstance(weight, Tensor)
+    return weight.numel()
 
 
 @register(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,6 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, ResourceError, unknown
-from contextlab.ops.dense import onednn
 
 FLA_MODULES = {
     "simple_gla": "fla.ops.simple_gla",
@@ -106,10 +106,29 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
+def forced() -> str:
+    """What `use_backend` or CONTEXTLAB_BACKEND asks for; "auto" where nothing is."""
+    return _forced
+
+
+@cache
+def onednn() -> tuple[bool, str]:
+    """Whether `dense` takes oneDNN on this machine's CPU, and why, in one plain sentence."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False, "this PyTorch carries no oneDNN"
+    if not torch.backends.mkl.is_available():
+        return False, "this PyTorch's products are not MKL's"
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or _cpu_vendor() != "AuthenticAMD":
+        return False, "MKL is slow only on AMD processors with AVX-512, and this is none"
+    return True, "on AMD processors with AVX-512, oneDNN's float32 products are twice as fast as MKL's"
+
+
 def _choose(op: str, device: str, dtype: torch.dtype, key_size: int) -> Backend:
     if op == "dense":
         if device != "cpu" or dtype != torch.float32:
             return Backend("torch", f"PyTorch's own products serve {str(dtype).removeprefix('torch.')} on {device}")
+        if _forced == "torch":
+            return Backend("torch", "forced by use_backend or CONTEXTLAB_BACKEND")
         chosen, reason = onednn()
         return Backend("onednn" if chosen else "torch", reason)
     if op in TORCH_ONLY:
@@ -163,3 +182,12 @@ def load_fla(op: str) -> tuple[ModuleType | None, str]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _cpu_vendor() -> str:
+    """The processor's vendor as Linux tells it; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")

@@ -8,14 +8,14 @@ serve.
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contextlab.ops import backend
+from contextlab.ops.backend import onednn
 from contextlab.ops.precision import without_autocast
 
 _FORWARD_FROM, _WEIGHT_FROM = 2**22, 2**24  # multiply-adds from which oneDNN's overhead pays
@@ -30,14 +30,15 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, with gradients of any order.
 
     x: [..., I]. weight: [O, I]. bias: [O] or None. Returns [..., O]; float32 results are the same as those of
-    `torch.nn.functional.linear` up to rounding.
+    `torch.nn.functional.linear` up to rounding. Tensors of other classes, and all under `use_backend("torch")`, are
+    given to that function.
     """
     if (
         (x.numel() * weight.shape[0] >= _FORWARD_FROM or (weight.numel() >= _READ_FROM and not torch.is_grad_enabled()))
         and not torch.compiler.is_compiling()
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
-        and onednn()[0]
+        and _serves(x, weight)
         and not torch.is_autocast_enabled("cpu")
     ):
         if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
@@ -47,16 +48,12 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-@cache
-def onednn() -> tuple[bool, str]:
-    """Whether `dense` takes oneDNN on this machine's CPU, and why, in one plain sentence."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return False, "this PyTorch carries no oneDNN"
-    if not torch.backends.mkl.is_available():
-        return False, "this PyTorch's products are not MKL's"
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or _cpu_vendor() != "AuthenticAMD":
-        return False, "MKL is slow only on AMD processors with AVX-512, and this is none"
-    return True, "on AMD processors with AVX-512, oneDNN's float32 products are twice as fast as MKL's"
+def _serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN may take tensors x and weight of any shape: of PyTorch's own kind, on a CPU where it is faster."""
+    return type(x) in _OWN and type(weight) in _OWN and backend.forced() != "torch" and onednn()[0]
+
+
+_OWN = (Tensor, torch.nn.Parameter)  # others (quantized, distributed) know how they are multiplied
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -64,7 +61,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
     Both are best without gaps in memory, or the weight's transpose is. Of any size; see `dense` for which library.
     """
-    return _product(x, weight, None) if x.dtype == torch.float32 and onednn()[0] else x @ weight.T
+    return _product(x, weight, None) if x.dtype == torch.float32 and _serves(x, weight) else x @ weight.T
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
@@ -171,12 +168,3 @@ class _RmsNorm(torch.autograd.Function):
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     return (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps).rsqrt()
-
-
-def _cpu_vendor() -> str:
-    """The processor's vendor as Linux tells it; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")

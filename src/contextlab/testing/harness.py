@@ -9,7 +9,7 @@ from typing import Any
 
 from contextlab import registry
 from contextlab.errors import InputError, unknown
-from contextlab.testing import learners, mixer_numbers, mixers, mlps, models, objective, policies, tasks  # noqa: F401  (importing them makes their laws known)
+from contextlab.testing import adapters, learners, mixer_numbers, mixers, mlps, models, objective, policies, tasks  # noqa: F401  (importing them makes their laws known)
 from contextlab.testing.law import Component, Law, LawBroken, known_laws
 
 CASES: dict[str, Callable[[registry.Entry], Iterator[Component]]] = {

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as torch_adamw
 
+from contextlab.mixers.layers import TernaryLinear
+
 EPS = 1e-8
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -25,7 +27,7 @@ def matrices(model: nn.Module) -> set[str]:
     """
     found = set()
     for prefix, module in model.named_modules():
-        if prefix.startswith("blocks.") and isinstance(module, nn.Linear | nn.RNNBase):
+        if prefix.startswith("blocks.") and isinstance(module, nn.Linear | nn.RNNBase | TernaryLinear):
             own = module.named_parameters(prefix, recurse=False)
             found |= {name for name, parameter in own if parameter.ndim == 2 and parameter.requires_grad}
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from contextlab.mixers import build_mixer
@@ -49,3 +50,8 @@ def test_ternary_gradients_pass_straight_through_and_it_learns() -> None:
         loss().backward()
         optimizer.step()
     assert loss().item() < 0.8 * before
+
+
+def test_what_merges_or_quantizes_linear_layers_leaves_ternary_ones_alone() -> None:
+    mixer = build_mixer("mlgru", width=8, ternary=True)
+    assert not any(isinstance(module, nn.Linear) for module in mixer.modules())

@@ -28,7 +28,7 @@ def projected(layer: Any, x: Tensor) -> Tensor:
     if layer is None:
         return x
     if isinstance(layer, ResidualLinear):
-        return x @ (layer.skip_gain * torch.eye(12).double() + layer.gain * layer.weight).T
+        return x @ (layer.skip_gain * torch.eye(12).double() + layer.gain * layer.linear.weight).T
     return x @ layer.weight.T
 
 
@@ -39,7 +39,7 @@ def by_definition(mixer: ShapedAttention, x: Tensor) -> Tensor:
     sees = places[:, None] >= places
     uniform = sees.double() / (places[:, None] + 1)
     q, k = (x @ half.T for half in mixer.qkv_proj.weight.chunk(2))
-    value = projected(mixer.qkv_proj.values, x)
+    value = projected(mixer.values, x)
     q, k, value = (t.unflatten(-1, (-1, size)) for t in (q, k, value))
     if mixer.position == "rope":
         q, k = rope(q, places, mixer.rope_base), rope(k, places, mixer.rope_base)
@@ -102,7 +102,7 @@ def test_the_mean_is_attention_with_zero_scores() -> None:
     with torch.no_grad():
         mixer.gains.copy_(torch.tensor([0.0, 0.0, -1.0])[:, None, None].expand(3, 2, 1))
         plain.qkv_proj.weight[:24] = 0
-        plain.qkv_proj.weight[24:] = mixer.qkv_proj.values.weight
+        plain.qkv_proj.weight[24:] = mixer.values.weight
         plain.out_proj.weight.copy_(mixer.out_proj.weight)
     x = torch.randn(3, 8, 12, dtype=torch.float64)
     mask = torch.arange(8) >= torch.tensor([[0], [3], [7]])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, each_its_part
 from contextlab.mixers.matrix import MatrixMixer, after_token_before, recurrent
 from contextlab.ops.dplr import dplr_delta_rule, dplr_flops
 from contextlab.ops.precision import unit_length
@@ -75,8 +75,7 @@ class Rwkv7(MatrixMixer):
         x = without_padding(x, mask)
         seen = after_token_before(x, before)
         mixed = x.unsqueeze(2) + (seen[:, :-1] - x).unsqueeze(2) * self.shift
-        weights = self.in_proj.weight.unflatten(0, (3, -1))
-        r, k, v = torch.einsum("btnd,nod->btno", mixed[:, :, :3], weights).unbind(2)
+        r, k, v = each_its_part(mixed[:, :, :3], self.in_proj).unbind(2)
         for_decay, for_rate, for_gate = mixed[:, :, 3:].unbind(2)
         g = -math.exp(-0.5) * self.decay_out(self.decay_in(for_decay).tanh()).sigmoid()
         rate = self.rate_out(self.rate_in(for_rate)).sigmoid()

@@ -13,7 +13,7 @@ from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.encoder.base import Encoder
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, is_plain
 from contextlab.ops.softmax import attend
 from contextlab.registry import register
 
@@ -117,8 +117,11 @@ class DisentangledAttention(Encoder):
         embedded = self.distances if self.position_norm is None else self.position_norm(self.distances)
         if self.position_proj is None:
             rows = slice(0 if self.to_content else self.width, (2 if self.to_position else 1) * self.width)
-            bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
-            projected = F.linear(embedded, self.in_proj.weight[rows], bias)
+            if is_plain(self.in_proj):
+                bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
+                projected = F.linear(embedded, self.in_proj.weight[rows], bias)
+            else:
+                projected = self.in_proj(embedded)[:, rows]
         else:
             projected = self.position_proj(embedded)
         parts = list(projected.unflatten(-1, (-1, self.heads, self.size)).unbind(1))

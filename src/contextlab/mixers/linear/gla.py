@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
-from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.layers import Linear, RMSNorm, each_its_part
 from contextlab.mixers.matrix import MatrixMixer, after_token_before, recurrent
 from contextlab.ops.gla import gla, gla_flops, rwkv6
 from contextlab.registry import register
@@ -191,8 +191,7 @@ class Rwkv6(ChannelDecayMixer):
         low = self.shift_in(x + delta * self.shift[0]).unflatten(-1, (5, -1)).tanh()
         mix = torch.einsum("btnr,nrd->btnd", low, self.shift_out) + self.shift[1:]
         mixed = x.unsqueeze(2) + delta.unsqueeze(2) * mix
-        weights = self.in_proj.weight.unflatten(0, (4, -1))
-        r, k, v, gate = torch.einsum("btnd,nod->btno", mixed[:, :, 1:], weights).unbind(2)
+        r, k, v, gate = each_its_part(mixed[:, :, 1:], self.in_proj).unbind(2)
         decay = -(self.decay + self.decay_in(mixed[:, :, 0]).tanh() @ self.decay_out).exp()
         r, k, v, decay = (y.unflatten(-1, (self.heads, -1)) for y in (r, k, v, decay))
         o, matrix = rwkv6(r, k, v, decay, self.bonus, None, None if before is None else before["matrix"], keep_state)

@@ -90,8 +90,8 @@ class MlGru(ElementwiseMixer):
     ) -> None:
         super().__init__(width, expand * width, 3 * expand * width, short_conv)
         if ternary:
-            self.in_proj = TernaryLinear(width, 3 * expand * width)
-            self.out_proj = TernaryLinear(expand * width, width)
+            self.in_proj = TernaryLinear(width, 3 * expand * width)  # type: ignore[assignment]
+            self.out_proj = TernaryLinear(expand * width, width)  # type: ignore[assignment]
 
     def _recur(self, projected: Tensor, h: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         candidate, forget, gate = projected.chunk(3, -1)

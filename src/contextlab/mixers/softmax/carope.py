@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, in_dtype_of
 from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens, with_conv
 from contextlab.mixers.softmax.rotary import _turned_size
 from contextlab.ops.linear import working_dtype
@@ -113,8 +113,7 @@ class CaropeAttention(AttentionMixer):
         qk, v, before, last = self._project_in(x, state, mask, keep_state)
         attended, phase = (before.attended, before.phase) if isinstance(before, PhaseState) else (None, None)
         with torch.autocast(x.device.type, enabled=False):  # an error in f would add up over the tokens
-            exact = working_dtype(x.dtype)
-            z = F.linear(x.to(exact), self.freq_proj.weight.to(exact), self.freq_proj.bias.to(exact))
+            z = in_dtype_of(x.to(working_dtype(x.dtype)), self.freq_proj)
         log_f = -F.softplus(z.to(torch.float64)).log1p()
         angles, phase = carope_phases(log_f, self.pairs, phase, mask)
         table = rotations(angles, x.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
-from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.layers import Linear, RMSNorm, is_plain
 from contextlab.ops.position import rope_table, rotate
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
@@ -106,7 +106,7 @@ class LatentAttention(Mixer):
             assert isinstance(before, KVState)
             after = before.append(entry, entry[..., :0], mask)
         places = None if after is None else after.positions()
-        attend = self._absorbed if length == 1 else self._expanded
+        attend = self._absorbed if length == 1 and is_plain(self.kv_up) else self._expanded
         entries = entry if state is None or after is None else after.cached()[0]
         y = attend(q, q_rope, entries, None if places is None else places[:, read:], places)
         return self.out_proj(y.flatten(2)), after if keep_state else None

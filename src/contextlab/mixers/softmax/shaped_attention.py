@@ -20,20 +20,21 @@ from contextlab.state import KVState, State
 Projection = Literal["identity", "residual", "linear"]
 
 
-class ResidualLinear(Linear):
+class ResidualLinear(nn.Module):
     """a x + b W x with learned a and b; W starts at zero, and so the layer as the identity.
 
     width: of x and of what is returned.
     """
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, width)
-        nn.init.zeros_(self.weight)
+        super().__init__()
+        self.linear = Linear(width, width)
+        nn.init.zeros_(self.linear.weight)
         self.skip_gain, self.gain = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width] -> [..., width]."""
-        return (self.skip_gain * x + self.gain * super().forward(x)).to(x.dtype)
+        return (self.skip_gain * x + self.gain * self.linear(x)).to(x.dtype)
 
 
 @register(
@@ -78,14 +79,23 @@ class ShapedAttention(AttentionMixer):
                 "head or position 'none'"
             )
         super().__init__(width, AttentionOptions(heads=heads, position=position, rope_base=rope_base))
-        self.qkv_proj: Linear = _QueryKeyValue(width, projection)
+        self.qkv_proj = Linear(width, 2 * width)  # queries, which start at zero, and keys
+        nn.init.zeros_(self.qkv_proj.weight[:width])
+        self.values = _projection(width, projection)
         del self.out_proj
         out_proj = _projection(width, projection)
         if out_proj is not None:
-            self.out_proj = out_proj
+            self.out_proj = out_proj  # type: ignore[assignment]
         self.projection = projection
         # Rows: alpha of the values themselves, beta of attention, gamma of the mean.
         self.gains = nn.Parameter(torch.ones(3, heads, 1))
+
+    def _project_in(
+        self, x: Tensor, state: State | None, mask: Tensor | None, keep_state: bool
+    ) -> tuple[Tensor, Tensor, State | None, Tensor | None]:
+        qk = self.qkv_proj(x).unflatten(-1, (2 * self.heads, self.head_dim))
+        v = (x if self.values is None else self.values(x)).unflatten(-1, (self.heads, self.head_dim))
+        return qk, v, state, None
 
     def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
         y, after = super()._attend(new, state, keep_state)
@@ -102,19 +112,7 @@ class ShapedAttention(AttentionMixer):
         return 2 * length * matrices + 4 * self.width * self._pairs(length)
 
 
-class _QueryKeyValue(Linear):
-    """Queries, keys and values [..., 3 width] of tokens [..., width]; `weight` is that of queries and keys."""
-
-    def __init__(self, width: int, projection: Projection) -> None:
-        super().__init__(width, 2 * width)
-        nn.init.zeros_(self.weight[:width])
-        self.values = _projection(width, projection)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((super().forward(x), x if self.values is None else self.values(x)), -1)
-
-
-def _projection(width: int, kind: Projection) -> Linear | None:
+def _projection(width: int, kind: Projection) -> nn.Module | None:
     if kind == "identity":
         return None
     return ResidualLinear(width) if kind == "residual" else Linear(width, width)

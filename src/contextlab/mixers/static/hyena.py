@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.convolution import ShortConv, without_padding
-from contextlab.mixers.layers import Linear
-from contextlab.ops.dense import dense
+from contextlab.mixers.layers import Linear, in_dtype_of
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.long_convolution import fast_size, long_convolution
 from contextlab.registry import register
@@ -120,8 +119,8 @@ class Hyena(Mixer):
         h = torch.cat((position, angles.cos(), angles.sin()), 1)
         with torch.autocast(at.device.type, enabled=False):  # a sine of high frequency needs the digits
             for layer in (self.filter_in, *self.filter_inner):
-                h = torch.sin(self.frequency.to(work) * dense(h, layer.weight.to(work), layer.bias.to(work)))
-            h = dense(h, self.filter_out.weight.to(work))
+                h = torch.sin(self.frequency.to(work) * in_dtype_of(h, layer))
+            h = in_dtype_of(h, self.filter_out)
         return (h.unflatten(1, (self.order - 1, -1)) * self._window(at).unsqueeze(1)).permute(1, 2, 0)
 
     def _window(self, lags: Tensor) -> Tensor:
