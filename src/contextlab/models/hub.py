@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from contextlab.compat import cache_argument
 from contextlab.errors import InputError, ResourceError, nearest
 from contextlab.files import read_json
+from contextlab.models.draws import OwnDraws
 from contextlab.models.generation import generate
 from contextlab.models.imports import native_model
 from contextlab.models.io import SPEC, load_model
@@ -398,8 +399,7 @@ def build_checkpoint(spec: HuggingFaceSpec, *, seed: int = 0) -> HuggingFaceMode
     transformers = _transformers()
     _known(transformers, spec.kind, spec.kind)
     config = transformers.AutoConfig.for_model(**{**spec.config, "model_type": spec.kind})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with OwnDraws(seed):
         return HuggingFaceModel(transformers.AutoModelForCausalLM.from_config(config).eval())
 
 

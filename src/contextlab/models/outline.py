@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 
 from contextlab.errors import ContextlabError
+from contextlab.models.draws import OwnDraws
 from contextlab.models.spec import LayerSpec, ModelSpec
 from contextlab.models.stack import Model
 
@@ -22,7 +23,7 @@ def without_memory(spec: ModelSpec) -> Model | None:
 @lru_cache(maxsize=128)  # the check and the estimate before a run ask for the same ones
 def _outline(spec: str) -> Model | None:
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with OwnDraws(0), torch.device("meta"):
             return Model(ModelSpec.model_validate_json(spec))
     except ContextlabError:
         raise

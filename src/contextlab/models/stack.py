@@ -14,6 +14,7 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
+from contextlab.models.draws import OwnDraws
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
 from contextlab.models.padding import padding
@@ -330,7 +331,8 @@ def build_model(spec: ModelSpec | dict[str, Any] | str, *, seed: int = 0, **opti
     """Build a model with freshly drawn parameters.
 
     spec: a ModelSpec, a mapping of its keys, or the name of a preset.
-    seed: of the parameters; the same seed gives the same parameters, and no global generator is touched.
+    seed: of the parameters; the same seed gives the same parameters, in whatever thread; no global generator is
+        touched.
     options: changes to the spec (or the preset's options), for example `width=128`.
     """
     if isinstance(spec, str):
@@ -342,8 +344,7 @@ def build_model(spec: ModelSpec | dict[str, Any] | str, *, seed: int = 0, **opti
     else:
         raise InputError(f"expected a ModelSpec, a mapping or a preset's name, got {describe(spec)}")
     require_room(resolved)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with OwnDraws(seed):
         return Model(resolved)
 
 

@@ -1,0 +1,72 @@
+"""Random numbers of one's own: what a block of code draws, without the generators that all threads share."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class OwnDraws(TorchDispatchMode):
+    """Within `with OwnDraws(seed):` this thread's tensors are drawn as after `torch.manual_seed(seed)`.
+
+    No global generator is read or set, and what other threads draw meanwhile changes nothing: forking and seeding the
+    global generator, in place of this, would be undone by another thread that draws, and undo what that thread drew.
+    Ops that are given a generator keep it. Each device has a generator of its own.
+
+    seed: as `torch.manual_seed` takes it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Every op that draws is given this block's generator."""
+        kwargs = kwargs or {}
+        drawing = _with_generator(function)
+        if drawing is None:
+            return function(*args, **kwargs)
+        names = [argument.name for argument in drawing._schema.arguments]
+        given = dict(zip((n for n in names if n != "generator" or function is drawing), args, strict=False))
+        given |= kwargs
+        if given.get("generator") is None:
+            device = given.get("device") or next(
+                (each.device for each in given.values() if isinstance(each, torch.Tensor)), torch.device("cpu")
+            )
+            given["generator"] = self._generator(torch.device(device))
+        positional = [given.pop(a.name) for a in drawing._schema.arguments if not a.kwarg_only and a.name in given]
+        return drawing(*positional, **given)
+
+    def _generator(self, device: torch.device) -> torch.Generator | None:
+        if device.type == "meta":
+            return None  # nothing is drawn there
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self._generators[device]
+
+
+@cache
+def _with_generator(function: Any) -> Any:
+    """The overload of an op that takes a generator; None for an op that draws nothing.
+
+    Attention and recurrent kernels are among these: they draw for dropout only, and none of ours has any.
+    """
+    if torch.Tag.nondeterministic_seeded not in function.tags:
+        return None
+    own = [argument.name for argument in function._schema.arguments]
+    if "generator" in own:
+        return function
+    for name in function.overloadpacket.overloads():
+        other = getattr(function.overloadpacket, name)
+        names = [argument.name for argument in other._schema.arguments]
+        if "generator" in names and [each for each in names if each != "generator"] == own:
+            return other
+    return None
