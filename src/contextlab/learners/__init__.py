@@ -23,20 +23,15 @@ from contextlab.learners.bayes import BasisPosterior, BayesLearner, BayesMixture
 from contextlab.learners.boolean import (
     EarliestNeighbour,
     Elimination,
-    HalfspaceMessages,
-    HalfspacePosterior,
-    Halving,
     LabelFrequency,
     LabelLearner,
-    LiteralPosterior,
     ParityElimination,
     Perceptron,
-    SampledFormulas,
     Taught,
     TaughtParity,
-    VersionSpace,
     Winnow,
 )
+from contextlab.learners.boolean_posterior import HalfspaceMessages, HalfspacePosterior, LiteralPosterior
 from contextlab.learners.bursty import ClassPosterior
 from contextlab.learners.chain import ChainLearner
 from contextlab.learners.classification import LogisticRegression, SoftmaxRegression
@@ -81,6 +76,7 @@ from contextlab.learners.text import ContextNgram, ListOpsEvaluator, Reader
 from contextlab.learners.time_series import ARLeastSquares, ARPosterior, LastValue
 from contextlab.learners.trees import BoostedTrees, DecisionTree
 from contextlab.learners.vectors import VectorLookup
+from contextlab.learners.version_space import Halving, SampledFormulas, VersionSpace
 from contextlab.prompt import Learner
 
 if not TYPE_CHECKING:  # else mypy would take any name

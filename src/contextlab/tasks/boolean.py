@@ -15,23 +15,18 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.learners.boolean import (
-    MOST_FUNCTIONS,
     EarliestNeighbour,
     Elimination,
-    HalfspaceMessages,
-    HalfspacePosterior,
-    Halving,
     LabelFrequency,
-    LiteralPosterior,
     ParityElimination,
     Perceptron,
-    SampledFormulas,
     Taught,
     TaughtParity,
-    VersionSpace,
     Winnow,
 )
+from contextlab.learners.boolean_posterior import HalfspaceMessages, HalfspacePosterior, LiteralPosterior
 from contextlab.learners.regression import Averaging
+from contextlab.learners.version_space import MOST_FUNCTIONS, Halving, SampledFormulas, VersionSpace
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import Drawn, LabelTask
