@@ -57,3 +57,14 @@ def test_a_file_is_put_to_its_mirror_first_and_to_the_laws_of_its_components():
     assert "gla" in law[-1].split(" or ")
     files = [name for stage in plan if "-k" not in stage for name in stage]
     assert len(files) == len(set(files))
+
+
+@pytest.mark.parametrize(
+    ("file", "test"),
+    [
+        ("tasks/text/ruler_tracing.py", "tests/tasks/text/test_ruler.py"),  # a part of what the test is named after
+        ("tasks/waves.py", "tests/tasks/test_time_series.py"),  # no test has its name, and this one tests its task
+    ],
+)
+def test_a_part_of_a_file_is_put_to_the_tests_of_the_whole(file: str, test: str):
+    assert test in stages(Path(__file__).parent.parent, f"src/contextlab/{file}")[0]

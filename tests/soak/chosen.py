@@ -20,12 +20,13 @@ def stages(root: Path, file: str) -> list[list[str]]:
     inner = Path(file).relative_to("src/contextlab")
     module = ".".join(("contextlab", *inner.with_suffix("").parts)).removesuffix(".__init__")
     folder = Path("tests") / inner.parent
-    mirror = [t for t in tests if Path(t).parent == folder and inner.stem in Path(t).stem]
     importing = [t for t in tests if module in _imports(root, t)]
     importing.sort(key=lambda t: not t.startswith(str(folder)))
     near = [t for t in tests if Path(t).parent == folder and folder != Path("tests")]
     room = [t for t in tests if len(inner.parts) > 1 and t.startswith(f"tests/{inner.parts[0]}/")]
     naming = [t for t in tests if _defines(root, file) & _used(root, t) or _registered(root, file) & _quoted(root, t)]
+    mirror = [t for t in tests if Path(t).parent == folder and _mirrors(Path(t).stem, inner.stem)]
+    mirror = mirror or [t for t in near if t in naming]
     laws = [t for t in tests if Path(t).name == "test_laws.py"]
     names = _components(root, file, module)
     of_components = [t for t in laws if names and len(names) <= LIKENESSES]
@@ -42,6 +43,11 @@ def stages(root: Path, file: str) -> list[list[str]]:
         own = [t for t in laws if t.startswith(f"tests/{inner.parts[0]}/")]
         plan.append(own or laws)
     return plan
+
+
+def _mirrors(test: str, stem: str) -> bool:
+    """Whether a test file is a source file's: test_gla.py of gla.py, test_ruler.py also of ruler_tracing.py."""
+    return stem in test or stem.startswith(f"{test.removeprefix('test_')}_")
 
 
 def _components(root: Path, file: str, module: str) -> set[str]:

@@ -13,7 +13,10 @@ import torch
 from contextlab import build_task
 from contextlab.errors import InputError
 from contextlab.tasks.text.corpus import part_of
-from contextlab.tasks.text.ruler import NAMES, NOISE, _extract, _zeta_counts
+from contextlab.tasks.text.ruler import NAMES
+from contextlab.tasks.text.ruler_aggregation import zeta_counts
+from contextlab.tasks.text.ruler_parts import NOISE
+from contextlab.tasks.text.ruler_questions import extract
 
 LENGTH = {"vt": 1500, "cwe": 2048}
 NEEDLE = r"One of the special magic (numbers|uuids) for (\S+) is: (\S+)\.\n"
@@ -166,7 +169,7 @@ def test_frequent_words_follow_the_zeta_distribution(files) -> None:
         total = next(n for n in range(10**4) if int(n / scipy.zeta(2.0)) == counts[0][1])
         within = [[int((total + i) * k**-2.0 / scipy.zeta(2.0)) for k in range(1, len(counts) + 1)] for i in range(3)]
         assert [count for _, count in counts] in within
-    assert _zeta_counts(1000, 5).tolist() == [int(1000 * k**-2.0 / scipy.zeta(2.0)) for k in range(1, 6)]
+    assert zeta_counts(1000, 5).tolist() == [int(1000 * k**-2.0 / scipy.zeta(2.0)) for k in range(1, 6)]
 
 
 @pytest.mark.parametrize("name", ["qa_1", "qa_2"])
@@ -278,8 +281,8 @@ def test_overlap_finds_what_stands_beside_the_words_of_the_question(files) -> No
     )
     # The second sentence has most. Beside the question's words it has In, summer, was, and by Anna-Lise Berg. All but
     # "was" stand once, and the first of them is taken.
-    assert _extract(text) == [" In"]
-    assert _extract(text.replace("In the summer, the", "The mill knows: the")) == [" by Anna-Lise Berg"]
+    assert extract(text) == [" In"]
+    assert extract(text.replace("In the summer, the", "The mill knows: the")) == [" by Anna-Lise Berg"]
     task = build("qa_1", files)
     prompt = task.sample(64, generator())
     wrong = task.errors(task.learners()["overlap"](prompt), prompt)["prompt_error"][:, 0].mean()

@@ -12,16 +12,8 @@ from pydantic import Field
 
 from contextlab.prompt import Task
 from contextlab.registry import register
-from contextlab.tasks.text.page import (
-    AnswerTask,
-    Page,
-    Story,
-    after_space,
-    distinct,
-    interleave,
-    letters,
-    numerals,
-)
+from contextlab.tasks.text.base import AnswerTask
+from contextlab.tasks.text.page import Page, Story, after_space, distinct, interleave, letters, numerals
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HEAD = "A list of players and their points:\n"

@@ -18,8 +18,9 @@ from contextlab.errors import InputError, at_most
 from contextlab.prompt import Task
 from contextlab.registry import register
 from contextlab.tasks.base import check_options
+from contextlab.tasks.text.base import FilledTask
 from contextlab.tasks.text.corpus import PYTHON, Part
-from contextlab.tasks.text.page import FilledTask, Page, Pieces, Story, cat, interleave, spaced
+from contextlab.tasks.text.page import Page, Pieces, Story, cat, interleave, spaced
 
 ACTORS = ("Mary", "John", "Daniel", "Sandra")
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")

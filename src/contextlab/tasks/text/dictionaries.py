@@ -15,18 +15,8 @@ from contextlab.errors import InputError
 from contextlab.learners.text import ContextNgram
 from contextlab.prompt import Learner, Task
 from contextlab.registry import register
-from contextlab.tasks.text.page import (
-    HEX,
-    AnswerTask,
-    Page,
-    Pieces,
-    Story,
-    after_space,
-    cat,
-    interleave,
-    numerals,
-    uuids,
-)
+from contextlab.tasks.text.base import AnswerTask
+from contextlab.tasks.text.page import HEX, Page, Pieces, Story, after_space, cat, interleave, numerals, uuids
 
 
 @register(

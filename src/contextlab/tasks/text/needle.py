@@ -13,8 +13,9 @@ from pydantic import Field, PositiveInt
 from contextlab.learners.text import ContextNgram
 from contextlab.prompt import Learner, Task
 from contextlab.registry import register
+from contextlab.tasks.text.base import FilledTask
 from contextlab.tasks.text.corpus import PYTHON, Part
-from contextlab.tasks.text.page import FilledTask, Page, Pieces, Story, after_space, cat, digits, interleave
+from contextlab.tasks.text.page import Page, Pieces, Story, after_space, cat, digits, interleave
 from contextlab.tasks.text.wordlist import adjectives, nouns
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
