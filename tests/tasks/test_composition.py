@@ -11,7 +11,7 @@ from scipy import stats
 
 from contextlab import build_task
 from contextlab.errors import InputError
-from contextlab.tasks.composition import paths
+from contextlab.tasks.multi_hop import paths
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -223,8 +223,8 @@ def _among(values: Tensor, weights: Tensor, centre: Tensor, precision: Tensor | 
 
 
 def probit(z: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The chance that a label agrees with a standard Gaussian margin z [...], turned with chance `noise`; the slope of its
-    logarithm, and how fast that falls."""
+    """The chance that a label agrees with a standard Gaussian margin z [...], turned with chance `noise`; the slope of
+    its logarithm, and how fast that falls."""
     z = z.clamp(min=-30)  # so that its density is above zero
     bell = (-z.square() / 2).exp()
     low = torch.special.erfcx(-z.clamp(max=0) / math.sqrt(2)) * bell / 2  # `ndtr` itself is 0 from -10 on

@@ -11,13 +11,14 @@ from contextlab.tasks.arithmetic import Arithmetic
 from contextlab.tasks.automata import RandomAutomata
 from contextlab.tasks.bandits import Bandit, LinearBandit
 from contextlab.tasks.bandwidth import Bandwidth, CountAndCopy
+from contextlab.tasks.best_subset import BestSubset
 from contextlab.tasks.boolean import BooleanFunctions
 from contextlab.tasks.bursty import BurstyClassification
 from contextlab.tasks.chain import ChainOfThought
 from contextlab.tasks.classification import LogisticClassification, SoftmaxClassification
-from contextlab.tasks.composition import BestSubset, LongMultiplication, MultiHop
 from contextlab.tasks.copying import Copy, InductionHead, Phonebook, SelectiveCopy
 from contextlab.tasks.darkroom import DarkRoom
+from contextlab.tasks.dynamical_systems import DynamicalSystem
 from contextlab.tasks.formal import FormalLanguage
 from contextlab.tasks.functions import (
     DecisionTrees,
@@ -28,15 +29,20 @@ from contextlab.tasks.functions import (
 )
 from contextlab.tasks.hmm import HMMMixture
 from contextlab.tasks.logic_puzzle import LogicPuzzle
+from contextlab.tasks.long_multiplication import LongMultiplication
 from contextlab.tasks.machines import TuringMachine
-from contextlab.tasks.mad import MadCompression, MadFuzzyRecall, MadMemorization, MadNoisyRecall, MadRecall
+from contextlab.tasks.mad import MadNoisyRecall, MadRecall
+from contextlab.tasks.mad_fuzzy import MadFuzzyRecall
+from contextlab.tasks.mad_storage import MadCompression, MadMemorization
 from contextlab.tasks.markov import BigramBackcopy, MarkovChain
 from contextlab.tasks.mixtures import GaussianMixtureRegression, MixedRegression
+from contextlab.tasks.multi_hop import MultiHop
 from contextlab.tasks.outliers import OutlierRegression
 from contextlab.tasks.recall import AssociativeRecall
 from contextlab.tasks.recall_variants import ChainedRecall, CompositionalRecall, MultiValueRecall, OverwrittenRecall
 from contextlab.tasks.regression import LinearRegression
 from contextlab.tasks.series import FourierSeries, MonomialRegression, PolynomialSeries
+from contextlab.tasks.sliding_window import SlidingWindow
 from contextlab.tasks.spec import TaskSpec, preset_options
 from contextlab.tasks.state_tracking import Counters, EntityBoxes, GroupWord
 from contextlab.tasks.superposition import Superposition
@@ -53,8 +59,9 @@ from contextlab.tasks.text import (
     TextClassification,
     TextRetrieval,
 )
-from contextlab.tasks.time_series import Autoregression, DynamicalSystem, SlidingWindow, WaveSeries
+from contextlab.tasks.time_series import Autoregression
 from contextlab.tasks.vectors import VectorRecall
+from contextlab.tasks.waves import WaveSeries
 
 if not TYPE_CHECKING:  # else mypy would take any name
     __getattr__ = modules_on_demand(__name__, __path__)
