@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
 
@@ -189,6 +190,9 @@ def test_records_are_checked(tmp_path):
     record = {"status": "finished", "loss": [0.1, float("nan"), 1e-300], "more": {"ü": [None, True]}, "n": 3}
     write_record(path, record)
     assert repr(read_record(path, {"status": str, "loss": list, "n": (int, float)})) == repr(record)
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    assert read_record(path)["n"] == 3  # in another order it is the same record
+    write_record(path, record)
     path.write_text(path.read_text().replace("0.1", "0.2"))
     with pytest.raises(InputError, match=r"record.json: damaged: it has changed since it was written.*; delete it"):
         read_record(path, otherwise="delete it")

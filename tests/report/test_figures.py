@@ -94,6 +94,21 @@ def test_groups_of_another_device_take_the_places_that_they_fall_into() -> None:
     assert lines["lookup"].text[2] == "5\u201312"
 
 
+@pytest.mark.parametrize("with_models", [True, False])
+def test_a_learner_that_would_squeeze_the_models_is_drawn_on_demand(with_models: bool) -> None:
+    who = {"run": "r", "seed": 0, "task": "t", "split": "train", "metric": "squared_error", "n": 4}
+    kinds = {"ours": ("model", 1.0), "ridge": ("learner", 2.9), "zero": ("learner", 3.1)}
+    rows = [
+        {**who, "model": name, "kind": kind, "shot": shot, "value": value}
+        for name, (kind, value) in kinds.items()
+        for shot in (0, 1)
+        if with_models or kind == "learner"
+    ]
+    drawn = {line.name: line.visible for line in curve(table(rows), "t", "squared_error").data}
+    assert drawn["ridge"] != "legendonly"
+    assert (drawn["zero"] == "legendonly") == with_models
+
+
 def test_lengths_are_those_of_train_and_of_the_first_split_of_each_other_length() -> None:
     who = {"run": "r", "seed": 0, "task": "t", "metric": "accuracy", "model": "m", "kind": "model"}
     splits = [("same", 16, 0.3), ("train", 16, 0.9), ("longer", 64, 0.5), ("noisy longer", 64, 0.1), ("short", 4, 1.0)]

@@ -42,6 +42,13 @@ def test_accuracies_have_a_mean_over_the_tasks() -> None:
     ]
 
 
+def test_each_task_is_told_in_its_main_metric_over_whole_prompts() -> None:
+    measured = results(("accuracy", "accuracy", "accuracy"))
+    other = measured.assign(metric="cross_entropy", value=3.0)
+    at_some = measured.assign(shot=2, value=0.05)
+    assert suite_table(pd.concat([measured, other, at_some])) == suite_table(measured)
+
+
 def test_errors_are_drawn_as_multiples_of_the_best() -> None:
     measured = results(("squared_error",) * 3)
     assert [row["task (squared error)"] for row in suite_table(measured)] == ["task0", "task1", "task2"]

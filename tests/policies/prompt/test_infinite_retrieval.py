@@ -65,6 +65,18 @@ def test_the_sentences_of_the_best_phrases_are_held(chunk: int, keep: int, kerne
 
 
 @torch.no_grad()
+def test_a_chunk_that_ends_with_a_sentence_is_read_whole() -> None:
+    reader, x, question = model(), tokens(2, 60).clamp_min(1), tokens(2, 5, seed=1)
+    x[:, 5::6] = STOP
+    short = infinite_retrieval(reader, x, x == STOP, question, chunk=12, keep=2, kernel=3)
+    for row in range(2):
+        asked = [(2, head) for head in range(4)]
+        expected = naive(reader, x[row].tolist(), question[row].tolist(), 12, 2, 3, asked)
+        there = torch.ones(short.index.shape[1], dtype=torch.bool) if short.mask is None else short.mask[row]
+        assert short.index[row, there].tolist() == expected
+
+
+@torch.no_grad()
 def test_a_sentence_is_found_wherever_it_stands_in_a_long_text() -> None:
     """Head 2 of the last layer looks for token 7: its sentence is held to the end, and little else."""
     reader = model("none", depth=2, bias=True)
