@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -141,6 +143,8 @@ def test_what_would_be_left_out_without_a_word_is_refused(wrapped):
             wrapped(TOKENS, **{name: value})
     with pytest.raises(InputError, match="the nearest that is taken is 'attention_mask'"):
         wrapped(TOKENS, attention_masks=torch.ones_like(TOKENS))
+    with pytest.raises(InputError, match="cu_seq_lens_q: packed documents are not taken here"):
+        wrapped(TOKENS, cu_seq_lens_q=torch.tensor([0, 4, 12]))
     for cache in (transformers.DynamicCache(), ()):
         with pytest.raises(InputError, match="expected what use_cache=True returned, got a"):
             wrapped(TOKENS, cache=cache)
@@ -235,6 +239,112 @@ def test_positions_are_the_plain_count_or_refused(position):
             wrapped(TOKENS[:, 4:], cache=cache_of(before), position_ids=count[None, :2])
     else:
         assert torch.equal(wrapped(TOKENS, position_ids=count[None] + 3).logits, plain)
+
+
+MODES = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 5, "top_p": 0.9, "temperature": 0.7},
+    "thresholds": {"do_sample": True, "min_p": 0.05, "typical_p": 0.9, "epsilon_cutoff": 3e-4, "eta_cutoff": 3e-4},
+    "beams": {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": True},
+    "sampled beams": {"num_beams": 3, "do_sample": True},
+    "guided": {"guidance_scale": 1.5},
+    "penalties": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "bad_words_ids": [[3]]},
+    "watermark": {"watermarking_config": transformers.WatermarkingConfig()},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_generate_is_the_same_from_states_as_from_whole_texts(wrapped, mode):
+    """use_cache=False reads all tokens again in each step, so that no state can be at fault."""
+    options = {**GREEDY, "max_new_tokens": 6, **MODES[mode], "return_dict_in_generate": True, "output_scores": True}
+    found = []
+    for use_cache in (True, False):
+        torch.manual_seed(5)
+        found.append(wrapped.generate(TOKENS, attention_mask=torch.ones_like(TOKENS), use_cache=use_cache, **options))
+    assert torch.equal(found[0].sequences, found[1].sequences)
+    for one, other in zip(found[0].scores, found[1].scores, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_what_generate_does_not_serve_is_refused(wrapped):
+    for name, value in {
+        "cache_implementation": "static",
+        "assistant_model": wrapped,
+        "prompt_lookup_num_tokens": 2,
+        "assistant_early_exit": 1,
+    }.items():
+        with pytest.raises(InputError, match=f"generate: {name}=.* is not taken: "):
+            wrapped.generate(TOKENS, max_new_tokens=3, **{name: value})
+        config = transformers.GenerationConfig(**{name: value} if name != "assistant_model" else {"is_assistant": True})
+        if name != "assistant_model":
+            with pytest.raises(InputError, match=f"generate: {name}=.* is not taken: "):
+                wrapped.generate(TOKENS, generation_config=config)
+    with pytest.raises(InputError, match="generate_batch: a model of contextlab keeps states of its own"):
+        wrapped.generate_batch([[1, 2]])
+    with pytest.raises(ValueError, match="not used by the model"):
+        wrapped.generate(TOKENS, max_new_tokens=3, temprature=1.0)
+    plain = wrapped.generate(TOKENS, max_new_tokens=3, **GREEDY)
+    assert torch.equal(wrapped.generate(TOKENS, max_new_tokens=3, prefill_chunk_size=4, **GREEDY), plain)
+
+
+def test_prompts_without_tokens_and_with_the_padding_id(wrapped):
+    """transformers takes the padding id for padding where no attention_mask says otherwise."""
+    greedy = {**GREEDY, "max_new_tokens": 3}
+    alone = wrapped.generate(torch.tensor([[3, 4]]), **greedy)[:, 2:]
+    assert torch.equal(wrapped.generate(torch.tensor([[0, 3, 4]]), **greedy)[:, 3:], alone)
+    inside = torch.tensor([[3, 0, 4]])
+    given = wrapped.generate(inside, attention_mask=torch.ones_like(inside), **greedy)
+    assert torch.equal(given[:, 3:], wrapped.model.generate(inside, 3))
+    for prompt, said in (
+        (
+            inside,
+            "row 0 of the prompt is padded between its tokens.* give attention_mask where the padding id is a token",
+        ),
+        (torch.tensor([[3, 4, 5], [3, 4, 0]]), "row 1 of the prompt is padded on the right; pad on the left"),
+        (torch.tensor([[3, 4], [0, 0]]), "row 1 of the prompt is padding only"),
+        (inside[:, :0], "the prompt is empty"),
+    ):
+        with pytest.raises(InputError, match=said):
+            wrapped.generate(prompt, **greedy)
+
+
+def test_scores_of_whole_texts_under_a_policy():
+    from contextlab.models.pretrained import ContextlabForCausalLM
+
+    sizes = {"width": 16, "depth": 2, "heads": 2, "read_in": "token", "input_size": 31, "output_size": 31}
+    wrapped = ContextlabForCausalLM.of(build_model("transformer", **sizes).eval())
+    x = torch.randint(31, (2, 30), generator=torch.Generator().manual_seed(1))
+    full = wrapped(x).logits
+    with torch.no_grad(), build_policy("h2o", budget="12tok", window=4).attach(wrapped):
+        with pytest.warns(UserWarning, match="its scores are the full cache's.* read_in_pieces"):
+            torch.testing.assert_close(wrapped(x).logits, full)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it is said once
+            wrapped(x)
+        wrapped.read_in_pieces = 8
+        pieces = wrapped(x, labels=x, output_hidden_states=True)
+        expected, state = [], None
+        for piece in x.split(8, 1):
+            logits, state = wrapped.model.read(piece, state)
+            expected.append(logits)
+        assert torch.equal(pieces.logits, torch.cat(expected, 1))
+        assert [each.shape for each in pieces.hidden_states] == [(2, 30, 16)] * 3
+        assert (pieces.logits - full).abs().max() > 0.1  # the policy counts
+        assert torch.equal(wrapped(x, logits_to_keep=2).logits, pieces.logits[:, -2:])
+        right = torch.arange(30) < torch.tensor([[19], [30]])
+        padded = wrapped(x, attention_mask=right).logits
+        torch.testing.assert_close(padded[1], pieces.logits[1])
+    wrapped.read_in_pieces = 7  # without a policy it changes nothing, whatever the padding
+    for mask in (None, right, right.flip(1)):
+        wrapped.read_in_pieces = 7
+        parts = wrapped(x, attention_mask=mask).logits
+        wrapped.read_in_pieces = None
+        whole = wrapped(x, attention_mask=mask).logits
+        real = torch.ones_like(right) if mask is None else mask
+        torch.testing.assert_close(parts[real], whole[real], rtol=0, atol=1e-5)
+    wrapped.read_in_pieces = 0
+    with pytest.raises(InputError, match="read_in_pieces: expected a whole number of at least 1, or None, got 0"):
+        wrapped(x)
 
 
 def test_generate_minds_left_padding_and_beams(wrapped):

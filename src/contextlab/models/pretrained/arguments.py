@@ -17,10 +17,18 @@ SERVED = (
 )  # fmt: skip
 
 
+PACKED = ("cu_seq", "max_length_", "seq_idx")
+"""How the arguments begin by which programs of transformers say where the documents of a row begin."""
+
+
 def refuse_others(others: dict[str, Any]) -> None:
     """Raises InputError for an argument that we do not know, or whose value would have to change something."""
     for name, value in others.items():
         asked = bool(value.any()) if isinstance(value, Tensor) else bool(value)  # token_type_ids are zeros, say
+        if asked and name.startswith(PACKED):
+            raise InputError(
+                f"{name}: packed documents are not taken here; give each document a row of its own, padded"
+            )
         if asked:
             near = nearest(name, SERVED)
             hint = f"; the nearest that is taken is {near!r}" if near else ""

@@ -28,7 +28,7 @@ from contextlab.models.pretrained.cache import CACHE, StateCache, one_cache
 from contextlab.models.pretrained.config import ContextlabConfig
 from contextlab.models.pretrained.generating import Generating
 from contextlab.models.pretrained.headless import Headless
-from contextlab.models.pretrained.reading import WHOLE, in_pieces, under_policy
+from contextlab.models.pretrained.reading import WHOLE, answers_whole, in_pieces
 from contextlab.models.pretrained.resize import resize
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model, Within, build_model
@@ -118,7 +118,7 @@ class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
             logits = in_pieces(self.model, self.read_in_pieces, tokens, mask, within)
         else:
             compiling = torch.compiler.is_compiling()
-            if not self._warned_whole and not compiling and tokens.shape[1] > 1 and under_policy(self.model):
+            if not self._warned_whole and not compiling and tokens.shape[1] > 1 and answers_whole(self.model):
                 self._warned_whole = True
                 warnings.warn(WHOLE, stacklevel=2)
             logits = self.model(tokens, mask, within=within)

@@ -10,8 +10,8 @@ from contextlab.models.padding import padding
 from contextlab.models.stack import Model, Within
 
 WHOLE = (
-    "a policy is attached, and a whole text is read at once: its scores are the full cache's, as what is evicted goes "
-    "after the piece that is read; set read_in_pieces = 64, say, for scores under the policy"
+    "a policy is attached, and a whole text is read at once: most policies drop only what was read before, so that its "
+    "scores are the full cache's; set read_in_pieces = 64, say, for scores under the policy"
 )
 
 
@@ -36,6 +36,7 @@ def in_pieces(model: Model, size: int, tokens: Tensor, mask: Tensor | None, with
     return whole if within.last is None else whole[:, within.last]
 
 
-def under_policy(model: Model) -> bool:
-    """Whether a policy is attached to any of the model's layers."""
-    return any(getattr(module, "served", None) is not None for module in model.modules())
+def answers_whole(model: Model) -> bool:
+    """Whether a policy is attached under which a text that is read at once is not what it is in pieces."""
+    served = [getattr(module, "served", None) for module in model.modules()]
+    return any(each is not None and not each.policy.chunk_invariant for each in served)
