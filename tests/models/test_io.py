@@ -13,6 +13,7 @@ import torch
 from contextlab.errors import InputError
 from contextlab.models import build_model, load_model, save_model
 from contextlab.models.io import compare_tensors, load_weights
+from contextlab.testing.adapters import Int8, Lora, replace
 
 
 @pytest.fixture
@@ -217,3 +218,50 @@ def test_names_of_older_versions_are_read(tmp_path, projection):
     for name, tensor in weights.items():
         torch.testing.assert_close(model.state_dict()[name], tensor)  # loaded in place
     assert all(tensor.equal(before) for tensor, before in zip(model.state_dict().values(), old.values(), strict=True))
+
+
+def adapted(model):
+    replace(model, "blocks.0.mixer.out_proj", Lora(model.blocks[0].mixer.out_proj))
+    return model
+
+
+def quantized(model):
+    layer = model.blocks[0].mixer.out_proj
+    layer.weight = torch.nn.Parameter(Int8.of(layer.weight.detach()), requires_grad=False)
+    return model
+
+
+class Peft(torch.nn.Module):
+    def merge_and_unload(self):
+        raise AssertionError("not asked for")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (adapted, "not as its spec says.* adapters are to be merged.*'blocks.0.mixer.out_proj.base_layer.weight'"),
+        (quantized, "'blocks.0.mixer.out_proj.weight' is a Int8, which a saved model cannot hold"),
+        (
+            lambda model: Peft(),
+            "save_model: expected a model of contextlab, got one in peft's Peft; save what merge_and",
+        ),
+        (lambda model: torch.nn.Linear(2, 2), "save_model: expected a model of contextlab, .* got"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_refused_and_the_folder_stays(saved, change, said):
+    _, folder = saved
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match=said) as caught:
+        save_model(change(other_model()), folder)
+    assert "\n" not in str(caught.value)
+    assert files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match=said):
+        save_model(change(other_model()), folder.parent / "new")
+
+
+def test_an_adapted_model_is_saved_once_it_is_merged(tmp_path):
+    model = adapted(other_model())
+    torch.nn.init.normal_(model.blocks[0].mixer.out_proj.B)
+    replace(model, "blocks.0.mixer.out_proj", model.blocks[0].mixer.out_proj.merged())
+    again = load_model(save_model(model, tmp_path / "m"))
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))

@@ -28,8 +28,10 @@ from contextlab.files import (
     write_atomic,
     write_record,
 )
+from contextlab.models.outline import without_memory
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model, build_model
+from contextlab.spec import describe
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 DIGEST = "weights_sha256"
@@ -43,12 +45,16 @@ def save_model(model: Model, folder: str | Path, weights: dict[str, Tensor] | No
     weights: the tensors to be written; None: the model's own. Their names may all begin with `WRAPPED`.
 
     Whenever the process dies, `load_model` finds the old model or the new one. Raises InputError where a file or a link
-    bears the folder's name.
+    bears the folder's name, and for a model that could not be loaded again: one with adapters or quantized weights in
+    it, or of another library.
     """
+    require_own(model, "save_model")
     folder = own_folder(Path(folder))
     for name in (WEIGHTS, SPEC):
         if (folder / name).is_dir():
             raise InputError(f"{short(folder / name)}: is a folder; a saved model has a file of that name")
+    weights = dict(model.state_dict()) if weights is None else weights
+    _require_loadable(model, weights)
     write_model(model, folder, weights)
     return folder
 
@@ -67,6 +73,39 @@ def write_model(model: Model, folder: Path, weights: dict[str, Tensor] | None = 
         for path in folder.glob(f".{WEIGHTS}.*"):  # of a process that died
             if re.fullmatch(r"[0-9a-f]{64}", path.name.removeprefix(f".{WEIGHTS}.")):
                 path.unlink(missing_ok=True)
+
+
+def require_own(model: Any, call: str) -> None:
+    """Raises InputError, which names `call`, unless the model is one of ours, which a ModelSpec describes."""
+    if isinstance(model, Model):
+        return
+    if hasattr(model, "merge_and_unload"):
+        raise InputError(
+            f"{call}: expected a model of contextlab, got one in peft's {type(model).__name__}; save what "
+            "merge_and_unload() returns, or the adapter by its own save_pretrained"
+        )
+    raise InputError(f"{call}: expected a model of contextlab, from build_model or load_model, got {describe(model)}")
+
+
+def _require_loadable(model: Model, weights: dict[str, Tensor]) -> None:
+    """Raises InputError unless `load_model` could put these weights into a model made from the spec."""
+    for name, tensor in weights.items():
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            raise InputError(
+                f"{name!r} is a {type(tensor).__name__}, which a saved model cannot hold; save the model before its "
+                "weights are quantized or distributed, and quantize it again when it is loaded"
+            )
+    described = without_memory(model.spec)
+    if described is None:
+        return
+    wrapped = all(name.startswith(WRAPPED) for name in weights)
+    found = {name.removeprefix(WRAPPED) if wrapped else name: tensor for name, tensor in weights.items()}
+    faults = compare_tensors({name: list(tensor.shape) for name, tensor in described.state_dict().items()}, found)
+    if faults:
+        raise InputError(
+            f"the model is not as its spec says, so that it could not be loaded again (adapters are to be merged "
+            f"before it is saved): {faults}"
+        )
 
 
 def _waiting(digest: str) -> str:

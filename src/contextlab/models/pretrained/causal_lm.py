@@ -15,6 +15,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from contextlab.errors import InputError
+from contextlab.models.io import require_own
 from contextlab.models.pretrained import files
 from contextlab.models.pretrained.arguments import (
     check_positions,
@@ -32,7 +33,6 @@ from contextlab.models.pretrained.reading import WHOLE, answers_whole, in_pieces
 from contextlab.models.pretrained.resize import resize
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model, Within, build_model
-from contextlab.spec import describe
 
 
 class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
@@ -63,8 +63,7 @@ class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
     @classmethod
     def of(cls, model: Model) -> ContextlabForCausalLM:
         """The model itself, wrapped (not copied)."""
-        if not isinstance(model, Model):
-            raise InputError(f"expected a model of contextlab, from build_model or load_model, got {describe(model)}")
+        require_own(model, "of")
         wrapped = cls(ContextlabConfig(model.spec.model_dump(mode="json")), model)
         wrapped.train(model.training)
         return wrapped
