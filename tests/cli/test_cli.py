@@ -10,9 +10,12 @@ import sys
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 
+import contextlab
 from contextlab import registry
-from contextlab.cli import threads
+from contextlab.cli import tables, threads
+from contextlab.experiments import find_recipe
 from tests.experiments.test_run import one, tiny
 
 
@@ -33,12 +36,30 @@ def test_everything_listed_can_be_shown(call, kind):
 
 
 def test_examples_that_show_prints_can_be_run(call):
-    import contextlab
-
     for kind in ("mixers", "models"):
         for row in json.loads(call("list", kind, "--json")[1]):
             example = json.loads(call("show", kind, row["name"], "--json")[1])["example"]
             assert eval(example.splitlines()[0], {"contextlab": contextlab}) is not None
+
+
+def test_a_recipe_that_is_shown_is_a_recipe(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    code, out, _ = call("show", "recipe", "demo")
+    assert code == 0
+    assert yaml.safe_load(out) == yaml.safe_load(find_recipe("demo").read_text())
+
+
+def test_a_heading_is_broken_between_words_only(capsys, monkeypatch):
+    monkeypatch.setattr(tables, "console", Console(width=40))
+    tables.print_table("t", [{"model": "a model of a long name", "parameters": "1", "squared error": "2"}])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert "parameters" in lines[2]
+
+
+def test_the_package_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "contextlab", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"contextlab {contextlab.__version__}\n"
 
 
 def test_run_report_and_resume(call, tmp_path):

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from contextlab import registry
 from contextlab.errors import InputError
+from contextlab.plugins import load_plugins
+from contextlab.tasks.regression import LinearRegression
 from contextlab.testing import Component, Law, LawBroken, check, components, laws, parametrize_with_laws
+from contextlab.testing.learners import of_task
 from tests.cli.conftest import call  # noqa: F401
 
 PLUGIN = '''
@@ -81,11 +84,32 @@ def test_a_strangers_mixer_is_checked_by_the_command_line(call, plugin: Path, mo
     code, out, err = call("check", "mixer", "running_mean", "--plugin", str(plugin), "--examples", "8")
     assert code == 1, err
     assert "mixer running_mean, in 2 cases" in out
-    assert re.search(r"size +held +state.nbytes is what", out)
+    assert re.search(r"size +held +state.nbytes is exactly what", out)
     assert re.search(r"causality +broken in 1 of 2 +Outputs do not change", out)
     assert "causality with running_mean[peek=True]" in out
     assert "smallest case found: reading: batch 1, 2 tokens, uncut, position 0" in out
     assert f"of {len([law for law in laws('mixer') if 'encoder' not in law.statement])} laws held" in out
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [("y", "Tensor"), ("(y, after, None)", r"\(Tensor, RecurrentState, NoneType\)"), ("(after, y)", r"\(RecurrentState,")],
+)
+def test_a_mixer_that_returns_anything_but_y_and_a_state_is_told_what_is_expected(plugin: Path, returned, told) -> None:
+    plugin.write_text(PLUGIN.replace("return y, after if keep_state else None", f"return {returned}"))
+    load_plugins([str(plugin)])
+    mixer = registry.lookup("mixer", "running_mean").build(width=4)
+    with pytest.raises(InputError, match=rf"^RunningMean.forward: expected it to return \(y, state\).*, got {told}"):
+        mixer(torch.ones(1, 2, 4))
+
+
+def test_a_task_whose_learners_have_no_names_is_told_what_is_expected() -> None:
+    class Nameless(LinearRegression):
+        def learners(self) -> Any:
+            return list(super().learners().values())
+
+    with pytest.raises(InputError, match=r"^Nameless.learners\(\): expected a dict from name to learner, got list"):
+        of_task("nameless", Nameless())
 
 
 def test_a_strangers_mixer_is_tested_by_pytest(plugin: Path, monkeypatch) -> None:
@@ -113,7 +137,7 @@ def test_wrong_names_are_refused_with_the_nearest(call) -> None:  # noqa: F811
     assert "did you mean 'attention'" in err
     code, _, err = call("check", "mixr", "attention")
     assert code == 2
-    assert "unknown kind with laws 'mixr'; did you mean 'mixer'" in err
+    assert "unknown kind of component 'mixr'; did you mean 'mixer'" in err
     with pytest.raises(InputError, match="unknown law of task 'sed'; did you mean 'seed'"):
         parametrize_with_laws("task", leave_out=("sed",))
 

@@ -89,7 +89,7 @@ def _print(entry: Entry) -> None:
             table.add_row(parameter.name, escape(default), escape(parameter.help or parameter.type))
         console.print(table)
     console.print("\nExample:\n")
-    console.print(_example(entry), style="green", markup=False, highlight=False)
+    console.print(_example(entry), style="green", markup=False, highlight=False, soft_wrap=True)  # to be copied
 
 
 def _sentences(entry: Entry) -> Iterator[str]:
@@ -137,8 +137,8 @@ def _show_recipe(name: str, as_json: bool) -> None:
     if as_json:
         print(load_recipe(path).model_dump_json(indent=2, exclude_unset=True))
     else:
-        console.print(path.read_text(), markup=False, highlight=False)
-        console.print(f"[dim]contextlab run {escape(name)}[/dim]")
+        print(path.read_text(), end="")  # as it is, without line breaks of the console's: it is to be copied
+        print(f"\n# contextlab run {name}")
 
 
 def _example(entry: Any) -> str:

@@ -53,12 +53,24 @@ class Mixer(nn.Module, ABC):
                 raise InputError(
                     f"{type(self).__name__} reads token ids: expected tokens {list(x.shape[:2])}, got {found}"
                 )
-            y, after = super().__call__(x, state, mask, keep_state, tokens)
+            answer = super().__call__(x, state, mask, keep_state, tokens)
         else:
-            y, after = super().__call__(x, state, mask, keep_state)
+            answer = super().__call__(x, state, mask, keep_state)
+        y, after = self._checked(answer)
         if after is not None:
             after.__dict__["_left_by"] = id(self)  # spares the check of a state that comes straight back
         return y, after
+
+    def _checked(self, answer: object) -> tuple[Tensor, State | None]:
+        """What `forward` returned, where it is y and a state or None. Raises InputError where it is not."""
+        pair = answer if isinstance(answer, tuple) and len(answer) == 2 else None
+        if pair is not None and isinstance(pair[0], Tensor) and (pair[1] is None or isinstance(pair[1], State)):
+            return pair
+        found = ", ".join(type(each).__name__ for each in answer) if isinstance(answer, tuple) else None
+        raise InputError(
+            f"{type(self).__name__}.forward: expected it to return (y, state), a Tensor and a State or None, "
+            f"got {type(answer).__name__ if found is None else f'({found})'}"
+        )
 
     def _check(self, x: Tensor, state: State | None, mask: Tensor | None) -> None:
         name = type(self).__name__

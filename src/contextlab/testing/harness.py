@@ -25,14 +25,14 @@ CASES: dict[str, Callable[[registry.Entry], Iterator[Component]]] = {
 def laws(kind: str) -> list[Law]:
     """The laws of a kind: "mixer", "mlp", "model", "task", "learner" or "policy"."""
     if kind not in CASES:
-        raise InputError(unknown("kind with laws", kind, CASES))
+        raise InputError(unknown("kind of component", kind, CASES))
     return known_laws(kind)
 
 
 def components(kind: str, *names: str) -> list[Component]:
     """Registered components in each option case. names: which; none for all. Raises InputError on unknown ones."""
     if kind not in CASES:
-        raise InputError(unknown("kind with laws", kind, CASES))
+        raise InputError(unknown("kind of component", kind, CASES))
     entries = [registry.lookup(kind, name) for name in names] or registry.entries(kind)
     return [component for entry in entries for component in CASES[kind](entry)]
 

@@ -15,7 +15,7 @@ from contextlab.errors import InputError
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.testing.law import Component, law, require
 from contextlab.testing.options import idle_options
-from contextlab.testing.tasks import generator
+from contextlab.testing.tasks import generator, learners_of
 
 FEW = {"draws": 256, "trees": 5, "iterations": 4}
 """Options of learners that make them slow, at the values at which the law "options" asks after the others."""
@@ -26,7 +26,7 @@ def of_task(name: str, task: Task, options: object = "") -> list[Component]:
     shown = {"on": f"{name}{options or ''}"}
     return [
         Component("learner", called, type(learner), shown, lambda learner=learner: learner, task)
-        for called, learner in task.learners().items()
+        for called, learner in learners_of(task).items()
     ]
 
 

@@ -124,8 +124,8 @@ def no_state(component: Component, reading: Reading) -> None:
     mixer, x = component.build().double(), reading.x.clone().requires_grad_()
     y, state = mixer(x, None, reading.mask)
     require(state is None, "a state was handed on")
-    foretold = mixer.state_nbytes(x.shape[1], x.shape[0], x.dtype)
-    require(foretold == 0, f"state_nbytes is {foretold}, expected 0")
+    predicted = mixer.state_nbytes(x.shape[1], x.shape[0], x.dtype)
+    require(predicted == 0, f"state_nbytes is {predicted}, expected 0")
     require(y.isfinite().all(), "outputs are not finite")
     gradient = torch.autograd.grad(y[reading.real].square().sum(), x)[0]
     require(gradient.isfinite().all(), "gradients are not finite")

@@ -121,7 +121,7 @@ def hold_to_size(mixer: Mixer, reading: Reading) -> None:
 
     def hold(state: Any, tokens: int) -> None:
         expected = mixer.state_nbytes(tokens, batch, reading.x.dtype)
-        require(state.nbytes == expected, f"state.nbytes is {state.nbytes} after {tokens}, foretold {expected}")
+        require(state.nbytes == expected, f"state.nbytes is {state.nbytes} after {tokens} tokens, state_nbytes says {expected}")
 
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
@@ -132,16 +132,16 @@ def hold_to_size(mixer: Mixer, reading: Reading) -> None:
                 _, state = mixer(piece, state, mask)
                 read_so_far += piece.shape[1]
                 hold(state, read_so_far)
-                require(state.length == read_so_far, f"state.length is {state.length} after {read_so_far}")
+                require(state.length == read_so_far, f"state.length is {state.length} after {read_so_far} tokens")
 
 
-@law("mixer", "size", "state.nbytes is what state_nbytes foretells, exactly.", holds_for=causal, reading=readings_of())
+@law("mixer", "size", "state.nbytes is exactly what state_nbytes predicts.", holds_for=causal, reading=readings_of())
 def size(component: Component, reading: Reading) -> None:
     """After each piece, with and without gradients, in float64."""
     hold_to_size(component.build().double(), reading)
 
 
-@law("mixer", "size, float32", "state.nbytes is what state_nbytes foretells in float32, too.", holds_for=causal)
+@law("mixer", "size, float32", "state.nbytes is what state_nbytes predicts in float32, too.", holds_for=causal)
 def size_float32(component: Component) -> None:
     """After each of five pieces."""
     hold_to_size(component.build(), Reading(torch.randn(2, 70, WIDTH), [1, 2, 33, 64], None))

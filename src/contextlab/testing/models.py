@@ -64,7 +64,7 @@ def tokens(length: int, batch: int = 2) -> Tensor:
     return torch.randint(SYMBOLS, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-@law("model", "pieces", "Read in pieces, it answers as read whole; its state has the size foretold.")
+@law("model", "pieces", "Read in pieces, it answers as read whole; its state has the size that state_nbytes predicts.")
 @torch.no_grad()
 def pieces(component: Component) -> None:
     """20 tokens in five pieces."""
@@ -77,8 +77,8 @@ def pieces(component: Component) -> None:
         outputs.append(y)
     close(torch.cat(outputs, 1), whole, what="outputs in pieces")
     require(state.length == 20, f"state.length is {state.length} after 20")
-    foretold = model.state_nbytes(20, batch=2, dtype=torch.float64)
-    require(state.nbytes == foretold, f"state.nbytes is {state.nbytes}, foretold {foretold}")
+    predicted = model.state_nbytes(20, batch=2, dtype=torch.float64)
+    require(state.nbytes == predicted, f"state.nbytes is {state.nbytes}, state_nbytes says {predicted}")
 
 
 @law("model", "padding", "A padded row is answered as alone, and goes on as alone; gaps in a row are refused.")

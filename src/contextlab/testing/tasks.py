@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contextlab import registry
 from contextlab.errors import InputError
-from contextlab.prompt import HIGHER_IS_BETTER, Prompt, Task
+from contextlab.prompt import HIGHER_IS_BETTER, Learner, Prompt, Task
 from contextlab.tasks.base import TokenTask
 from contextlab.testing.law import Component, law, refused, require
 from contextlab.testing.options import a_case, first_case, hold_to_options, same
@@ -113,12 +113,22 @@ def next_batch(component: Component) -> None:
     require(same is None or not same.all(), "the next batch has the same prompts")
 
 
+def learners_of(task: Task) -> Mapping[str, Learner]:
+    """The task's learners by name. Raises InputError where it returns anything else."""
+    found = task.learners()
+    if not isinstance(found, Mapping):
+        raise InputError(
+            f"{type(task).__name__}.learners(): expected a dict from name to learner, got {type(found).__name__}"
+        )
+    return found
+
+
 @law("task", "best learner", "Its first learner answers every prompt, finitely and better than chance.")
 def best_learner(component: Component) -> None:
     """In every metric that `chance` names; there is at least one."""
     task = component.build()
     prompt = task.sample(64, generator(3))
-    learners = task.learners()
+    learners = learners_of(task)
     require(learners, "learners() is empty; name the best known one first")
     require("oracle" not in next(iter(learners)), "an oracle is named first; the best known learner is no oracle")
     answer = next(iter(learners.values()))(prompt)
@@ -138,7 +148,7 @@ def best_learner(component: Component) -> None:
 def best_first(component: Component) -> None:
     """In the task's metric, by more than four standard errors over the same 16 prompts."""
     task = component.build()
-    first, *others = task.learners().items()
+    first, *others = learners_of(task).items()
     prompt = task.sample(16, generator(4))
     reference = of_prompts(task, prompt, first[1](prompt))[task.metric] if others else None
     for name, learner in others:
@@ -230,7 +240,7 @@ def use(task: Task) -> None:
     require(prompt.scored.any(), "nothing is scored")
     require(isinstance(task.words(prompt), str), "words() is no text")
     require(task.facets(prompt), "facets() is empty")
-    for name, learner in task.learners().items():
+    for name, learner in learners_of(task).items():
         answer = learner(prompt)
         expected = (1, prompt.length, task.output_size)
         require(answer.shape == expected, f"{name} answers {list(answer.shape)}, expected {list(expected)}")
@@ -283,7 +293,7 @@ def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
     prompt = task.sample(8, generator(10))
     yield from marks_of_prompt(prompt)
     yield [task.read_in, task.input_size, task.output_size, dict(task.chance()), list(task.splits())]
-    yield {name: [type(learner), vars(learner)] for name, learner in task.learners().items()}
+    yield {name: [type(learner), vars(learner)] for name, learner in learners_of(task).items()}
     shape = (*prompt.inputs.shape[:2], task.output_size)
     answer = torch.randn(shape, generator=generator(11))
     yield [task.loss(answer, prompt), dict(task.errors(answer, prompt)), dict(task.facets(prompt))]

@@ -374,7 +374,7 @@ class DMC(Policy):
         temperature: float = 0.1,
         seed: int = 0,
     ) -> list[float]:
-        """Train the gates so that a model's cache shrinks `ratio` times while it still foretells the next token.
+        """Train the gates so that a model's cache shrinks `ratio` times while it still predicts the next token.
 
         Decisions are drawn anew in each step from a Gumbel-sigmoid. The loss is the next token's cross-entropy and,
         `press` times, what is missing to the merges that the ratio asks for, as a part of all tokens, heads and layers;

@@ -23,7 +23,7 @@ class Locret(EvictionPolicy):
     """Locret: small trained heads say how much each token will matter, from its own query, key and value.
 
     A layer's retaining head is a two-layer perceptron on all heads' queries, keys and values of a token, before their
-    rotation; it gives each key head a score, once, that is held with the token. `fit` trains it to foretell the
+    rotation; it gives each key head a score, once, that is held with the token. `fit` trains it to predict the
     greatest attention logit (scaled, before the softmax) that the queries of an answer give the token, by a smooth L1
     loss and a small penalty on unlike scores of neighbours. The model itself stays as it is. Differs from the paper
     in that tokens are dropped while decoding as well, and in the training's length; ALiBi is not served.
