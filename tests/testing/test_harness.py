@@ -93,7 +93,11 @@ def test_a_strangers_mixer_is_checked_by_the_command_line(call, plugin: Path, mo
 
 @pytest.mark.parametrize(
     ("returned", "told"),
-    [("y", "Tensor"), ("(y, after, None)", r"\(Tensor, RecurrentState, NoneType\)"), ("(after, y)", r"\(RecurrentState,")],
+    [
+        ("y", "Tensor"),
+        ("(y, after, None)", r"\(Tensor, RecurrentState, NoneType\)"),
+        ("(after, y)", r"\(RecurrentState,"),
+    ],
 )
 def test_a_mixer_that_returns_anything_but_y_and_a_state_is_told_what_is_expected(plugin: Path, returned, told) -> None:
     plugin.write_text(PLUGIN.replace("return y, after if keep_state else None", f"return {returned}"))

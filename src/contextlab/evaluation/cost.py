@@ -152,7 +152,9 @@ def measure(job: dict[str, Any]) -> dict[str, list[float]]:
     _, state = model.read(inputs)
     peak = watch.bytes()
     if state.nbytes != model.state_nbytes(length, batch):
-        raise AssertionError(f"the state holds {state.nbytes} bytes, state_nbytes says {model.state_nbytes(length, batch)}")
+        raise AssertionError(
+            f"the state holds {state.nbytes} bytes, state_nbytes says {model.state_nbytes(length, batch)}"
+        )
 
     prefill, decode = [], []
     for _ in range(job["repeats"]):

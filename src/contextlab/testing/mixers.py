@@ -121,7 +121,10 @@ def hold_to_size(mixer: Mixer, reading: Reading) -> None:
 
     def hold(state: Any, tokens: int) -> None:
         expected = mixer.state_nbytes(tokens, batch, reading.x.dtype)
-        require(state.nbytes == expected, f"state.nbytes is {state.nbytes} after {tokens} tokens, state_nbytes says {expected}")
+        require(
+            state.nbytes == expected,
+            f"state.nbytes is {state.nbytes} after {tokens} tokens, state_nbytes says {expected}",
+        )
 
     for grad in (False, True):
         with torch.set_grad_enabled(grad):

@@ -185,7 +185,9 @@ def hold_to_batch(build: Build) -> None:
         together, _, _ = read(reader, x, [40], masked(x, pads))
         for row, pad in enumerate(pads):
             alone, _, _ = read(reader, x[row : row + 1, pad:], [40 - pad])
-            close(together[row : row + 1, pad:], alone, what=f"outputs of row {row}, after {pad} tokens of left padding,")
+            close(
+                together[row : row + 1, pad:], alone, what=f"outputs of row {row}, after {pad} tokens of left padding,"
+            )
 
 
 @law("policy", "batch", "A row is kept and answered as it is alone, whatever its batch and left padding.")
