@@ -47,6 +47,8 @@ def test_a_plugins_figure_is_drawn_for_each_task(figures, page, results):
     html = page()
     assert html.count("Width of the intervals<") == results.loc[results["split"] == "train", "task"].nunique()
     assert "A caption of two lines." in html
+    own = html.split("Width of the intervals<")[1].split("</figure>")[0]
+    assert "logarithmic axis" not in own  # only a figure that says so has a switch
 
 
 def test_a_figure_that_fails_costs_the_report_nothing(figures, page):

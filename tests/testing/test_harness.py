@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -263,3 +264,27 @@ def test_an_option_that_changes_nothing_is_found_out(monkeypatch) -> None:
     held(Deaf, "strength, kind")
     Deaf.options_without_effect = {"strength": "kept for old files", "kind": "kept for old files"}
     held(Deaf)
+
+
+def test_a_task_that_says_too_much_or_too_little_of_chance_is_found_out(monkeypatch) -> None:
+    from contextlab.tasks.copying import Copy
+
+    law = next(law for law in laws("task") if law.name == "chance")
+
+    def held(answers: int, accuracy: float, broken: str | None = None) -> None:
+        class Told(Copy):
+            def chance(self) -> dict[str, float]:
+                return {"cross_entropy": math.log(answers), "accuracy": accuracy}
+
+        monkeypatch.setitem(registry._entries["task"], "told", registry.Entry("task", "told", Told))
+        component = components("task", "told")[0]
+        if broken is None:
+            law(component)
+        else:
+            with pytest.raises(LawBroken, match=broken):
+                law(component)
+
+    answers = round(math.exp(Copy().chance()["cross_entropy"]))
+    held(answers, 1 / answers)
+    held(answers - 1, 1 / (answers - 1), f"{answers} answers are asked for, chance stands for {answers - 1}")
+    held(answers, 2 / answers, f"is not 1 in {answers}")
