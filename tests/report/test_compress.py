@@ -81,6 +81,10 @@ def test_the_figure_joins_what_nothing_beats(tmp_path) -> None:
     assert {"full cache", "linear (its own state)", "quest"} <= set(lines)
     text = {trace.name: trace for trace in quality_against_bytes(results(), "text", 512).data}
     assert list(text["best for its bytes"].y) == [5.5, 5.0]  # bits is as good as the full cache
+    assert figure.layout.yaxis.range is None
+    errors = quality_against_bytes(results(), "text", 512).layout.yaxis
+    low, high = (10**bound for bound in errors.range)  # what stands out is seen, however bad another policy is
+    assert low < 0.9 * 5.0 < 1.1 * 6.0 < high < 2 * 6.0
     page = write_compress_page(results(), tmp_path / "c.html").read_text()
     assert "best policy" in page
     assert "src=" not in page.split("</style>")[1].split("<script")[0]
