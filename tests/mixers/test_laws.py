@@ -287,6 +287,7 @@ CAUGHT: list[tuple[type[Mixer], str]] = [
     (Sum, "description"),
     (ReadsItsWeight, "adapters"),
     (ReadsItsWeight, "int8"),
+    (Mixes, "packed"),
 ]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError, nearest_divisor
+from contextlab.ops.documents import Documents, Side, documents
 from contextlab.state import RecurrentState, State
 
 
@@ -41,22 +42,30 @@ class Mixer(nn.Module, ABC):
         mask: Tensor | None = None,
         keep_state: bool = True,
         tokens: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """Check what is given, then `forward`. Raises InputError on a state of another mixer or batch.
 
         tokens: [B, T] int64, the ids that x was made of, for a mixer that `reads_tokens`.
+        cu_seqlens: [N + 1] integers where x [1, T, D] holds N documents one after the other: each is answered as if it
+            stood alone, and the state has a row for each. With keep_state=False documents of like length are read
+            together (`ops.documents`), so that padding takes no more than the tokens do; without a state and a mask.
         """
         self._check(x, state, mask)
+        given: tuple[Tensor, ...] = ()
         if self.reads_tokens:
             if tokens is None or tokens.shape != x.shape[:2]:
                 found = "none" if tokens is None else list(tokens.shape)
                 raise InputError(
                     f"{type(self).__name__} reads token ids: expected tokens {list(x.shape[:2])}, got {found}"
                 )
-            answer = super().__call__(x, state, mask, keep_state, tokens)
-        else:
-            answer = super().__call__(x, state, mask, keep_state)
-        y, after = self._checked(answer)
+            given = (tokens,)
+        if cu_seqlens is not None:
+            if state is not None or mask is not None:
+                what = "a state" if state is not None else "a mask"
+                raise InputError(f"cu_seqlens: packed documents are read whole, without {what}; leave it out")
+            return self._by_document(x, keep_state, given, documents(cu_seqlens, x))
+        y, after = self._checked(super().__call__(x, state, mask, keep_state, *given))
         if after is not None:
             after.__dict__["_left_by"] = id(self)  # spares the check of a state that comes straight back
         return y, after
@@ -71,6 +80,20 @@ class Mixer(nn.Module, ABC):
             f"{type(self).__name__}.forward: expected it to return (y, state), a Tensor and a State or None, "
             f"got {type(answer).__name__ if found is None else f'({found})'}"
         )
+
+    def _by_document(
+        self, x: Tensor, keep_state: bool, tokens: tuple[Tensor, ...], packed: Documents
+    ) -> tuple[Tensor, State | None]:
+        """Each document as a row of a batch; what a causal mixer answers does not depend on padding on the right."""
+        kept = keep_state and self.causal
+        aside: Side = "right" if self.causal and not kept and getattr(self, "served", None) is None else "left"
+        batches = [packed.rows(aside)] if kept else packed.batches(aside)
+        answers, after = [], None
+        for batch in batches:
+            ids = (batch.of(each) for each in tokens)
+            y, after = self(batch.of(x), None, batch.mask if aside == "left" else None, kept, *ids)
+            answers.append(y)
+        return packed.back(batches, answers), after
 
     def _check(self, x: Tensor, state: State | None, mask: Tensor | None) -> None:
         name = type(self).__name__

@@ -17,6 +17,7 @@ from contextlab.models.blocks import make_blocks, make_norm, share_atoms
 from contextlab.models.draws import OwnDraws
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
+from contextlab.models.packing import by_document, of_row, packed
 from contextlab.models.padding import padding
 from contextlab.models.room import require_room
 from contextlab.models.spec import ModelSpec, check_layers
@@ -111,13 +112,31 @@ class Model(nn.Module):
         if spec.tied:
             self.read_out.weight = self.read_in.weight
 
-    def forward(self, inputs: Tensor, mask: Tensor | None = None, *, within: Within | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        within: Within | None = None,
+    ) -> Tensor:
         """Predict at every position of whole sequences, keeping no state.
 
         inputs: [B, T, input_size] float, or [B, T] int64. mask: [B, T] bool, False at padding, which stands at the left
             or at the right of a row; what is predicted there means nothing. within: see `Within`.
-        Returns [B, T, output_size], or [B, output_size] from a pooled read-out.
+        cu_seqlens: [N + 1] integers where the one row, [1, T], holds N documents, document i from cu_seqlens[i] up to
+            cu_seqlens[i + 1]: each is answered as if it stood alone, forward and backward.
+        position_ids: [B, T] integers that begin again at 0 where a document begins; they say the same.
+            Terms that layers add to the gradient in training (balance of experts) are means over the batches that
+            documents are read in (`ops.documents`).
+        Returns [B, T, output_size]; from a pooled read-out [B, output_size], or of documents [N, output_size].
         """
+        if cu_seqlens is not None or position_ids is not None:
+            self._check(inputs)
+            documents = packed(inputs, mask, cu_seqlens, position_ids)
+            if documents is not None:
+                return by_document(self, inputs, documents, within)
         return self._run(inputs, None, mask, keep_state=False, within=within)[0]
 
     def read(
@@ -126,15 +145,28 @@ class Model(nn.Module):
         state: ModelState | None = None,
         mask: Tensor | None = None,
         *,
+        cu_seqlens: Tensor | None = None,
         within: Within | None = None,
     ) -> tuple[Tensor, ModelState]:
         """Read inputs [B, T] or [B, T, d] on from `state` (None at the start).
 
         mask: [B, T] bool, False at padding: at the left of a row, or at the right of one that is read from the start;
-            each row then goes on from its own last token. within: see `Within`.
+            each row then goes on from its own last token. within: see `Within`; not of documents.
+        cu_seqlens: [N + 1] integers, as for `forward`, without a state and a mask; the state has a row for each
+            document, and each goes on from its own last token.
         Returns the predictions [B, T, k] and the state.
         """
-        return self._read(inputs, state, mask, within=within)
+        if cu_seqlens is None:
+            return self._read(inputs, state, mask, within=within)
+        if within is not None:
+            raise InputError("within: not for packed documents; give them as rows of a batch")
+        if state is not None:
+            raise InputError("cu_seqlens: packed documents are read from the start; leave out the state, or cu_seqlens")
+        self._check(inputs)
+        documents = of_row(cu_seqlens, inputs, mask)
+        batch = documents.rows("left")
+        prediction, after = self._read(batch.of(inputs), None, batch.mask)
+        return documents.back([batch], [prediction]), after
 
     def _read(
         self,

@@ -11,6 +11,7 @@ from contextlab.ops.chunked_loss import chunked_cross_entropy, in_pieces
 from contextlab.ops.contextual import cope_attention, naive_cope_attention
 from contextlab.ops.convolution import causal_conv, naive_causal_conv
 from contextlab.ops.delta import delta_rule, gated_delta_rule, naive_gated_delta_rule
+from contextlab.ops.documents import by_document
 from contextlab.ops.dplr import dplr_delta_rule, kda, naive_dplr_delta_rule, naive_kda
 from contextlab.ops.gla import gla, naive_gla, naive_rwkv6, rwkv6
 from contextlab.ops.linear import (
@@ -63,6 +64,7 @@ __all__ = [
     "atlas",
     "backends",
     "block_topk",
+    "by_document",
     "causal_conv",
     "choose",
     "chunked_cross_entropy",

@@ -4,8 +4,8 @@ The state S [K, V] of a head obeys, with the decay a_t = exp(g_t),
     S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T,    o_t = scale S_t^T q_t,
 which is one step of online gradient descent on |S^T k - v|^2 (2406.06484; with decay 2412.06464). Inside a
 chunk the corrections solve one unit lower-triangular system, whose inverse comes from block recursion; from
-chunk to chunk the state passes by one matrix product. Half precision is computed in float32. `cu_seqlens` is
-not supported here.
+chunk to chunk the state passes by one matrix product. Half precision is computed in float32. Documents
+packed by `cu_seqlens`: `ops.by_document`.
 """
 
 from __future__ import annotations

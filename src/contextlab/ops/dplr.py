@@ -7,7 +7,7 @@ former with a = k exp(g), b = -beta k and keys beta k. Inside a chunk what is wr
 unit lower-triangular system as in the delta rule (`ops.delta`); the pairwise products, weighted by the decays between
 two tokens, come from halving the chunk again and again as in `ops.gla`, so that no exponent is positive and strong
 decays cost no precision. From chunk to chunk the state passes by one matrix product. Half precision is computed in
-float32. `cu_seqlens` is not supported here.
+float32. Documents packed by `cu_seqlens`: `ops.by_document`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The state S [K, V] of a head obeys S_t = exp(g_t) S_{t-1} + k_t v_t^T and is rea
 The fast form computes the tokens of a chunk from each other by masked matrix products and passes S from
 chunk to chunk (2312.06635, section 4; 2405.21060, section 6). Decays enter only as exp of differences that
 are <= 0, so nothing overflows; their sums are kept in float64 (`log_decays`), so that a decay of any size, -inf
-too, costs later tokens no digits. Half precision is computed in float32. Sequences packed by `cu_seqlens` are
-not supported here.
+too, costs later tokens no digits. Half precision is computed in float32. Documents packed
+by `cu_seqlens`: `ops.by_document`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,18 @@ from typing import Any
 
 from contextlab import registry
 from contextlab.errors import InputError, unknown
-from contextlab.testing import adapters, learners, mixer_numbers, mixers, mlps, models, objective, policies, tasks  # noqa: F401  (importing them makes their laws known)
+from contextlab.testing import (  # noqa: F401  (importing them makes their laws known)
+    adapters,
+    learners,
+    mixer_numbers,
+    mixers,
+    mlps,
+    models,
+    objective,
+    packed,
+    policies,
+    tasks,
+)
 from contextlab.testing.law import Component, Law, LawBroken, known_laws
 
 CASES: dict[str, Callable[[registry.Entry], Iterator[Component]]] = {
