@@ -53,7 +53,8 @@ def of_row(cu_seqlens: Tensor, inputs: Tensor, mask: Tensor | None) -> Documents
 def by_document(model: Model, inputs: Tensor, found: Documents, within: Within | None) -> Tensor:
     """What a model predicts in each document as if it stood alone: [B, T, k], or [N, k] from a pooled read-out.
 
-    inputs: [B, T, ...]. within: what else is wanted, of the rows as they were given. What causal mixers answer does not depend on padding on their right, so they need no mask.
+    inputs: [B, T, ...]. within: what else is wanted, of the rows as they were given. What causal mixers answer does not
+        depend on padding on their right, so they need no mask.
     """
     pooled = model.spec.pool is not None
     mixers: list[Any] = [block.mixer for block in model.blocks]
