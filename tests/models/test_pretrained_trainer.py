@@ -102,6 +102,24 @@ def test_gradient_checkpointing_changes_nothing_and_runs_blocks_again(tmp_path):
     assert len(calls) == 5
 
 
+@pytest.mark.parametrize(("reentrant", "every", "again"), [(False, 1, 2), (True, 1, 2), (False, 2, 1)])
+def test_options_of_gradient_checkpointing(reentrant, every, again):
+    tokens = torch.stack([each["input_ids"] for each in rows(2)])
+    gradients, calls = [], []
+    for checkpointed in (False, True):
+        model = build().train()
+        if checkpointed:
+            for block in model.model.blocks:
+                block.register_forward_pre_hook(lambda *_: calls.append(1))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                model.gradient_checkpointing_enable({"use_reentrant": reentrant}, every_n_layers=every)
+        model(tokens, labels=tokens).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    same(*gradients, rtol=0, atol=1e-6)
+    assert len(calls) == 2 + again
+
+
 def test_a_resumed_training_is_the_whole_one(tmp_path):
     whole, resumed = build(), build(width=16)
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
