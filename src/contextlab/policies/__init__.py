@@ -43,7 +43,7 @@ from contextlab.registry import lookup
 
 register_adapter_of("transformers", f"{__name__}.huggingface")
 for _module in walk_packages(__path__, f"{__name__}."):  # every file of the folders is imported, and so registers
-    if _module.name != f"{__name__}.huggingface":  # which needs transformers
+    if not _module.name.startswith(f"{__name__}.huggingface"):  # these two need transformers
         import_module(_module.name)
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from contextlab.evaluation.compress import FULL
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.compress import knows_what_follows, main_metric, over_seeds
-from contextlab.report.figures import COLOURS, DASHES, MARKERS, finish
+from contextlab.report.drawing import COLOURS, DASHES, MARKERS, finish
 from contextlab.report.naming import bytes_in_words, metric_title
 
 WHOLE = 0.97

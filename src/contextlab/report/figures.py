@@ -1,12 +1,8 @@
-"""Figures: each function takes tidy results (or records) and returns a Plotly figure.
-
-Colours are Okabe and Ito's, which colour-blind people tell apart; dashes and markers differ too, and one model looks
-the same in every figure of a report.
-"""
+"""Figures: each function takes tidy results (or records) and returns a Plotly figure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,34 +11,10 @@ import plotly.graph_objects as go
 from contextlab.errors import InputError, unknown
 from contextlab.evaluation import summarise
 from contextlab.prompt import HIGHER_IS_BETTER
+from contextlab.report.drawing import best_learner, draw_line, finish, is_far, lines_of, rows_of, span, styles
 from contextlab.report.naming import ASIDE, axis_title, facet_title, label, metric_title, record_tasks
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5539", "#000000")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "triangle-down")
 GRID = ("model", "run", "kind", "split", "length")
-LEARNER_COLOURS = ("#444444", "#777777", "#999999", "#555555", "#AAAAAA", "#666666", "#888888", "#BBBBBB")
-
-
-def styles(results: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Label of a model -> colour, dash, marker; by order of appearance, the same for all figures of these results."""
-    found = {}
-    for i, name in enumerate(_labels(results[results["kind"] == "model"])):
-        found[name] = {
-            "colour": COLOURS[i % len(COLOURS)],
-            "dash": DASHES[(i // len(COLOURS)) % len(DASHES)],
-            "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
-        }
-    for i, name in enumerate(_labels(results[results["kind"] == "learner"])):
-        found.setdefault(
-            name,
-            {
-                "colour": LEARNER_COLOURS[i % len(LEARNER_COLOURS)],
-                "dash": DASHES[1 + i % (len(DASHES) - 1)],
-                "marker": MARKERS[-1 - i % len(MARKERS)],
-            },
-        )
-    return found
 
 
 def curve(results: pd.DataFrame, task: str, metric: str, split: str = "train") -> go.Figure:
@@ -51,11 +23,11 @@ def curve(results: pd.DataFrame, task: str, metric: str, split: str = "train") -
     split: "online" has the steps played in place of examples.
     """
     look = styles(results)
-    rows = _rows(results, task, metric, split)
+    rows = rows_of(results, task, metric, split)
     rows = rows[rows["shot"].notna()].sort_values("shot", kind="stable")
     figure = go.Figure()
-    for name, kind, line in _lines(rows):
-        _draw(figure, line, line["shot"].astype(int).tolist(), name, kind, look[name], hidden=_far(rows, line))
+    for name, kind, line in lines_of(rows):
+        draw_line(figure, line, line["shot"].astype(int).tolist(), name, kind, look[name], hidden=is_far(rows, line))
     return finish(figure, "steps played" if split == "online" else "in-context examples", axis_title(metric))
 
 
@@ -68,8 +40,8 @@ def by_facet(
     """
     look = styles(results)
     chosen = facets[(facets["facet"] == facet) & (facets["metric"] == metric)]
-    rows = _rows(chosen, task, metric, split, several=results["run"].nunique() > 1).sort_values("low", kind="stable")
-    lines = list(_lines(rows))
+    rows = rows_of(chosen, task, metric, split, several=results["run"].nunique() > 1).sort_values("low", kind="stable")
+    lines = list(lines_of(rows))
     # Prompts drawn on another device can have other groups: these take the places of the ones that they fall into.
     _, _, first = max(lines, key=lambda each: (each[1] == "model", len(each[2])))
     starts = first["low"].to_numpy()
@@ -77,10 +49,10 @@ def by_facet(
     for name, kind, line in lines:
         middle = ((line["low"] + line["high"]) / 2).to_numpy()
         places = (starts.searchsorted(middle, side="right") - 1).clip(0).tolist()
-        spans = [_span(low, high) for low, high in zip(line["low"], line["high"], strict=True)]
-        _draw(figure, line, places, name, kind, look[name], hidden=_far(rows, line), told=spans)
+        spans = [span(low, high) for low, high in zip(line["low"], line["high"], strict=True)]
+        draw_line(figure, line, places, name, kind, look[name], hidden=is_far(rows, line), told=spans)
     figure = finish(figure, facet_title(facet), axis_title(metric))
-    ticks = [_span(low, high) for low, high in zip(first["low"], first["high"], strict=True)]
+    ticks = [span(low, high) for low, high in zip(first["low"], first["high"], strict=True)]
     figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=ticks)
     figure.update_layout(height=360)
     return figure
@@ -100,13 +72,13 @@ def lengths(results: pd.DataFrame, task: str) -> dict[int, str]:
 def by_length(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
     """A metric, the mean over the prompt, by the tokens of the prompt: 'train', and a split of each other length."""
     look, shown = styles(results), lengths(results, task)
-    rows = _rows(results, task, metric, None)
+    rows = rows_of(results, task, metric, None)
     rows = rows[rows["shot"].isna() & (rows["length"].map(shown) == rows["split"])]
-    best = _best_learner(rows)
+    best = best_learner(rows)
     figure = go.Figure()
-    for name, kind, line in _lines(rows.sort_values("length", kind="stable")):
+    for name, kind, line in lines_of(rows.sort_values("length", kind="stable")):
         places = line["length"].astype(int).tolist()
-        _draw(figure, line, places, name, kind, look[name], hidden=kind == "learner" and name != best,
+        draw_line(figure, line, places, name, kind, look[name], hidden=kind == "learner" and name != best,
               told=line["split"].tolist())  # fmt: skip
     figure = finish(figure, "tokens in the prompt", metric_title(metric))
     figure.update_xaxes(type="log", tickvals=list(shown), ticktext=[f"{each:,}" for each in shown])
@@ -117,12 +89,12 @@ def by_length(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
 def by_split(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
     """A metric on every split of the task: one row a split, one mark a model, with 95% intervals."""
     look = styles(results)
-    rows = _rows(results, task, metric, None)
+    rows = rows_of(results, task, metric, None)
     rows = rows[rows["shot"].isna() & ~rows["split"].isin(ASIDE)]
     if metric.startswith("excess_"):
         rows = rows[rows["kind"] == "model"]
     else:
-        best = _best_learner(rows)
+        best = best_learner(rows)
         rows = rows[(rows["kind"] == "model") | (rows["label"] == best)]
     splits = list(dict.fromkeys(rows["split"]))
     figure = go.Figure()
@@ -150,9 +122,9 @@ def by_split(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
 def quality_against_state(results: pd.DataFrame, task: str, metric: str, split: str = "train") -> go.Figure:
     """A metric against the bytes of state that one sequence of the task leaves; the best learner as a line."""
     look = styles(results)
-    rows = _rows(results, task, metric, split)
+    rows = rows_of(results, task, metric, split)
     rows = rows[rows["shot"].isna()]
-    costs = _rows(results, task, "state_bytes", "cost").set_index("label")["value"]
+    costs = rows_of(results, task, "state_bytes", "cost").set_index("label")["value"]
     figure = go.Figure()
     for _, row in rows[rows["kind"] == "model"].iterrows():
         style = look[row["label"]]
@@ -171,7 +143,7 @@ def quality_against_state(results: pd.DataFrame, task: str, metric: str, split: 
                 "color": style["colour"],
             },
         )
-    best = _best_learner(rows)
+    best = best_learner(rows)
     if best is not None:
         level = float(rows.loc[rows["label"] == best, "value"].iloc[0])
         figure.add_hline(y=level, line_dash="dash", line_color="#444444", annotation_text=best)
@@ -246,7 +218,7 @@ def heat_map(results: pd.DataFrame, task: str, rows: str, columns: str, metric: 
             raise InputError(unknown("column for a heat map", name, GRID))
     if rows == columns:
         raise InputError(f"rows and columns are both {rows!r}; give two columns of the results")
-    found = _rows(results, task, metric, None)
+    found = rows_of(results, task, metric, None)
     found = found[found["shot"].isna() & ~found["split"].isin(ASIDE)].assign(model=lambda each: each["label"])
     if found.empty:
         raise InputError(f"results hold no {metric!r} of task {task!r}; expected a metric that was evaluated")
@@ -294,105 +266,4 @@ def _finish_grid(figure: go.Figure, grid: pd.DataFrame, x: str, y: str) -> go.Fi
     figure.update_xaxes(type="category")
     figure.update_yaxes(type="category", autorange="reversed")
     figure.update_layout(height=160 + 36 * len(grid))
-    return figure
-
-
-def _lines(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Label, kind and rows of each line: learners first, so that models are drawn over them."""
-    for kind in ("learner", "model"):
-        for name, line in rows[rows["kind"] == kind].groupby("label", sort=False):
-            yield str(name), kind, line
-
-
-def _draw(
-    figure: go.Figure,
-    line: pd.DataFrame,
-    places: list[int],
-    name: str,
-    kind: str,
-    style: Mapping[str, Any],
-    *,
-    hidden: bool = False,
-    told: Sequence[str] | None = None,
-) -> None:
-    """One predictor's values at `places`, with the band of their intervals. told: what hovering says of each place."""
-    visible: bool | str = "legendonly" if hidden and kind == "learner" else True
-    if len(places) > 1:
-        figure.add_scatter(
-            x=places + places[::-1],
-            y=line["ci_high"].tolist() + line["ci_low"].tolist()[::-1],
-            fill="toself",
-            fillcolor=_faint(style["colour"]),
-            mode="lines",
-            line={"width": 0},
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=name,
-            visible=visible,
-        )
-    figure.add_scatter(
-        x=places,
-        y=line["value"].tolist(),
-        name=name,
-        legendgroup=name,
-        mode="lines+markers" if kind == "model" else "lines",
-        line={"color": style["colour"], "dash": style["dash"], "width": 2.5 if kind == "model" else 1.5},
-        marker={"symbol": style["marker"], "size": 7},
-        visible=visible,
-        text=None if told is None else list(told),
-        hovertemplate=None if told is None else "%{text}: %{y}",
-    )
-
-
-def _span(low: float, high: float) -> str:
-    """The values of a group: 3, or 4-7."""
-    return f"{low:g}" if low == high else f"{low:g}\u2013{high:g}"
-
-
-def _rows(
-    results: pd.DataFrame, task: str, metric: str, split: str | None, several: bool | None = None
-) -> pd.DataFrame:
-    """The rows of a task and metric, seeds put together, with the label that names the model in figures."""
-    rows = results[(results["task"] == task) & (results["metric"] == metric)]
-    rows = rows if split is None else rows[rows["split"] == split]
-    rows = rows[rows["value"].notna()]
-    found = summarise(rows)
-    return found.assign(label=label(found, results["run"].nunique() > 1 if several is None else several))
-
-
-def _labels(results: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(label(results)))
-
-
-def _best_learner(rows: pd.DataFrame) -> str | None:
-    """The first learner: evaluation writes the best known one first."""
-    learners = rows[rows["kind"] == "learner"]
-    return None if learners.empty else str(learners["label"].iloc[0])
-
-
-def _far(rows: pd.DataFrame, line: pd.DataFrame) -> bool:
-    """Whether a learner's curve would squeeze the models': it is then drawn only when its name is clicked."""
-    models = rows[rows["kind"] == "model"]
-    if models.empty:
-        return False
-    return bool(line["value"].max() > 3 * models["value"].max())
-
-
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.15)"
-
-
-def finish(figure: go.Figure, x: str, y: str) -> go.Figure:
-    """What all figures share: margins, fonts, the legend's place, the titles of the axes."""
-    figure.update_layout(
-        template="plotly_white",
-        height=420,
-        margin={"l": 10, "r": 14, "t": 14, "b": 10},
-        font={"size": 13, "family": "system-ui, sans-serif"},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0},
-        hovermode="closest",
-    )
-    figure.update_xaxes(title={"text": x, "standoff": 8}, automargin=True, zeroline=False)
-    figure.update_yaxes(title={"text": y, "standoff": 8}, automargin=True, zeroline=False)
     return figure

@@ -14,7 +14,7 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.prompt import Task
 from contextlab.registry import register
-from contextlab.tasks.solved import Part, SolvedTask, kept
+from contextlab.tasks.composition import Part, SolvedTask, kept
 
 
 @register(

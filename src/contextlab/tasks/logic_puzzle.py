@@ -39,7 +39,7 @@ from contextlab.learners.logic_puzzle import (
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask
-from contextlab.tasks.solved import Part, kept, with_solved
+from contextlab.tasks.composition import Part, kept, with_solved
 
 EAGER: dict[Clue, float] = {"found_at": 0.75, "same_house": 0.75, "direct_left": 1.0, "besides": 1.2}
 """How eagerly a clue of each kind is left out, as in the paper's code."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from contextlab.prompt import Task
 from contextlab.registry import register
-from contextlab.tasks.solved import Part, SolvedTask, kept
+from contextlab.tasks.composition import Part, SolvedTask, kept
 
 
 @register(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contextlab.prompt import Task
 from contextlab.registry import register
-from contextlab.tasks.solved import SolvedTask
+from contextlab.tasks.composition import SolvedTask
 
 
 @register(

@@ -18,7 +18,7 @@ from contextlab.learners.automata import Program
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask
-from contextlab.tasks.solved import Part
+from contextlab.tasks.composition import Part
 
 MOST_PATHS = 1_000_000
 """Sequences of relations that are listed to set some of them apart."""

@@ -18,8 +18,8 @@ from contextlab.learners.automata import Program
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask
+from contextlab.tasks.composition import Part, SolvedTask
 from contextlab.tasks.formal import Dyck
-from contextlab.tasks.solved import Part, SolvedTask
 
 
 @register(

@@ -1,4 +1,4 @@
-"""Problems whose solution is written out in tokens: what such tasks share."""
+"""Problems whose solution is composed step by step, in tokens: what such tasks share."""
 
 from __future__ import annotations
 

@@ -1,0 +1,149 @@
+"""The attention layers of a `transformers` model that policies can serve, and what policies must know of each."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from contextlab.compat import cache_argument
+from contextlab.errors import InputError
+from contextlab.ops.kv import KVLayer
+
+NAME = "contextlab"
+UNTURNED = ("dynamic", "longrope")
+"""Rotary positions whose frequencies change with the length, so that a key cannot be turned further."""
+
+
+def model_within(model: nn.Module) -> Any | None:
+    """The outermost transformers model of these modules; None when there is none."""
+    return next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+
+
+def attention_layers(model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
+    """The attention modules that keep all keys and values, in order, and what a policy needs to know of each.
+
+    model: of transformers, or one that wraps it. Modules with a sliding window or chunks are left to their own cache.
+    Raises InputError where a module keeps all keys and values but not so that a policy can take its place.
+    """
+    theirs = model_within(model)
+    if theirs is None:
+        raise InputError(f"{type(model).__name__}: expected a model of transformers")
+    if theirs.config.is_encoder_decoder or getattr(theirs.config, "add_cross_attention", False):
+        raise InputError(f"{theirs.config.model_type}: policies serve decoders without cross-attention")
+    caches = {}
+    found = []
+    for module in theirs.modules():
+        causal = getattr(module, "is_causal", type(module).__name__.endswith("Attention"))
+        if not (causal and isinstance(getattr(module, "layer_idx", None), int)):
+            continue
+        config: Any = getattr(module, "config", theirs.config)
+        if id(config) not in caches:
+            caches[id(config)] = DynamicCache(config=config).layers
+        kept = caches[id(config)][module.layer_idx]
+        if isinstance(kept, DynamicSlidingWindowLayer):
+            continue
+        name = type(module).__name__
+        if type(kept) is not DynamicLayer or module.layer_idx < 0:
+            raise InputError(f"{name} keeps keys and values together with other memory, so no policy can serve it")
+        if "ALL_ATTENTION_FUNCTIONS" not in forward_of(module).__code__.co_names:
+            raise InputError(f"{name} computes attention by itself (no attention interface), so no policy can serve it")
+        for option, what in (("attn_logit_softcapping", "soft-capped scores"), ("sinks", "learned sinks")):
+            if getattr(module, option, None) is not None:
+                raise InputError(f"{name} has {what} ({option}), which policies do not serve")
+        found.append((module, _described(theirs, module)))
+    return found
+
+
+def forward_of(module: nn.Module) -> Any:
+    """The module's forward, without what decorates it."""
+    return inspect.unwrap(type(module).forward)
+
+
+def _described(model: PreTrainedModel, module: Any) -> KVLayer:
+    config = module.config
+    heads = config.num_attention_heads
+    kv_heads = heads // (getattr(module, "num_key_value_groups", 1) or 1)
+    size = getattr(module, "head_dim", None) or getattr(module, "head_size", None) or config.hidden_size // heads
+    key_dim = getattr(module, "qk_head_dim", None) or size
+    return KVLayer(
+        index=0, count=1, heads=heads, kv_heads=kv_heads, key_dim=key_dim,
+        value_dim=getattr(module, "v_head_dim", None) or size, scale=float(getattr(module, "scaling", key_dim**-0.5)),
+        turn=_turn(model, module, key_dim), by_row=True,
+    )  # fmt: skip
+
+
+def _turn(model: PreTrainedModel, module: Any, size: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The model's own rotation of keys, as `KVLayer.turn`; None where there is none, or none that adds up."""
+    rotary: Any = next((m.rotary_emb for m in model.modules() if hasattr(m, "rotary_emb")), None)
+    apply = forward_of(module).__globals__.get("apply_rotary_pos_emb")
+    kind = getattr(rotary, "rope_type", None)
+    by_layer = {"layer_type": module.layer_type} if hasattr(module, "layer_type") else {}
+    if isinstance(kind, dict):
+        kind = kind.get(by_layer.get("layer_type"))
+    if rotary is None or apply is None or kind is None or kind in UNTURNED:
+        return None
+    if "layer_type" not in inspect.signature(rotary.forward).parameters:
+        by_layer = {}
+    sharpen = getattr(rotary, f"{by_layer['layer_type']}_attention_scaling" if by_layer else "attention_scaling", 1.0)
+
+    def turn(x: Tensor, steps: Tensor, last: bool = False) -> Tensor:
+        batch, length, heads, _ = x.shape
+        steps = steps.expand(batch, length, heads).flatten(1)  # [B, T H]: each head's token is one with its own place
+        exact = x if x.dtype == torch.float64 else x.float()
+        cos, sin = rotary(exact, steps, **by_layer)
+        flat = exact.reshape(batch, 1, length * heads, -1)
+        part = flat.split((size - cos.shape[-1], cos.shape[-1]) if last else (cos.shape[-1], size - cos.shape[-1]), -1)
+        turned = apply(part[last], part[last], cos / sharpen, sin / sharpen)[0]
+        return torch.cat((part[0], turned) if last else (turned, part[1]), -1).view_as(x).to(x.dtype)
+
+    # Conventions differ, and some layers of rotary models are not rotated: the module's own keys decide.
+    try:
+        near, far = (_key_at(module, rotary, by_layer, place, model.dtype) for place in (3, 12))
+        if torch.equal(near, far):
+            return None
+        steps = torch.full((1, 1, 1), 9, device=near.device)
+        bound = 4 * max(torch.finfo(near.dtype).eps, 1e-6) * float(far.abs().max())
+        for candidate in (turn, functools.partial(turn, last=True)):
+            if float((candidate(near, steps) - far).abs().max()) <= bound:
+                return candidate
+    except (TypeError, RuntimeError, AttributeError):  # a rotation of another form
+        pass
+    return None
+
+
+class _Asked(Exception):
+    """Carries the keys that a module asked its attention function to use out of the module's forward."""
+
+    def __init__(self, key: Tensor) -> None:
+        super().__init__()
+        self.key = key
+
+
+def _raise(_module: Any, _query: Tensor, key: Tensor, *_: Any, **__: Any) -> Any:
+    raise _Asked(key)
+
+
+@torch.no_grad()
+def _key_at(module: Any, rotary: Any, by_layer: dict[str, Any], place: int, dtype: torch.dtype) -> Tensor:
+    """The key [1, 1, Hkv, D] that a module makes of one token at a place."""
+    device = next(module.parameters()).device
+    token = torch.linspace(-1, 1, module.config.hidden_size, device=device).sin().to(dtype)[None, None]
+    where = rotary(token, torch.full((1, 1), place, device=device), **by_layer)
+    before = module.config._attn_implementation
+    AttentionInterface.register(f"{NAME}_keys", _raise)
+    try:
+        module.config._attn_implementation = f"{NAME}_keys"
+        cache = cache_argument(module.forward)
+        module(hidden_states=token, position_embeddings=where, attention_mask=None, **({cache: None} if cache else {}))
+    except _Asked as asked:
+        return asked.key.transpose(1, 2)
+    finally:
+        module.config._attn_implementation = before
+    raise TypeError(f"{type(module).__name__} makes no keys for its attention")
