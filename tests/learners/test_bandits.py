@@ -14,13 +14,12 @@ from contextlab.errors import InputError
 from contextlab.learners.bandits import (
     BestArmPosterior,
     GreedyArm,
-    LinearThompson,
-    LinUCB,
     LowerConfidence,
     PosteriorMeanArm,
     ThompsonSampling,
     UpperConfidence,
 )
+from contextlab.learners.linear_bandits import LinearThompson, LinUCB
 from contextlab.prompt import Prompt
 from contextlab.tasks import Bandit, LinearBandit
 

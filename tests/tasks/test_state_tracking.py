@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from contextlab import TaskSpec, build_task
 from contextlab.errors import InputError
-from contextlab.tasks.state_tracking import group_of
+from contextlab.tasks.groups import group_of
 
 
 def generator(seed: int = 0) -> torch.Generator:

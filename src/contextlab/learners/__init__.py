@@ -11,8 +11,6 @@ from contextlab.learners.automata import AutomataPosterior, AutomatonOracle, Bau
 from contextlab.learners.bandits import (
     BestArmPosterior,
     GreedyArm,
-    LinearThompson,
-    LinUCB,
     LowerConfidence,
     PosteriorMeanArm,
     ThompsonSampling,
@@ -46,6 +44,7 @@ from contextlab.learners.copying import (
 from contextlab.learners.darkroom import GoalPosterior
 from contextlab.learners.gradient import PreconditionedGradientDescent
 from contextlab.learners.kernels import GaussianProcess, KernelRidge, KernelSmoother
+from contextlab.learners.linear_bandits import LinearThompson, LinUCB
 from contextlab.learners.logic_puzzle import PuzzlePosterior
 from contextlab.learners.naive_bayes import NaiveBayes, NaiveBayesPairs
 from contextlab.learners.networks import TwoLayerNetwork

@@ -6,7 +6,6 @@ ids, in which -1 is no character, so that texts of different lengths are written
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,17 +15,26 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.learners.answers import sure_of
+from contextlab.learners.arithmetic_scratchpads import (
+    add,
+    add_simply,
+    length_of,
+    list_of_digits,
+    multiply,
+    newton_steps,
+    root,
+    sine,
+    subtract,
+    subtract_simply,
+    taylor_steps,
+)
+from contextlab.learners.arithmetic_text import ALPHABET, VOCABULARY, ZERO, fixed, number, squeeze, text
 from contextlab.learners.text import token_ids
 from contextlab.prompt import Learner, Prompt
 from contextlab.registry import register
 
 Operation = Literal["addition", "subtraction", "multiplication", "sine", "square_root"]
 Format = Literal["plain", "reversed", "simple", "detailed"]
-ALPHABET = "\n !$()*+,-./0123456789:<=>ABCDEINT[]^_acdeghiknpqrstux"
-"""Character i has the id i + 1; 0 pads."""
-VOCABULARY = len(ALPHABET) + 1
-NOTHING = -1
-ZERO = ALPHABET.index("0") + 1
 SIGN: dict[str, str] = {"addition": "+", "subtraction": "-", "multiplication": "*"}
 FUNCTION: dict[str, str] = {"sine": "sin", "square_root": "sqrt"}
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -39,70 +47,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """Those that the paper's code defines."""
 MOST_DIGITS: dict[str, int] = {"addition": 16, "subtraction": 16, "multiplication": 8, "sine": 8, "square_root": 8}
 """Up to which everything fits int64, and sines are exact in float64."""
-STEPS = 4
-"""Of Newton's iteration and of the Taylor series."""
-
-
-def text(characters: str, like: Tensor, where: Tensor | None = None) -> Tensor:
-    """The same characters in each row, [N, len]; like: [N]; where: [N] bool, rows that have them."""
-    ids = torch.tensor([ALPHABET.index(c) + 1 for c in characters], dtype=torch.int64, device=like.device)
-    block = ids.expand(len(like), -1)
-    return block if where is None else torch.where(where.unsqueeze(1), block, NOTHING)
-
-
-def digits(value: Tensor, width: int) -> Tensor:
-    """Decimal digits of value [N] >= 0, highest first, [N, width]; -1 before the first."""
-    power = 10 ** torch.arange(width - 1, -1, -1, device=value.device)
-    shown = (value.unsqueeze(1) >= power) | (power == 1)
-    return torch.where(shown, value.unsqueeze(1).div(power, rounding_mode="floor") % 10, NOTHING)
-
-
-def number(value: Tensor, width: int, *, backwards: bool = False) -> Tensor:
-    """A whole number, with - where it is negative, [N, 1 + width]; backwards: with its characters reversed."""
-    found = digits(value.abs(), width)
-    block = torch.cat([text("-", value, value < 0), torch.where(found >= 0, found + ZERO, NOTHING)], 1)
-    return block.flip(1) if backwards else block
-
-
-def fixed(value: Tensor, places: int) -> Tensor:
-    """value [N] / 10^places as Python writes a float, [N, 4 + places]: no zeros at the end, but one digit stays."""
-    size, one = value.abs(), 10**places
-    power = 10 ** torch.arange(places - 1, -1, -1, device=value.device)
-    fraction = (size % one).unsqueeze(1)
-    shown = (fraction % (10 * power) != 0) | (power == one // 10)
-    places_shown = torch.where(shown, fraction.div(power, rounding_mode="floor") % 10 + ZERO, NOTHING)
-    whole = digits(size.div(one, rounding_mode="floor"), 2)
-    whole = torch.where(whole >= 0, whole + ZERO, NOTHING)
-    return torch.cat([text("-", value, value < 0), whole, text(".", value), places_shown], 1)
-
-
-def listed(items: list[Tensor], like: Tensor) -> Tensor:
-    """[item,item,...]; items: blocks [N, k], of which a row leaves out those without a character."""
-    block, begun = [text("[", like)], torch.zeros_like(like, dtype=torch.bool)
-    for item in items:
-        there = (item >= 0).any(1)
-        block += [text(",", like, begun & there), item]
-        begun = begun | there
-    return torch.cat([*block, text("]", like)], 1)
-
-
-def spaced(block: Tensor) -> Tensor:
-    """A space after each digit but the last; block: [N, 1 + width] as `number` gives."""
-    parts = [block[:, :1]]
-    for column in block[:, 1:].split(1, 1):
-        parts += [column, text(" ", column[:, 0], column[:, 0] >= 0)]
-    return torch.cat(parts[:-1], 1)  # the last digit is always there
-
-
-def squeeze(block: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """Close the gaps of block [N, W]: characters move left, 0 fills the end; `others` [N, W] move with them."""
-    there = block >= 0
-    to = torch.where(there, there.cumsum(1) - 1, block.shape[1])
-    moved = []
-    for each in (block, *others):
-        room = each.new_zeros(len(each), block.shape[1] + 1)
-        moved.append(room.scatter_(1, to, each)[:, :-1])
-    return tuple(moved)
 
 
 def question(operation: str, form: str, x: Tensor, y: Tensor, size: int) -> Tensor:
@@ -126,14 +70,16 @@ def solution(operation: str, form: str, x: Tensor, y: Tensor, size: int) -> Tens
     x, y: operands [N] int64; of a function x / 10^size. size: most digits of an operand, or digits after the point.
     """
     if form == "detailed":
-        detailed = {"addition": _add, "subtraction": _subtract, "multiplication": _multiply}
+        detailed = {"addition": add, "subtraction": subtract, "multiplication": multiply}
         if operation in detailed:
-            head = [torch.cat([_list(v, size), text(" has ", v), number(_length(v), 2)], 1) for v in (x, y)]
+            head = [torch.cat([list_of_digits(v, size), text(" has ", v), number(length_of(v), 2)], 1) for v in (x, y)]
             lines = [part for block in head for part in (block, text(" digits.\n", x))]
             return torch.cat([text("<scratch>\n", x), *lines, detailed[operation](x, y, size)], 1)
-        return torch.cat([text("<scratch>\n", x), _sine(x, size) if operation == "sine" else _root(x, size)], 1)
+        return torch.cat(
+            [text("<scratch>\n", x), taylor_steps(x, size) if operation == "sine" else newton_steps(x, size)], 1
+        )
     if form == "simple":
-        return (_add_simply if operation == "addition" else _subtract_simply)(x, y, size)
+        return (add_simply if operation == "addition" else subtract_simply)(x, y, size)
     if operation in FUNCTION:
         value = sine(x, size) if operation == "sine" else root(x, size)
         return torch.cat([fixed(value, size), text("\n", x)], 1)
@@ -142,193 +88,6 @@ def solution(operation: str, form: str, x: Tensor, y: Tensor, size: int) -> Tens
     return torch.cat(
         [number(value, width, backwards=form == "reversed"), text("$" if form == "reversed" else "\n", x)], 1
     )
-
-
-def sine(x: Tensor, places: int) -> Tensor:
-    """sin(x / 10^places) [N], rounded down to so many places."""
-    return ((x.double() / 10**places).sin() * 10**places).floor().long()
-
-
-def root(x: Tensor, places: int) -> Tensor:
-    """The square root of x / 10^places [N], rounded down to so many places."""
-    square = x * 10**places
-    guess = square.double().sqrt().floor().long()
-    guess = torch.where(guess * guess > square, guess - 1, guess)
-    return torch.where((guess + 1) * (guess + 1) <= square, guess + 1, guess)
-
-
-def _length(value: Tensor) -> Tensor:
-    """Number of decimal digits."""
-    return (value.unsqueeze(1) >= 10 ** torch.arange(1, 18, device=value.device)).sum(1) + 1
-
-
-def _list(value: Tensor, width: int, dropped: int = 0) -> Tensor:
-    """The digits of a number in brackets, without so many of the last ones."""
-    found = digits(value, width)[:, : width - dropped]
-    return listed([torch.where(d >= 0, d + ZERO, NOTHING) for d in found.split(1, 1)], value)
-
-
-def _place(value: Tensor, i: int) -> Tensor:
-    """The digit that stands for 10^i."""
-    return value.div(10**i, rounding_mode="floor") % 10
-
-
-def _masked(where: Tensor, *parts: Tensor) -> Tensor:
-    return torch.where(where.unsqueeze(1), torch.cat(parts, 1), NOTHING)
-
-
-def _add(x: Tensor, y: Tensor, size: int) -> Tensor:
-    steps, carry = _length(torch.maximum(x, y)), torch.zeros_like(x)
-    lines: list[Tensor] = []
-    answer: list[Tensor] = []
-    for i in range(size):
-        a, b = _place(x, i), _place(y, i)
-        total, active = a + b + carry, steps > i
-        lines.append(
-            _masked(
-                active,
-                *(_list(x, size, i), text(" + ", x), _list(y, size, i), text(" , A=", x), listed(answer, x)),
-                *(text(" , C=", x), number(carry, 1), text(" , ", x), number(a, 1), text("+", x), number(b, 1)),
-                *(text("+", x), number(carry, 1), text("=", x), number(total, 2), text(" , A->", x)),
-                *(number(total % 10, 1), text(" , C->", x), number(total // 10, 1), text("\n", x)),
-            )
-        )
-        answer = [_masked(active, number(total % 10, 1)), *answer]
-        carry = torch.where(active, total // 10, carry)
-    end = [
-        text("[] + [] , A=", x),
-        listed(answer, x),
-        text(" C=", x),
-        number(carry, 1),
-        text(" , END\n</scratch>\n", x),
-    ]
-    return torch.cat([*lines, *end, spaced(number(x + y, size + 1)), text("\n", x)], 1)
-
-
-def _add_simply(x: Tensor, y: Tensor, size: int) -> Tensor:
-    steps, carry = _length(torch.maximum(x, y)), torch.zeros_like(x)
-    lines = []
-    for i in range(size):
-        total = _place(x, i) + _place(y, i) + carry
-        carry = total // 10
-        line = (text("A->", x), number(total % 10, 1), text(" , C->", x), number(carry, 1))
-        lines += [_masked(steps > i, *line, text(".", x, steps == i + 1), text("\n", x))]
-    return torch.cat([*lines, number(x + y, size + 1), text("\n", x)], 1)
-
-
-def _borrowed(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, ...]]:
-    """Of each place: whether it is there, a, b, the borrow before, what is written, the borrow after.
-
-    The highest place keeps a negative result; all others add 10 to it.
-    """
-    steps, borrow = _length(torch.maximum(x, y)), torch.zeros_like(x)
-    found: list[tuple[Tensor, ...]] = []
-    for i in range(size):
-        a, b = _place(x, i), _place(y, i)
-        less = a - b - borrow
-        after = (less < 0).long()
-        written = torch.where((less < 0) & (steps > i + 1), less + 10, less)
-        found.append((steps > i, a, b, borrow, written, after))
-        borrow = torch.where(steps > i, after, borrow)
-    return found
-
-
-def _recombined(x: Tensor, y: Tensor, size: int) -> list[Tensor]:
-    """The highest place times its power, and the rest, make the result: 0+45=45."""
-    steps = _length(torch.maximum(x, y))
-    power = (10 ** torch.arange(size, device=x.device))[steps - 1]
-    highest = (x - y).div(power, rounding_mode="floor") * power
-    rest = x - y - highest
-    return [number(highest, size + 1), text("+", x), number(rest, size), text("=", x), number(x - y, size)]
-
-
-def _subtract(x: Tensor, y: Tensor, size: int) -> Tensor:
-    steps = _length(torch.maximum(x, y))
-    lines: list[Tensor] = []
-    answer: list[Tensor] = []
-    for i, (active, a, b, borrow, written, after) in enumerate(_borrowed(x, y, size)):
-        ten = (after > 0) & (steps > i + 1)
-        lines.append(
-            _masked(
-                active,
-                *(_list(x, size, i), text(" - ", x), _list(y, size, i), text(" , A=", x), listed(answer, x)),
-                *(text(" , C=", x), number(-borrow, 1), text(" , ", x), number(a, 1), text("-", x), number(b, 1)),
-                *(text("-", x), number(borrow, 1), text("+10", x, ten), text("=", x), number(written, 2)),
-                *(text(" , A->", x), number(written, 2), text(" , C->", x), number(-after, 1), text("\n", x)),
-            )
-        )
-        answer = [_masked(active, number(written, 2)), *answer]
-    end = [text("[] - [] , A=", x), listed(answer, x), text("\n", x), *_recombined(x, y, size)]
-    result = [text(" , END\n</scratch>\n", x), spaced(number(x - y, size)), text("\n", x)]
-    return torch.cat([*lines, *end, *result], 1)
-
-
-def _subtract_simply(x: Tensor, y: Tensor, size: int) -> Tensor:
-    lines = [
-        _masked(active, text("A->", x), number(written, 2), text(" , C->", x), number(-after, 1), text("\n", x))
-        for active, _, _, _, written, after in _borrowed(x, y, size)
-    ]
-    return torch.cat([*lines, *_recombined(x, y, size), text(".\n", x), number(x - y, size), text("\n", x)], 1)
-
-
-def _multiply(x: Tensor, y: Tensor, size: int) -> Tensor:
-    steps, total, lines = _length(y), torch.zeros_like(x), []
-    for i in range(size):
-        b = _place(y, i)
-        part = b * x
-        shifted = part * 10**i
-        lines.append(
-            _masked(
-                steps > i,
-                *(text("\n" if i else "", x), _list(x, size), text(" * ", x), number(b, 1), text(" , A=", x)),
-                *(_list(part, size + 1), text(f" , k={10**i} , B=", x), _list(shifted, size + 1 + i)),
-                *(text(" , C=", x), number(total, size + i), text("+", x), number(shifted, size + 1 + i)),
-                *(text("=", x), number(total + shifted, size + 1 + i)),
-            )
-        )
-        total = torch.where(steps > i, total + shifted, total)
-    return torch.cat([*lines, text(" , END\n</scratch>\n", x), spaced(number(x * y, 2 * size)), text("\n", x)], 1)
-
-
-def newton(x: Tensor, places: int) -> list[Tensor]:
-    """Newton's iterates [N] for the root of x / 10^places, each rounded down, from the whole part of the root on."""
-    one = 10**places
-    found = [root(x, places).div(one, rounding_mode="floor") * one]
-    for _ in range(STEPS):
-        at = found[-1]
-        found.append((at * at + x * one).div(2 * at, rounding_mode="floor"))
-    return found
-
-
-def taylor(x: Tensor, places: int) -> list[Tensor]:
-    """The partial sums [N] of the sine's series at x / 10^places, each rounded down."""
-    found, one = [x], 10**places
-    for i in range(1, STEPS + 1):
-        k = 2 * i + 1
-        term = (x.double() / one) ** k / math.factorial(k) * one
-        found.append((found[-1] + (-1) ** i * term).floor().long())
-    return found
-
-
-def _root(x: Tensor, places: int) -> Tensor:
-    at = newton(x, places)
-    # the first iterate is a whole number, written without a point
-    shown = [number(at[0].div(10**places, rounding_mode="floor"), 2), *(fixed(value, places) for value in at[1:])]
-    parts = [text("x_0=", x), shown[0]]
-    for i in range(1, STEPS + 1):
-        before = shown[i - 1]
-        parts += [text(f"\nx_{i}: 1/2*(", x), before, text("+", x), fixed(x, places), text("/", x), before]
-        parts += [text(")=", x), shown[i], text(f", x_{i}=", x), shown[i]]
-    return torch.cat([*parts, text(" , END\n</scratch>\n", x), shown[-1], text("\n", x)], 1)
-
-
-def _sine(x: Tensor, places: int) -> Tensor:
-    shown = [fixed(value, places) for value in taylor(x, places)]
-    parts = [text("x_0=", x), shown[0]]
-    for i in range(1, STEPS + 1):
-        k, sign = 2 * i + 1, "-" if i % 2 else "+"
-        parts += [text(f"\nx_{i}: x_{i - 1} {sign} 1/{k}! * (x^{k}) , x_{i}=", x), shown[i]]
-    return torch.cat([*parts, text(" , END\n</scratch>\n", x), shown[-1], text("\n", x)], 1)
 
 
 def check_format(operation: str, form: str, size: int) -> None:

@@ -16,18 +16,14 @@ from contextlab.tasks.boolean import BooleanFunctions
 from contextlab.tasks.bursty import BurstyClassification
 from contextlab.tasks.chain import ChainOfThought
 from contextlab.tasks.classification import LogisticClassification, SoftmaxClassification
-from contextlab.tasks.copying import Copy, InductionHead, Phonebook, SelectiveCopy
+from contextlab.tasks.copying import Copy, SelectiveCopy
 from contextlab.tasks.darkroom import DarkRoom
 from contextlab.tasks.dynamical_systems import DynamicalSystem
+from contextlab.tasks.entity_boxes import EntityBoxes
 from contextlab.tasks.formal import FormalLanguage
-from contextlab.tasks.functions import (
-    DecisionTrees,
-    HermiteRegression,
-    QuadraticRegression,
-    ReluNetwork,
-    RepresentationRegression,
-)
+from contextlab.tasks.functions import DecisionTrees, HermiteRegression, QuadraticRegression
 from contextlab.tasks.hmm import HMMMixture
+from contextlab.tasks.induction_head import InductionHead
 from contextlab.tasks.logic_puzzle import LogicPuzzle
 from contextlab.tasks.long_multiplication import LongMultiplication
 from contextlab.tasks.machines import TuringMachine
@@ -37,14 +33,16 @@ from contextlab.tasks.mad_storage import MadCompression, MadMemorization
 from contextlab.tasks.markov import BigramBackcopy, MarkovChain
 from contextlab.tasks.mixtures import GaussianMixtureRegression, MixedRegression
 from contextlab.tasks.multi_hop import MultiHop
+from contextlab.tasks.networks import ReluNetwork, RepresentationRegression
 from contextlab.tasks.outliers import OutlierRegression
+from contextlab.tasks.phonebook import Phonebook
 from contextlab.tasks.recall import AssociativeRecall
 from contextlab.tasks.recall_variants import ChainedRecall, CompositionalRecall, MultiValueRecall, OverwrittenRecall
 from contextlab.tasks.regression import LinearRegression
 from contextlab.tasks.series import FourierSeries, MonomialRegression, PolynomialSeries
 from contextlab.tasks.sliding_window import SlidingWindow
 from contextlab.tasks.spec import TaskSpec, preset_options
-from contextlab.tasks.state_tracking import Counters, EntityBoxes, GroupWord
+from contextlab.tasks.state_tracking import Counters, GroupWord
 from contextlab.tasks.superposition import Superposition
 from contextlab.tasks.templates import BinarySuccessor, SymbolTemplates, TreeTraversal
 from contextlab.tasks.text import (

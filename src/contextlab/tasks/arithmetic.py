@@ -14,19 +14,16 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.learners.arithmetic import (
-    ALPHABET,
     FUNCTION,
     MOST_DIGITS,
-    NOTHING,
-    VOCABULARY,
     ArithmeticEvaluator,
     Format,
     Operation,
     check_format,
     question,
     solution,
-    squeeze,
 )
+from contextlab.learners.arithmetic_text import ALPHABET, NOTHING, VOCABULARY, squeeze
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask

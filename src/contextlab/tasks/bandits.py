@@ -16,13 +16,12 @@ from contextlab.errors import InputError
 from contextlab.learners.bandits import (
     BestArmPosterior,
     GreedyArm,
-    LinearThompson,
-    LinUCB,
     LowerConfidence,
     PosteriorMeanArm,
     ThompsonSampling,
     UpperConfidence,
 )
+from contextlab.learners.linear_bandits import LinearThompson, LinUCB
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.decisions import DecisionTask, Transitions

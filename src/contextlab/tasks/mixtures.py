@@ -24,7 +24,8 @@ from contextlab.learners.kernels import GaussianProcess
 from contextlab.learners.regression import LeastSquares, NearestNeighbours, Ridge
 from contextlab.prompt import Learner, Task
 from contextlab.registry import register
-from contextlab.tasks.functions import FunctionTask, QuadraticRegression, ReluNetwork, squares
+from contextlab.tasks.functions import FunctionTask, QuadraticRegression, squares
+from contextlab.tasks.networks import ReluNetwork
 
 Family = Literal["linear", "sparse", "quadratic", "relu"]
 

@@ -15,21 +15,19 @@ from torch.nn.functional import logsigmoid, relu
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
-from contextlab.ops.paged import picked
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.budget import OPEN, Amount, Budget
-from contextlab.policies.core.slots import Slots, room_for
 from contextlab.policies.core.training import language_training, read_trained, write_trained
 from contextlab.policies.eviction.merged_slots import (
     MergedState,
     answer_one,
+    answer_piece,
     attend_biased,
-    by_head,
     empty,
     partial_means,
     pushed,
-    rightmost,
-    turned,
+    reduced,
+    slots_after,
     widened,
 )
 from contextlab.policies.eviction.two_pass import Recorder
@@ -185,7 +183,7 @@ class DMC(Policy):
         closed = opens[..., 1:] & (slots["position"][..., :-1] >= 0)
         y = None
         if q.shape[1] > 1:
-            y = self._answer_piece(layer, q, state.pool, slots, closed, places)
+            y = answer_piece(layer, q, state.pool, slots, closed, places)
             if not keep_state:
                 return y, None
         limit = self.room(layer, length, len(q), k.dtype)
@@ -197,7 +195,7 @@ class DMC(Policy):
         if y is None:
             y = answer_one(layer, q, after, places)
         if after.pool.used > limit:
-            after = self._reduced(layer, after, limit, self._target(layer, limit) if q.shape[1] == 1 else limit)
+            after = reduced(layer, after, limit, self._target(layer, limit) if q.shape[1] == 1 else limit)
         return y, after if keep_state else None
 
     def _gate(self, layer: KVLayer, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,118 +214,12 @@ class DMC(Policy):
         """
         with torch.no_grad():
             logit, weight = self._gate(layer, v)
-        count, last = k.shape[1], state.last
-        keys = torch.cat((last["keys"][:, :, None], k.transpose(1, 2)), 2)
-        values = torch.cat((last["values"][:, :, None], v.transpose(1, 2)), 2)
-        weight = torch.cat((last["weight"][..., None], weight), 2)
-        logit = torch.cat((last["logit"][..., None], logit.to(torch.float32)), 2)
-        step = torch.arange(count + 1, device=k.device)
-        at = places[:, None].expand_as(logit)
-        opens = (logit > 0).logical_not() | (at <= 0)
-        opens = torch.cat((torch.ones_like(opens[..., :1]), opens[..., 1:]), 2)
-        begin = torch.where(opens, step, 0).cummax(2).values  # where the slot that each token is in begins
-        # Sums over a slot are differences of sums over all, in float64 so that nothing is lost.
-        unrotated = turned(layer, keys, -step)
-        sums = torch.cat((unrotated * weight[..., None], values * weight[..., None], weight[..., None]), 3).double()
-        sums = torch.nn.functional.pad(sums.cumsum(2), (0, 0, 1, 0))
-        before = sums.gather(2, begin[..., None].expand(*begin.shape, sums.shape[3]))
-        total = sums[:, :, 1:] - before
-        mean_keys, mean_values, total = total.split((k.shape[3], v.shape[3], 1), 3)
-        alone = (begin == step)[..., None]
-        mean_keys = turned(layer, (mean_keys / total).to(k.dtype), step)
-        slots = {
-            "keys": torch.where(alone, keys, mean_keys),
-            "values": torch.where(alone, values, (mean_values / total).to(v.dtype)),
-            "position": at.clamp_min(-1).to(torch.int32),
-            "weight": torch.where(alone, weight[..., None], total.to(weight.dtype)).squeeze(3),
-            "logit": logit.gather(2, begin),
-        }
-        return slots, opens
-
-    def _answer_piece(
-        self, layer: KVLayer, q: Tensor, pool: Slots, slots: dict[str, Tensor], closed: Tensor, places: Tensor
-    ) -> Tensor:
-        """The answer [B, T, H, V] to a piece: each token sees the slots closed before it, and its own as it then is."""
-        keys, values, position = slots["keys"], slots["values"], slots["position"]
-        seen = torch.nn.functional.pad(closed, (0, 1))  # the last slot is seen by its own query alone
-        if pool.used:
-            earlier = by_head(pool, layer.kv_heads)
-            keys, values = torch.cat((earlier["keys"], keys), 2), torch.cat((earlier["values"], values), 2)
-            seen = torch.cat((earlier["position"] >= 0, seen), 2)
-            position = torch.cat((earlier["position"], position), 2)
-        bias = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -math.inf)
-        return attend_biased(layer, q, keys, values, bias, places[:, 1:], position)
+        return slots_after(layer, k, v, state, places, logit, weight)
 
     def _target(self, layer: KVLayer, limit: int) -> int:
         """Slots of the pool that are kept, all heads together, where it is full while decoding."""
         each = max(1, limit // layer.kv_heads // 8) if self.every is None else self.every
         return max(0, limit - each * layer.kv_heads)
-
-    def _reduced(self, layer: KVLayer, state: MergedState, limit: int, target: int) -> MergedState:
-        """With the merges made that the gates came closest to, so that no row has more slots in its pool than `limit`.
-
-        target: slots in the pool of a row that had more.
-        """
-        kv_heads = layer.kv_heads
-        slots = {name: state.pool[name][:, 0] for name in state.pool.values}
-        owner = torch.arange(kv_heads, device=state.start.device, dtype=torch.int16).expand(len(state.start), -1)
-        slots = {name: torch.cat((x, {**state.last, "owner": owner}[name]), 1) for name, x in slots.items()}
-        # By head and place, empty slots first.
-        key = slots["owner"].long() * OPEN + slots["position"]
-        order = key.masked_fill(slots["position"] < 0, -1).argsort(dim=1, stable=True)
-        slots = {name: picked(x, order) for name, x in slots.items()}
-        real = slots["position"] >= 0
-        heads, have = (state.last["position"] >= 0).sum(1), real.sum(1)
-        excess = torch.where(have - heads > limit, have - heads - target, 0)
-        joins = torch.zeros_like(real)  # may it join the slot before?
-        joins[:, 1:] = real[:, :-1] & real[:, 1:] & (slots["owner"][:, 1:] == slots["owner"][:, :-1])
-        likely = slots["logit"].masked_fill(~joins, -math.inf).argsort(dim=1, descending=True, stable=True)
-        rank = torch.empty_like(likely).scatter_(
-            1, likely, torch.arange(likely.shape[1], device=likely.device).expand_as(likely)
-        )
-        joins = joins & (rank < excess[:, None])
-        group = (~joins).cumsum(1) - 1
-        size = int(group[:, -1].max()) + 1
-        group = group + (size - 1 - group[:, -1:])  # groups at the right, so that empty ones stay in front
-        slot = torch.arange(group.shape[1], device=group.device).expand_as(group)
-        ends = torch.zeros(len(group), size, dtype=torch.int64, device=group.device)
-        ends.scatter_reduce_(1, group, slot, "amax")  # the last of each group
-        first = torch.full_like(ends, group.shape[1]).scatter_reduce_(1, group, slot, "amin")
-        none = first == group.shape[1]  # in front, in rows of fewer groups
-        first = first.masked_fill(none, 0)
-        place = slots["position"].long()
-        steps = picked(picked(place, ends), group) - place
-        weight = slots["weight"]
-        total = none.to(weight.dtype).scatter_add_(1, group, weight)
-        alone = (ends == first)[..., None]
-        merged = {name: picked(slots[name], ends) for name in ("keys", "values", "position", "owner")}
-        for name in ("keys", "values"):
-            x = slots[name]
-            if name == "keys" and layer.turn is not None:
-                x = layer.turn(x[:, :, None], steps[..., None])[:, :, 0]
-            given = x * weight[..., None]
-            summed = torch.zeros(*ends.shape, x.shape[2], dtype=given.dtype, device=x.device)
-            summed = summed.scatter_add(1, group[..., None].expand_as(given), given) / total[..., None]
-            merged[name] = torch.where(alone, merged[name], summed.to(x.dtype))
-        merged["weight"], merged["logit"] = total, picked(slots["logit"], first)
-        merged["position"] = merged["position"].masked_fill(none, -1)
-        # The last slot of each head goes back to where the next token may join it.
-        stays = merged["position"] >= 0
-        final = stays.clone()
-        final[:, :-1] &= merged["owner"][:, 1:] != merged["owner"][:, :-1]
-        last = {}
-        goal = torch.where(final, merged["owner"].long(), kv_heads)
-        for name, old in state.last.items():
-            x = merged[name]
-            room = torch.cat((old, old[:, :1]), 1)  # and one more, for what is no last slot
-            last[name] = room.scatter(1, goal.reshape(*goal.shape, *(1 for _ in x.shape[2:])).expand_as(x), x)[
-                :, :-1
-            ].clone(memory_format=torch.contiguous_format)
-        index, empty = rightmost(stays & ~final)
-        pool = {name: picked(merged[name], index)[:, None] for name in state.pool.values}
-        pool["position"] = pool["position"].masked_fill(empty[:, None], -1)
-        pool_slots = Slots.of(pool, room_for(index.shape[1], limit), state.length)
-        return dataclasses.replace(state, pool=pool_slots, last=last)
 
     def convert(self, layer: KVLayer, state: KVState) -> State:
         """See `Policy.convert`: all that it needs of a token is its key and value."""
@@ -345,7 +237,7 @@ class DMC(Policy):
             {name: x[:, :, -1].clone(memory_format=torch.contiguous_format) for name, x in slots.items()},
             start, state.padded, length=state.length,
         )  # fmt: skip
-        return self._reduced(layer, after, limit, limit) if after.pool.used > limit else after
+        return reduced(layer, after, limit, limit) if after.pool.used > limit else after
 
     def _relaxed_attend(self, layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, drawn: _Relaxed) -> Tensor:
         """The answer [B, T, H, V] of training, to whole rows: decisions between 0 and 1 (Section 3.2)."""
