@@ -9,26 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError, nearest
+from contextlab.models.pretrained.packed import NAMES, without_others_first
 from contextlab.models.stack import Model
+from contextlab.ops.documents import Documents
 
 SERVED = (
-    "attention_mask", "cache", "input_ids", "inputs_embeds", "labels", "logits_to_keep", "num_items_in_batch",
+    *NAMES, "attention_mask", "cache", "input_ids", "inputs_embeds", "labels", "logits_to_keep", "num_items_in_batch",
     "output_hidden_states", "past_key_values", "position_ids", "return_dict", "shift_labels", "use_cache",
 )  # fmt: skip
-
-
-PACKED = ("cu_seq", "max_length_", "seq_idx")
-"""How the arguments begin by which programs of transformers say where the documents of a row begin."""
 
 
 def refuse_others(others: dict[str, Any]) -> None:
     """Raises InputError for an argument that we do not know, or whose value would have to change something."""
     for name, value in others.items():
         asked = bool(value.any()) if isinstance(value, Tensor) else bool(value)  # token_type_ids are zeros, say
-        if asked and name.startswith(PACKED):
-            raise InputError(
-                f"{name}: packed documents are not taken here; give each document a row of its own, padded"
-            )
         if asked:
             near = nearest(name, SERVED)
             hint = f"; the nearest that is taken is {near!r}" if near else ""
@@ -99,8 +93,8 @@ def check_positions(
     first = off.gather(1, real.to(torch.int8).argmax(1, keepdim=True))
     if bool(((off != first) & real).any()):
         raise InputError(
-            "position_ids: expected a count of each row's tokens, 0, 1, 2, ...; those that start again (packed "
-            "documents) or leave places out are not taken: give each document a row of its own, padded"
+            "position_ids: expected a count of each row's tokens, 0, 1, 2, ...; 0 again where another "
+            "document begins; those that leave places out are not taken"
         )
     if model.spec.position in ("learned", "sinusoidal"):
         before = read if attention_mask is None else attention_mask[:, :-length].bool().sum(1, keepdim=True)
@@ -126,11 +120,18 @@ def places_of(logits_to_keep: int | Tensor, labels: bool) -> slice | Tensor | No
     return last
 
 
-def loss_of(logits: Tensor, labels: Tensor | None, shift_labels: Tensor | None, items: Tensor | int | None) -> Tensor:
+def loss_of(
+    logits: Tensor,
+    labels: Tensor | None,
+    shift_labels: Tensor | None,
+    items: Tensor | int | None,
+    documents: Documents | None = None,
+) -> Tensor:
     """The mean cross-entropy, in float32 at least, where labels are not -100.
 
     logits: [B, T, V]. labels: [B, T], of which place t + 1 is what place t is to predict. shift_labels: [B, T], what
     each place is to predict; used where both are given. items: what the sum is divided by in place of their count.
+    documents: of which the last place predicts nothing; None where each row is one.
     """
     due = shift_labels
     if due is None:
@@ -139,6 +140,7 @@ def loss_of(logits: Tensor, labels: Tensor | None, shift_labels: Tensor | None, 
     if due.shape != logits.shape[:2]:
         name = "labels" if shift_labels is None else "shift_labels"
         raise InputError(f"{name}: expected {list(logits.shape[:2])}, got {list(due.shape)}")
+    due = without_others_first(due, documents)
     scored = logits.flatten(0, 1)
     scored = scored.float() if scored.dtype in (torch.float16, torch.bfloat16) else scored
     due = due.flatten().to(scored.device)

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from contextlab.errors import InputError
 from contextlab.models.io import require_own
+from contextlab.models.packing import by_document
 from contextlab.models.pretrained import files
 from contextlab.models.pretrained.arguments import (
     check_positions,
@@ -29,6 +30,7 @@ from contextlab.models.pretrained.cache import CACHE, StateCache, one_cache
 from contextlab.models.pretrained.config import ContextlabConfig
 from contextlab.models.pretrained.generating import Generating
 from contextlab.models.pretrained.headless import Headless
+from contextlab.models.pretrained.packed import documents_of
 from contextlab.models.pretrained.reading import WHOLE, answers_whole, in_pieces
 from contextlab.models.pretrained.resize import resize
 from contextlab.models.spec import ModelSpec
@@ -87,7 +89,9 @@ class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """input_ids: [B, T] int64. attention_mask: [B, T or all that was read], 0 at a row's padding, left or right.
 
-        inputs_embeds: [B, T, D] in place of input_ids. position_ids: [B, T], the plain count of a row's tokens.
+        inputs_embeds: [B, T, D] in place of input_ids. position_ids: [B, T], the plain count of a row's tokens; where
+        they begin again at 0 another document begins, which is answered as if it stood alone. cu_seq_lens_q [N + 1],
+        cu_seq_lens_k, seq_idx [1, T], max_length_q, max_length_k: the same, as `DataCollatorWithFlattening` has it.
         cache or past_key_values, whatever the release of transformers: what `use_cache=True` returned for the tokens
         before, or an empty StateCache().
         labels: [B, T], -100 where none counts; the loss is the cross-entropy of the next token. shift_labels: the
@@ -99,17 +103,22 @@ class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
         Raises InputError for a cache of another kind, and for an argument that would change the outcome here.
         """
         shifted: Tensor | None = others.pop("shift_labels", None)
-        refuse_others(others)
         tokens, embedded = tokens_of(self.model, input_ids, inputs_embeds)
         before = one_cache(cache, past_key_values)
         read = 0 if before is None else before.get_seq_length()
         mask = mask_of(attention_mask, tokens, read)
-        check_positions(position_ids, attention_mask, mask, tokens, read, self.model)
+        whole = not use_cache and before is None and self.read_in_pieces is None
+        documents = documents_of(tokens, mask, position_ids, others, whole)
+        if documents is None:
+            check_positions(position_ids, attention_mask, mask, tokens, read, self.model)
+        refuse_others(others)
         has_labels = labels is not None or shifted is not None
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         within = Within(embedded, hidden, places_of(logits_to_keep, has_labels))
         after = None
-        if use_cache or before is not None:
+        if documents is not None:
+            logits = by_document(self.model, tokens, documents, within)
+        elif use_cache or before is not None:
             state = None if before is None else before.state
             logits, state = self.model.read(tokens, state, mask, within=within)
             after = StateCache(state) if before is None else before.after(state)
@@ -121,7 +130,7 @@ class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
                 self._warned_whole = True
                 warnings.warn(WHOLE, stacklevel=2)
             logits = self.model(tokens, mask, within=within)
-        loss = loss_of(logits, labels, shifted, num_items_in_batch) if has_labels else None
+        loss = loss_of(logits, labels, shifted, num_items_in_batch, documents) if has_labels else None
         handed_on: dict[str, Any] = {CACHE: after, "hidden_states": None if hidden is None else tuple(hidden)}
         output = CausalLMOutputWithPast(loss=loss, logits=logits, **handed_on)
         return output.to_tuple() if return_dict is False else output
