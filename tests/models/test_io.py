@@ -239,7 +239,7 @@ class Peft(torch.nn.Module):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (adapted, "not as its spec says.* adapters are to be merged.*'blocks.0.mixer.out_proj.base_layer.weight'"),
+        (adapted, "not as its spec says.*adapters are to be merged.*'blocks.0.mixer.out_proj.base_layer.weight'"),
         (quantized, "'blocks.0.mixer.out_proj.weight' is a Int8, which a saved model cannot hold"),
         (
             lambda model: Peft(),

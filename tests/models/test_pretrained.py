@@ -397,6 +397,31 @@ def test_padding_at_the_right_is_that_of_each_row_alone_and_within_a_row_refused
         wrapped(TOKENS, attention_mask=torch.tensor([[1, 0, 1, 1, 1, 1], [1] * 6]))
 
 
+def test_an_exported_program_is_right_at_any_length():
+    from contextlab.models.pretrained import ContextlabForCausalLM
+
+    sizes = {"width": 16, "depth": 1, "heads": 2, "read_in": "token", "input_size": 31, "output_size": 31}
+    wrapped = ContextlabForCausalLM.of(build_model("transformer", **sizes).eval())
+    open_ends = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    program = torch.export.export(wrapped, (TOKENS,), dynamic_shapes=open_ends).module()
+    longer = torch.randint(31, (3, 20), generator=torch.Generator().manual_seed(2))
+    for tokens in (TOKENS, longer):
+        torch.testing.assert_close(program(tokens).logits, wrapped(tokens).logits, rtol=0, atol=1e-5)
+
+
+def test_an_open_length_that_torch_cannot_export_is_an_error_and_no_wrong_answer():
+    sizes = {"width": 16, "depth": 1, "heads": 2, "read_in": "token", "input_size": 31, "output_size": 31}
+    model = build_model("gated_delta_net", **sizes).eval()
+    tokens = TOKENS.repeat(1, 2)
+    longer = torch.randint(31, (3, 20), generator=torch.Generator().manual_seed(2))
+    fixed = torch.export.export(model, (tokens,)).module()
+    torch.testing.assert_close(fixed(tokens), model(tokens), rtol=0, atol=1e-5)
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+        fixed(longer)
+    with pytest.raises(Exception, match="Guard failed|Constraints violated"):
+        torch.export.export(model, (tokens,), dynamic_shapes={"inputs": {1: torch.export.Dim.DYNAMIC}}).module()(longer)
+
+
 def test_models_that_predict_no_next_token_are_refused():
     from contextlab.models.pretrained import ContextlabForCausalLM
 
