@@ -12,10 +12,6 @@ from contextlab.errors import InputError
 from contextlab.ops.position import (
     RopeScaling,
     alibi_slopes,
-    carope_phases,
-    clex_frequencies,
-    gali_places,
-    gali_table,
     pairs_of_halves,
     rope,
     rope_frequencies,
@@ -23,8 +19,8 @@ from contextlab.ops.position import (
     rotary_size,
     rotate,
     sinusoidal,
-    xpos_attention,
 )
+from contextlab.ops.position_variants import carope_phases, clex_frequencies, gali_places, gali_table, xpos_attention
 
 
 def test_rope_matches_transformers() -> None:

@@ -20,7 +20,7 @@ from contextlab.prompt import Task
 from contextlab.testing.objective import Reader, off
 from contextlab.training import TrainSpec, train
 from contextlab.training.distributed import workers
-from contextlab.training.trainer import loss_and_gradients
+from contextlab.training.step import loss_and_gradients
 
 SPEC = TrainSpec(steps=40, batch=16, accumulate=2, warmup=5, log_every=5, checkpoint_every=15)
 

@@ -15,7 +15,7 @@ from tiny_training import Sums, Tiny
 
 from contextlab.errors import InputError
 from contextlab.training import TrainSpec, checkpoint, train
-from contextlab.training.trainer import TrainResult
+from contextlab.training.run import TrainResult
 
 SPEC = TrainSpec(steps=60, batch=8, warmup=5, log_every=7, checkpoint_every=20)
 

@@ -14,7 +14,7 @@ from contextlab.errors import InputError
 from contextlab.testing.objective import ROUNDING
 from contextlab.training import TrainSpec, train
 from contextlab.training.distributed import generator
-from contextlab.training.trainer import loss_and_gradients
+from contextlab.training.step import loss_and_gradients
 
 SCRIPT = Path(__file__).with_name("distributed_script.py")
 

@@ -17,7 +17,7 @@ from contextlab.errors import InputError, ResourceError
 from contextlab.prompt import Prompt
 from contextlab.training import CurriculumSpec, TrainSpec, TrainState, train, train_step
 from contextlab.training.distributed import generator
-from contextlab.training.trainer import loss_and_gradients
+from contextlab.training.step import loss_and_gradients
 
 SHORT = TrainSpec(steps=30, batch=16, warmup=5, log_every=4, checkpoint_every=10)
 

@@ -14,17 +14,10 @@ from torch import Tensor, nn
 
 from contextlab.errors import ContextlabError
 from contextlab.evaluation.breakdown import FacetTally
+from contextlab.evaluation.comparisons import compare_predictions
 from contextlab.evaluation.decisions import ONLINE, regret
 from contextlab.evaluation.evaluate import evaluate, evaluate_learners
-from contextlab.evaluation.results import (
-    COLUMNS,
-    FACET_COLUMNS,
-    SIMILARITY_COLUMNS,
-    read_results,
-    table,
-    write_results,
-)
-from contextlab.evaluation.similarity import compare_predictions
+from contextlab.evaluation.results import COLUMNS, FACET_COLUMNS, SIMILARITY_COLUMNS, read_results, table, write_results
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.prompt import Predictor, Prompt, Task
 from contextlab.tasks.decisions import DecisionTask

@@ -14,7 +14,7 @@ from torch import Tensor
 from contextlab.models import Model
 from contextlab.prompt import Prompt
 from contextlab.training import TrainSpec, TrainState, train_step
-from contextlab.training.trainer import loss_and_gradients
+from contextlab.training.step import loss_and_gradients
 
 S = TypeVar("S")
 

@@ -14,14 +14,7 @@ from contextlab.ops.delta import delta_rule, gated_delta_rule, naive_gated_delta
 from contextlab.ops.documents import by_document
 from contextlab.ops.dplr import dplr_delta_rule, kda, naive_dplr_delta_rule, naive_kda
 from contextlab.ops.gla import gla, naive_gla, naive_rwkv6, rwkv6
-from contextlab.ops.linear import (
-    lightning_attention,
-    linear_attention,
-    naive_simple_gla,
-    retention,
-    simple_gla,
-    ssd,
-)
+from contextlab.ops.linear import lightning_attention, linear_attention, naive_simple_gla, retention, simple_gla, ssd
 from contextlab.ops.log_linear import fenwick_levels, log_linear_chunk, naive_log_linear_attention
 from contextlab.ops.long_convolution import long_convolution, naive_long_convolution
 from contextlab.ops.mamba3 import mamba3, naive_mamba3
@@ -38,8 +31,8 @@ from contextlab.ops.position import (
     rotary_size,
     rotate,
     sinusoidal,
-    xpos_attention,
 )
+from contextlab.ops.position_variants import xpos_attention
 from contextlab.ops.scan import linear_scan, naive_linear_scan, naive_selective_scan, selective_scan
 from contextlab.ops.slstm import slstm
 from contextlab.ops.softmax import naive_softmax_attention, softmax_attention

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from contextlab.prompt import Task
 from contextlab.testing.law import Component, law, require
 from contextlab.training import TrainSpec
-from contextlab.training.trainer import loss_and_gradients
+from contextlab.training.step import loss_and_gradients
 
 ROUNDING = 1e-5
 """Losses are taken in float32: how far two ways to sum one may be apart, of its size."""

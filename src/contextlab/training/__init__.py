@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING
 
 from contextlab.lazy import modules_on_demand
+from contextlab.training.run import TrainResult
 from contextlab.training.spec import CurriculumSpec, TrainSpec
-from contextlab.training.trainer import TrainResult, TrainState, train, train_step
+from contextlab.training.step import TrainState, train_step
+from contextlab.training.trainer import train
 
 if not TYPE_CHECKING:  # else mypy would take any name
     __getattr__ = modules_on_demand(__name__, __path__)

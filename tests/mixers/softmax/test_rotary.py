@@ -10,7 +10,7 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.mixers import Attention, CaropeAttention, ClexAttention, GaliAttention, build_mixer
 from contextlab.mixers.softmax.carope import PhaseState
-from contextlab.ops.position import clex_frequencies
+from contextlab.ops.position_variants import clex_frequencies
 from contextlab.state import KVState
 
 

@@ -9,7 +9,8 @@ import torch
 
 from contextlab import build_task
 from contextlab.errors import InputError
-from contextlab.tasks.text.babilong import ACTORS, DROPS, GIVES, MOVES, NAMES, OBJECTS, PLACES, TAKES
+from contextlab.tasks.text.babilong import NAMES
+from contextlab.tasks.text.babilong_world import ACTORS, DROPS, GIVES, MOVES, OBJECTS, PLACES, TAKES
 
 FACT = rf"({'|'.join(ACTORS)}) ({'|'.join((*MOVES, *TAKES, *DROPS, *GIVES))}) the (\w+)(?: to (\w+))?\.\n"
 RELATION = r"The (\w+) is (north|south|east|west) of the (\w+)\.\n"

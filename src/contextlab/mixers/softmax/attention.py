@@ -9,7 +9,8 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
-from contextlab.ops.position import RopeScaling, xpos_attention
+from contextlab.ops.position import RopeScaling
+from contextlab.ops.position_variants import xpos_attention
 from contextlab.registry import register
 
 

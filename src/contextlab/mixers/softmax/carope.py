@@ -15,11 +15,8 @@ from contextlab.mixers.layers import Linear, in_dtype_of
 from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens, with_conv
 from contextlab.mixers.softmax.rotary import _turned_size
 from contextlab.ops.linear import working_dtype
-from contextlab.ops.position import (
-    carope_phases,
-    rotate,
-    rotations,
-)
+from contextlab.ops.position import rotate, rotations
+from contextlab.ops.position_variants import carope_phases
 from contextlab.registry import register
 from contextlab.state import State, own, tensor_bytes
 

@@ -12,16 +12,8 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError
 from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
-from contextlab.ops.position import (
-    clex_frequencies,
-    clex_steps,
-    gali_places,
-    gali_table,
-    rope_table,
-    rotary_size,
-    rotate,
-    rotations,
-)
+from contextlab.ops.position import rope_table, rotary_size, rotate, rotations
+from contextlab.ops.position_variants import clex_frequencies, clex_steps, gali_places, gali_table
 from contextlab.ops.softmax import resolve_positions, softmax_attention
 from contextlab.registry import register
 

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens, row_places
-from contextlab.ops.position import (
-    RopeScaling,
-)
+from contextlab.ops.position import RopeScaling
 from contextlab.ops.softmax import softmax_attention
 from contextlab.ops.window import Sinks, window_attention
 from contextlab.registry import register

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field, PositiveInt
@@ -18,32 +18,32 @@ from contextlab.errors import InputError, at_most
 from contextlab.prompt import Task
 from contextlab.registry import register
 from contextlab.tasks.base import check_options
+from contextlab.tasks.text.babilong_gifts import ask_gift, read_gift
+from contextlab.tasks.text.babilong_relations import read_relations, relations
+from contextlab.tasks.text.babilong_world import (
+    ACTORS,
+    DROP,
+    DROPS,
+    GIVE,
+    GIVES,
+    GIVING,
+    MOVE,
+    MOVES,
+    OBJECTLESS,
+    OBJECTS,
+    PLACES,
+    TAKE,
+    TAKES,
+    Told,
+    World,
+    simulate,
+)
 from contextlab.tasks.text.base import FilledTask
 from contextlab.tasks.text.corpus import PYTHON, Part
 from contextlab.tasks.text.page import Page, Pieces, Story, cat, interleave, spaced
 
-ACTORS = ("Mary", "John", "Daniel", "Sandra")
-PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
-OBJECTS = ("apple", "football", "milk")
-MOVES = ("moved to", "went to", "journeyed to", "travelled to")
-TAKES = ("picked up", "took", "got", "grabbed")
-DROPS = ("dropped", "discarded", "put down", "left")
-GIVES = ("gave", "handed", "passed")
-MOVE, TAKE, DROP, GIVE = 0, 1, 2, 3
-DIRECTIONS = ("north", "south", "east", "west")
-"""Opposite ones side by side."""
-
 Name = Literal["qa1", "qa2", "qa3", "qa4", "qa5", "qa6", "qa7", "qa8"]
 NAMES: tuple[str, ...] = get_args(Name)
-OBJECTLESS, GIVING = ("qa1", "qa6"), ("qa5", "qa7", "qa8")
-OPENING = {
-    "qa2": (MOVE, TAKE, MOVE),
-    "qa3": (MOVE, TAKE, MOVE),
-    "qa5": (MOVE, TAKE, GIVE),
-    "qa7": (MOVE, TAKE),
-    "qa8": (MOVE, TAKE),
-}
-"""What one person does at the beginning of a story, so that there is a question."""
 FACTS, RELATIONS = 6, 2
 """Facts of a story where the user does not say: bAbI has two of places in qa4."""
 LISTS = tuple(
@@ -57,45 +57,6 @@ ANSWERS = {
     "qa7": ("none", "one", "two", "three"),
     "qa8": LISTS,
 }
-GIFTS = (
-    (" What did", "giver", " give to", "other", "?", "thing"),
-    (" Who gave the", "thing", " to", "other", "?", "giver"),
-    (" Who gave the", "thing", "", "", "?", "giver"),
-    (" Who received the", "thing", "", "", "?", "other"),
-    (" Who did", "giver", " give the", "thing", " to?", "other"),
-)
-"""The questions of qa5, around two names, and what answers them."""
-
-
-class World(NamedTuple):
-    """Stories that were simulated.
-
-    actor, act, noun, other: [B, n] of each fact: who did what, to which place (0 to 5) or object (6 to 8), to whom it
-    was given. at: [B, 4], where each person is; lies, before: [B, 3], where each object is, and where it was before
-    that; holder: [B, 3]; -1 where it is not known, or nobody. moved, touched: [B, 4], the fact in which each person
-    moved last, and that in which what they hold changed last; settled: [B, 3], in which each object came to its place.
-    """
-
-    actor: Tensor
-    act: Tensor
-    noun: Tensor
-    other: Tensor
-    at: Tensor
-    lies: Tensor
-    before: Tensor
-    holder: Tensor
-    moved: Tensor
-    touched: Tensor
-    settled: Tensor
-
-
-class Told(NamedTuple):
-    """A story as text. lines: [B, 4 n], four pieces a fact. question. answer: [B, 1], into ANSWERS. fact: [B]."""
-
-    lines: Pieces
-    question: Pieces
-    answer: Tensor
-    fact: Tensor
 
 
 @register(
@@ -177,8 +138,12 @@ class FactsInText(FilledTask):
 
     def compose(self, page: Page, batch: int, generator: torch.Generator) -> Story:
         """Draw the story, then one of the questions that it answers."""
-        tell = self._relations if self.task == "qa4" else self._events
-        lines, question, answer, fact = tell(page, batch, generator)
+        told = (
+            relations(page, self.count, batch, generator)
+            if self.task == "qa4"
+            else self._events(page, batch, generator)
+        )
+        lines, question, answer, fact = told
         facts = [Pieces(lines.start[:, i : i + 4], lines.size[:, i : i + 4]) for i in range(0, 4 * self.count, 4)]
         the = " the" if ANSWERS[self.task] == PLACES else ""
         after = cat(page.text("\nQuestion:"), question, page.text(f"\nAnswer:{the}"))
@@ -187,45 +152,10 @@ class FactsInText(FilledTask):
         parts, places = self.fill(page, generator, page.text(""), facts, depths, after, spelled)
         return Story(parts, spelled, places[fact], _references(self.task).to(page.device)[answer.squeeze(1)])
 
-    def _relations(self, page: Page, batch: int, generator: torch.Generator) -> Told:
-        """qa4: place i + 1 of a chain is in direction i of place i, a coin's throw for each of two directions."""
-        device, n = page.device, self.count
-
-        def draw(high: int, *shape: int) -> Tensor:
-            return torch.randint(high, (batch, *shape), generator=generator, device=device)
-
-        place = torch.rand(batch, len(PLACES), generator=generator, device=device).argsort(1)[:, : n + 1]
-        turn, sense, middle = draw(2, n), draw(2, 2), draw(n - 1, 1)
-        turn.scatter_(1, middle + 1, turn.gather(1, middle))  # the steps before and after the place that is asked for
-        direction = 2 * turn + sense.gather(1, turn)
-        order = torch.rand(batch, n, generator=generator, device=device).argsort(1)
-        back = draw(2, n)  # a step is told of its end, or of its beginning, which is in the opposite direction of it
-        first, second = place.gather(1, order + 1 - back), place.gather(1, order + back)
-        names = page.text(*(f" {each}" for each in PLACES))
-        ways = page.text(*(f" is {each} of the" for each in DIRECTIONS))
-        lines = interleave(
-            page.text(*(f"The {each}" for each in PLACES)).take(first),
-            ways.take(direction.gather(1, order) ^ back),
-            names.take(second),
-            page.text(".\n"),
-        )
-        on = draw(2, 1)  # the answer is the next of the chain, or the one before
-        way = direction.gather(1, middle) ^ 1 ^ on  # of the answer, from the place
-        asked, answer = place.gather(1, middle + 1), place.gather(1, middle + 2 * on)
-        turned = draw(2, 1)  # "what is north of it", or "what is it south of"
-        question = cat(
-            page.text(*(f" What is {each} of the" for each in DIRECTIONS), *[" What is the"] * 4).take(
-                way + 4 * turned
-            ),
-            names.take(asked),
-            page.text(*["?"] * 4, *(f" {each} of?" for each in DIRECTIONS)).take((way ^ turned) + 4 * turned),
-        )
-        return Told(lines, question, answer, (order == middle + on).int().argmax(1))
-
     def _events(self, page: Page, batch: int, generator: torch.Generator) -> Told:
         """All other tasks: what people did, one fact after another."""
         device = page.device
-        world = self._simulate(batch, generator, device)
+        world = simulate(self.task, self.count, batch, generator, device)
         question, answer, fact = self._ask(page, world, generator)
         verbs = page.text(*(f" {verb} the" for verb in (*MOVES, *TAKES, *DROPS, *GIVES)))
         wording = 4 * world.act + torch.randint(4, world.act.shape, generator=generator, device=device)
@@ -253,7 +183,7 @@ class FactsInText(FilledTask):
         actors, places, objects = (page.text(*(f" {each}" for each in names)) for names in (ACTORS, PLACES, OBJECTS))
         mark = page.text("?")
         if self.task == "qa5":
-            return _ask_gift(page, world, generator, one)
+            return ask_gift(page, world, generator, one)
         if self.task in ("qa2", "qa3"):
             asked = one((world.lies if self.task == "qa2" else world.before) >= 0)
             now, fact = world.lies.gather(1, asked), world.settled.gather(1, asked).squeeze(1)
@@ -281,63 +211,11 @@ class FactsInText(FilledTask):
         place = (now + (1 - yes) * other) % len(PLACES)
         return cat(page.text(" Is"), who, page.text(" in the"), places.take(place), mark), yes, fact
 
-    def _simulate(self, batch: int, generator: torch.Generator, device: torch.device | str) -> World:
-        """Draw stories of who goes where, and takes, drops and gives what."""
-        rows = torch.arange(batch, device=device)
-        at = torch.full((batch, len(ACTORS)), -1, device=device)  # where each is, -1 for not known
-        moved, touched = at.clone(), at.clone()  # in which fact
-        holder, lies, before, settled = (torch.full((batch, len(OBJECTS)), -1, device=device) for _ in range(4))
-        told: list[tuple[Tensor, ...]] = []
-        opening = OPENING.get(self.task, ())
-        for step in range(self.count):
-            draw = torch.rand(batch, 4, generator=generator, device=device)
-            who = (draw[:, 0] * len(ACTORS)).long()
-            if 0 < step < len(opening):
-                who = told[0][0]
-            here = at[rows, who].unsqueeze(1)
-            can_take = (holder < 0) & (here >= 0) & ((lies == here) | (lies < 0))
-            can_drop = holder == who.unsqueeze(1)
-            if opening[step : step + 1] == (GIVE,):
-                can_take = torch.zeros_like(can_take)
-            # One of the possible takes and drops, evenly: the largest of random numbers.
-            free = torch.rand(batch, len(OBJECTS), generator=generator, device=device)
-            what = torch.where(can_take | can_drop, free, -1.0).argmax(1)
-            touch = (can_take | can_drop).any(1) & (draw[:, 1] > 1 / 3)
-            if step < len(opening) or self.task in OBJECTLESS:
-                touch = torch.full_like(touch, opening[step : step + 1] not in ((), (MOVE,)))
-            drop = touch & can_drop[rows, what]
-            take = touch & ~drop
-            give, other = torch.zeros_like(drop), torch.zeros_like(who)
-            if self.task in GIVING:  # to someone who is there, or can be
-                near = ((at == here) | (at < 0)).scatter(1, who.unsqueeze(1), False)
-                other = torch.where(near, torch.rand(near.shape, generator=generator, device=device), -1.0).argmax(1)
-                give = drop & near.any(1) & ((draw[:, 3] < 0.5) | (opening[step : step + 1] == (GIVE,)))
-                drop = drop & ~give
-            # A move leads to one of the other places.
-            go = (draw[:, 2] * (len(PLACES) - (here[:, 0] >= 0).long())).long()
-            go = go + ((here[:, 0] >= 0) & (go >= here[:, 0])).long()
-            act = torch.where(take, TAKE, torch.where(drop, DROP, torch.where(give, GIVE, MOVE)))
-            told.append((who, act, torch.where(touch, what + len(PLACES), go), other))
-            at[rows, who] = torch.where(touch, here[:, 0], go)
-            moved[rows, who] = torch.where(touch, moved[rows, who], step)
-            touched[rows, who] = torch.where(touch, step, touched[rows, who])
-            at[rows, other] = torch.where(give, here[:, 0], at[rows, other])
-            touched[rows, other] = torch.where(give, step, touched[rows, other])
-            kept = torch.where(drop, -1, torch.where(give, other, holder[rows, what]))
-            holder[rows, what] = torch.where(take, who, kept)
-            place = at.gather(1, holder.clamp_min(0))  # of what is held: where its holder is
-            changed = (holder >= 0) & (place != lies)
-            before = torch.where(changed, lies, before)
-            settled = torch.where(changed, step, settled)
-            lies = torch.where(changed, place, lies)
-        actor, act, noun, to = (torch.stack(each, 1) for each in zip(*told, strict=True))
-        return World(actor, act, noun, to, at, lies, before, holder, moved, touched, settled)
-
     def read(self, text: str) -> list[str]:
         """The answer, from the story told again."""
         asked = text[text.rindex("\nQuestion: ") + 11 : text.rindex("\nAnswer:")]
         if self.task == "qa4":
-            return _read_relations(text, asked)
+            return read_relations(text, asked)
         verbs = {verb: kind for kind, names in enumerate((MOVES, TAKES, DROPS, GIVES)) for verb in names}
         people, things = "|".join(ACTORS), "|".join(OBJECTS)
         pattern = rf"({people}) ({'|'.join(verbs)}) the ({'|'.join(PLACES)}|{things})(?: to ({people}))?\.\n"
@@ -359,7 +237,7 @@ class FactsInText(FilledTask):
                 if where[owner][-1:] != where.get(thing, [])[-1:]:
                     where.setdefault(thing, []).append(where[owner][-1])
         if self.task == "qa5":
-            return _read_gift(gifts, asked)
+            return read_gift(gifts, asked)
         subject = next(word for word in re.findall(r"\w+", asked) if word in (*ACTORS, *OBJECTS))
         if self.task == "qa6":
             return [" yes" if asked.endswith(f" {where[subject][-1]}?") else " no"]
@@ -388,54 +266,3 @@ def _references(task: str) -> Tensor:
     return torch.tensor(
         [[list(word.ljust(width, "\0").encode()) for word in row + [""] * (most - len(row))] for row in words]
     )
-
-
-def _ask_gift(
-    page: Page, world: World, generator: torch.Generator, one: Callable[[Tensor], Tensor]
-) -> tuple[Pieces, Tensor, Tensor]:
-    """qa5: a form of question, then names that it has an answer for, all evenly; the last fact that fits answers."""
-    device, (batch, n) = page.device, world.act.shape
-    people, things = len(ACTORS), len(OBJECTS)
-    names = {"giver": world.actor, "thing": people + world.noun - len(PLACES), "other": world.other}
-    none = people + things
-    form = torch.randint(len(GIFTS), (batch, 1), generator=generator, device=device)
-    slots = []  # [forms, B, n]: the numbers of the first name, of the second, and of the answer
-    for at in (1, 3, 5):
-        slots.append(torch.stack([names.get(each[at], torch.full_like(world.act, none)) for each in GIFTS]))
-    rows = torch.arange(batch, device=device)
-    first, second, answer = (each[form.squeeze(1), rows] for each in slots)
-    key = (none + 1) * first + second
-    steps = torch.where(world.act == GIVE, torch.arange(n, device=device), -1)
-    last = torch.full((batch, (none + 1) ** 2), -1, device=device)
-    last.scatter_reduce_(1, torch.where(world.act == GIVE, key, 0), steps, "amax")
-    fact = last.gather(1, one(last >= 0))
-    words = page.text(*(f" {each}" for each in (*ACTORS, *OBJECTS)), "")
-    pieces = [page.text(*(each[at] for each in GIFTS)).take(form) for at in (0, 2, 4)]
-    question = cat(
-        pieces[0], words.take(first.gather(1, fact)), pieces[1], words.take(second.gather(1, fact)), pieces[2]
-    )
-    return question, answer.gather(1, fact), fact.squeeze(1)
-
-
-def _read_gift(gifts: list[dict[str, str]], asked: str) -> list[str]:
-    """The last gift that fits the question."""
-    for start, first, middle, second, end, answer in GIFTS:
-        for gift in reversed(gifts):
-            names = [f" {gift[each]}" if each else "" for each in (first, second)]
-            if f" {asked}" == f"{start}{names[0]}{middle}{names[1]}{end}":
-                return [f" {gift[answer]}"]
-    return []
-
-
-def _read_relations(text: str, asked: str) -> list[str]:
-    """The place in a direction of another, from either way to say it."""
-    opposite = dict(zip(DIRECTIONS, ("south", "north", "west", "east"), strict=True))
-    beside: dict[tuple[str, str], str] = {}  # the place in a direction of a place
-    ways, places = "|".join(DIRECTIONS), "|".join(PLACES)
-    for first, way, second in re.findall(rf"The ({places}) is ({ways}) of the ({places})\.\n", text):
-        beside[way, second] = first
-        beside[opposite[way], first] = second
-    if found := re.fullmatch(rf"What is ({ways}) of the ({places})\?", asked):
-        return [f" {beside[found[1], found[2]]}"]
-    found = re.fullmatch(rf"What is the ({places}) ({ways}) of\?", asked)
-    return [f" {beside[opposite[found[2]], found[1]]}"] if found else []

@@ -1,0 +1,187 @@
+"""A training in progress: what is recorded of it, where it is kept, what came of it."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from contextlab.errors import InputError
+from contextlab.training import checkpoint
+from contextlab.training.distributed import Workers
+from contextlab.training.step import Step, TrainState
+
+
+@dataclass
+class TrainResult:
+    """What came of a training.
+
+    history: a row every `log_every` steps: step, loss and gradient_norm (means over the steps since the last
+        row), learning_rate, tokens (read since the start, by all processes), seconds (since the start).
+    status: "finished", or "diverged" when a loss or gradient was not finite; the model then holds the last
+        parameters that came from finite gradients.
+    step: the last step, counted from 1; of a diverged training the step that failed.
+    seconds: that this call took.
+    steps_per_second: of this call.
+    message: one line about a diverged training, or one that was resumed with another number of threads.
+    checkpoint: folder of the last checkpoint.
+    threads: of the last step on CPU.
+    """
+
+    history: pd.DataFrame
+    status: Literal["finished", "diverged"]
+    step: int
+    seconds: float
+    steps_per_second: float
+    message: str = ""
+    checkpoint: Path | None = None
+    threads: int = 1
+
+
+@dataclass
+class Run:
+    """A training in progress: its state, what was recorded of it, and where it is kept."""
+
+    model: Any
+    state: TrainState
+    team: Workers
+    identity: dict[str, Any]
+    folder: Path | None
+    rows: list[dict[str, float]] = field(default_factory=list)
+    pending: list[list[float]] = field(default_factory=list)  # [loss, norm] of the steps since the last row
+    fresh: list[Tensor] = field(default_factory=list)  # the same, not yet waited for
+    tokens: int = 0
+    status: str = ""
+    earlier: float = 0.0
+    threads: list[int] = field(default_factory=lambda: [torch.get_num_threads()])  # of its steps, in order
+    first_step: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    path: Path | None = None
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def add(self, step: Step) -> None:
+        self.fresh.append(torch.stack([step.loss, step.gradient_norm]))
+        self.tokens += step.tokens * self.team.count
+
+    def settle(self) -> None:
+        """Wait for the steps' numbers; a first one that is not finite ends the training."""
+        if self.fresh:
+            known = len(self.pending)
+            self.pending += self.team.mean(torch.stack(self.fresh)).tolist()
+            bad = [i for i, pair in enumerate(self.pending[known:], known) if not math.isfinite(sum(pair))]
+            if bad:
+                self.status = "diverged"
+                self.state.step -= len(self.pending) - 1 - bad[0]
+                self.pending = self.pending[: bad[0] + 1]
+            self.fresh = []
+
+    def record(self, learning_rate: float) -> dict[str, float]:
+        """Add the row of this step."""
+        loss, norm = (sum(values) / len(self.pending) for values in zip(*self.pending, strict=True))
+        row = {
+            "step": self.state.step,
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": norm,
+            "tokens": self.tokens,
+            "seconds": self.earlier + self.seconds,
+        }
+        self.rows.append(row)
+        self.pending = []
+        return row
+
+    def open(self, resume: bool) -> None:
+        """Prepare the folder, and go on from its newest checkpoint when asked to."""
+        if self.folder is None:
+            if resume:
+                raise InputError("resume needs the folder that the training wrote; give folder=...")
+            return
+        if self.team.first:
+            checkpoint.prepare(self.folder)
+        self.team.wait()
+        self.path = checkpoint.newest(self.folder)
+        if self.path is None:
+            return
+        if not resume:
+            raise InputError(f"{self.folder}: holds {self.path.name} already; resume it or choose another folder")
+        found = checkpoint.read(self.path, self.model, self.identity, {**self.state.optimizer, **self._streams([])})
+        for name, tensor in self.state.optimizer.items():
+            tensor.copy_(found.tensors[name])
+        self.state.generator.set_state(found.tensors[f"generator.{self.team.rank}"])
+        self.state.step = self.first_step = found.record["step"]
+        self.rows, self.pending = found.record["history"], found.record["pending"]
+        self.tokens, self.status = found.record["tokens"], found.record["status"]
+        self.earlier = found.record["seconds"]
+        self._note_threads(found.record)
+
+    def _note_threads(self, record: Mapping[str, Any]) -> None:
+        """Say so where the steps before were made with another number of threads: sums are then rounded otherwise."""
+        used = [*record.get("earlier_threads", ()), record.get("threads")]
+        self.threads = [count for count in used if isinstance(count, int)]
+        now = torch.get_num_threads()
+        if not self.threads or (now != self.threads[-1] and not self.status):
+            self.threads.append(now)
+            if self.threads_message:
+                warnings.warn(f"{self.path}: {self.threads_message}", stacklevel=4)
+
+    @property
+    def threads_message(self) -> str:
+        """One line about a training that was made with several numbers of threads."""
+        if len(self.threads) < 2:
+            return ""
+        return (
+            f"trained with {', then with '.join(map(str, self.threads))} threads: last digits may differ from those of "
+            "a training that was never stopped"
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint, by the first process."""
+        if self.folder is None:
+            return
+        streams = self._streams(self.team.gather(self.state.generator.get_state()))
+        if self.team.first:
+            record = {
+                "step": self.state.step,
+                "status": self.status,
+                "is": self.identity,
+                "seconds": self.earlier + self.seconds,
+                "tokens": self.tokens,
+                "versions": {"torch": torch.__version__},
+                "threads": self.threads[-1],
+                "earlier_threads": self.threads[:-1],
+                "pending": self.pending,
+                "history": self.rows,
+            }
+            self.path = checkpoint.write(self.folder, self.model, {**self.state.optimizer, **streams}, record)
+        self.team.wait()
+
+    def _streams(self, states: list[Tensor]) -> dict[str, Tensor]:
+        own = self.state.generator.get_state()
+        return {f"generator.{rank}": each for rank, each in enumerate(states or [own] * self.team.count)}
+
+    def result(self) -> TrainResult:
+        seconds, done = self.seconds, self.state.step - self.first_step
+        message = self.threads_message
+        if self.status == "diverged":
+            message = (
+                f"the loss or its gradient was not finite at step {self.state.step}; the parameters are of "
+                "the step before; try a smaller learning_rate or matrix_learning_rate, or a longer warmup"
+            )
+        history = pd.DataFrame(
+            self.rows, columns=["step", "loss", "learning_rate", "gradient_norm", "tokens", "seconds"]
+        )
+        status: Literal["finished", "diverged"] = "diverged" if self.status == "diverged" else "finished"
+        return TrainResult(
+            history, status, self.state.step, seconds, done / seconds, message, self.path, self.threads[-1]
+        )
