@@ -10,7 +10,8 @@ import torch
 from contextlab.errors import InputError
 from contextlab.evaluation import cost
 from contextlab.models import Model, build_model, load, load_tokenizer, save_model
-from contextlab.models.hub import HuggingFaceModel, build_checkpoint, describe_checkpoint
+from contextlab.models.hub import build_checkpoint, describe_checkpoint
+from contextlab.models.hub_model import HuggingFaceModel
 
 from .checkpoints import CONFIGS, V, checkpoint, reference
 
