@@ -32,7 +32,7 @@ def without_rows(leaf: Tensor, rows: Tensor) -> Tensor:
 
 
 def emptied(value: Any, batch: int, leaves: list[Tensor | State], name: str = "") -> Any:
-    """`value` with slots for the tensors that have the batch first and policies' states, all put into `leaves`."""
+    """`value` with slots for the tensors [B, ...] and policies' states, all put into `leaves`."""
     if isinstance(value, State):
         leaves.append(value)
         return _Slot(fresh=False)

@@ -42,7 +42,8 @@ WRAPPED = "model."
 def save_model(model: Model, folder: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
     """Write the model's two files into `folder`, and leave all others there as they are. Returns the folder.
 
-    weights: the tensors to be written; None: the model's own. Their names may all begin with `WRAPPED`.
+    weights: the tensors to be written, each in its parameter's shape [...]; None: the model's own. Their names may all
+        begin with `WRAPPED`.
 
     Whenever the process dies, `load_model` finds the old model or the new one. Raises InputError where a file or a link
     bears the folder's name, and for a model that could not be loaded again: one with adapters or quantized weights in
@@ -60,7 +61,10 @@ def save_model(model: Model, folder: str | Path, weights: dict[str, Tensor] | No
 
 
 def write_model(model: Model, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """Write the model's two files into an existing folder (for checkpoints, which add files of their own)."""
+    """Write the model's two files into an existing folder (for checkpoints, which add files of their own).
+
+    weights: the tensors to be written, each in its parameter's shape [...]; None: the model's own.
+    """
     data = pack_tensors(dict(model.state_dict()) if weights is None else weights)
     digest = hashlib.sha256(data).hexdigest()
     waiting = folder / _waiting(digest)

@@ -22,7 +22,7 @@ LENGTHS = (3, 0, 17, 1, 6)
 
 
 def ends() -> Tensor:
-    """cu_seqlens of such documents: [6] int32."""
+    """cu_seqlens of such documents: [N + 1] int32, for the five of them N = 5."""
     return torch.tensor((0, *LENGTHS)).cumsum(0).int()
 
 

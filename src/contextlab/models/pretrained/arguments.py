@@ -81,6 +81,7 @@ def check_positions(
 ) -> None:
     """Raises InputError where places are not the plain count of a row's tokens, which is what the model counts itself.
 
+    position_ids, mask, tokens: [B, T]. attention_mask: [B, read + T]. read: tokens before them.
     Where only distances count (rotary and the like) a row may start anywhere.
     """
     if position_ids is None or torch.compiler.is_compiling():
@@ -106,7 +107,7 @@ def check_positions(
 
 
 def places_of(logits_to_keep: int | Tensor, labels: bool) -> slice | Tensor | None:
-    """The places that are predicted at, as `Within.last`; None for all."""
+    """The places that are predicted at, as `Within.last`; None for all. logits_to_keep: a count, or places [n]."""
     if isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim == 1 and not logits_to_keep.is_floating_point():
         last: slice | Tensor | None = logits_to_keep
     elif isinstance(logits_to_keep, int) and logits_to_keep >= 0:

@@ -117,7 +117,10 @@ def check_keywords(call: str, given: Mapping[str, Any], neutral: Mapping[str, An
 
 
 def save(wrapped: ContextlabForCausalLM, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
-    """Write config.json, generation_config.json, `REMOTE` and the files of `save_model`; others in the folder stay."""
+    """Write config.json, generation_config.json, `REMOTE` and the files of `save_model`; others in the folder stay.
+
+    state_dict: weights in place of the model's own, each in its parameter's shape [...].
+    """
     if getattr(wrapped, "_hf_peft_config_loaded", False):
         raise InputError(
             "save_pretrained: the model has an adapter inside; put it in by peft.get_peft_model, whose save_pretrained "
@@ -162,7 +165,7 @@ def folder_of(name: str | Path | None, subfolder: str, hub: Mapping[str, Any]) -
 
 
 def model_in(folder: Path, state_dict: Mapping[str, Tensor] | None, dtype: torch.dtype | None) -> Model:
-    """The model of a folder, with weights of its own or those of `state_dict`."""
+    """The model of a folder, with weights of its own or those of `state_dict`, each in its parameter's shape [...]."""
     model = load_model(folder)
     if state_dict is not None:
         load_weights(model, {k.removeprefix(WRAPPED): v for k, v in state_dict.items()}, "state_dict")
