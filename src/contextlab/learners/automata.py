@@ -24,7 +24,7 @@ FORBIDDEN = -1
 @register("learner", "automata_posterior", family="languages", papers=("2401.12973",), cases=())
 @dataclass(frozen=True, eq=False)
 class AutomataPosterior(Learner):
-    """The exact Bayes mixture over a finite pool of automata, all equally likely before the prompt.
+    """The exact Bayes mixture over a finite pool of automata, all equally likely a priori.
 
     Optimal where the automaton comes from the pool. See `contextlab.tasks.automata` for what an automaton is
     and how strings end.
@@ -108,13 +108,13 @@ def _follow(table: Tensor, rows: Tensor, tokens: Tensor, string_length: int | No
 class HMMPosterior(Learner):
     """The exact Bayes mixture over hidden Markov models: a forward filter in each, and the posterior over them.
 
-    Optimal where the prompt comes from one of them, all equally likely before it.
+    Optimal where the prompt comes from one of them, all equally likely a priori.
 
     start: distribution of the first hidden state, [M, K, S]: K possible starts for each of the M chains.
     transition: [M, S, S], from row to column.
     emission: [M, S, V].
     period: the chain starts anew after every `period` tokens, the last of which is a separator that no chain
-        emits; None for one chain throughout. The start (of the K) is the same each time.
+        emits; None for one chain throughout. All periods of a prompt have the same start (of the K).
     separator: id of the separator.
     doubt: probability, at each token, of a token drawn uniformly instead; 0 if every prompt is possible.
     """

@@ -86,7 +86,7 @@ def means(count: Tensor, total: Tensor) -> Tensor:
 
 
 def probability_of_best(mass: Tensor, below: Tensor) -> Tensor:
-    """The probability of each of some independent values to be the largest, [N, arms].
+    """The probability that each of some independent values is the largest, [N, arms].
 
     mass: [N, arms, cells], the probability that the value lies in each cell. below: that it lies in
     an earlier one, and half of `mass`.
@@ -161,7 +161,7 @@ class UpperConfidence(ArmLearner):
 @register("learner", "lower_confidence", family="decisions", papers=("2306.14892",), cases=({"arms": 5},))
 @dataclass(frozen=True)
 class LowerConfidence(ArmLearner):
-    """Pessimism, for data that cannot be added to: the highest mean reward less width / sqrt(pulls).
+    """Lower confidence bound, for offline data: the arm of the highest mean reward less width / sqrt(pulls).
 
     An arm that was not tried counts as one pull of reward 0, as in the public code of 2306.14892.
 
@@ -198,7 +198,7 @@ class ThompsonSampling(ArmLearner):
     prior: of each mean: "gaussian", with Gaussian rewards; "beta", uniform on [0, 1], with rewards in [0, 1].
     prior_mean: of the Gaussian.
     prior_variance: of the Gaussian.
-    noise: standard deviation of Gaussian rewards that is assumed.
+    noise: assumed standard deviation of Gaussian rewards.
     grid: cells of the quadrature.
     """
 
@@ -246,7 +246,7 @@ class ThompsonSampling(ArmLearner):
 class PosteriorMeanArm(ArmLearner):
     """The arm of the highest posterior mean, for independent means that are uniform on [0, 1].
 
-    Bayes-optimal for one choice from given data: nothing loses less on average.
+    Bayes-optimal for one choice from given data: no other choice has a smaller expected loss.
 
     arms: number of arms.
     rewards: "gaussian" or "bernoulli".
@@ -293,7 +293,7 @@ class PosteriorMeanArm(ArmLearner):
 )
 @dataclass(frozen=True)
 class BestArmPosterior(ArmLearner):
-    """The posterior probability of each arm to be the best, for independent means that are uniform on [0, 1].
+    """The posterior probability that each arm is the best, for independent means that are uniform on [0, 1].
 
     What decision pre-training aims at: no prediction of the best arm has a smaller cross-entropy, and sampling from it
     is posterior sampling (2306.14892). Exact up to a quadrature on `grid` cells of [0, 1].
@@ -322,7 +322,7 @@ class BestArmPosterior(ArmLearner):
 
 
 def _best_on_unit(count: Tensor, total: Tensor, rewards: str, noise: float, grid: int) -> Tensor:
-    """Probability of each arm to be the best, [N, arms], for means uniform on [0, 1] before the pulls."""
+    """Probability that each arm is the best, [N, arms], for means uniform on [0, 1] before the pulls."""
     at = (torch.arange(grid, device=count.device) + 0.5) / grid
     if rewards == "bernoulli":
         log_density = total.float().unsqueeze(-1) * at.log() + (count - total).float().unsqueeze(-1) * (-at).log1p()

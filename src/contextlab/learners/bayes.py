@@ -93,9 +93,9 @@ class BasisPosterior(BayesLearner):
 class BayesMixture(BayesLearner):
     """The mean of its members' predictions, weighed by how likely each is after the examples.
 
-    Bayes-optimal where each prompt is drawn by one member, which is not told: the in-context choice of a model.
+    Bayes-optimal where each prompt is drawn by one member, unknown which: model selection in context.
 
-    members: learners that give evidence, such as `BasisPosterior`.
+    members: learners that compute their evidence, such as `BasisPosterior`.
     prior: their probabilities before any example; None for equal ones.
     """
 
@@ -134,9 +134,9 @@ class MemberOracle(Learner):
 @register("learner", "sparse_posterior", family="functions", papers=("2208.01066",), cases=({"sparsity": 2},))
 @dataclass(frozen=True)
 class SparsePosterior(BayesLearner):
-    """The posterior mean of sparse linear functions: every support that the weights may have, each by its evidence.
+    """The posterior mean of sparse linear functions: every support that the weights may have, weighted by its evidence.
 
-    Bayes-optimal where `sparsity` weights, chosen evenly, are Gaussian and the others are zero. One update of
+    Bayes-optimal where `sparsity` weights, chosen uniformly, are Gaussian and the others are zero. One update of
     each support's Gaussian an example (recursive least squares), all supports and prompts at once.
 
     sparsity: weights that are not zero.

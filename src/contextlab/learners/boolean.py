@@ -32,7 +32,7 @@ class LabelLearner(RegressionLearner):
 
     @abstractmethod
     def decide(self, xs: Tensor, ys: Tensor) -> Tensor:
-        """Label i in -1, +1, or 0 where there is no saying, [B, n, k], from the examples before i and xs[:, i]."""
+        """Label i in -1, +1, or 0 where undecided, [B, n, k], from the examples before i and xs[:, i]."""
 
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
         labels = self.decide(xs, ys)
@@ -66,7 +66,7 @@ class LabelFrequency(RegressionLearner):
 class EarliestNeighbour(LabelLearner):
     """The label of the nearest example; of the earliest one where several are equally near.
 
-    certain_from: the example from which on labels are known to be drawn so; None for never.
+    certain_from: from this example on, labels are known to follow this rule; None for never.
     """
 
     certain_from: NonNegativeInt | None = None
@@ -91,8 +91,8 @@ class EarliestNeighbour(LabelLearner):
 class ParityElimination(RegressionLearner):
     """Gaussian elimination over GF(2): certain where x is a sum of inputs seen, undecided elsewhere.
 
-    Bayes-optimal for parities of an even chance each without noise: where x is not such a sum, half of the parities
-    that fit say yes. The parity is of the number of +1 among the relevant inputs, +1 for odd.
+    Bayes-optimal where all parities are equally likely and labels have no noise: where x is not such a sum, half of
+    the parities that fit predict +1. The parity is of the number of +1 among the relevant inputs, +1 for odd.
     """
 
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ class Taught(LabelLearner):
 
     terms: taught one after another.
     negations: literals may be negated, and each term begins with two examples.
-    mirrored: disjunction or CNF: all signs turned.
-    noise: chance that a label is turned.
+    mirrored: disjunction or CNF: all signs flipped.
+    noise: probability that a label is flipped.
     """
 
     terms: PositiveInt = 1
@@ -188,7 +188,7 @@ class TaughtParity(RegressionLearner):
     The variables that are +1 in one of the first inputs are the relevant ones; it makes no error on such prompts.
 
     relevant: variables, and inputs that teach them.
-    noise: chance that a label is turned.
+    noise: probability that a label is flipped.
     """
 
     relevant: PositiveInt = 2

@@ -26,15 +26,16 @@ from contextlab.registry import register
 class LiteralPosterior(RegressionLearner):
     """The posterior of a conjunction's literals, each variable kept alone (assumed-density filtering).
 
-    Each example is an exact update of the variables' probabilities to be absent, plain or negated; only what the
-    update makes dependent is forgotten. Close to Bayes-optimal where a version space is too large to enumerate.
+    Each example updates exactly the probabilities that a variable is absent, plain or negated; only the dependence
+    between variables, which the update creates, is dropped. Close to Bayes-optimal where a version space is too large
+    to enumerate.
 
-    positive: chance that a variable is in the conjunction.
-    negative: chance that its negation is.
+    positive: probability that a variable is in the conjunction.
+    negative: probability that its negation is.
     planted: share of inputs that were made to satisfy the conjunction; others are even.
-    noise: chance that a label is turned.
-    slip: chance that the label is positive for other reasons, such as another term, where the conjunction fails.
-    disjunction: learn a disjunction, all signs turned.
+    noise: probability that a label is flipped.
+    slip: probability that the label is positive for other reasons, such as another term, where the conjunction fails.
+    disjunction: learn a disjunction, all signs flipped.
     """
 
     positive: Share = 0.15
@@ -104,15 +105,14 @@ def _condition(q: Tensor, likelihood: Tensor) -> tuple[Tensor, Tensor]:
 class HalfspacePosterior(RegressionLearner):
     """The posterior of a half-space's weights, kept Gaussian (assumed-density filtering; Minka, 2001).
 
-    Each example is an exact update of the mean and the covariance of Gaussian weights; then they are taken to be
-    Gaussian again. For where a version space is too large to enumerate; it does not use that weights are whole
-    numbers.
+    Each example updates mean and covariance of Gaussian weights exactly; the posterior is then approximated by a
+    Gaussian again. For version spaces that are too large to enumerate; it does not use that weights are integers.
 
     mean: of each weight, before.
     variance: of each weight, before.
     threshold: mean of t in w . x > t.
     threshold_variance: of t.
-    noise: chance that a label is turned.
+    noise: probability that a label is flipped.
     """
 
     mean: float = 0.3
@@ -152,13 +152,13 @@ class HalfspaceMessages(RegressionLearner):
     """The posterior of a half-space's weights by approximate message passing (generalised: Rangan, 2011).
 
     It knows the values that a weight can have, and iterates on all examples of a prefix, all prefixes at once; w . x
-    is taken to be Gaussian. Near the optimum for many variables with even, independent inputs; nothing is promised
+    is taken to be Gaussian. Near the optimum for many variables with uniform, independent inputs; without a guarantee
     for others.
 
     values: of each weight.
     chances: of the values.
     thresholds: t in w . x > t, equally likely.
-    noise: chance that a label is turned.
+    noise: probability that a label is flipped.
     steps: iterations.
     inertia: share of the last iterate that is kept, against oscillation.
     """
@@ -223,7 +223,7 @@ def _among(values: Tensor, weights: Tensor, centre: Tensor, precision: Tensor | 
 
 
 def probit(z: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The chance that a label agrees with a standard Gaussian margin z [...], turned with chance `noise`; the slope of
+    """The chance that a label agrees with a standard Gaussian margin z [...], flipped with probability `noise`; the slope of
     its logarithm, and how fast that falls."""
     z = z.clamp(min=-30)  # so that its density is above zero
     bell = (-z.square() / 2).exp()

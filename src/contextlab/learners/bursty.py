@@ -1,4 +1,4 @@
-"""Classes that are known by heart, and classes that the prompt shows: two sources of a label, and their mixture."""
+"""Classes memorized in the weights, and classes that the prompt shows: two sources of a label, and their mixture."""
 
 from __future__ import annotations
 

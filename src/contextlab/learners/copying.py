@@ -1,4 +1,4 @@
-"""Exact evaluators of copying and look-up: what a program says that knows the layout of the prompt."""
+"""Exact evaluators of copying and look-up: programs that know the layout of the prompt."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class MemorizedPairs(TokenLearner):
 )
 @dataclass(frozen=True)
 class PerfectMemory(Learner):
-    """Says at each position all tokens so far: what a state without bounds would keep. Exact for compression.
+    """Predicts at each position all tokens so far, as an unbounded state could. Exact for compression.
 
     Places that were not reached yet get the uniform distribution.
 

@@ -1,6 +1,7 @@
 """The dark room: its moves, what they lose, and the learner that keeps every goal that agrees with what was seen.
 
-A cell is x * size + y. Actions: 0 is x + 1, 1 is x - 1, 2 is y + 1, 3 is y - 1, 4 stays; walls hold one back.
+A cell is x * size + y. Actions: 0 is x + 1, 1 is x - 1, 2 is y + 1, 3 is y - 1, 4 stays; a move into a wall stays
+where it is.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def tables(size: int) -> tuple[Tensor, Tensor]:
 class GoalPosterior(DecisionLearner):
     """Keeps the goals that agree with every transition seen, equally likely, and acts on what they say.
 
-    Where no goal agrees, because the true one is not among them, all count again.
+    Where no goal agrees, because the true one is not among them, all are equally likely again.
 
     size: cells on a side of the room.
     goals: cells that may be the goal, [G] int64.

@@ -72,7 +72,7 @@ class KernelSmoother(RegressionLearner):
 )
 @dataclass(frozen=True)
 class KernelRidge(RegressionLearner):
-    """Kernel ridge regression: the function f of least sum (y - f(x))^2 + strength |f|^2 in the kernel's space.
+    """Kernel ridge regression: the function f that minimises sum (y - f(x))^2 + strength |f|^2 in the kernel's space.
 
     All prefixes from one factorisation, as in `Ridge`.
 
@@ -102,13 +102,13 @@ class KernelRidge(RegressionLearner):
 )
 @dataclass(frozen=True)
 class GaussianProcess(BayesLearner):
-    """The posterior mean of a Gaussian process whose length scale is unknown: each of some, by its evidence.
+    """The posterior mean of a Gaussian process of unknown length scale: several, each weighted by its evidence.
 
     With one length scale it is kernel ridge regression with strength (noise / scale)^2. No predictor that is
     linear in the outputs has a smaller expected squared error on functions of this covariance, Gaussian or not.
 
     kernel: as in `KernelRidge`.
-    length_scales: equally likely before.
+    length_scales: equally likely a priori.
     noise: standard deviation of the noise on y.
     scale: standard deviation of the function; multiplies the kernel squared.
     degree: of "polynomial" and "agreement".

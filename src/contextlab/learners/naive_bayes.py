@@ -59,7 +59,7 @@ def _shrunk(counts: Tensor, prior: Tensor) -> Tensor:
 @register("learner", "naive_bayes", family="text", papers=("2011.04006",), cases=())
 @dataclass(frozen=True, eq=False)
 class NaiveBayes(Learner):
-    """The class of a text of bytes, from how likely each class makes its bytes; all classes are as likely before.
+    """The class of a text of bytes, from how likely each class makes its bytes; all classes are equally likely a priori.
 
     The probability of class c, label 256 + c, at every position given the bytes up to it. Bytes of one document are
     less than independent evidence: that of m bytes counts as that of m / (1 + (m - 1) * correlation) (what a cluster
@@ -112,8 +112,8 @@ class NaiveBayes(Learner):
 class NaiveBayesPairs(NaiveBayes):
     """Whether two texts of bytes are of one class, labels 257 (no) and 258 (yes), from naive Bayes of each.
 
-    Token 256 parts the texts. Before anything is read, both answers are as likely, and so are all classes of the first
-    text and all other ones of the second.
+    Token 256 separates the texts. A priori both answers are equally likely, and so are all classes of the first text
+    and, where the classes differ, all others of the second.
 
     likelihoods: [classes, contexts, 256], see `byte_likelihoods`.
     correlation: between the evidence of two bytes of a document, 0 to 1.

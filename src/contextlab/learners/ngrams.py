@@ -45,7 +45,7 @@ class TokenLearner(Learner):
 
 @dataclass(frozen=True)
 class CountingLearner(TokenLearner):
-    """Base: probabilities from counts. Prompts are answered in turns, so that no table gets too large."""
+    """Base: probabilities from counts. Prompts are answered in chunks, so that no table gets too large."""
 
     def answer(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
@@ -179,7 +179,7 @@ class OrderPosterior(CountingLearner):
     """Markov chains of unknown order: the posteriors of all orders, each weighed by how well it predicted so far.
 
     The product of an order's predictions of the tokens so far is its marginal likelihood, so the weights are the exact
-    posterior of the order, and the mixture is Bayes-optimal, if all orders are equally likely before.
+    posterior of the order, and the mixture is Bayes-optimal, if all orders are equally likely a priori.
 
     orders: those that are possible.
     concentration: of the Dirichlet distribution of the rows, the same for each symbol and order.

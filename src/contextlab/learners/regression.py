@@ -229,7 +229,7 @@ def _ratio(distance: Tensor, speed: Tensor, where: Tensor) -> Tensor:
 @register("learner", "pool_posterior", family="functions", papers=("2306.15063",), cases=())
 @dataclass(frozen=True, eq=False)
 class PoolPosterior(RegressionLearner):
-    """The posterior mean over a finite pool of weight vectors, all equally likely before (2306.15063).
+    """The posterior mean over a finite pool of weight vectors, all equally likely a priori (2306.15063).
 
     Bayes-optimal when the prompts' weights come from the pool.
 

@@ -1,4 +1,4 @@
-"""Functions of one direction, y = f(w . x), f a known polynomial: what is best affine in the outputs, and fits of w."""
+"""Functions of one direction, y = f(w . x), f a known polynomial: the best predictor that is affine in the outputs, and fits of w."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from contextlab.registry import register
 @register("learner", "single_index_process", family="functions", papers=("2404.03558",), cases=())
 @dataclass(frozen=True)
 class SingleIndexProcess(BayesLearner):
-    """A Gaussian process with the mean and covariance of y = f(w . x), f a known polynomial, w even on the unit sphere.
+    """A Gaussian process with the mean and covariance of y = f(w . x), f a known polynomial, w uniform on the unit sphere.
 
-    Nothing affine in the outputs is better on average over w. The posterior of w is not Gaussian, so that fits of w
-    (`single_index_fits`) are better once the examples leave few directions.
+    No predictor that is affine in the outputs has a smaller expected squared error over w. The posterior of w is not
+    Gaussian, so that fits of w (`single_index_fits`) are better once the examples leave few directions.
 
     coefficients: of f, the constant first.
     noise: standard deviation of the noise on y.
@@ -64,9 +64,9 @@ class SingleIndexProcess(BayesLearner):
 class SingleIndexFits(RegressionLearner):
     """The mean of many fits of w on the unit sphere to y = f(w . x), f a known polynomial, each by its likelihood.
 
-    From `starts` even directions (and their opposites) the Levenberg-Marquardt method goes down the squared error, w
-    made of unit length after each step. While several directions explain the examples, the mean over the fits stands
-    for the posterior mean; it is not exact, because a fit's share of the starts is not its share of the posterior.
+    From `starts` uniform directions (and their opposites) the Levenberg-Marquardt method minimises the squared error;
+    w is normalised after each step. While several directions explain the examples, the mean over the fits stands for
+    the posterior mean; it is not exact, because a fit's share of the starts is not its share of the posterior.
 
     coefficients: of f, the constant first.
     noise: standard deviation of the noise on y.

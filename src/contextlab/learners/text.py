@@ -97,8 +97,8 @@ class Codec(Protocol):
 class Reader(Learner):
     """Parses the text of a prompt up to where its answer begins, and writes down the answer that it finds.
 
-    Token i of the answer goes to the i-th scored place; predictions are even everywhere else, and where the text gives
-    no answer.
+    Token i of the answer goes to the i-th scored place; predictions are uniform everywhere else, and where the text
+    gives no answer.
 
     vocabulary: number of symbols that can be predicted (the width of the logits).
     read: the strings that answer a text, each encoded on its own; one that follows a space begins with it, and where
@@ -188,8 +188,8 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 def compressed_bits(tokens: Tensor, compressor: Literal["zlib", "bz2", "lzma"] = "lzma") -> Tensor:
     """Bits a byte that a compressor needs for each row, [B] float64; the reference that language models are held to.
 
-    No Learner: a compressor codes a whole row and says nothing of the next byte, so its bits compare with the mean of
-    a model's `bits` over the row (of which a row of T tokens predicts T - 1, or T with the one after it).
+    Not a `Learner`: a compressor codes a whole row and says nothing of the next byte, so its bits compare with the
+    mean of a model's `bits` over the row (of which a row of T tokens predicts T - 1, or T with the one after it).
 
     tokens: [B, T], the ids of bytes.
     """

@@ -78,7 +78,7 @@ class BoostedTrees(_Trees):
     seed: of the choice among equal splits.
     trees: boosting rounds.
     depth: of each tree.
-    rate: by which each tree's answer is shrunk.
+    rate: learning rate, the factor of each tree's output.
     """
 
     trees: PositiveInt = 50

@@ -41,7 +41,7 @@ class VersionSpace(RegressionLearner):
     """The exact posterior over an enumerated class of functions: all those that fit, each by how likely it was.
 
     Bayes-optimal where the function is drawn as said here. Weights w are drawn for each variable alone, or are 1 for
-    `relevant` variables, chosen evenly, and 0 for the others. A conjunction is +1 where each x_v with w_v != 0 has
+    `relevant` variables, chosen uniformly, and 0 for the others. A conjunction is +1 where each x_v with w_v != 0 has
     its sign, a disjunction where any has; a half-space where w . x > t; a parity where the number of x_v = +1 with
     w_v != 0 is odd.
 
@@ -53,7 +53,7 @@ class VersionSpace(RegressionLearner):
     thresholds: of half-spaces, t, equally likely.
     planted: share of inputs that were made to satisfy the conjunction (falsify the disjunction); others are even.
         It matters as such an input tells something about the function before its label does.
-    noise: chance that a label is turned.
+    noise: probability that a label is flipped.
     most: functions that are enumerated at most.
     """
 
@@ -204,11 +204,11 @@ class SampledFormulas(RegressionLearner):
 
     dimensions: bits of an input; all 2^dimensions inputs are tabled.
     terms: of each formula.
-    positive: chance that a variable is in a term. negative: chance that its negation is.
+    positive: probability that a variable is in a term. negative: probability that its negation is.
     planted: share of inputs that were made to satisfy one term, the same in the whole prompt; others are even.
-    noise: chance that a label is turned.
-    slip: least chance that a label differs from a drawn formula's, as the true one may not be among them.
-    disjunction: clauses of a CNF instead of terms of a DNF, all signs turned.
+    noise: probability that a label is flipped.
+    slip: least probability that a label differs from a drawn formula's, as the true one may not be among them.
+    disjunction: clauses of a CNF instead of terms of a DNF, all signs flipped.
     draws: number of formulas. seed: of the draws.
     """
 

@@ -216,7 +216,7 @@ class Arithmetic(TokenTask):
         return found
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among all characters."""
+        """Guessing uniformly among all characters."""
         return {"accuracy": 1 / VOCABULARY, "cross_entropy": math.log(VOCABULARY)}
 
 

@@ -159,8 +159,8 @@ class RandomAutomata(TokenTask):
         """The exact posterior over the pool where it is the prompts' own; n-grams and Baum-Welch; the oracle.
 
         Without a pool, and on the test part, nothing better is known that can be computed than an interpolated
-        n-gram of the context. On the test part `train_posterior` shows how far one gets that knows the train part by
-        heart and nothing else.
+        n-gram of the context. On the test part `train_posterior` shows how far a predictor gets that has memorized the
+        train part and knows nothing else.
         """
         size = self.input_size
         counting: dict[str, Learner] = {
@@ -208,7 +208,7 @@ class RandomAutomata(TokenTask):
         return found if self.separators else {"allowed_accuracy": allowed, **found}  # reports judge by the first
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among all tokens."""
+        """Guessing uniformly among all tokens."""
         return {"cross_entropy": math.log(self.input_size)}
 
 

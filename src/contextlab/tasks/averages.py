@@ -1,4 +1,4 @@
-"""Means over the places of a long prompt of what changes ever more slowly from place to place."""
+"""Means over the positions of a long prompt of a quantity that changes more and more slowly with the position."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class ArmsTask(DecisionTask):
 
     @property
     def assumed_noise(self) -> float:
-        """The noise that the learners are told."""
+        """The noise that the learners assume."""
         return max(self.noise, NOISELESS)
 
     def start(self, problem: dict[str, Tensor]) -> Tensor:
@@ -89,7 +89,7 @@ class ArmsTask(DecisionTask):
     def pull(
         self, problem: dict[str, Tensor], action: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Transitions]:
-        """The data set of arms [B, horizon] pulled whatever came of it."""
+        """The data set of given arms [B, horizon], pulled whatever their rewards were."""
         state = torch.zeros_like(action)
         reward, after = self.step(problem, state, action, generator)
         return F.pad(state, (1, 0)), Transitions(state, action, reward, after)
@@ -163,7 +163,7 @@ class Bandit(ArmsTask):
         return (torch.rand(mean.shape, generator=generator, device=mean.device) < mean).to(mean.dtype), state
 
     def learners(self) -> dict[str, Learner]:
-        """The posterior mean, than which no choice from the data loses less; then the usual algorithms."""
+        """The posterior mean, the Bayes-optimal choice from the data, first; then the usual algorithms."""
         arms, noise, rewards = self.arms, self.assumed_noise, self.rewards
         thompson = ThompsonSampling(arms, "beta") if rewards == "bernoulli" else ThompsonSampling(arms, noise=noise)
         return {
@@ -237,7 +237,7 @@ class LinearBandit(ArmsTask):
         return {"means": direction @ self.features.to(direction).T, "direction": direction}
 
     def explore(self, problem: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Transitions]:
-        """Pulls by Thompson sampling, or of arms drawn evenly."""
+        """Pulls by Thompson sampling, or of arms drawn uniformly."""
         means = problem["means"]
         batch, device = len(means), means.device
         if self.data == "even":
@@ -261,7 +261,7 @@ class LinearBandit(ArmsTask):
         return F.pad(state, (1, 0)), Transitions(state, action, torch.cat(rewards, 1), state)
 
     def learners(self) -> dict[str, Learner]:
-        """The posterior mean, than which no choice from the data loses less; then the usual algorithms."""
+        """The posterior mean, the Bayes-optimal choice from the data, first; then the usual algorithms."""
         noise, variance = self.assumed_noise, 1 / self.dimensions
         return {
             "posterior_mean": LinUCB(self.features, strength=noise**2 / variance, width=0.0),

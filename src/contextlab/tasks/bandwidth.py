@@ -211,7 +211,7 @@ class Bandwidth(TokenTask):
         return {"train": self, f"items={2 * self.items}": self.replace(items=2 * self.items)}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly between yes and no, or among the values."""
+        """Guessing uniformly between yes and no, or among the values."""
         possible = self.values if self.problem in ("index", "median") else 2
         return {"accuracy": 1 / possible, "cross_entropy": math.log(possible)}
 
@@ -314,6 +314,6 @@ class CountAndCopy(TokenTask):
         return {"train": self, "longer": longer}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the numbers from 0 to `longest`, or between 0 and 1."""
+        """Guessing uniformly among the numbers from 0 to `longest`, or between 0 and 1."""
         possible = self.longest + 1 if self.ask == "count" else 2
         return {"accuracy": 1 / possible, "cross_entropy": math.log(possible)}

@@ -20,7 +20,7 @@ Layout = Literal["paired", "interleaved"]
 
 
 def check_options(task: Task) -> None:
-    """Hold a task's fields to their annotations. Raises InputError as the registry does."""
+    """Check a task's fields against their annotations. Raises InputError as the registry does."""
     registry.check_fields("task", task)
 
 

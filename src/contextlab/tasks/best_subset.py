@@ -120,5 +120,5 @@ class BestSubset(SolvedTask):
         return found
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among all tokens."""
+        """Guessing uniformly among all tokens."""
         return {"accuracy": 1 / self.input_size, "cross_entropy": math.log(self.input_size)}

@@ -110,14 +110,14 @@ class BooleanFunctions(LabelTask):
     dnf and of parities; flips come in the order of the variables, and a sequence is cut where the prompt ends.
 
     function: the class.
-    noise: chance that a label is turned (in the context and as a target).
+    noise: probability that a label is flipped (in the context and as a target).
     relevant: variables of sparse functions; None for 4 (disjunction), 3 (majority), 2 (parity).
     terms: of dnf, clauses of cnf.
     negations: literals may be negated; otherwise as many are plain.
     planted: share of inputs made to have the rare label; None for 0.3, 0.35 (dnf), 0.4 (conjunction, disjunction
         with teaching).
     teaching: a teaching sequence comes first: for each term an input that has the term's literals and is -1 elsewhere
-        (with negations, a second one that is +1 elsewhere), then this input with each of the literals turned, one
+        (with negations, a second one that is +1 elsewhere), then this input with each of the literals flipped, one
         after another; all signs mirrored for disjunctions and cnf. It fits one function of the class only, but for
         dnf and cnf with negations or with terms that imply one another. For a parity, inputs with one +1 each: at
         all variables in order, of which no fewer would do, or at the `relevant` ones of a sparse_parity.
@@ -180,7 +180,7 @@ class BooleanFunctions(LabelTask):
 
     @property
     def dual(self) -> bool:
-        """Whether the function is the mirror image of a conjunction or a dnf: all signs turned, labels too."""
+        """Whether the function is the mirror image of a conjunction or a dnf: all signs flipped, labels too."""
         return self.function in ("disjunction", "sparse_disjunction", "cnf")
 
     @property

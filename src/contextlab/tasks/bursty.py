@@ -1,4 +1,4 @@
-"""Bursty classification: labels that can be known by heart or read from the prompt."""
+"""Bursty classification: labels that can be memorized in the weights or read from the prompt."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BurstyClassification(ExamplesTask):
     turn. An item is (mean + noise e) / sqrt(1 + noise^2), e ~ N(0, I / d). Class k (from 1) is drawn with probability
     proportional to k ** -zipf. In a bursty prompt the context has few classes, `burst` items of each in random order,
     and the last item, whose label alone is scored, is of one of them. In other prompts all items are drawn one by one.
-    So the label of the last item can be read from the context of bursty prompts, and known by heart in all.
+    So the label of the last item can be read from the context of bursty prompts, and memorized for all prompts.
 
     In prompts of new classes, which are bursty, means and labels are drawn for that prompt: only the context tells.
 
@@ -49,7 +49,7 @@ class BurstyClassification(ExamplesTask):
     labels: L, at most as many as classes.
     burst: B, items of each class in the context of a bursty prompt.
     bursty: share of bursty prompts.
-    zipf: exponent of the classes' frequencies; 0 draws them evenly.
+    zipf: exponent of the classes' frequencies; 0 draws them uniformly.
     noise: of items within a class.
     new: share of prompts of new classes.
     swapped: all labels, of context and answer, are those of the pool plus 1: the context contradicts what was learned.
@@ -169,7 +169,7 @@ class BurstyClassification(ExamplesTask):
         return "\n".join([*shown[:-1], f"item of {names[-1]} -> [label {labels[-1]}]"])
 
     def learners(self) -> dict[str, Learner]:
-        """`class_posterior` (by heart and from what is shown), `in_weights`, `in_context`; the best of them first.
+        """`class_posterior` (from memory and from what is shown), `in_weights`, `in_context`; the best of them first.
 
         None is the exact posterior of bursty prompts: the examples of a burst are looked at one by one.
         """
@@ -193,7 +193,7 @@ class BurstyClassification(ExamplesTask):
         }
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the labels."""
+        """Guessing uniformly among the labels."""
         return {"accuracy": 1 / self.labels, "cross_entropy": math.log(self.labels)}
 
 

@@ -32,7 +32,7 @@ class Copy(TokenTask):
 
     vocabulary: number of symbols; the four marks have ids of their own after them.
     shortest: tokens of the shortest string.
-    longest: tokens of the longest; lengths are drawn evenly.
+    longest: tokens of the longest; lengths are drawn uniformly.
     ngram: tokens after the bar from which the copy goes on; 0 copies the whole string.
     """
 
@@ -112,7 +112,7 @@ class Copy(TokenTask):
         return found
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among symbols and the end."""
+        """Guessing uniformly among symbols and the end."""
         return {"accuracy": 1 / (self.vocabulary + 1), "cross_entropy": math.log(self.vocabulary + 1)}
 
 
@@ -195,5 +195,5 @@ class SelectiveCopy(TokenTask):
         }
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the symbols."""
+        """Guessing uniformly among the symbols."""
         return {"accuracy": 1 / self.symbols, "cross_entropy": math.log(self.symbols)}

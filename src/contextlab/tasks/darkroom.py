@@ -33,12 +33,12 @@ MOST_SIZE = 32
 class DarkRoom(DecisionTask):
     """A grid with a hidden goal: transitions in the room, then the best move in the cell asked about (2306.14892).
 
-    The moves are x + 1, x - 1, y + 1, y - 1 and staying; walls hold one back. A step that ends at the goal has reward
-    1, any other 0. The optimal action brings x to the goal's, then y, then stays. Goals of the train and the test part
-    are different cells, 80% and 20% of them. Room, reward, optimal action, data and split are as in the paper's public
-    code. There, one cell is asked about, before all the data, and an online agent learns from an episode after it
-    ended; here every token asks about a cell of its own and shows one transition, so that one pass scores all prefixes
-    and an online agent learns from every step.
+    The moves are x + 1, x - 1, y + 1, y - 1 and staying; a move into a wall stays where it is. A step that ends at the
+    goal has reward 1, any other 0. The optimal action brings x to the goal's, then y, then stays. Goals of the train
+    and the test part are different cells, 80% and 20% of them. Room, reward, optimal action, data and split are as in
+    the paper's public code. There, one cell is asked about, before all the data, and an online agent learns from an
+    episode after it ended; here every token asks about a cell of its own and shows one transition, so that one pass
+    scores all prefixes and an online agent learns from every step.
 
     A token is the cell asked about, then the transition: cell, move (one-hot), cell, reward; coordinates are scaled to
     -1 .. 1. `suboptimality` counts the rewards that the likeliest move loses if optimal ones follow.

@@ -172,5 +172,5 @@ class EntityBoxes(TokenTask):
         return {**found, "pours=0": self.replace(pours=0.0), "pours=1": self.replace(pours=1.0)}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the objects and the end."""
+        """Guessing uniformly among the objects and the end."""
         return {"accuracy": 1 / (self.objects + 1), "cross_entropy": math.log(self.objects + 1)}

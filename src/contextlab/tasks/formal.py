@@ -374,5 +374,5 @@ class FormalLanguage(TokenTask):
         return found
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the answers."""
+        """Guessing uniformly among the answers."""
         return {"accuracy": 1 / len(self.answers), "cross_entropy": math.log(len(self.answers))}

@@ -169,7 +169,7 @@ class QuadraticRegression(FunctionTask):
 class HermiteRegression(FunctionTask):
     """Polynomials of one direction: y = sum of He_k(w . x) / sqrt(k! degree), k = 1 .. degree (2404.03558).
 
-    w is even on the unit sphere, so that w . x is N(0, 1) where x is, the normalised Hermite polynomials are
+    w is uniform on the unit sphere, so that w . x is N(0, 1) where x is, the normalised Hermite polynomials are
     orthonormal and E y^2 = 1 for every degree: classes of growing difficulty and the same size, for curricula over
     several of them. Degree 1 is linear, 2 quadratic, 3 cubic. From degree 2 on the posterior has no closed form.
 
@@ -256,7 +256,7 @@ class HermiteRegression(FunctionTask):
 class DecisionTrees(FunctionTask):
     """Random decision trees: each inner node asks for the sign of one coordinate, each leaf has a value N(0, 1).
 
-    The coordinates are drawn evenly and with repetition, as in 2208.01066; all inputs that reach a leaf get its
+    The coordinates are drawn uniformly and with repetition, as in 2208.01066; all inputs that reach a leaf get its
     value. `gaussian_process` has the trees' covariance (two inputs share a leaf with probability a^depth, a the
     fraction of coordinates whose signs agree): nothing linear in the outputs is better.
 

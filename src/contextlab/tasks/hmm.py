@@ -182,7 +182,7 @@ class HMMMixture(TokenTask):
         return {**found, f"examples={2 * self.examples}": self.replace(examples=2 * self.examples)}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among all tokens."""
+        """Guessing uniformly among all tokens."""
         return {"cross_entropy": math.log(self.vocabulary)}
 
 

@@ -99,6 +99,6 @@ class InductionHead(TokenTask):
         return {"train": self, **longer}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the symbols that can follow."""
+        """Guessing uniformly among the symbols that can follow."""
         choices = self.vocabulary - (self.trigger == "any")
         return {"accuracy": 1 / choices, "cross_entropy": math.log(choices)}

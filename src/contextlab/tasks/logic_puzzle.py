@@ -320,7 +320,7 @@ class LogicPuzzle(TokenTask):
         return found
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the items; solved: among the tables."""
+        """Guessing uniformly among the items; solved: among the tables."""
         tables = math.factorial(self.houses) ** self.attributes
         return {"accuracy": 1 / self.cells, "cross_entropy": math.log(self.cells), "solved": 1 / tables}
 

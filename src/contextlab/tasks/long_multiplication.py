@@ -110,7 +110,7 @@ class LongMultiplication(SolvedTask):
         return {**found, f"digits={self.digits + 1}": longer}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among all tokens."""
+        """Guessing uniformly among all tokens."""
         return {"accuracy": 1 / self.input_size, "cross_entropy": math.log(self.input_size)}
 
 

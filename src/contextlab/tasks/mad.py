@@ -136,7 +136,7 @@ class MadRecall(TokenTask):
         return found
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the values."""
+        """Guessing uniformly among the values."""
         return {"accuracy": 1 / self.values, "cross_entropy": math.log(self.values)}
 
 

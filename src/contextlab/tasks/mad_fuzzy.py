@@ -180,7 +180,7 @@ class MadFuzzyRecall(TokenTask):
         return found
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the value symbols."""
+        """Guessing uniformly among the value symbols."""
         return {"accuracy": 1 / self.values, "cross_entropy": math.log(self.values)}
 
 

@@ -88,7 +88,7 @@ class MadMemorization(TokenTask):
         return {"train": self, f"length={2 * self.length}": self.replace(length=2 * self.length)}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the values."""
+        """Guessing uniformly among the values."""
         values = self.vocabulary - 1 - self.keys
         return {"accuracy": 1 / values, "cross_entropy": math.log(values)}
 
@@ -103,7 +103,7 @@ def _facts(vocabulary: int, keys: int, seed: int) -> Tensor:
 @register("task", "mad_compression", family="recall", papers=("2403.17844",), cases=({}, {"length": 8}))
 @dataclass(frozen=True)
 class MadCompression(TokenTask):
-    """MAD's compression: random symbols, then a mark (`|`) at which all of them are told from one vector.
+    """MAD's compression: random symbols, then a mark (`|`) at which all of them are read from one vector.
 
     A prediction is length - 1 distributions, those of one place after those of another; it is scored at the mark only.
     A model's read-out takes the place of the authors' decoder, a network of two layers that is given each place; so
@@ -172,5 +172,5 @@ class MadCompression(TokenTask):
         return {"perfect_memory": PerfectMemory(self.vocabulary, self.length - 1)}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the symbols."""
+        """Guessing uniformly among the symbols."""
         return {"accuracy": 1 / (self.vocabulary - 1), "cross_entropy": math.log(self.vocabulary - 1)}

@@ -191,7 +191,7 @@ class BigramBackcopy(_Sequence):
     A beginning-of-sequence token stands first (id `vocabulary`). After a trigger comes the token that stood before the
     trigger; after any other token the next one of a chain whose table is the same in all prompts. Heads that copy have
     nothing to do where there is no trigger. The table has Dirichlet rows and the triggers are drawn at random, both by
-    `seed`; in the paper the bigrams are those of a text. The first token after the beginning is drawn evenly among
+    `seed`; in the paper the bigrams are those of a text. The first token after the beginning is drawn uniformly among
     those that are no triggers. `shot` is the number of tokens seen.
 
     vocabulary: number of symbols, triggers included.

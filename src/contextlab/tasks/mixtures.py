@@ -1,4 +1,4 @@
-"""Prompts of one of several families, which is not told: Gaussian mixtures of weights, and mixed function classes."""
+"""Prompts of one of several families, unknown which: Gaussian mixtures of weights, and mixed function classes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class GaussianMixtureRegression(FunctionTask):
         return self.input_scale**2 * (self.centre**2 + self.dimensions - 1)
 
     def learners(self) -> dict[str, Learner]:
-        """`bayes` is exact. `one_gaussian` has the right mean and covariance; `oracle` is told the sign."""
+        """`bayes` is exact. `one_gaussian` has the right mean and covariance; `oracle` knows the sign."""
         noise = self.assumed_noise()
         first, scale = torch.zeros(self.dimensions), torch.ones(self.dimensions)
         first[0], scale[0] = self.centre, 0.0
@@ -114,7 +114,7 @@ class GaussianMixtureRegression(FunctionTask):
 )
 @dataclass(frozen=True)
 class MixedRegression(FunctionTask):
-    """Each prompt is of one family of functions, which is not told: the choice of a model in context (2311.00871).
+    """Each prompt is of one family of functions, unknown which: model selection in context (2311.00871).
 
     Families: "linear", w ~ N(0, I); "sparse", linear with only `sparsity` weights that are not zero; "quadratic"
     and "relu" as in quadratic_regression and relu_network. All are equally likely and scaled to the same E y^2 (on
@@ -181,7 +181,7 @@ class MixedRegression(FunctionTask):
         return make[family]()
 
     def learners(self) -> dict[str, Learner]:
-        """`bayes`, then each family's posterior taken for granted, and `family_oracle`, which is told."""
+        """`bayes`, then the posterior of each family alone, and `family_oracle`, which knows the family."""
         members = tuple(self._posterior(family) for family in self.families)
         return {
             "bayes": BayesMixture(members),

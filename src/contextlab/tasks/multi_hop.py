@@ -195,7 +195,7 @@ class MultiHop(TokenTask):
         return found
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the entities."""
+        """Guessing uniformly among the entities."""
         return {"accuracy": 1 / self.entities, "cross_entropy": math.log(self.entities)}
 
 

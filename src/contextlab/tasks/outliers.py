@@ -1,4 +1,4 @@
-"""Linear regression among outliers that must be ignored."""
+"""Linear regression with outliers that must be ignored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from contextlab.tasks.functions import FunctionTask
 )
 @dataclass(frozen=True)
 class OutlierRegression(FunctionTask):
-    """Linear regression, y = w . x with w ~ N(0, I), where many examples say nothing (MambaFormer, 2402.04248).
+    """Linear regression, y = w . x with w ~ N(0, I), where many examples carry no information (MambaFormer, 2402.04248).
 
     Each example but the last is an outlier with probability `rate`; outliers are in the context and not scored.
     "ones": x and y are 1 throughout. "orthogonal": x is one random vector of the prompt, orthogonal to w, and y is
@@ -78,7 +78,7 @@ class OutlierRegression(FunctionTask):
         return self.dimensions * self.input_scale**2
 
     def learners(self) -> dict[str, Learner]:
-        """`filtered_ridge`: exact for "ones"; an orthogonal outlier takes it in until it comes a second time."""
+        """`filtered_ridge`: exact for "ones"; an orthogonal outlier misleads it until it comes a second time."""
         strength = self.assumed_noise() ** 2
         return {
             "filtered_ridge": FilteredRidge("ones" if self.outliers == "ones" else "repeated", strength),

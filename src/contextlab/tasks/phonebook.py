@@ -126,7 +126,7 @@ class Phonebook(TokenTask):
         return found
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among 6 to 9 for the first digit, and among all ten for the others."""
+        """Guessing uniformly among 6 to 9 for the first digit, and among all ten for the others."""
         rest = self.digits - 1
         return {
             "accuracy": (1 / 4 + rest / 10) / self.digits,

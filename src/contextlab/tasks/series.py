@@ -1,4 +1,4 @@
-"""Series of functions of one number whose length is not told, and polynomials whose monomials are not told."""
+"""Series of unknown length of functions of one number, and polynomials whose monomials are unknown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from contextlab.tasks.regression import NOISELESS
 
 @dataclass(frozen=True)
 class SeriesTask(ExamplesTask):
-    """Base: y = sum over the first m terms of a series, m drawn evenly for each prompt and not told.
+    """Base: y = sum over the first m terms of a series, m drawn uniformly for each prompt and not told.
 
     dimensions: 1, the size of x.
     least, most: bounds of m.
@@ -88,7 +88,7 @@ class SeriesTask(ExamplesTask):
         return sum(each) / len(each)
 
     def learners(self) -> dict[str, Learner]:
-        """`bayes` weighs every length of the series and is exact; `longest` takes the longest for granted."""
+        """`bayes` weighs every length of the series and is exact; `longest` assumes the longest."""
         noise = max(self.noise, NOISELESS * math.sqrt(self.square()))
         members = tuple(
             BasisPosterior(self.basis(terms), noise, self.scale(terms)) for terms in range(self.least, self.most + 1)
@@ -157,7 +157,7 @@ class Legendre:
 class FourierSeries(SeriesTask):
     """Fourier series with an unknown highest frequency K: sum of a_k cos(k pi x / L) + b_k sin(k pi x / L), over K.
 
-    K is drawn evenly from least, ..., most; the coefficients are N(0, 1) and the sum is divided by K; x is uniform
+    K is drawn uniformly from least, ..., most; the coefficients are N(0, 1) and the sum is divided by K; x is uniform
     ("Bayesian prism", 2306.04891). A model that has the prior's bias to simple functions answers as a short series
     does while the examples allow one.
 
@@ -190,7 +190,7 @@ class FourierSeries(SeriesTask):
 class PolynomialSeries(SeriesTask):
     """Polynomials of one number whose degree is unknown, sums of Legendre polynomials with Gaussian coefficients.
 
-    The degree is drawn evenly from least, ..., most. Every Legendre polynomial has mean square 1 over [-1, 1], and
+    The degree is drawn uniformly from least, ..., most. Every Legendre polynomial has mean square 1 over [-1, 1], and
     the coefficients have the variance that gives y mean square 1, whatever the degree. Beyond [-1, 1] (the split
     "wider inputs") polynomials grow fast.
 
@@ -236,7 +236,7 @@ class Monomials:
 )
 @dataclass(frozen=True)
 class MonomialRegression(FunctionTask):
-    """Sums of degree-two monomials from one of a few fixed sets, which is not told: y = sum of w x_a x_b / sqrt(terms).
+    """Sums of degree-two monomials from one of a few fixed sets, unknown which: y = sum of w x_a x_b / sqrt(terms).
 
     The sets are drawn once, each prompt takes one of them and weights N(0, 1) ("Bayesian prism", 2306.04891): to
     predict well is to find the set out. The split "new sets" takes prompts from as many sets that no training
@@ -292,7 +292,7 @@ class MonomialRegression(FunctionTask):
         return self.fourth * sum(3 if a == b else 1 for a, b in pairs) / len(pairs)
 
     def learners(self) -> dict[str, Learner]:
-        """`bayes` weighs every set and is exact; `all_monomials` knows no set; `set_oracle` is told."""
+        """`bayes` weighs every set and is exact; `all_monomials` knows no set; `set_oracle` knows the set."""
         noise, scale = self.assumed_noise(), 1 / math.sqrt(self.terms)
         members = tuple(BasisPosterior(basis, noise, scale) for basis in self.pools()[self.held_out])
         every = _all_pairs(self.dimensions)
@@ -315,7 +315,7 @@ def _all_pairs(dimensions: int) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=32)
 def _sets(dimensions: int, terms: int, count: int, seed: int) -> tuple[Monomials, ...]:
-    """Different sets of monomials, drawn evenly on the CPU."""
+    """Different sets of monomials, drawn uniformly on the CPU."""
     generator, pairs = torch.Generator().manual_seed(seed), _all_pairs(dimensions)
     found: dict[Monomials, None] = {}
     while len(found) < count:

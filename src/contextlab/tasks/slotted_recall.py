@@ -175,7 +175,7 @@ class SlottedRecall(TokenTask):
         return changed.replace(queries=min(self.queries, changed.asked))
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the values."""
+        """Guessing uniformly among the values."""
         values = self.vocabulary - self.first_value
         return {"accuracy": 1 / values, "cross_entropy": math.log(values)}
 

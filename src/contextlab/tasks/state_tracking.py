@@ -117,7 +117,7 @@ class GroupWord(TokenTask):
         return {"train": self, **{f"length={n}": self.replace(length=n) for n in (2 * self.length, 4 * self.length)}}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the elements."""
+        """Guessing uniformly among the elements."""
         return {"accuracy": 1 / self.output_size, "cross_entropy": math.log(self.output_size)}
 
 
@@ -189,5 +189,5 @@ class Counters(TokenTask):
         return {"train": self, **{f"length={n}": self.replace(length=n) for n in (2 * self.length, 4 * self.length)}}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the values."""
+        """Guessing uniformly among the values."""
         return {"accuracy": 1 / self.limit, "cross_entropy": math.log(self.limit)}

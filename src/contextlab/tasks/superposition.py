@@ -47,14 +47,14 @@ HELD_OUT = 5
 )
 @dataclass(frozen=True)
 class Superposition(TokenTask):
-    """Examples `a b = c` of several tasks in one prompt, their mixture to be found in context ("task superposition").
+    """Examples `a b = c` of several tasks in one prompt, whose mixture is to be inferred in context ("task superposition").
 
     Each example's task is drawn from the prompt's mixture of tasks; its answer is one token, modulo `numbers`. The
-    operand pairs of a prompt differ, and are such that no two tasks give the same answer. Every answer is predicted. A
-    model in superposition gives each task's answer the probability that its share of the context calls for, even when
-    it was trained on one task at a time (concentration 0; see the split "one task"). Of 2410.05603's tasks these are
-    the copies of operands and their sums; there the answers are text, the shares in a prompt exact, and one query at
-    the end is scored.
+    operand pairs of a prompt differ, and no two tasks give the same answer to one. Every answer is predicted. A
+    model in superposition gives each task's answer the probability that follows from its share of the context, even
+    when it was trained on one task at a time (concentration 0; see the split "one task"). Of 2410.05603's tasks these
+    are the copies of operands and their sums; there the answers are text, the shares in a prompt exact, and one query
+    at the end is scored.
 
     functions: the tasks.
     numbers: operands and answers are 0, ..., numbers - 1.

@@ -31,17 +31,17 @@ from contextlab.tasks.formal import Dyck
 )
 @dataclass(frozen=True)
 class SymbolTemplates(TokenTask):
-    """Strings made from templates by putting symbols for wildcards; the answer depends on the template (2310.09753).
+    """Strings made from templates by replacing wildcards with symbols; the answer depends on the template (2310.09753).
 
     In a template, capital letters are wildcards and all else stands for itself; the same wildcard is the same symbol,
     different wildcards are different symbols, drawn without replacement for each prompt. The label of a template is
     a wildcard of it, whose symbol is then the answer, or a sign of its own. Templates are equally likely, and no two
-    may be the same up to the names of wildcards. The test part draws its symbols from a set that training never
-    sees. As in the paper's public code, whose labels are numbers or tokens, and which has a third set to validate.
+    may be equal up to renaming wildcards. The test part draws its symbols from a set that training never sees. As in
+    the paper's public code, whose labels are numbers or tokens, and which has a third set to validate.
 
     templates: strings of one length.
     labels: one character for each template.
-    symbols: how many there are to put for wildcards, in each part.
+    symbols: number of symbols that may replace wildcards, in each part.
     part: "train" or "test".
     """
 
@@ -161,7 +161,7 @@ class SymbolTemplates(TokenTask):
         return {"train": self, "new symbols": self.replace(part="test")}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among all tokens."""
+        """Guessing uniformly among all tokens."""
         return {"accuracy": 1 / self.input_size, "cross_entropy": math.log(self.input_size)}
 
 
@@ -235,7 +235,7 @@ class BinarySuccessor(SolvedTask):
         return {**found, f"bits={2 * self.bits}": self.replace(bits=2 * self.bits)}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among all tokens."""
+        """Guessing uniformly among all tokens."""
         return {"accuracy": 1 / 3, "cross_entropy": math.log(3)}
 
 
@@ -339,5 +339,5 @@ class TreeTraversal(SolvedTask):
         return {"train": self, f"nodes={2 * self.nodes}": self.replace(nodes=2 * self.nodes)}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the labels."""
+        """Guessing uniformly among the labels."""
         return {"accuracy": 1 / self.labels, "cross_entropy": math.log(self.labels)}

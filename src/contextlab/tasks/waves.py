@@ -117,7 +117,7 @@ class WaveSeries(ForecastTask):
         return values, {"member": member}
 
     def learners(self) -> dict[str, Learner]:
-        """`bayes` weighs every set of frequencies and is exact; `set_oracle` is told."""
+        """`bayes` weighs every set of frequencies and is exact; `set_oracle` knows the set."""
         noise, order = max(self.noise, NOISELESS), (2 if self.kind == "sinusoids" else 1) * self.terms
         scale = 1 / math.sqrt(self.terms)
         members = tuple(BasisPosterior(member, noise, scale) for member in self.members())

@@ -1,4 +1,4 @@
-"""Aggregation over a long list: an answer that every line has a part in."""
+"""Aggregation over a long list: an answer that depends on every line."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ LOW, HIGH, MIDDLE = 10, 100, 54
 )
 @dataclass(frozen=True)
 class ListAggregation(AnswerTask):
-    """A list of names and numbers, then a question that takes all of it: sum, largest, smallest, or how many above.
+    """A list of names and numbers, then a question about the whole list: sum, largest, smallest, or how many above.
 
-    Names are three capital letters, all names different, numbers two digits drawn evenly (10 to 99). Where one needle
-    answers a look-up, here every line counts: error grows with the list, and a line that is not read shifts the sum.
+    Names are three capital letters, all names different, numbers two digits drawn uniformly (10 to 99). Where one
+    needle answers a look-up, here every line counts: error grows with the list, and a line that is not read shifts the
+    sum.
 
     entries: lines of the list.
     operation: "sum", "max", "min", or "count" of the numbers above 54, half of them on average.

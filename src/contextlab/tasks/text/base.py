@@ -110,7 +110,7 @@ class AnswerTask(TokenTask):
         return {**found, "prompt_error": wrong.float().expand_as(prompt.scored)}
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the symbols of answers; among all tokens when they are not bytes."""
+        """Guessing uniformly among the symbols of answers; among all tokens when they are not bytes."""
         symbols = len(set(self.alphabet().encode())) if self.codec.is_bytes else self.output_size
         return {"accuracy": 1 / symbols, "cross_entropy": math.log(symbols)}
 

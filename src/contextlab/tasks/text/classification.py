@@ -31,12 +31,12 @@ corpus, is 0.03 to 0.05."""
 
 @dataclass(frozen=True)
 class FolderTask(TokenTask):
-    """Base: windows of documents of a few folders of a corpus, where the folder is what there is to tell.
+    """Base: windows of documents of a few folders of a corpus, where the folder is the label.
 
-    Folders are drawn evenly, then the windows of a folder's documents are equally likely. A document is in the
+    Folders are drawn uniformly, then the windows of a folder's documents are equally likely. A document is in the
     training or in the test part by a hash of its path (see `contextlab.tasks.text.corpus`), so that no test prompt
-    shows text of a training document. Best known is naive Bayes over pairs of bytes, fitted to all training documents
-    of the folders; the best there is cannot be computed.
+    shows text of a training document. The best known learner is naive Bayes over pairs of bytes, fitted to all
+    training documents of the folders; the Bayes optimum cannot be computed.
 
     corpus: "python", the sources of the standard library on this machine, or the path of a folder with folders in it.
     length: bytes of a window.
@@ -154,7 +154,7 @@ class TextClassification(FolderTask):
         return NaiveBayes(_likelihoods(self.corpus, self.names, order), CORRELATION)
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the folders."""
+        """Guessing uniformly among the folders."""
         return {"accuracy": 1 / len(self.names), "cross_entropy": math.log(len(self.names))}
 
 
@@ -208,7 +208,7 @@ class TextRetrieval(FolderTask):
         return NaiveBayesPairs(_likelihoods(self.corpus, self.names, order), CORRELATION)
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly between the two answers."""
+        """Guessing uniformly between the two answers."""
         return {"accuracy": 0.5, "cross_entropy": math.log(2)}
 
 

@@ -31,7 +31,7 @@ class KeyValueRetrieval(AnswerTask):
     but the quotes are scored. `splits` are the paper's sweep over the position of the pair, and twice the pairs.
 
     pairs: records in the object; the paper has 75, 140 and 300.
-    position: of the record that is asked for, from 0; None draws it evenly.
+    position: of the record that is asked for, from 0; None draws it uniformly.
     tokenizer: null for bytes, a folder with tokenizer.json, a Hugging Face hub name, or an object (encode, decode).
     """
 
@@ -108,7 +108,7 @@ class DictionaryRetrieval(AnswerTask):
     entries of the same key, which these keep.
 
     dictionaries: how many; the paper has 85.
-    position: of the dictionary that holds the key, from 0; None draws it evenly.
+    position: of the dictionary that holds the key, from 0; None draws it uniformly.
     tokenizer: null for bytes, a folder with tokenizer.json, a Hugging Face hub name, or an object (encode, decode).
     """
 

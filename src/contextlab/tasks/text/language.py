@@ -25,7 +25,7 @@ class LanguageModelling(TokenTask):
     """The next token of a text: a window of one document, every place of it scored.
 
     All windows of a part's documents are equally likely. `shot` is the number of tokens seen, so that curves by shot
-    are the loss by position; what falls along it is what is learned of the document in its context. The best known
+    are the loss by position; their fall is what the model learns about the document in context. The best known
     learner has read nothing but the prompt: an n-gram model in context, which a trained model beats by what it knows
     of the language. Documents of the test part are in no training prompt (see `contextlab.tasks.text.corpus`).
 

@@ -1,4 +1,4 @@
-"""ListOps of Long Range Arena: nested lists of digits and what comes out of them."""
+"""ListOps of Long Range Arena: nested lists of digits and their values."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class ListOps(TokenTask):
         return found
 
     def chance(self) -> Mapping[str, float]:
-        """Guessing evenly among the digits."""
+        """Guessing uniformly among the digits."""
         return {"accuracy": 0.1, "cross_entropy": math.log(10)}
 
 

@@ -22,7 +22,7 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def things(page: Page, part: Part, shape: tuple[int, int], generator: torch.Generator) -> Pieces:
-    """Names " adjective-noun" of one part, drawn evenly: [B, 2 n] pieces for n names."""
+    """Names " adjective-noun" of one part, drawn uniformly: [B, 2 n] pieces for n names."""
     first, second = adjectives(part), nouns(part)
     one = torch.randint(len(first), shape, generator=generator, device=page.device)
     two = torch.randint(len(second), shape, generator=generator, device=page.device)
@@ -44,7 +44,7 @@ class Needle(FilledTask):
     published one.
 
     length: tokens in the prompt.
-    depth: where in the text the needle stands, 0 for the beginning and 1 for the end; None draws it evenly.
+    depth: where in the text the needle stands, 0 for the beginning and 1 for the end; None draws it uniformly.
     corpus: "python", the sources of the standard library on this machine, or the path of a text file or a folder.
     part: documents and names to draw from, "train" or "test".
     tokenizer: null for bytes, a folder with tokenizer.json, a Hugging Face hub name, or an object (encode, decode).

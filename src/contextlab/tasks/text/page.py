@@ -116,7 +116,7 @@ def digits(number: Tensor, width: int) -> Tensor:
 def random_codes(
     shape: tuple[int, ...], symbols: str, generator: torch.Generator, device: torch.device | str
 ) -> Tensor:
-    """ASCII codes [*shape] of symbols drawn evenly, int64."""
+    """ASCII codes [*shape] of symbols drawn uniformly, int64."""
     table = torch.tensor(list(symbols.encode()), device=device)
     return table[torch.randint(len(symbols), shape, generator=generator, device=device)]
 

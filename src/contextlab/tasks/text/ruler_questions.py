@@ -1,4 +1,4 @@
-"""RULER's question answering: a question among documents, and what word overlap makes of it."""
+"""RULER's question answering: a question among documents, and the answer by word overlap."""
 
 from __future__ import annotations
 
