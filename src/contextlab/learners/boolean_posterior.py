@@ -223,7 +223,7 @@ def _among(values: Tensor, weights: Tensor, centre: Tensor, precision: Tensor | 
 
 
 def probit(z: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The chance that a label agrees with a standard Gaussian margin z [...], flipped with probability `noise`; the slope of
+    """P(a label agrees with a standard Gaussian margin z [...]), flipped with probability `noise`; the slope of
     its logarithm, and how fast that falls."""
     z = z.clamp(min=-30)  # so that its density is above zero
     bell = (-z.square() / 2).exp()

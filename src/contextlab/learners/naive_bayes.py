@@ -59,11 +59,11 @@ def _shrunk(counts: Tensor, prior: Tensor) -> Tensor:
 @register("learner", "naive_bayes", family="text", papers=("2011.04006",), cases=())
 @dataclass(frozen=True, eq=False)
 class NaiveBayes(Learner):
-    """The class of a text of bytes, from how likely each class makes its bytes; all classes are equally likely a priori.
+    """The class of a text of bytes, from how likely each class makes its bytes; classes are equally likely a priori.
 
     The probability of class c, label 256 + c, at every position given the bytes up to it. Bytes of one document are
     less than independent evidence: that of m bytes counts as that of m / (1 + (m - 1) * correlation) (what a cluster
-    of m correlated observations is worth); no correlation is the usual naive Bayes, which is all too sure.
+    of m correlated observations is worth); no correlation is the usual naive Bayes, which is overconfident.
 
     likelihoods: [classes, contexts, 256], see `byte_likelihoods`.
     correlation: between the evidence of two bytes of a document, 0 to 1.

@@ -1,4 +1,4 @@
-"""Functions of one direction, y = f(w . x), f a known polynomial: the best predictor that is affine in the outputs, and fits of w."""
+"""Functions of one direction, y = f(w . x), f a known polynomial: the best affine predictor, and fits of w."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from contextlab.registry import register
 @register("learner", "single_index_process", family="functions", papers=("2404.03558",), cases=())
 @dataclass(frozen=True)
 class SingleIndexProcess(BayesLearner):
-    """A Gaussian process with the mean and covariance of y = f(w . x), f a known polynomial, w uniform on the unit sphere.
+    """A Gaussian process with the moments of y = f(w . x), f a known polynomial, w uniform on the unit sphere.
 
     No predictor that is affine in the outputs has a smaller expected squared error over w. The posterior of w is not
     Gaussian, so that fits of w (`single_index_fits`) are better once the examples leave few directions.

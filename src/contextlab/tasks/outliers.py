@@ -29,7 +29,7 @@ from contextlab.tasks.functions import FunctionTask
 )
 @dataclass(frozen=True)
 class OutlierRegression(FunctionTask):
-    """Linear regression, y = w . x with w ~ N(0, I), where many examples carry no information (MambaFormer, 2402.04248).
+    """Linear regression, y = w . x with w ~ N(0, I), where many examples tell nothing of w (MambaFormer, 2402.04248).
 
     Each example but the last is an outlier with probability `rate`; outliers are in the context and not scored.
     "ones": x and y are 1 throughout. "orthogonal": x is one random vector of the prompt, orthogonal to w, and y is

@@ -28,7 +28,7 @@ from contextlab.tasks.regression import NOISELESS
 
 @dataclass(frozen=True)
 class SeriesTask(ExamplesTask):
-    """Base: y = sum over the first m terms of a series, m drawn uniformly for each prompt and not told.
+    """Base: y = sum over the first m terms of a series, m unknown, drawn uniformly for each prompt.
 
     dimensions: 1, the size of x.
     least, most: bounds of m.

@@ -131,7 +131,7 @@ class GroupWord(TokenTask):
 class Counters(TokenTask):
     """Counters that go up and down: after each step, the value of the counter that it moved.
 
-    A token is a counter with a direction, all even draws; the counters begin at 0. With at_limit "stay" a step
+    A token is a counter with a direction, drawn uniformly; the counters begin at 0. With at_limit "stay" a step
     beyond the ends is lost, so that the state cannot be told from sums; with "wrap" it can (addition modulo limit).
     `shot` is the steps before.
 

@@ -47,7 +47,7 @@ HELD_OUT = 5
 )
 @dataclass(frozen=True)
 class Superposition(TokenTask):
-    """Examples `a b = c` of several tasks in one prompt, whose mixture is to be inferred in context ("task superposition").
+    """Examples `a b = c` of several tasks in one prompt; their mixture is inferred in context ("task superposition").
 
     Each example's task is drawn from the prompt's mixture of tasks; its answer is one token, modulo `numbers`. The
     operand pairs of a prompt differ, and no two tasks give the same answer to one. Every answer is predicted. A
