@@ -232,4 +232,4 @@ def test_what_a_token_reads_is_measured_and_must_be_within_the_budget() -> None:
         assert 0 < value(found, policy, "read_bytes") <= 0.5 * 192 * TOKEN
     assert not (found["model"].eq("full") & found["metric"].eq("read_bytes")).any()
     assert len(told) == 1
-    assert "retrieval:window=4: budget 50% of 115 tokens is less than what a token reads" in told[0]
+    assert "retrieval:window=4: budget 50% of 115 tokens is too small: a token reads at least" in told[0]

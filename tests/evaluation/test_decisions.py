@@ -103,7 +103,7 @@ def test_the_table_is_tidy_and_all_predictors_face_the_same_problems() -> None:
 
 def test_wrong_predictors_and_tasks_are_refused() -> None:
     task = Bandit(arms=3)
-    with pytest.raises(InputError, match="rollout needs a task in which one acts, such as bandit"):
+    with pytest.raises(InputError, match="rollout needs a decision task, such as bandit"):
         rollout(task.learners()["ucb1"], LinearRegression(), 2, 3, generator())
     with pytest.raises(InputError, match="Bandit has 3 actions, but the predictor gives 5 numbers"):
         rollout(lambda inputs: torch.zeros(*inputs.shape[:2], 5), task, 2, 3, generator())

@@ -67,7 +67,7 @@ def test_a_foreign_experiment_is_not_written_over(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "experiment.yaml").write_text("name: mine\n")
-    with pytest.raises(InputError, match="holds files that are no run"):
+    with pytest.raises(InputError, match="holds files but no run"):
         run(one(), out=folder)
     assert [path.name for path in folder.iterdir()] == ["experiment.yaml"]
 

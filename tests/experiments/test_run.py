@@ -123,7 +123,7 @@ def test_a_taken_folder_is_never_written_over(tmp_path, finished):
     folder = tmp_path / "run"
     done = finished(tiny(), folder)
     before = done.report.read_bytes()
-    with pytest.raises(InputError, match="holds a finished run, which is not written over"):
+    with pytest.raises(InputError, match="holds a finished run, which is not overwritten"):
         run(tiny(), out=folder)
     same_results(run(tiny(), out=folder, resume=True).results, done.results)  # nothing is missing, nothing is written
     assert read_record(folder / "record.json") == done.record
@@ -137,7 +137,7 @@ def test_a_taken_folder_is_never_written_over(tmp_path, finished):
     assert done.report.read_bytes() == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match="holds files that are no run"):
+    with pytest.raises(InputError, match="holds files but no run"):
         run(tiny(), out=tmp_path / "mine")
     with pytest.raises(InputError, match="is a file"):
         run(tiny(), out=tmp_path / "mine" / "thesis.txt")

@@ -79,7 +79,7 @@ def compress(
     others = {label: other for label, other, _ in (find_model(each, chosen) for each in compare or [])}
     left_out: list[str] | None = [] if skip else None
     if name in others or len(others) < len(compare or []):
-        raise InputError("--compare: two models have the same name; give folders that are called differently")
+        raise InputError("--compare: two models have the same name; give folders with different names")
     with console.status("measuring ...") as status:
         results = measure(
             loaded, policy, budget or [], _tasks(task), read_lengths(lengths), prompts=prompts, batch=batch, seed=seed,

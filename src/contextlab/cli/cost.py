@@ -76,7 +76,7 @@ def model_spec(model: str, changes: list[str]) -> ModelSpec | HuggingFaceSpec:
     if present(path) and path.is_dir():
         if not (path / "model.json").exists() and (path / "config.json").exists():
             if changes:
-                raise InputError("--set changes a spec of ours; a Hugging Face checkpoint is taken as it is")
+                raise InputError("--set changes contextlab's own specs; a Hugging Face checkpoint cannot be changed")
             from contextlab.models.hub import describe_checkpoint
 
             return describe_checkpoint(path)

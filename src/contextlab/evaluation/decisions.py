@@ -61,8 +61,7 @@ def rollout(
     """
     if not isinstance(task, DecisionTask):
         raise InputError(
-            f"rollout needs a task in which one acts, such as bandit, linear_bandit or darkroom, not "
-            f"{type(task).__name__}"
+            f"rollout needs a decision task, such as bandit, linear_bandit or darkroom, not {type(task).__name__}"
         )
     if problems < 1 or horizon < 1:
         raise InputError(f"rollout needs at least 1 problem and 1 step, got {problems} and {horizon}")

@@ -209,11 +209,11 @@ def find_folder(spec: ExperimentSpec, out: str | Path | None, resume: bool) -> I
         if status is None and not folder.spec.exists():
             raise InputError(f"{folder}: there is no run to resume; start one without --resume")
     elif status == "finished":
-        raise InputError(f"{folder}: holds a finished run, which is not written over; choose another folder with --out")
+        raise InputError(f"{folder}: holds a finished run, which is not overwritten; choose another folder with --out")
     elif status is not None:
         raise InputError(f"{folder}: holds an unfinished run ({status}); go on with --resume, or choose another --out")
     elif folder.path.is_dir() and not folder.unused(spec):
-        raise InputError(f"{folder}: holds files that are no run; choose an empty or new folder with --out")
+        raise InputError(f"{folder}: holds files but no run; choose an empty or new folder with --out")
     yield folder
 
 

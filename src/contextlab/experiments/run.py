@@ -124,8 +124,8 @@ def evaluate_run(
     spec = load_recipe(at.spec, changes)
     if not differs_in_evaluation_only(before, spec):
         raise InputError(
-            "--set: a run that is trained can be measured in another way, and nothing else of it be changed; expected "
-            "evaluate.KEY=VALUE or tasks.NAME.evaluate.KEY=VALUE"
+            "--set: only the evaluation of a trained run can be changed; expected evaluate.KEY=VALUE or "
+            "tasks.NAME.evaluate.KEY=VALUE"
         )
     with exclusive(at):
         record = read_run_record(at.record, OF_RUN)

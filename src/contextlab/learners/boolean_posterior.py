@@ -32,7 +32,7 @@ class LiteralPosterior(RegressionLearner):
 
     positive: probability that a variable is in the conjunction.
     negative: probability that its negation is.
-    planted: share of inputs that were made to satisfy the conjunction; others are even.
+    planted: share of inputs that were made to satisfy the conjunction; others are uniform.
     noise: probability that a label is flipped.
     slip: probability that the label is positive for other reasons, such as another term, where the conjunction fails.
     disjunction: learn a disjunction, all signs flipped.

@@ -51,7 +51,7 @@ class VersionSpace(RegressionLearner):
     chances: of the values; None for even ones where `values` are given, else for those of the task `boolean`: 0.7,
         0.15, 0.15 (conjunction, disjunction), 0.7, 0.3 (halfspace), 0.5, 0.5 (parity).
     thresholds: of half-spaces, t, equally likely.
-    planted: share of inputs that were made to satisfy the conjunction (falsify the disjunction); others are even.
+    planted: share of inputs that were made to satisfy the conjunction (falsify the disjunction); others are uniform.
         It matters as such an input tells something about the function before its label does.
     noise: probability that a label is flipped.
     most: functions that are enumerated at most.
@@ -205,7 +205,7 @@ class SampledFormulas(RegressionLearner):
     dimensions: bits of an input; all 2^dimensions inputs are tabled.
     terms: of each formula.
     positive: probability that a variable is in a term. negative: probability that its negation is.
-    planted: share of inputs that were made to satisfy one term, the same in the whole prompt; others are even.
+    planted: share of inputs that were made to satisfy one term, the same in the whole prompt; others are uniform.
     noise: probability that a label is flipped.
     slip: least probability that a label differs from a drawn formula's, as the true one may not be among them.
     disjunction: clauses of a CNF instead of terms of a DNF, all signs flipped.

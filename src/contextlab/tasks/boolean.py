@@ -103,8 +103,8 @@ class BooleanFunctions(LabelTask):
     in the whole prompt). A majority is true where w . x > 1/2, with each w = 1 with chance 0.3, else 0; an
     integer_halfspace has w in -3 .. 3; a sparse_threshold has w = 1 or -1, each with chance 0.15, and the threshold
     -2.5, -1.5, ..., 2.5. A parity is true where an odd number of the relevant x is +1, each relevant with chance 1/2.
-    In nearest_neighbour the first `start` labels are even draws, later ones those of the nearest example before (the
-    earliest of several; equal inputs have equal labels); only later ones are scored.
+    In nearest_neighbour the first `start` labels are random (either with probability 1/2), later ones those of the
+    nearest example before (the earliest of several; equal inputs have equal labels); only later ones are scored.
 
     Beside the code: sparse_majority, teaching sequences of disjunctions and cnf (mirror images), of negated terms in
     dnf and of parities; flips come in the order of the variables, and a sequence is cut where the prompt ends.

@@ -211,11 +211,11 @@ def check_budget(setting: Setting, read: int, reading: Reading) -> None:
         budget, least = f"{100 * allowed / cache:g}%", math.ceil(1000 * taken / cache) / 10
         if bounds == "read":
             raise InputError(
-                f"policy {setting.label}: budget {budget} of {read} tokens is less than what a token reads, the latest "
-                f"ones and what chooses the others, {least:g}% of them here; raise the budget or take longer prompts"
+                f"policy {setting.label}: budget {budget} of {read} tokens is too small: a token reads at least {least:g}% "
+                "of them here (the latest ones, and what the others are chosen by); raise the budget or use longer prompts"
             )
         raise InputError(
-            f"policy {setting.label}: budget {budget} of {read} tokens is less than what it must keep, which takes "
-            f"{least:g}% of them here; raise the budget, take longer prompts, or protect fewer tokens "
+            f"policy {setting.label}: budget {budget} of {read} tokens is too small: it must keep at least "
+            f"{least:g}% of them here; raise the budget, use longer prompts, or protect fewer tokens "
             f"({setting.label.partition('|')[0].partition(':')[0]}:window=4)"
         )

@@ -98,7 +98,7 @@ class ListOps(TokenTask):
             misses = 0 if len(good) else misses + 1
             if misses == MISSES:
                 raise InputError(
-                    f"hardly an expression of depth {self.depth} has {self.shortest} to {self.length} symbols: "
+                    f"almost no expression of depth {self.depth} has {self.shortest} to {self.length} symbols: "
                     "choose a wider range, a greater depth, or fewer arguments"
                 )
             good = good[: batch - done]
