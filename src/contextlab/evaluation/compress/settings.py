@@ -211,8 +211,9 @@ def check_budget(setting: Setting, read: int, reading: Reading) -> None:
         budget, least = f"{100 * allowed / cache:g}%", math.ceil(1000 * taken / cache) / 10
         if bounds == "read":
             raise InputError(
-                f"policy {setting.label}: budget {budget} of {read} tokens is too small: a token reads at least {least:g}% "
-                "of them here (the latest ones, and what the others are chosen by); raise the budget or use longer prompts"
+                f"policy {setting.label}: budget {budget} of {read} tokens is too small: a token reads at least "
+                f"{least:g}% of them here (the latest ones, and what the others are chosen by); raise the budget or use "
+                "longer prompts"
             )
         raise InputError(
             f"policy {setting.label}: budget {budget} of {read} tokens is too small: it must keep at least "
