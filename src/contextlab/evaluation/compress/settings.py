@@ -212,8 +212,8 @@ def check_budget(setting: Setting, read: int, reading: Reading) -> None:
         if bounds == "read":
             raise InputError(
                 f"policy {setting.label}: budget {budget} of {read} tokens is too small: a token reads at least "
-                f"{least:g}% of them here (the latest ones, and what the others are chosen by); raise the budget or use "
-                "longer prompts"
+                f"{least:g}% of them here (the latest ones, and what the others are chosen by); raise the budget or "
+                "use longer prompts"
             )
         raise InputError(
             f"policy {setting.label}: budget {budget} of {read} tokens is too small: it must keep at least "
