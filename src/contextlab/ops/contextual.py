@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from contextlab.ops.linear import working_dtype
 from contextlab.ops.softmax import check_shapes, resolve_positions
 
 CHUNK = 256  # queries at once
@@ -34,20 +35,20 @@ def cope_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     shared = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(shared, 2) if shared > 1 else x for x in (k, v))
-    outputs = []
+    outputs, work = [], working_dtype(q.dtype)  # sums of gates outgrow the digits of a half precision
     for first in range(0, max(q.shape[1], 1), CHUNK):
         part, at = q[:, first : first + CHUNK], q_at[:, first : first + CHUNK]
         sees = (k_at[:, None, None] >= 0) & (k_at[:, None, None] <= at[:, None, :, None])
-        scores = torch.einsum("bqhd,bkhd->bhqk", part, k) * scale
+        scores = torch.einsum("bqhd,bkhd->bhqk", part, k).to(work) * scale
         gates = scores.sigmoid().masked_fill(~sees, 0.0)
         place = gates.flip(-1).cumsum(-1).flip(-1).clamp_max(len(embedding) - 1)
         low = place.detach().floor()
-        known = torch.einsum("bqhd,pd->bhqp", part, embedding)
+        known = torch.einsum("bqhd,pd->bhqp", part, embedding).to(work)
         below = known.gather(-1, low.long())
         above = known.gather(-1, (low.long() + 1).clamp_max(len(embedding) - 1))
         scores = scores + below + (place - low) * (above - below)
         weights = scores.masked_fill(~sees, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~sees, 0.0)
-        outputs.append(torch.einsum("bhqk,bkhv->bqhv", weights, v))
+        outputs.append(torch.einsum("bhqk,bkhv->bqhv", weights.to(v.dtype), v))
     return torch.cat(outputs, 1)
 
 

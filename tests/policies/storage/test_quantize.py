@@ -340,3 +340,25 @@ def test_pairs_that_make_no_sense_are_refused() -> None:
         h2o | quantize | quantize
     assert h2o.lossless
     assert not (h2o | quantize).lossless
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("block", [None, 4])
+def test_a_range_wider_than_float16_is_held(bits: int, block: int | None) -> None:
+    x = torch.tensor([-65000.0, 65000.0, -60000.0, 60000.0]).repeat(4, 1).half()
+    x[1::2] = x[1::2].flip(1)
+    codec = Integers(bits, block)
+    parts = codec.encode(x)
+    assert all(part.isfinite().all() for part in parts.values())
+    exact = Integers(bits, block)
+    expected = exact.decode(exact.encode(x.double()), 4, 4, torch.float64)
+    found = codec.decode(parts, 4, 4, torch.float16)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=64)
+
+
+def test_one_bit_is_the_least_or_the_greatest_value_exactly() -> None:
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).half()
+    codec = Integers(1, 8)
+    found = codec.decode(codec.encode(x), 5, 8, torch.float16)
+    least, most = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    assert found.equal(torch.where(x.double() - least.double() > (most.double() - least.double()) / 2, most, least))

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.mixers.layers import elu1
+from contextlab.ops.linear import working_dtype
+from contextlab.ops.precision import without_autocast
 
 FeatureName = Literal["elu1", "relu", "silu", "identity", "taylor", "rebased", "hedgehog", "performer", "cosformer"]
 
@@ -101,12 +103,14 @@ class Performer(FeatureMap):
         lengths = torch.randn(heads, features, size).norm(dim=-1, keepdim=True)
         self.register_buffer("directions", torch.cat(blocks, 1)[:, :features] * lengths)
 
+    @without_autocast
     def forward(self, x: Tensor, places: Tensor, query: bool) -> Tensor:
-        x = x * x.shape[-1] ** -0.25
-        exponent = torch.einsum("bthd,hfd->bthf", x, self.directions) - x.square().sum(-1, keepdim=True) / 2
+        dtype, work = x.dtype, working_dtype(x.dtype)  # the exponent is a difference of large numbers
+        x = x.to(work) * x.shape[-1] ** -0.25
+        exponent = torch.einsum("bthd,hfd->bthf", x, self.directions.to(work)) - x.square().sum(-1, keepdim=True) / 2
         if query:  # a factor of each query leaves with the denominator
             exponent = exponent - exponent.amax(-1, keepdim=True).detach()
-        return exponent.exp() * self.features**-0.5
+        return (exponent.exp() * self.features**-0.5).to(dtype)
 
 
 class CosFormer(FeatureMap):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
+from contextlab.mixers.gates import bounded_forget, exp_of_decay
 from contextlab.mixers.layers import Linear, RMSNorm, each_its_part
 from contextlab.mixers.matrix import MatrixMixer, after_token_before, recurrent
 from contextlab.ops.gla import gla, gla_flops, rwkv6
@@ -129,12 +130,12 @@ class Hgrn2(ChannelDecayMixer):
         before = recurrent(state)
         projected, conv = self._convolved(self.in_proj(without_padding(x, mask)), before, keep_state, None)
         q, forget, v = projected.unflatten(-1, (3, self.heads, -1)).unbind(2)
-        k = (1 - self.lower_bound) * (-forget).sigmoid()
+        k, log_f = bounded_forget(forget, self.lower_bound)
         o, matrix = gla(
             F.silu(q),
             without_padding(k, mask),
             v,
-            torch.log1p(-k),
+            log_f,
             None,
             None if before is None else before["matrix"],
             keep_state,
@@ -192,7 +193,7 @@ class Rwkv6(ChannelDecayMixer):
         mix = torch.einsum("btnr,nrd->btnd", low, self.shift_out) + self.shift[1:]
         mixed = x.unsqueeze(2) + delta.unsqueeze(2) * mix
         r, k, v, gate = each_its_part(mixed[:, :, 1:], self.in_proj).unbind(2)
-        decay = -(self.decay + self.decay_in(mixed[:, :, 0]).tanh() @ self.decay_out).exp()
+        decay = -exp_of_decay(self.decay + self.decay_in(mixed[:, :, 0]).tanh() @ self.decay_out)
         r, k, v, decay = (y.unflatten(-1, (self.heads, -1)) for y in (r, k, v, decay))
         o, matrix = rwkv6(r, k, v, decay, self.bonus, None, None if before is None else before["matrix"], keep_state)
         o = F.layer_norm(o, o.shape[-1:], eps=64e-5).flatten(2) * self.norm_weight

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.mixers.convolution import without_padding
+from contextlab.mixers.gates import softplus_power
 from contextlab.mixers.layers import Linear
 from contextlab.mixers.linear.gla import ChannelDecayMixer
 from contextlab.mixers.matrix import recurrent
@@ -61,8 +62,9 @@ class Rodimus(ChannelDecayMixer):
         up, gate = self.in_proj(without_padding(x, mask)).chunk(2, -1)
         shifted, conv = self._convolved(up, before, keep_state, "silu" if self.conv_size else None)
         q, k, g, tau = self.select_proj(shifted).chunk(4, -1)
-        g, tau = F.softplus(g), tau.sigmoid()
-        k = unit_length(k, eps=1e-12) * g**tau
+        tau = tau.sigmoid()
+        k = unit_length(k, eps=1e-12) * softplus_power(g, tau)
+        g = F.softplus(g)
         v = self.gate_out(self.gate_in(up)).sigmoid() * up
         initial = None if before is None else before["matrix"]
         q, k, v, decay = (y.unsqueeze(2) for y in (q, k, v, -g * tau))

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
 from contextlab.mixers.elementwise import ElementwiseMixer
+from contextlab.mixers.gates import bounded_forget, root_of_rest
 from contextlab.mixers.layers import TernaryLinear
+from contextlab.ops.linear import working_dtype
 from contextlab.registry import register
 
 
@@ -130,8 +132,8 @@ class Hgrn(ElementwiseMixer):
 
     def _recur(self, projected: Tensor, h: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         candidate, forget, gate = projected.chunk(3, -1)
-        write = (1 - self.lower_bound) * (-forget).sigmoid()  # 1 - f
-        hs, h = self._scan(write * F.silu(candidate), torch.log1p(-write), h, mask)
+        write, log_f = bounded_forget(forget, self.lower_bound)
+        hs, h = self._scan(write * F.silu(candidate), log_f, h, mask)
         return F.rms_norm(hs.to(gate.dtype), hs.shape[-1:], self.norm_weight, 1e-6) * F.silu(gate), h
 
 
@@ -174,9 +176,10 @@ class RgLru(ElementwiseMixer):
     def _recur(self, projected: Tensor, h: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         x, branch = projected.chunk(2, -1)
         gates = torch.einsum("bthi,hixo->btxho", x.unflatten(-1, (self.heads, -1)), self.gate_weight).flatten(-2)
-        enter, forget = (gates + self.gate_bias).sigmoid().unbind(2)
+        gates = gates + self.gate_bias
+        enter, forget = gates.to(working_dtype(gates.dtype)).sigmoid().unbind(2)
         log_decay = -8 * F.softplus(self.Lambda) * forget
-        hs, h = self._scan((-torch.expm1(2 * log_decay)).sqrt() * enter * x, log_decay, h, mask)
+        hs, h = self._scan(root_of_rest(log_decay) * enter * x, log_decay, h, mask)
         return hs.to(branch.dtype) * F.gelu(branch, approximate="tanh"), h
 
     def _products(self) -> int:

@@ -60,11 +60,20 @@ class Integers:
     block: int | None
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Codec.encode`: x [..., tokens, D] as packed "codes" uint8, and each block's "scale" and "zero"."""
+        """See `Codec.encode`: x [..., tokens, D] as packed "codes" uint8, and each block's "scale" and "zero".
+
+        Of one bit "scale" is the greatest value itself: the step, which is the whole range, can outgrow float16.
+        """
         blocks, along = (x, -2) if self.block is None else (x.unflatten(-1, (-1, self.block)), -1)
         zero = blocks.amin(along, keepdim=True)
         wide = torch.promote_types(x.dtype, torch.float32)
-        scale = ((blocks.amax(along, keepdim=True).to(wide) - zero.to(wide)) / (2**self.bits - 1)).to(x.dtype)
+        most = blocks.amax(along, keepdim=True)
+        span = most.to(wide) - zero.to(wide)
+        if self.bits == 1:
+            codes = (blocks.to(wide) - zero.to(wide) >= (0.5 - TILT) * span) & (span > 0)
+            codes = codes.to(torch.uint8).flatten(-2 if self.block is None else -3)
+            return {"codes": pack(codes, 1), "scale": most, "zero": zero}
+        scale = (span / (2**self.bits - 1)).to(x.dtype)
         step = scale.to(wide).masked_fill(scale == 0, 1.0)  # a block of equal values is all zero, exactly
         # What was quantized before often falls half-way between new levels; there rounding noise must not decide.
         codes = ((blocks.to(wide) - zero.to(wide)) / step + (0.5 + TILT)).floor()
@@ -76,6 +85,9 @@ class Integers:
         """See `Codec.decode`: [..., tokens, dim]."""
         blocks = (-1, dim) if self.block is None else (-1, dim // self.block, self.block)
         codes = unpack(parts["codes"], self.bits, tokens * dim).to(dtype).unflatten(-1, blocks)
+        if self.bits == 1:
+            x = torch.where(codes > 0, parts["scale"].to(dtype), parts["zero"].to(dtype))
+            return x if self.block is None else x.flatten(-2)
         x = torch.addcmul(parts["zero"].to(dtype), codes, parts["scale"].to(dtype))
         return x if self.block is None else x.flatten(-2)
 
