@@ -56,6 +56,16 @@ def test_an_unknown_name_is_an_attribute_error():
         contextlab.models.pretraind  # noqa: B018
 
 
+def test_python_m_is_the_command_line():
+    asked = [
+        subprocess.run([sys.executable, "-m", "contextlab", word], capture_output=True, text=True)
+        for word in ("--version", "shwo")
+    ]
+    assert [each.returncode for each in asked] == [0, 2]
+    assert asked[0].stdout.startswith("contextlab ")
+    assert "Did you mean 'show'?" in asked[1].stderr
+
+
 def test_importing_contextlab_does_not_import_torch():
     code = "import sys, contextlab; assert 'torch' not in sys.modules; assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
