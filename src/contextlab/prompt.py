@@ -108,6 +108,8 @@ class Task(ABC):
     metric: ClassVar[str] = "error"
     """The metric that reports and curves show first; a key of `errors`."""
     higher_is_better: ClassVar[bool] = False
+    one_prediction: ClassVar[bool] = False
+    """Whether every prompt has one scored position, so that models that read it whole (encoders, pooled) serve, too."""
     unbounded: ClassVar[tuple[str, ...]] = ()  # options that may be larger than counts may
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named difficulties: options that replace the defaults."""

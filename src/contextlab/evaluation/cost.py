@@ -38,13 +38,16 @@ def static_cost(
 ) -> pd.DataFrame:
     """Parameters, FLOPs of one forward and bytes of state, for one sequence of `length` tokens; nothing is timed.
 
+    A model that reads whole sequences only (an encoder, a pooled read-out) has no row for the state.
+
     Returns a tidy table whose split is "cost".
     """
     counts = {
         "parameters": model.parameter_count,
         "flops": model.flops(length),
-        "state_bytes": model.state_nbytes(length),
     }
+    if not getattr(model.spec, "reads_whole", False):  # which hands no state on
+        counts["state_bytes"] = model.state_nbytes(length)
     who = {"run": run, "model": name, "kind": "model", "seed": seed, "task": task_name, "split": "cost"}
     return table(
         {**who, "metric": m, "length": length, "value": v, "ci_low": v, "ci_high": v, "n": 1} for m, v in counts.items()

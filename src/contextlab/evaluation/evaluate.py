@@ -17,6 +17,7 @@ from contextlab.errors import InputError, unknown
 from contextlab.evaluation.results import table
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.memory import require_room
+from contextlab.models.answer import answer
 from contextlab.prompt import HIGHER_IS_BETTER, Learner, Predictor, Prompt, Task
 
 Z95 = 1.959964
@@ -26,10 +27,10 @@ Watch = Callable[[str, str, Task, Prompt, Tensor, dict[str, Tensor]], None]
 
 
 def predict(predictor: Predictor, prompt: Prompt) -> Tensor:
-    """The predictions [B, T, k] for a prompt: a learner is called with the prompt, a model with its inputs."""
+    """The predictions [B, T, k] for a prompt: a learner gets the prompt, a model its inputs (see `answer`)."""
     if isinstance(predictor, Learner):
         return predictor(prompt)
-    return predictor(prompt.inputs)
+    return answer(predictor, prompt)
 
 
 def evaluate(

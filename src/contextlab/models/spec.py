@@ -224,14 +224,33 @@ class ModelSpec(Spec):
             found.append(below)
         return found
 
+    @property
+    def both_ways(self) -> str | None:
+        """The first mixer that sees later tokens; None where all read forward."""
+        mixers = (layer.mixer for layer in self.pattern()[: len(self.layers)])
+        return next((name for name in mixers if not registry.lookup("mixer", name).factory.causal), None)  # type: ignore[attr-defined]
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether it sees later tokens or pools: it then answers whole sequences only, and hands no state on."""
+        return self.pool is not None or self.both_ways is not None
+
+    def check_one_prediction(self, task: Any) -> None:
+        """Raises InputError where this model reads prompts whole, and the task scores more than one prediction each."""
+        if getattr(task, "one_prediction", False) or not self.reads_whole:
+            return
+        entries = registry.entries("task")
+        serve = ", ".join(entry.name for entry in entries if getattr(entry.factory, "one_prediction", False))
+        if self.pool is not None:
+            what, choice = f"pool: a model with pool {self.pool!r} predicts once a prompt", "leave pool out"
+        else:
+            what = f"layers: {self.both_ways!r} reads both ways and would see the answers"
+            choice = "take causal mixers, for example 'attention'"
+        raise InputError(f"{what}; {choice}, or a task that scores one prediction a prompt ({serve})")
+
     def for_task(self, task: Any) -> ModelSpec:
         """This spec with read-in and sizes set to the task's. Raises InputError when it says otherwise already."""
-        for layer in self.pattern()[: len(self.layers)]:
-            if not registry.lookup("mixer", layer.mixer).factory.causal:  # type: ignore[attr-defined]
-                raise InputError(
-                    f"layers: {layer.mixer!r} reads both ways and would see the answers; this task needs causal "
-                    "mixers, for example 'attention'"
-                )
+        self.check_one_prediction(task)
         wanted = {"read_in": task.read_in, "input_size": task.input_size, "output_size": task.output_size}
         for name in ("input_size", "output_size"):
             given = getattr(self, name)

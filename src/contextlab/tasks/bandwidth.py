@@ -50,6 +50,7 @@ class Bandwidth(TokenTask):
     values: items are 0 .. values - 1; also the names of places and of nodes.
     """
 
+    one_prediction: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "easy": {"problem": "index", "items": 8, "values": 16},
         "hard": {"problem": "reachability", "items": 64, "values": 128},

@@ -57,6 +57,7 @@ class BurstyClassification(ExamplesTask):
     seed: of the pool.
     """
 
+    one_prediction: ClassVar[bool] = True
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -38,6 +38,7 @@ class InductionHead(TokenTask):
     trigger: "special" is a symbol of its own (id `vocabulary`), "any" one of the symbols, drawn anew for each prompt.
     """
 
+    one_prediction: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "easy": {"vocabulary": 8, "length": 24},
         "hard": {"vocabulary": 64, "length": 1024, "trigger": "any"},

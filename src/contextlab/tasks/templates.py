@@ -45,6 +45,7 @@ class SymbolTemplates(TokenTask):
     part: "train" or "test".
     """
 
+    one_prediction: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "easy": {"templates": ("AA", "AB"), "labels": ("0", "1"), "symbols": 32},
         "hard": {"templates": ("ABAB", "ABBA", "AABB", "ABBC"), "labels": ("A", "B", "A", "C"), "symbols": 512},

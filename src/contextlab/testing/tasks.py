@@ -62,6 +62,8 @@ def hold_to_prompts(task: Task) -> None:
         require(got == shape, f"{name} [{list(got)}] and inputs [{list(shape)}] differ in batch or length")
     require(prompt.scored.dtype == torch.bool, f"scored is {prompt.scored.dtype}, expected torch.bool")
     require(prompt.scored.any(1).all(), "a prompt has no scored position")
+    once = not task.one_prediction or bool((prompt.scored.sum(1) == 1).all())
+    require(once, "a prompt has more than one scored position, and the task says one_prediction")
     require(prompt.shot.min() >= 0, "shot is negative")
     if task.read_in == "token":
         low, high = int(prompt.inputs.min()), int(prompt.inputs.max())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from contextlab.models.answer import answer
 from contextlab.prompt import Prompt, Task
 from contextlab.training import optim
 from contextlab.training.distributed import generator
@@ -115,7 +116,7 @@ def loss_and_gradients(
         early = parallel and i < parts - 1
         with model.no_sync() if early else nullcontext():  # type: ignore[operator]
             with _autocast(spec, tensors[0].device):
-                prediction = model(part.inputs)
+                prediction = answer(model, part)
             loss = task.loss(prediction.to(tensors[0].dtype), part)
             if weights is not None:
                 loss = loss * weights[i].to(loss.dtype)

@@ -135,6 +135,8 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _check_sizes(model: Any, task: Task) -> None:
+    if getattr(model.spec, "pool", None) is not None:
+        model.spec.check_one_prediction(task)
     for name in ("read_in", "input_size", "output_size"):
         has, needs = getattr(model.spec, name), getattr(task, name)
         if has != needs:

@@ -44,6 +44,7 @@ class FolderTask(TokenTask):
     part: documents to draw from, "train" or "test".
     """
 
+    one_prediction: ClassVar[bool] = True
     each: ClassVar[int] = 1
     """Documents of `length` bytes that every folder must have in both parts."""
 

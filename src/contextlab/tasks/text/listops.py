@@ -52,6 +52,7 @@ class ListOps(TokenTask):
     arguments: most nodes of a list.
     """
 
+    one_prediction: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "easy": {"length": 30, "shortest": 4, "depth": 3, "arguments": 5},
         "hard": {"length": 1999, "shortest": 501, "depth": 10, "arguments": 10},

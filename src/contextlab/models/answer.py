@@ -1,0 +1,43 @@
+"""What a model predicts for a prompt, also one that reads it whole: an encoder, or one with a pooled read-out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contextlab.errors import InputError
+from contextlab.models.spec import ModelSpec
+from contextlab.prompt import Prompt
+
+
+def answer(model: Any, prompt: Prompt) -> Tensor:
+    """The predictions [B, T, k] of a model, or of any function of the prompt's inputs.
+
+    A causal model reads the inputs as they are. One that sees later tokens, or has one prediction for all, reads each
+    prompt up to its last scored position, as the rest could hold the answer; a pooled prediction stands at every place.
+
+    model: it may be compiled or wrapped in DistributedDataParallel.
+
+    Raises InputError for a pooled read-out where a prompt has more than one scored position.
+    """
+    spec = getattr(_own(model), "spec", None)
+    if not isinstance(spec, ModelSpec) or not spec.reads_whole:
+        predicted: Tensor = model(prompt.inputs)
+        return predicted
+    scored, length = prompt.scored, prompt.length
+    if spec.pool is not None and bool((scored.sum(1) > 1).any()):
+        most = int(scored.sum(1).max())
+        raise InputError(f"pool: the model predicts once a prompt, but {most} predictions are to be scored in this one")
+    rest = scored.flip(1).int().argmax(1, keepdim=True)  # places after the last scored one; 0 where none is
+    mask = torch.arange(length, device=scored.device) < length - rest
+    predicted = model(prompt.inputs, None if bool(mask.all()) else mask)
+    return predicted if spec.pool is None else predicted.unsqueeze(1).expand(-1, length, -1)
+
+
+def _own(model: Any) -> Any:
+    """The model within what wraps it."""
+    while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
+        model = inner
+    return model
