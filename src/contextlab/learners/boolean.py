@@ -61,6 +61,14 @@ class LabelFrequency(RegressionLearner):
         return ((before((ys > 0).double()) + 0.5) / (before((ys < 0).double()) + 0.5)).log()
 
 
+def nearest_before(xs: Tensor) -> Tensor:
+    """Of each input the nearest one before it, the earliest of several, [B, n]; 0 of the first. xs: signs [B, n, d]."""
+    count = xs.shape[1]
+    order = torch.arange(count, device=xs.device)
+    alike = (xs @ xs.mT) * count - order  # integers: the tie goes to the smaller index
+    return alike.masked_fill(order >= order.unsqueeze(1), -torch.inf).argmax(2)
+
+
 @register("learner", "earliest_neighbour", family="boolean", papers=("2310.03016",), cases=({}, {"certain_from": 8}))
 @dataclass(frozen=True)
 class EarliestNeighbour(LabelLearner):
@@ -72,11 +80,7 @@ class EarliestNeighbour(LabelLearner):
     certain_from: NonNegativeInt | None = None
 
     def decide(self, xs: Tensor, ys: Tensor) -> Tensor:
-        count = xs.shape[1]
-        order = torch.arange(count, device=xs.device)
-        alike = (xs @ xs.mT) * count - order  # integers: the tie goes to the smaller index
-        nearest = alike.masked_fill(order >= order.unsqueeze(1), -torch.inf).argmax(2, keepdim=True)
-        labels = ys.gather(1, nearest.expand(-1, -1, ys.shape[-1]))
+        labels = ys.gather(1, nearest_before(xs).unsqueeze(2).expand(-1, -1, ys.shape[-1]))
         return torch.cat([torch.zeros_like(labels[:, :1]), labels[:, 1:]], 1)
 
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:

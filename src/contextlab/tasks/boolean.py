@@ -14,22 +14,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.learners.boolean import (
-    EarliestNeighbour,
-    Elimination,
-    LabelFrequency,
-    ParityElimination,
-    Perceptron,
-    Taught,
-    TaughtParity,
-    Winnow,
-)
-from contextlab.learners.boolean_posterior import HalfspaceMessages, HalfspacePosterior, LiteralPosterior
-from contextlab.learners.regression import Averaging
-from contextlab.learners.version_space import MOST_FUNCTIONS, Halving, SampledFormulas, VersionSpace
+from contextlab.learners.boolean import nearest_before
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import Drawn, LabelTask
+from contextlab.tasks.boolean_learners import BOUND, FORMULAS, PARITIES, learners_of
 
 Function = Literal[
     "conjunction",
@@ -47,8 +36,6 @@ Function = Literal[
 ]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-FORMULAS = ("conjunction", "disjunction", "sparse_disjunction", "cnf", "dnf")
-PARITIES = ("parity", "sparse_parity")
 SPARSE = {"sparse_disjunction": 4, "sparse_majority": 3, "sparse_parity": 2}
 APPLIES = {
     "relevant": tuple(SPARSE),
@@ -64,9 +51,6 @@ APPLIES = {
 """Option -> the functions that have it."""
 MOST_POOL = 100_000
 """Functions of a class that are listed at most, to hold some out."""
-BOUND = 3
-"""Largest weight of an integer half-space, and beyond the largest threshold of a sparse one."""
-THRESHOLDS = tuple(i + 0.5 for i in range(-BOUND, BOUND))
 
 
 @register(
@@ -303,10 +287,7 @@ class BooleanFunctions(LabelTask):
 
     def _copies(self, xs: Tensor, generator: torch.Generator) -> Tensor:
         """Labels of `nearest_neighbour`, [B, n, 1]."""
-        count = xs.shape[1]
-        order = torch.arange(count, device=xs.device)
-        alike = (xs @ xs.mT) * count - order  # integers: the tie goes to the smaller index
-        nearest = alike.masked_fill(order >= order.unsqueeze(1), -torch.inf).argmax(2)
+        order, nearest = torch.arange(xs.shape[1], device=xs.device), nearest_before(xs)
         same = (xs.gather(1, nearest.unsqueeze(2).expand_as(xs)) == xs).all(2)
         copied = ((order >= self.start) | same) & (order > 0)
         parent = torch.where(copied, nearest, order)
@@ -321,95 +302,7 @@ class BooleanFunctions(LabelTask):
         the posterior over formulas drawn from the prior (CNFs and DNFs of up to 10 bits), or that keeps variables alone
         or Gaussian. Of noisy parities that are too many to enumerate no
         fast learner is known, and the neighbours come first."""
-        copies = self.start if self.function == "nearest_neighbour" else None
-        simple: dict[str, Learner] = {
-            "earliest_neighbour": EarliestNeighbour(copies),
-            "averaging": Averaging(),
-            "label_frequency": LabelFrequency(),
-        }
-        if self.function == "nearest_neighbour":
-            return simple
-        space = self._version_space()
-        found: dict[str, Learner] = {}
-        # A teaching sequence tells the function by its inputs already, but for parities of all variables.
-        if space is not None and not (self.teaching and self.function != "parity"):
-            found["version_space"] = space
-        if self.function in FORMULAS:
-            if self.teaching:
-                found["taught"] = Taught(self.parts, self.signed, self.dual, self.noise)
-            else:
-                if self.parts > 1 and self.dimensions <= 10 and not self.size:
-                    found["sampled_formulas"] = self._sampled_formulas()
-                found["literal_posterior"] = self._literal_posterior()
-            if self.parts == 1:
-                found["elimination"] = Elimination(self.dual, self.signed)
-            if self.dual:
-                found["winnow"] = Winnow(negations=self.signed)
-        elif self.function in PARITIES:
-            if self.teaching and self.size:
-                found["taught_parity"] = TaughtParity(self.size, self.noise)
-            if not self.noise:
-                parity = {"gf2_elimination": ParityElimination()}
-                found = {**parity, **found} if self.function == "parity" else {**found, **parity}
-        else:
-            found["halfspace_messages"] = self._halfspace_messages()
-            found["halfspace_posterior"] = self._halfspace_posterior()
-            found["perceptron"] = Perceptron()
-        if space is not None and not self.noise:
-            found["halving"] = Halving(
-                space.function, space.relevant, space.values, thresholds=space.thresholds, most=space.most
-            )
-        return {**found, **simple}
-
-    def _version_space(self) -> VersionSpace | None:
-        """The class with the chances of its functions, if it is small enough."""
-        if self.parts > 1:
-            return None
-        relevant, noise = self.size or None, self.noise
-        if self.function in FORMULAS:
-            kind: Any = "disjunction" if self.dual else "conjunction"
-            plain = ((0, 1), (1 - self.literal, self.literal))
-            values, chances = (None, None) if relevant or self.signed else plain
-            space = VersionSpace(kind, relevant, values, chances, planted=self.share, noise=noise)
-        elif self.function in PARITIES:
-            space = VersionSpace("parity", relevant, noise=noise)
-        elif self.function == "integer_halfspace":
-            space = VersionSpace("halfspace", values=tuple(range(-BOUND, BOUND + 1)), noise=noise)
-        elif self.function == "sparse_threshold":
-            space = VersionSpace("halfspace", None, (0, 1, -1), (0.7, 0.15, 0.15), THRESHOLDS, noise=noise)
-        else:
-            space = VersionSpace("halfspace", relevant, noise=noise)
-        return space if space.size(self.dimensions) <= MOST_FUNCTIONS else None
-
-    def _literal_posterior(self) -> LiteralPosterior:
-        plain = self.literal / 2 if self.signed else self.literal
-        # Another term is satisfied by an even input with the chance that none of its literals is false.
-        other = (1 - self.literal / 2) ** self.dimensions
-        slip = 1 - (1 - other) ** (self.parts - 1)
-        return LiteralPosterior(plain, self.literal - plain, self.share, self.noise, slip, self.dual)
-
-    def _sampled_formulas(self) -> SampledFormulas:
-        plain = self.literal / 2 if self.signed else self.literal
-        return SampledFormulas(
-            self.dimensions, self.parts, plain, self.literal - plain, self.share, self.noise, disjunction=self.dual
-        )
-
-    def _halfspace_messages(self) -> HalfspaceMessages:
-        if self.function == "integer_halfspace":
-            values = tuple(range(-BOUND, BOUND + 1))
-            return HalfspaceMessages(values, (1 / len(values),) * len(values), noise=self.noise)
-        if self.function == "sparse_threshold":
-            return HalfspaceMessages((0, 1, -1), (0.7, 0.15, 0.15), THRESHOLDS, self.noise)
-        chance = min(self.literal, 1 - 1e-9)  # of a majority of all variables, which is one function
-        return HalfspaceMessages((0, 1), (1 - chance, chance), noise=self.noise)
-
-    def _halfspace_posterior(self) -> HalfspacePosterior:
-        if self.function == "integer_halfspace":
-            return HalfspacePosterior(0.0, BOUND * (BOUND + 1) / 3, noise=self.noise)
-        if self.function == "sparse_threshold":
-            return HalfspacePosterior(0.0, 0.3, 0.0, ((2 * BOUND) ** 2 - 1) / 12, self.noise)
-        chance = self.literal
-        return HalfspacePosterior(chance, chance * (1 - chance) + 1e-9, noise=self.noise)
+        return learners_of(self)
 
     def splits(self) -> dict[str, Task]:
         """'train'; 'unseen' functions where some are held out; 'even' inputs, none planted; 'noise=0.1'; 'taught' or

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,6 +120,15 @@ def slot_nbytes(batch: int, kv_heads: int, key_dim: int, value_dim: int, dtype: 
     return tensor_bytes(batch, kv_heads, key_dim + value_dim, dtype=dtype) + tensor_bytes(
         batch, kv_heads, dtype=torch.int32
     )
+
+
+def read_on(state: Any, mask: Tensor | None, count: int) -> tuple[Tensor, bool, int]:
+    """Of a state that reads `count` tokens more: the padding of each row [B], whether there is any, the length.
+
+    state: with `start` and `padded`, as a KeptState has them. mask: [B, count] bool of the new tokens, or None.
+    """
+    start = state.start if mask is None else state.start + (~mask).sum(1)
+    return start, state.padded or mask is not None, state.length + count
 
 
 def places_after(read: int, count: int, start: Tensor, padded: bool) -> Tensor:

@@ -14,7 +14,7 @@ from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.softmax import attend
 from contextlab.policies.core.base import Policy
-from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, room_for, tokens_in_slots
+from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, read_on, room_for, tokens_in_slots
 from contextlab.policies.core.training import language_training
 from contextlab.registry import register
 from contextlab.state import KVState, State
@@ -117,9 +117,8 @@ class AnLLM(Policy):
         if "since" not in state.notes:
             raise InputError("expected the state of this policy, a KeptState of AnLLM")
         count = q.shape[1]
-        start = state.start if mask is None else state.start + (~mask).sum(1)
-        length = state.length + count
-        places = places_after(state.length, count, start, state.padded or mask is not None)
+        start, padded, length = read_on(state, mask, count)
+        places = places_after(state.length, count, start, padded)
         ends, before = self._ends(places), state.notes["since"]
         # Where each token's segment begins, and, last, that of the token to come.
         begins = torch.cat((before[:, None], torch.where(ends, places + 1, 0)), 1).cummax(1).values

@@ -18,7 +18,7 @@ from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.core.budget import OPEN, Amount, Budget
 from contextlab.policies.core.holders import Dense, Holder
 from contextlab.policies.core.ranking import in_order
-from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, room_for, tokens_in_slots
+from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, read_on, room_for, tokens_in_slots
 from contextlab.state import KVState, State, tensor_bytes
 
 
@@ -276,9 +276,7 @@ class EvictionPolicy(Policy):
         """See `Policy.attend`."""
         state = self._continued(KeptState, layer, k, v, state)
         batch, count = q.shape[:2]
-        start = state.start if mask is None else state.start + (~mask).sum(1)
-        padded = state.padded or mask is not None
-        length = state.length + count
+        start, padded, length = read_on(state, mask, count)
         limit = self.slots(layer, length, batch, k.dtype)
         if padded and not self.lossless:
             q, k = in_own_places(layer, q, start), in_own_places(layer, k, start)

@@ -17,6 +17,7 @@ from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.budget import OPEN, Amount, Budget
+from contextlab.policies.core.slots import read_on
 from contextlab.policies.core.training import language_training, read_trained, write_trained
 from contextlab.policies.eviction.merged_slots import (
     MergedState,
@@ -175,9 +176,7 @@ class DMC(Policy):
         if self._relaxed is not None:
             return self._relaxed_attend(layer, q, k, v, self._relaxed), None
         state = self._continued(MergedState, layer, k, v, state)
-        start = state.start if mask is None else state.start + (~mask).sum(1)
-        padded = state.padded or mask is not None
-        length = state.length + q.shape[1]
+        start, padded, length = read_on(state, mask, q.shape[1])
         places = torch.arange(state.length - 1, length, device=q.device) - start[:, None]  # the last slot's, too
         slots, opens = self._slots(layer, k, v, state, places)
         closed = opens[..., 1:] & (slots["position"][..., :-1] >= 0)

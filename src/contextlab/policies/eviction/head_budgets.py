@@ -17,7 +17,7 @@ from contextlab.policies.core.base import Policy
 from contextlab.policies.core.budget import Amount, Budget
 from contextlab.policies.core.holders import Dense
 from contextlab.policies.core.ranking import in_order
-from contextlab.policies.core.slots import Slots, places_after, room_for, tokens_in_slots
+from contextlab.policies.core.slots import Slots, places_after, read_on, room_for, tokens_in_slots
 from contextlab.policies.eviction.base import EvictionPolicy, Seen
 from contextlab.policies.eviction.paged import Paged, PagedState, places_in_pages
 from contextlab.registry import entries, lookup, register
@@ -205,9 +205,7 @@ class AdaKV(EvictionPolicy):
         """See `Policy.attend`."""
         state = self._continued(PagedState, layer, k, v, state)
         batch, count = q.shape[:2]
-        start = state.start if mask is None else state.start + (~mask).sum(1)
-        padded = state.padded or mask is not None
-        length = state.length + count
+        start, padded, length = read_on(state, mask, count)
         limit = self.slots(layer, length, batch, k.dtype)
         if count == 1 and state.paged + state.tail.used + 1 > limit:
             judged = dataclasses.replace(state, queries=q) if self.pre_attention else state
