@@ -17,6 +17,11 @@ HIGHER_IS_BETTER = frozenset({"accuracy", "allowed_accuracy", "exact_match", "so
 """Metrics that are better when larger; all others are errors."""
 
 
+def wide(prediction: Tensor) -> Tensor:
+    """A prediction of any shape in float32, or in float64 if that is what it is: losses and errors are computed so."""
+    return prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+
+
 @dataclass
 class Prompt:
     """One batch of in-context problems.

@@ -17,7 +17,7 @@ from contextlab.learners.answers import SMOOTHING
 from contextlab.learners.automata import FORBIDDEN, AutomataPosterior, AutomatonOracle, BaumWelch
 from contextlab.learners.ngrams import BackoffNgram
 from contextlab.learners.text import ContextNgram
-from contextlab.prompt import Learner, Prompt, Task
+from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask
 
@@ -200,7 +200,7 @@ class RandomAutomata(TokenTask):
         `separators` False, allowed_accuracy is what the paper calls accuracy.
         """
         truth = self._oracle(prompt).exp()
-        away = (prediction.float().softmax(-1) - truth).abs().sum(-1) / 2
+        away = (wide(prediction).softmax(-1) - truth).abs().sum(-1) / 2
         chosen = truth.gather(-1, prediction.argmax(-1, keepdim=True)).squeeze(-1)
         # what may not come has only its share of the doubt that the oracle spreads over all tokens
         allowed = (chosen > 1.001 * SMOOTHING / self.input_size).float()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab import registry
-from contextlab.prompt import Prompt, Task
+from contextlab.prompt import Prompt, Task, wide
 
 Layout = Literal["paired", "interleaved"]
 
@@ -48,14 +48,14 @@ class TokenTask(Task):
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean cross-entropy in nats over the scored positions. prediction: logits [B, T, output_size]."""
-        each = F.cross_entropy(prediction.float().transpose(1, 2), prompt.targets, reduction="none")
+        each = F.cross_entropy(wide(prediction).transpose(1, 2), prompt.targets, reduction="none")
         return (each * prompt.scored).sum() / prompt.scored.sum().clamp_min(1)
 
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         """accuracy (1 where the largest logit is the target's) and cross_entropy in nats, [B, T]."""
         return {
             "accuracy": (prediction.argmax(-1) == prompt.targets).float(),
-            "cross_entropy": F.cross_entropy(prediction.float().transpose(1, 2), prompt.targets, reduction="none"),
+            "cross_entropy": F.cross_entropy(wide(prediction).transpose(1, 2), prompt.targets, reduction="none"),
         }
 
     def words(self, prompt: Prompt, row: int = 0) -> str:
@@ -110,12 +110,12 @@ class ExamplesTask(Task):
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean squared error over the scored positions, summed over outputs. prediction: [B, T, k]."""
-        square = (prediction.float() - prompt.targets).square().sum(-1)
+        square = (wide(prediction) - prompt.targets).square().sum(-1)
         return (square * prompt.scored).sum() / prompt.scored.sum()
 
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         """squared_error [B, T], summed over outputs, against y as seen."""
-        return {"squared_error": (prediction.float() - prompt.targets).square().sum(-1)}
+        return {"squared_error": (wide(prediction) - prompt.targets).square().sum(-1)}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class LabelTask(ExamplesTask):
 
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         """accuracy (a logit of 0 is half right) and cross_entropy in nats, [B, T]."""
-        right = (prediction.squeeze(-1).float().sign() * prompt.targets.squeeze(-1) + 1) / 2
+        right = (wide(prediction).squeeze(-1).sign() * prompt.targets.squeeze(-1) + 1) / 2
         return {"accuracy": right, "cross_entropy": self._cross_entropy(prediction, prompt)}
 
     def chance(self) -> Mapping[str, float]:
@@ -140,7 +140,7 @@ class LabelTask(ExamplesTask):
 
     @staticmethod
     def _cross_entropy(prediction: Tensor, prompt: Prompt) -> Tensor:
-        return F.softplus(-prediction.float() * prompt.targets).squeeze(-1)
+        return F.softplus(-wide(prediction) * prompt.targets).squeeze(-1)
 
 
 @dataclass

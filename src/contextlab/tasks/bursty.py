@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.learners.bursty import ClassPosterior
-from contextlab.prompt import Learner, Prompt, Task
+from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
 from contextlab.tasks.base import Drawn, ExamplesTask, Layout
 
@@ -150,7 +150,7 @@ class BurstyClassification(ExamplesTask):
 
     @staticmethod
     def _cross_entropy(prediction: Tensor, prompt: Prompt) -> Tensor:
-        return -(F.log_softmax(prediction.float(), -1) * prompt.targets).sum(-1)
+        return -(F.log_softmax(wide(prediction), -1) * prompt.targets).sum(-1)
 
     def facets(self, prompt: Prompt) -> dict[str, Tensor]:
         """Also the item's class ("rank": 1 for the most frequent, 0 for new ones), and "bursty": 0 or 1."""

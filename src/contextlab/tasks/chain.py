@@ -14,7 +14,7 @@ from torch import Tensor
 from contextlab.learners.chain import ChainLearner
 from contextlab.learners.kernels import GaussianProcess
 from contextlab.learners.regression import NearestNeighbours, Ridge
-from contextlab.prompt import Learner, Prompt, Task, _numbers
+from contextlab.prompt import Learner, Prompt, Task, _numbers, wide
 from contextlab.registry import register
 from contextlab.tasks.base import check_options
 
@@ -111,7 +111,7 @@ class ChainOfThought(Task):
 
     def _misses(self, prediction: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor]:
         """Squared errors of y, and of all features of an example together, [B, n]."""
-        square = (prediction.float() - prompt.targets).square().unflatten(1, (-1, self.block))
+        square = (wide(prediction) - prompt.targets).square().unflatten(1, (-1, self.block))
         if self.shown != "all":
             return square[:, :, 0, 0], torch.zeros_like(square[:, :, 0, 0])
         return square[:, :, self.layers, -1], square[:, :, : self.layers, :-1].sum((2, 3))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from contextlab.learners.classification import LogisticRegression, SoftmaxRegression
 from contextlab.learners.kernels import KernelSmoother
 from contextlab.learners.regression import Averaging, NearestNeighbours, Ridge
-from contextlab.prompt import Learner, Prompt, Task, _numbers
+from contextlab.prompt import Learner, Prompt, Task, _numbers, wide
 from contextlab.registry import register
 from contextlab.tasks.base import Drawn, LabelTask
 from contextlab.tasks.functions import InputsTask
@@ -122,7 +122,7 @@ class ClassTask(InputsTask):
 
     @staticmethod
     def _cross_entropy(prediction: Tensor, prompt: Prompt) -> Tensor:
-        return -(F.log_softmax(prediction.float(), -1) * prompt.targets).sum(-1)
+        return -(F.log_softmax(wide(prediction), -1) * prompt.targets).sum(-1)
 
 
 @register(

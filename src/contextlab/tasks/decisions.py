@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextlab.prompt import Prompt, Task
+from contextlab.prompt import Prompt, Task, wide
 from contextlab.tasks.base import check_options
 
 
@@ -104,7 +104,7 @@ class DecisionTask(Task):
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean cross-entropy to the optimal action in nats. prediction: logits [B, T, actions]."""
-        return F.cross_entropy(prediction.float().transpose(1, 2), prompt.targets)
+        return F.cross_entropy(wide(prediction).transpose(1, 2), prompt.targets)
 
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         """suboptimality and error_rate of the likeliest action, and cross_entropy to the optimal one, [B, T]."""
@@ -113,5 +113,5 @@ class DecisionTask(Task):
         return {
             "suboptimality": self.lost(prompt.hidden, prompt.hidden["query"], action),
             "error_rate": (action != prompt.targets).float(),
-            "cross_entropy": F.cross_entropy(prediction.float().transpose(1, 2), prompt.targets, reduction="none"),
+            "cross_entropy": F.cross_entropy(wide(prediction).transpose(1, 2), prompt.targets, reduction="none"),
         }

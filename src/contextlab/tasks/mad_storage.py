@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.learners.copying import MemorizedPairs, PerfectMemory
-from contextlab.prompt import Learner, Prompt, Task
+from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
 
@@ -155,12 +155,12 @@ class MadCompression(TokenTask):
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean cross-entropy in nats over the places, at the mark. prediction: [B, T, output_size]."""
-        told = prediction[:, -1].float().unflatten(-1, (self.length - 1, self.vocabulary))
+        told = wide(prediction[:, -1]).unflatten(-1, (self.length - 1, self.vocabulary))
         return F.cross_entropy(told.flatten(0, 1), prompt.targets[:, :-1].flatten())
 
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         """accuracy and cross_entropy in nats, means over the places, [B, T]."""
-        told = prediction.float().unflatten(-1, (self.length - 1, self.vocabulary))
+        told = wide(prediction).unflatten(-1, (self.length - 1, self.vocabulary))
         wanted = prompt.targets[:, None, :-1].expand(told.shape[:3])
         return {
             "accuracy": (told.argmax(-1) == wanted).float().mean(-1),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError, at_most
 from contextlab.learners.recall import Lookup
-from contextlab.prompt import Learner, Prompt, Task
+from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
 
@@ -146,7 +146,7 @@ class AssociativeRecall(TokenTask):
         # computed there only, and no size depends on the data (CUDA graphs and vmap need that).
         at = prompt.scored.to(torch.uint8).topk(self.asked, dim=1).indices
         logits = prediction.gather(1, at.unsqueeze(-1).expand(-1, -1, prediction.shape[-1]))
-        return F.cross_entropy(logits.flatten(0, 1).float(), prompt.targets.gather(1, at).flatten())
+        return F.cross_entropy(wide(logits.flatten(0, 1)), prompt.targets.gather(1, at).flatten())
 
     def facets(self, prompt: Prompt) -> dict[str, Tensor]:
         """Also "distance": tokens from a key's pair to where it is asked for."""

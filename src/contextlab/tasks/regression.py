@@ -24,7 +24,7 @@ from contextlab.learners.regression import (
     PoolPosterior,
     Ridge,
 )
-from contextlab.prompt import Learner, Prompt, Task
+from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
 from contextlab.tasks.base import Drawn, check_options, lay_out
 
@@ -218,12 +218,12 @@ class LinearRegression(Task):
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean squared error over the scored positions. prediction: [B, T, 1]."""
-        square = (prediction.float() - prompt.targets).square().squeeze(-1)
+        square = (wide(prediction) - prompt.targets).square().squeeze(-1)
         return (square * prompt.scored).sum() / prompt.scored.sum()
 
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         """squared_error [B, T], against y as seen (so at least noise^2 on average)."""
-        return {"squared_error": (prediction.float() - prompt.targets).square().squeeze(-1)}
+        return {"squared_error": (wide(prediction) - prompt.targets).square().squeeze(-1)}
 
     def learners(self) -> dict[str, Learner]:
         """The learners, the best known first.

@@ -16,7 +16,7 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.learners.regression import NearestNeighbours
 from contextlab.learners.time_series import ARLeastSquares, ARPosterior, LastValue, lags, normal_points, stable
-from contextlab.prompt import Learner, Prompt, Task
+from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
 from contextlab.tasks.averages import mean_of, strides
 from contextlab.tasks.base import check_options
@@ -86,12 +86,12 @@ class ForecastTask(Task):
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean squared error over the scored positions, summed over coordinates. prediction: [B, T, k]."""
-        square = (prediction.float() - prompt.targets).square().sum(-1)
+        square = (wide(prediction) - prompt.targets).square().sum(-1)
         return (square * prompt.scored).sum() / prompt.scored.sum()
 
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         """squared_error [B, T], summed over coordinates (so at least noise^2 for each on average)."""
-        return {"squared_error": (prediction.float() - prompt.targets).square().sum(-1)}
+        return {"squared_error": (wide(prediction) - prompt.targets).square().sum(-1)}
 
     def words(self, prompt: Prompt, row: int = 0) -> str:
         """The series, a value a line, `[..]` where it is to be predicted."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.learners.vectors import VectorLookup
-from contextlab.prompt import Learner, Prompt, Task, _numbers
+from contextlab.prompt import Learner, Prompt, Task, _numbers, wide
 from contextlab.registry import register
 from contextlab.tasks.base import check_options
 
@@ -78,7 +78,7 @@ class VectorRecall(Task):
 
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         """squared_error [B, T], summed over coordinates."""
-        return {"squared_error": (prediction.float() - prompt.targets).square().sum(-1)}
+        return {"squared_error": (wide(prediction) - prompt.targets).square().sum(-1)}
 
     def learners(self) -> dict[str, Learner]:
         """`lookup`, which makes no error, and `attention`, one softmax of the inner products at scale 1 / sqrt(d)."""

@@ -16,7 +16,7 @@ from contextlab.evaluation.compress.prompts import Drawn, is_text
 from contextlab.evaluation.compress.reading import Reading
 from contextlab.evaluation.compress.settings import Setting
 from contextlab.evaluation.evaluate import Z95
-from contextlab.prompt import Task
+from contextlab.prompt import Task, wide
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Trials:
         tail = drawn.tail
         errors = task.errors(reading.logits, tail)
         if reading.logits.shape == full.logits.shape:
-            ours, theirs = (F.log_softmax(x.float(), -1) for x in (reading.logits, full.logits))
+            ours, theirs = (F.log_softmax(wide(x), -1) for x in (reading.logits, full.logits))
             errors = {**errors, "kl": (theirs.exp() * (theirs - ours)).sum(-1)}
         count = tail.scored.sum(1)
         for metric, each in errors.items():
