@@ -126,6 +126,8 @@ def hold_to_size(mixer: Mixer, reading: Reading) -> None:
             f"state.nbytes is {state.nbytes} after {tokens} tokens, state_nbytes says {expected}",
         )
 
+    alone = mixer.state_nbytes(length), mixer.state_nbytes(length, 1, torch.float32)
+    require(alone[0] == alone[1], f"state_nbytes({length}) is {alone[0]}, of one row in float32 it is {alone[1]}")
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             hold(mixer(reading.x, None, reading.mask)[1], length)
