@@ -6,8 +6,8 @@
 #
 # A good guess: a subclass of LlamaForCausalLM that changes nothing but its name is trained on the same loss.
 # Seen, one batch, equal weights, smoothing 0.1: each class's loss against that of the next and of the same token:
-#   LlamaForCausalLM  next token: 0.000 away  same token: 0.123 away
-#   Renamed           next token: 0.123 away  same token: 0.000 away
+#   LlamaForCausalLM  next token: 0.000 away  same token: 0.458 away
+#   Renamed           next token: 0.458 away  same token: 0.000 away
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -109,6 +109,9 @@ def test_wrong_predictors_and_tasks_are_refused() -> None:
         rollout(lambda inputs: torch.zeros(*inputs.shape[:2], 5), task, 2, 3, generator())
     with pytest.raises(InputError, match="at least 1 problem and 1 step, got 0 and 3"):
         rollout(task.learners()["ucb1"], task, 0, 3, generator())
-    spec = ModelSpec(width=8, depth=1, heads=1, pool="mean").for_task(task)
+    sizes = {"read_in": task.read_in, "input_size": task.input_size, "output_size": task.output_size}
+    spec = ModelSpec(width=8, depth=1, heads=1, pool="mean", **sizes)
+    with pytest.raises(InputError, match="predicts once a prompt"):
+        spec.for_task(task)
     with pytest.raises(InputError, match="pooled read-out"):
         rollout(build_model(spec), task, 2, 3, generator())

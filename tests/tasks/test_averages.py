@@ -9,7 +9,7 @@ import torch
 
 from contextlab import build_task
 from contextlab.learners.time_series import normal_points, stable
-from contextlab.tasks import time_series
+from contextlab.tasks import dynamical_systems
 from contextlab.tasks.averages import mean_of, strides
 
 
@@ -42,7 +42,7 @@ def test_the_mean_square_of_a_long_autoregression_is_that_of_a_loop():
 
 def test_the_chance_of_the_longest_prompts_takes_seconds_at_most(monkeypatch):
     """Each took minutes, or memory for thousands of long series."""
-    monkeypatch.setattr(time_series, "MOST_SIMULATED", 64)
+    monkeypatch.setattr(dynamical_systems, "MOST_SIMULATED", 64)
     for name, options, size, lengths, close in [
         ("autoregression", {"order": 1}, "length", (60_000, 131_072), 0.02),
         ("dynamical_system", {"dimensions": 2}, "length", (64, 131_072), 0.05),

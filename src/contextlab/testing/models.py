@@ -64,7 +64,7 @@ def tokens(length: int, batch: int = 2) -> Tensor:
     return torch.randint(SYMBOLS, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-@law("model", "pieces", "Read in pieces, it answers as read whole; its state has the size that state_nbytes predicts.")
+@law("model", "pieces", "Read in pieces, it answers as read whole; its state has the size of state_nbytes.")
 @torch.no_grad()
 def pieces(component: Component) -> None:
     """20 tokens in five pieces."""
