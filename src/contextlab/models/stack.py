@@ -18,7 +18,7 @@ from contextlab.models.draws import OwnDraws
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
 from contextlab.models.packing import by_document, of_row, packed
-from contextlab.models.padding import padding
+from contextlab.models.padding import Padding, padding
 from contextlab.models.room import require_room
 from contextlab.models.spec import ModelSpec, check_layers
 from contextlab.ops.position import sinusoidal
@@ -61,10 +61,10 @@ class Within:
     hidden: list[Tensor] | None = None
     last: slice | Tensor | None = None
 
-    def seen(self, x: Tensor) -> None:
-        """Take x [B, T, D] into `hidden`, where that is wanted."""
+    def seen(self, x: Tensor, padded: Padding) -> None:
+        """Take x [B, T, D] into `hidden` as the inputs stood, where that is wanted."""
         if self.hidden is not None:
-            self.hidden.append(x)
+            self.hidden.append(padded.back(x))
 
 
 class Model(nn.Module):
@@ -222,7 +222,7 @@ class Model(nn.Module):
         if self.spec.position in ("learned", "sinusoidal"):
             embedded, start = self._add_positions(embedded, read, start, mask, positions)
         tokens = inputs if self.spec.read_in == "token" and within.embedded is None else None
-        within.seen(padded.back(embedded))
+        within.seen(embedded, padded)
         x = embedded
         states: list[State] = []
         for loop in range(self.spec.loops):
@@ -241,7 +241,7 @@ class Model(nn.Module):
                     x, after = self.recompute(block, x, before, mask, keep_state, embedded, tokens)
                 else:
                     x, after = block(x, before, mask, keep_state, embedded, tokens)
-                within.seen(padded.back(x))
+                within.seen(x, padded)
                 if keep_state:
                     states.append(after)
         x = self.read_out_norm(x)
