@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from contextlab.ops.dense import product
+from contextlab.ops.precision import working_dtype
 from contextlab.ops.softmax import attend, softmax_attention
 
 SCORES = 2**20
@@ -154,7 +155,7 @@ def attention_with_mass(
     batch, length, heads, _ = q.shape
     kv_heads, n_keys = k.shape[1:3]
     block = min(length, max(16, SCORES // max(1, batch * heads * n_keys)))
-    exact = torch.promote_types(q.dtype, torch.float32)  # counts outgrow the digits of a half precision
+    exact = working_dtype(q.dtype)  # counts outgrow the digits of a half precision
     mass, weight = q.new_zeros(batch, kv_heads, heads // kv_heads, n_keys, dtype=exact), weight.to(exact)
     q, outputs = (q * scale).transpose(1, 2).unflatten(1, (kv_heads, -1)), []
     for first in range(0, length, block):
@@ -193,7 +194,7 @@ def _mass_of_one(
     if visible is not None:
         p = p.nan_to_num(0.0)
     y = (p @ v).reshape(batch, 1, heads, v.shape[-1])
-    exact = torch.promote_types(q.dtype, torch.float32)
+    exact = working_dtype(q.dtype)
     return y, ((p if share is None else p >= share) * weight.to(exact)).flatten(1, 2)
 
 
@@ -211,7 +212,7 @@ def _mass_by_head(
     batch, length, heads, _ = q.shape
     n_keys, shared = k.shape[2], heads // k.shape[1]
     block = min(length, max(32, IN_CACHE // n_keys))
-    exact = torch.promote_types(q.dtype, torch.float32)
+    exact = working_dtype(q.dtype)
     y, mass = q.new_empty(batch, heads, length, v.shape[-1]), q.new_zeros(batch, heads, n_keys, dtype=exact)
     q, weight = (q * scale).transpose(1, 2), weight.to(exact)
     future = torch.ones(block, block + WIDTHS, dtype=torch.bool).triu(1)

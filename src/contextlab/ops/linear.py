@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.ops import backend
-from contextlab.ops.precision import without_autocast
+from contextlab.ops.precision import without_autocast, working_dtype
 
 SINGLE_CHUNK = 128
 """Sequences up to this length are one quadratic chunk: cheaper than passing states at training lengths.
@@ -372,11 +372,6 @@ def by_blocks(
         o, state = function(state, *block)
         outputs.append(o)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), state
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """At least float32: the dtype in which states are computed and kept."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def split(length: int, chunk_size: int, single: int = SINGLE_CHUNK) -> tuple[int, int]:

@@ -31,6 +31,11 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     return exact
 
 
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """At least float32: the dtype in which states, sums and lengths are computed and kept."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(|x|^2 + eps) over the last dimension, computed in float32 at least; zero stays zero.
 
@@ -39,5 +44,5 @@ def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
     """
     if x.dtype == torch.float16:
         eps = max(eps, 1e-6)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(working_dtype(x.dtype))
     return (wide * (wide.square().sum(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)

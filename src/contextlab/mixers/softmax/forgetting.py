@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import Linear
 from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
+from contextlab.ops.precision import working_dtype
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 
@@ -98,7 +99,7 @@ class ForgettingAttention(AttentionMixer):
 
     def _gate_sums(self, x: Tensor, mask: Tensor | None, state: State | None) -> Tensor:
         """The sum of log f from the first token to each new one [B, T, H], in float32 at least."""
-        exact = torch.promote_types(x.dtype, torch.float32)  # the sum outgrows the digits of a half precision
+        exact = working_dtype(x.dtype)  # the sum outgrows the digits of a half precision
         log_f = without_padding(F.logsigmoid(self.forget_proj(x).to(exact)), mask)
         sums = log_f.cumsum(1)
         return sums + state.gate_sums()[:, -1:] if isinstance(state, ForgettingState) and state.length else sums
@@ -109,7 +110,7 @@ class ForgettingAttention(AttentionMixer):
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`; keys are held in float32 at least, as the sums beside them are."""
-        keys = KVState.bytes_at(length, batch, self.heads, self.key_dim, 0, torch.promote_types(dtype, torch.float32))
+        keys = KVState.bytes_at(length, batch, self.heads, self.key_dim, 0, working_dtype(dtype))
         values = tensor_bytes(batch, self.heads, KVState.capacity(length), self.head_dim, dtype=dtype)
         return keys + values + self._conv_nbytes(batch, dtype)
 

@@ -12,6 +12,7 @@ from contextlab.errors import InputError, nearest
 from contextlab.models.pretrained.packed import NAMES, without_others_first
 from contextlab.models.stack import Model
 from contextlab.ops.documents import Documents
+from contextlab.prompt import wide
 
 SERVED = (
     *NAMES, "attention_mask", "cache", "input_ids", "inputs_embeds", "labels", "logits_to_keep", "num_items_in_batch",
@@ -142,8 +143,7 @@ def loss_of(
         name = "labels" if shift_labels is None else "shift_labels"
         raise InputError(f"{name}: expected {list(logits.shape[:2])}, got {list(due.shape)}")
     due = without_others_first(due, documents)
-    scored = logits.flatten(0, 1)
-    scored = scored.float() if scored.dtype in (torch.float16, torch.bfloat16) else scored
+    scored = wide(logits.flatten(0, 1))
     due = due.flatten().to(scored.device)
     if items is None:
         return F.cross_entropy(scored, due, ignore_index=-100)

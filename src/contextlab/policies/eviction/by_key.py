@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from contextlab.errors import check_whole
 from contextlab.ops.kv import KVLayer
+from contextlab.ops.precision import working_dtype
 from contextlab.ops.softmax import softmax_attention
 from contextlab.policies.core.ranking import coarse
 from contextlab.policies.core.slots import KeptState, Slots
@@ -125,7 +126,7 @@ class Random(EvictionPolicy):
 
 def _widened(x: Tensor) -> Tensor:
     """x in float32 at least: half precision would make many tokens the same."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(working_dtype(x.dtype))
 
 
 def mixed(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn.functional import logsigmoid, relu
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
+from contextlab.ops.precision import working_dtype
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.budget import OPEN, Amount, Budget
 from contextlab.policies.core.slots import read_on
@@ -29,7 +30,6 @@ from contextlab.policies.eviction.merged_slots import (
     pushed,
     reduced,
     slots_after,
-    widened,
 )
 from contextlab.policies.eviction.two_pass import Recorder
 from contextlab.registry import register
@@ -148,7 +148,7 @@ class DMC(Policy):
             return OPEN
         if self.allowed.kind == "tokens":
             return (int(self.allowed.amount) - 1) * layer.kv_heads
-        slot = tensor_bytes(layer.key_dim + layer.value_dim, dtype=dtype) + 4 + 4 + widened(dtype).itemsize
+        slot = tensor_bytes(layer.key_dim + layer.value_dim, dtype=dtype) + 4 + 4 + working_dtype(dtype).itemsize
         fixed = batch * (8 + layer.kv_heads * slot)
         if self.allowed.kind == "ratio":
             full = tensor_bytes(length, batch, layer.kv_heads, layer.key_dim + layer.value_dim, dtype=dtype)
@@ -201,7 +201,7 @@ class DMC(Policy):
         """From v [B, T, Hkv, V] each [B, Hkv, T]: the logit of merging, and the weight, above 0."""
         gate = self.gates[layer.index].to(v.device)
         merge, weight = gate(v.flatten(2).to(gate.weight.dtype)).mT.chunk(2, 1)
-        wide = widened(v.dtype)
+        wide = working_dtype(v.dtype)
         return merge.to(wide), weight.to(wide).sigmoid() + torch.finfo(wide).eps
 
     def _slots(

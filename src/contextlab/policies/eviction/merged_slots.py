@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid, one_hot
 
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.paged import picked
+from contextlab.ops.precision import working_dtype
 from contextlab.ops.softmax import attend
 from contextlab.policies.core.budget import OPEN
 from contextlab.policies.core.slots import Slots, room_for
@@ -66,11 +67,6 @@ def partial_means(layer: KVLayer, keys: Tensor, values: Tensor, logit: Tensor, w
     return turned(layer, mean_keys, step), mean_values
 
 
-def widened(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of weights: in 16 bits their sum would soon not grow."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def turned(layer: KVLayer, x: Tensor, step: Tensor) -> Tensor:
     """x [B, Hkv, T, D] turned by step [T] further."""
     return x if layer.turn is None else layer.turn(x.transpose(1, 2), step[None, :, None]).transpose(1, 2)
@@ -79,7 +75,7 @@ def turned(layer: KVLayer, x: Tensor, step: Tensor) -> Tensor:
 def empty(k: Tensor, v: Tensor) -> MergedState:
     """A state that has read nothing, for k [B, T, Hkv, D] and v [B, T, Hkv, V]."""
     batch, _, heads, _ = k.shape
-    wide = widened(k.dtype)
+    wide = working_dtype(k.dtype)  # in 16 bits the sum of weights would soon not grow
     last = {
         "keys": k.new_zeros(batch, heads, k.shape[3]),
         "values": v.new_zeros(batch, heads, v.shape[3]),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
+from contextlab.ops.precision import working_dtype
 from contextlab.policies.core.budget import Amount
 from contextlab.policies.core.ranking import best, coarse
 from contextlab.policies.reading.fetching import candidates, fetched, row_candidates
@@ -148,7 +149,9 @@ class InfLLM(SelectivePolicy):
         if self.budget.everything:
             return after
         count = min(self.latest, state.length)
-        scores = torch.zeros(*state.keys.shape[:2], count, dtype=_wide(state.keys), device=state.keys.device)
+        scores = torch.zeros(
+            *state.keys.shape[:2], count, dtype=working_dtype(state.keys.dtype), device=state.keys.device
+        )
         self._represent(layer, after.summary, after.kv, 0, scores)
         return dataclasses.replace(after, scores=scores)
 
@@ -199,7 +202,7 @@ class InfLLM(SelectivePolicy):
     def _scored(self, layer: KVLayer, scores: Tensor, q: Tensor, kv: KVState) -> Tensor:
         """The scores [B, Hkv, n] of the last tokens before the queries q [B, T, H, D], and of theirs, with these."""
         count, before = q.shape[1], scores.shape[2]
-        wide = _wide(q)
+        wide = working_dtype(q.dtype)
         keys = kv.keys[:, :, kv.length - count - before : kv.length].to(q.device, wide)
         summed = (q.to(wide) * layer.scale).unflatten(2, (layer.kv_heads, -1)).sum(3).transpose(1, 2)
         upto = torch.nn.functional.pad(summed.cumsum(2), (0, 0, 1, 0))  # [B, Hkv, T + 1, D]: the first t queries
@@ -284,13 +287,8 @@ class InfLLM(SelectivePolicy):
         if seen is not None:
             far = far.masked_fill(~seen[:, :, None, None, :split], -math.inf)
             hidden = hidden | ~seen[:, :1, None, None, split:]
-        weights = torch.cat((far, near.masked_fill(hidden, -math.inf)), -1).softmax(-1, dtype=_wide(q))
+        weights = torch.cat((far, near.masked_fill(hidden, -math.inf)), -1).softmax(-1, dtype=working_dtype(q.dtype))
         if seen is not None:  # padding sees nothing
             weights = weights.nan_to_num(0.0)
         y = (weights.to(values.dtype).flatten(2, 3) @ values).unflatten(2, (shared, count))
         return y.permute(0, 3, 1, 2, 4).flatten(2, 3), min(slots.shape[2], state.length)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """x's dtype, or float32 where that is less."""
-    return torch.promote_types(x.dtype, torch.float32)
