@@ -46,6 +46,14 @@ def _masked(where: Tensor, *parts: Tensor) -> Tensor:
     return torch.where(where.unsqueeze(1), torch.cat(parts, 1), NOTHING)
 
 
+def _so_far(x: Tensor, sign: str, y: Tensor, size: int, i: int, answer: list[Tensor]) -> list[Tensor]:
+    """How each line begins: the digits that are left of both numbers, and those of the answer that are there."""
+    return [
+        *(list_of_digits(x, size, i), text(sign, x), list_of_digits(y, size, i)),
+        *(text(" , A=", x), listed(answer, x)),
+    ]
+
+
 def add(x: Tensor, y: Tensor, size: int) -> Tensor:
     """The detailed scratchpad of x + y, [N, W], from its first step on."""
     steps, carry = length_of(torch.maximum(x, y)), torch.zeros_like(x)
@@ -57,13 +65,7 @@ def add(x: Tensor, y: Tensor, size: int) -> Tensor:
         lines.append(
             _masked(
                 active,
-                *(
-                    list_of_digits(x, size, i),
-                    text(" + ", x),
-                    list_of_digits(y, size, i),
-                    text(" , A=", x),
-                    listed(answer, x),
-                ),
+                *_so_far(x, " + ", y, size, i, answer),
                 *(text(" , C=", x), number(carry, 1), text(" , ", x), number(a, 1), text("+", x), number(b, 1)),
                 *(text("+", x), number(carry, 1), text("=", x), number(total, 2), text(" , A->", x)),
                 *(number(total % 10, 1), text(" , C->", x), number(total // 10, 1), text("\n", x)),
@@ -129,13 +131,7 @@ def subtract(x: Tensor, y: Tensor, size: int) -> Tensor:
         lines.append(
             _masked(
                 active,
-                *(
-                    list_of_digits(x, size, i),
-                    text(" - ", x),
-                    list_of_digits(y, size, i),
-                    text(" , A=", x),
-                    listed(answer, x),
-                ),
+                *_so_far(x, " - ", y, size, i, answer),
                 *(text(" , C=", x), number(-borrow, 1), text(" , ", x), number(a, 1), text("-", x), number(b, 1)),
                 *(text("-", x), number(borrow, 1), text("+10", x, ten), text("=", x), number(written, 2)),
                 *(text(" , A->", x), number(written, 2), text(" , C->", x), number(-after, 1), text("\n", x)),

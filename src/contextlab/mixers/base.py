@@ -70,6 +70,11 @@ class Mixer(nn.Module, ABC):
             after.__dict__["_left_by"] = id(self)  # spares the check of a state that comes straight back
         return y, after
 
+    @property
+    def reads_forward(self) -> bool:
+        """Whether padding on the right of a row changes no answer: it is causal, and no policy is attached."""
+        return self.causal and getattr(self, "served", None) is None
+
     def _checked(self, answer: object) -> tuple[Tensor, State | None]:
         """What `forward` returned, where it is y and a state or None. Raises InputError where it is not."""
         pair = answer if isinstance(answer, tuple) and len(answer) == 2 else None
@@ -86,7 +91,7 @@ class Mixer(nn.Module, ABC):
     ) -> tuple[Tensor, State | None]:
         """Each document as a row of a batch; what a causal mixer answers does not depend on padding on the right."""
         kept = keep_state and self.causal
-        aside: Side = "right" if self.causal and not kept and getattr(self, "served", None) is None else "left"
+        aside: Side = "right" if self.reads_forward and not kept else "left"
         batches = [packed.rows(aside)] if kept else packed.batches(aside)
         answers, after = [], None
         for batch in batches:

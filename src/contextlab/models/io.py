@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,12 @@ def write_model(model: Model, folder: Path, weights: dict[str, Tensor] | None = 
                 path.unlink(missing_ok=True)
 
 
+def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of any shape by the names that `Model` gives them, where all may bear `WRAPPED` before theirs."""
+    wrapped = all(name.startswith(WRAPPED) for name in weights)
+    return {name.removeprefix(WRAPPED) if wrapped else name: each for name, each in weights.items()}
+
+
 def require_own(model: Any, call: str) -> None:
     """Raises InputError, which names `call`, unless the model is one of ours, which a ModelSpec describes."""
     if isinstance(model, Model):
@@ -102,9 +108,8 @@ def _require_loadable(model: Model, weights: dict[str, Tensor]) -> None:
     described = without_memory(model.spec)
     if described is None:
         return
-    wrapped = all(name.startswith(WRAPPED) for name in weights)
-    found = {name.removeprefix(WRAPPED) if wrapped else name: tensor for name, tensor in weights.items()}
-    faults = compare_tensors({name: list(tensor.shape) for name, tensor in described.state_dict().items()}, found)
+    shapes = {name: list(tensor.shape) for name, tensor in described.state_dict().items()}
+    faults = compare_tensors(shapes, unwrapped(weights))
     if faults:
         raise InputError(
             f"the model is not as its spec says, so that it could not be loaded again (adapters are to be merged "
@@ -148,8 +153,7 @@ def read_weights(folder: Path, digest: str | None) -> dict[str, Tensor]:
     """
     waiting = folder / _waiting(digest or "")
     weights = read_tensors(waiting if digest is not None and waiting.exists() else folder / WEIGHTS, digest)
-    wrapped = bool(weights) and all(name.startswith(WRAPPED) for name in weights)
-    return {name.removeprefix(WRAPPED): each for name, each in weights.items()} if wrapped else weights
+    return unwrapped(weights)
 
 
 def load_weights(model: Model, weights: dict[str, Tensor], source: str) -> None:

@@ -231,12 +231,13 @@ class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
         """
         others.pop("proxies", None)
         hub = {name: others.pop(name) for name in files.HUB if name in others}
-        folder = files.folder_of(pretrained_model_name_or_path, subfolder, hub)
-        model = files.model_in(folder, state_dict, files.dtype_of(dtype, torch_dtype))
-        device = files.device_of(device_map)
         ours = {name: others.pop(name) for name in list(others) if name in files.LOADING}
+        files.check_keywords("from_pretrained", ours, files.LOADING, files.SERVED_LOADING)
+        wanted, device = files.dtype_of(dtype, torch_dtype), files.device_of(device_map)
+        folder = files.folder_of(pretrained_model_name_or_path, subfolder, hub)
+        model = files.model_in(folder, state_dict, wanted)
         config, left = files.config_in(folder, config, model, others)
-        files.check_keywords("from_pretrained", {**left, **ours}, files.LOADING, files.SERVED_LOADING)
+        files.check_keywords("from_pretrained", left, files.LOADING, files.SERVED_LOADING)
         wrapped = cls(config, model if device is None else model.to(device))
         wrapped.eval()
         if device is not None:
