@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import pytest
 from pydantic import PositiveInt
 
-from contextlab import kinds, registry
+from contextlab import Mixer, kinds, registry
 from contextlab.errors import InputError
 
 SOURCE = Path(registry.__file__).parent
@@ -97,6 +97,37 @@ def test_what_is_no_class_of_its_kind_is_refused(kind, base):
         InputError, match=rf"{kind} 'mine': expected a class derived from contextlab\.{base}, got <func"
     ):
         registry.register(kind, "mine")(lambda: None)
+
+
+def _mixer(forward):
+    return registry.Entry("mixer", "mine", type("Mine", (Mixer,), {"forward": forward}))
+
+
+@pytest.mark.parametrize(
+    ("forward", "taken"),
+    [
+        (lambda self, x: x, "self, x"),
+        (lambda self, x, mask, state, keep_state: x, "self, x, mask, state, keep_state"),  # another order
+        (lambda self, x, state, mask, keep_state, more: x, "self, x, state, mask, keep_state, more"),
+    ],
+)
+def test_a_method_that_takes_less_or_other_than_the_base_is_refused_where_the_component_is_built(forward, taken):
+    said = rf"mixer 'mine': forward takes \({taken}\); expected what Mixer.forward takes, \(self, x, state, mask"
+    with pytest.raises(InputError, match=said):
+        _mixer(forward).build(width=4)
+
+
+def test_a_method_may_take_more_options_or_whatever_there_is():
+    for forward in (lambda self, *args, **kwargs: None, lambda self, x, state, mask, keep_state, tokens=None: None):
+        assert _mixer(forward).check({"width": 4}) == {"width": 4}
+
+
+def test_an_unknown_name_that_is_like_no_other_asks_for_the_plugin():
+    with pytest.raises(InputError, match="one of your own is found where --plugin names its file"):
+        registry.lookup("task", "zzzzqqqq")
+    with pytest.raises(InputError) as told:
+        registry.lookup("task", "nedle")
+    assert "--plugin" not in str(told.value)
 
 
 def test_options_that_a_base_documents_are_told_too():

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from contextlab.errors import InputError, unknown
+from contextlab.errors import InputError, nearest, unknown
 from contextlab.kinds import KINDS, MARKS, PAGES, Kind, Page
 from contextlab.spec import describe, explain, refuse_bools, refuse_counts, refuse_extremes
 
@@ -104,6 +104,31 @@ class Entry:
         """A pydantic model of the options, from the factory's annotations (so that specs can check them early)."""
         return self._model_without(frozenset())
 
+    def _require_fitting_overrides(self) -> None:
+        """Raises InputError on a class with a method, in the place of its base's, that cannot be called as that is."""
+        mark, _ = MARKS.get(self.kind, ("", ""))
+        if not mark or not inspect.isclass(self.factory):
+            return
+        base = [each for each in self.factory.__mro__ if hasattr(each, mark)][-1]
+        for name, theirs in vars(base).items():
+            ours = getattr(self.factory, name)
+            if name.startswith("_") or not inspect.isfunction(theirs) or not inspect.isfunction(ours) or ours is theirs:
+                continue
+            wanted, given = inspect.signature(theirs).parameters, inspect.signature(ours)
+            named = {each: each for each, option in wanted.items() if option.kind is option.KEYWORD_ONLY}
+            positional = [each for each in wanted if each not in named]
+            try:
+                bound = given.bind(*positional, **named).arguments
+            except TypeError:
+                bound = {"": None}
+            # Each must arrive under the name that it has in the base, as callers may name it, or among *args, **kwargs.
+            fits = all(key == value or not isinstance(value, str | None) for key, value in bound.items())
+            if not fits:
+                raise InputError(
+                    f"{self.kind} {self.name!r}: {name} takes ({', '.join(given.parameters)}); expected what "
+                    f"{base.__name__}.{name} takes, ({', '.join(wanted)}), as it is called in its place"
+                )
+
     @cached_property
     def _models(self) -> dict[frozenset[str], type[BaseModel]]:
         return {}
@@ -112,6 +137,7 @@ class Entry:
         """The model of the options but those that are given elsewhere."""
         if elsewhere in self._models:
             return self._models[elsewhere]
+        self._require_fitting_overrides()
         target: Any = self.factory
         if inspect.isclass(target):
             owner = next(each for each in target.__mro__ if "__init__" in vars(each))
@@ -255,7 +281,8 @@ def lookup(kind: str, name: str) -> Entry:
     if kind not in _entries:
         raise InputError(unknown("kind", kind, _entries))
     if name not in _entries[kind]:
-        raise InputError(unknown(kind, name, _entries[kind]))
+        own = "" if nearest(name, _entries[kind]) else "; one of your own is found where --plugin names its file"
+        raise InputError(unknown(kind, name, _entries[kind]) + own)
     return _entries[kind][name]
 
 

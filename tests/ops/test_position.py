@@ -19,6 +19,7 @@ from contextlab.ops.position import (
     rotary_size,
     rotate,
     sinusoidal,
+    step_table,
 )
 from contextlab.ops.position_variants import carope_phases, clex_frequencies, gali_places, gali_table, xpos_attention
 
@@ -400,3 +401,21 @@ def test_gali_interpolates_scores_between_whole_distances() -> None:
         r = 7 - place
         low, high = score(math.floor(r)), score(math.ceil(r))
         torch.testing.assert_close(scores[..., j], low - (low - high) * (r % 1))
+
+
+@pytest.mark.parametrize("scaling", [None, RopeScaling(kind="yarn", factor=4.0, original_length=64)])
+def test_the_table_of_one_place_is_that_of_all_places_there_in_any_order(scaling: RopeScaling | None) -> None:
+    places = [0, 1, 63, 64, 65, 4095, 64, 4096, 127, 128, 0]  # block edges, forth and back
+    whole = rope_table(torch.arange(4097), 8, 500.0, torch.float64, scaling)
+    for place in places:
+        one = step_table(place, 8, 500.0, torch.float64, scaling, torch.device("cpu"))
+        assert one.shape == (1, 1, 4, 2)
+        assert (one[0] - whole[place]).abs().max() < 1e-12
+
+
+def test_a_table_made_in_inference_mode_is_not_handed_to_autograd() -> None:
+    with torch.inference_mode():
+        step_table(7, 8, 600.0, torch.float32, None, torch.device("cpu"))
+    table = step_table(7, 8, 600.0, torch.float32, None, torch.device("cpu"))
+    turned = rotate(torch.ones(1, 1, 1, 8, requires_grad=True), table)
+    turned.sum().backward()  # raises on a tensor of inference mode

@@ -13,6 +13,9 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.spec import Spec
 
+STEPS = 64
+"""Places whose rotations are made at once while tokens are decoded one by one."""
+
 
 def rotary_size(head_dim: int, fraction: float = 1.0) -> int:
     """The number of a head's dimensions that RoPE turns, int(head_dim * fraction), which must be even.
@@ -172,8 +175,17 @@ def _step_table(
     device: torch.device,
     inference: bool,  # what was made in inference mode cannot be used by autograd
 ) -> Tensor:
-    """See `step_table`."""
-    return rope_table(torch.full((1,), place, device=device), size, base, dtype, scaling)
+    """See `step_table`. A table is made for a block of places: its making costs little more than that of one row."""
+    first = place - place % STEPS
+    return _block_table(first, size, base, dtype, scaling, device, inference)[place - first : place - first + 1]
+
+
+@lru_cache(maxsize=4)
+def _block_table(
+    first: int, size: int, base: float, dtype: torch.dtype, scaling: RopeScaling | None, device: torch.device, _: bool
+) -> Tensor:
+    """`rope_table` of the STEPS places from `first` on, [STEPS, 1, size / 2, 2]."""
+    return rope_table(torch.arange(first, first + STEPS, device=device), size, base, dtype, scaling)
 
 
 def rotations(angles: Tensor, dtype: torch.dtype) -> Tensor:
