@@ -95,7 +95,9 @@ class Law:
 
         def attempt(seed: int, drawn: Mapping[str, Any]) -> None:
             nonlocal case
-            shown = [f"{name}: {value}" for name, value in drawn.items()] + ([f"parameters of seed {seed}"] if drawn else [])
+            shown = [f"{name}: {value}" for name, value in drawn.items()] + (
+                [f"parameters of seed {seed}"] if drawn else []
+            )
             case = ", ".join(shown)  # the last case that Hypothesis tries is the smallest that fails
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
