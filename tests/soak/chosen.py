@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 LIKENESSES = 12
 """A file that more components import than this is put to all laws, not to those of its components."""
+
+
+@dataclass
+class Stage:
+    """One run of pytest. arguments: its own; order: names of the tests to run, in this order, all where it is None.
+
+    Tests of these files that are not among the `known` ones are new, and run first.
+    """
+
+    arguments: list[str]
+    order: list[str] | None = None
+    known: frozenset[str] = frozenset()
 
 
 def stages(root: Path, file: str) -> list[list[str]]:
@@ -25,8 +38,7 @@ def stages(root: Path, file: str) -> list[list[str]]:
     near = [t for t in tests if Path(t).parent == folder and folder != Path("tests")]
     room = [t for t in tests if len(inner.parts) > 1 and t.startswith(f"tests/{inner.parts[0]}/")]
     naming = [t for t in tests if _defines(root, file) & _used(root, t) or _registered(root, file) & _quoted(root, t)]
-    mirror = [t for t in tests if Path(t).parent == folder and _mirrors(Path(t).stem, inner.stem)]
-    mirror = mirror or [t for t in near if t in naming]
+    mirror = mirrors(root, file) or [t for t in near if t in naming]
     laws = [t for t in tests if Path(t).name == "test_laws.py"]
     names = _components(root, file, module)
     of_components = [t for t in laws if names and len(names) <= LIKENESSES]
@@ -43,6 +55,13 @@ def stages(root: Path, file: str) -> list[list[str]]:
         own = [t for t in laws if t.startswith(f"tests/{inner.parts[0]}/")]
         plan.append(own or laws)
     return plan
+
+
+def mirrors(root: Path, file: str) -> list[str]:
+    """The test files that are named after a source file."""
+    inner = Path(file).relative_to("src/contextlab")
+    own = (t for t in _tests(root) if Path(t).parent == Path("tests") / inner.parent)
+    return [t for t in own if _mirrors(Path(t).stem, inner.stem)]
 
 
 def _mirrors(test: str, stem: str) -> bool:

@@ -211,7 +211,7 @@ def executed(folder: Path) -> dict[str, dict[int, set[str]]]:
         except Exception as error:  # coverage's own: a process was killed while it wrote
             print(f"{path.name} is left out: {error}")
             continue
-        for name in data.measured_files():
+        for name in (each for each in data.measured_files() if each.endswith(".py")):
             own = found.setdefault(str(Path(name).relative_to(ROOT)), {})
             for line, contexts in data.contexts_by_lineno(name).items():
                 own.setdefault(line, set()).update(contexts)

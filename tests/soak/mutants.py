@@ -2,13 +2,16 @@
 
     python -m tests.soak.mutants --count 200 --seed 0 --out mutants.jsonl
     python -m tests.soak.mutants --count 200 --seed 0 --out mutants.jsonl --resume
+    python -m tests.soak.mutants --count 200 --seed 0 --out mutants.jsonl --map map.json
 
-`mutate.py` says which changes there are, `chosen.py` which tests a mutant is put to: first those that mirror its file,
-then its laws, then all that name what it defines, then its room's. The first that fails kills it. A test that hangs
-kills, too, and is counted apart; a stage that is only long ends after --stage seconds of processor time, and the next
-begins, so "survived" means: survived the tests that were run. `stages` of the record says which were cut short. Each
-test that kills must pass on the sources as they are, else it is left out. All this happens in copies of the tree in a
-temporary folder, one for each of --jobs, in forks of this process, one thread each.
+`mutate.py` says which changes there are. With --map, `covering.py` says which tests a mutant is put to: those that
+execute its line, as many as take --budget seconds of processor time. Without, `chosen.py` does: first the tests that
+mirror its file, then its laws, then all that name what it defines, then its room's; a stage that is only long ends
+after --stage seconds, and the next begins. The first test that fails kills it; one that hangs kills, too, and is
+counted apart. So "survived" means: survived the tests that were run; `stages` of the record says which were cut short,
+and `executing` how many tests run the line. Each test that kills must pass on the sources as they are, else it is left
+out. All this happens in copies of the tree in a temporary folder, one for each of --jobs, in forks of this process, one
+thread each.
 
 The file of --out has one JSON object a line and a mutant; --resume leaves out those that it has, --retry only those
 that were killed. --report prints its table and runs nothing. `equivalent.json` lists survivors that no test can kill,
@@ -28,19 +31,20 @@ import signal
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.soak.chosen import stages
+from tests.soak.chosen import Stage, stages
+from tests.soak.covering import Plan, plan
+from tests.soak.executed import Map
 from tests.soak.mutate import Mutant, sample
+from tests.soak.verdicts import described, read, report
 
 ROOT = Path(__file__).parent.parent.parent
-EQUIVALENT = Path(__file__).with_name("equivalent.json")
 COPIED = ("src", "tests", "docs", "examples", "benchmarks", ".ci", "README.md", "pyproject.toml", "Makefile")
 COPIED += ("constraints.txt", "CONTRIBUTING.md", "CHANGELOG.md", ".gitignore", "mkdocs.yml")
 HANGS = 60
@@ -48,7 +52,6 @@ HANGS = 60
 STILL = 600
 """Seconds after which a test that takes no processor time hangs, too."""
 MEMORY = 12 * 2**30
-VERDICTS = ("killed", "timed out", "survived", "equivalent")
 BROKE, ELSEWHERE = 70, 71
 """Exit codes of a fork that is at fault itself: it ended early, or it tested other sources than the copy."""
 LOADED_ONCE = ("torch", "numpy", "pandas", "hypothesis", "pydantic", "typer", "yaml", "safetensors.torch")
@@ -67,6 +70,12 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="run nothing, print the table of --out")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--stage", type=float, default=120, help="seconds of processor time for a stage of tests")
+    parser.add_argument(
+        "--map", type=Path, help="of `python -m tests.soak.executed`: choose tests by what they execute"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=90, help="with --map: processor time for a mutant's tests, seconds"
+    )
     parser.add_argument("--least", type=float, default=0.92)
     options = parser.parse_args()
     if options.out.exists() and not (options.resume or options.retry or options.report):
@@ -79,9 +88,11 @@ def main() -> int:
     print(f"{len(wanted)} mutants, {len(left)} to run", flush=True)
     for name in LOADED_ONCE:
         importlib.import_module(name)
+    found = Map.read(options.map) if options.map else None
+    chance = Chance(found, options.budget if found else options.stage)
     fork = multiprocessing.get_context("fork")
     turn = fork.Value("i", 0)
-    workers = [fork.Process(target=work, args=(left, turn, options.out, options.stage)) for _ in range(options.jobs)]
+    workers = [fork.Process(target=work, args=(left, turn, options.out, chance)) for _ in range(options.jobs)]
     for each in workers:
         each.start()
     for each in workers:
@@ -93,16 +104,20 @@ def main() -> int:
     return report([each for each in read(options.out) if Mutant(**each["mutant"]).key in keys], options.least)
 
 
-def read(out: Path) -> list[dict[str, Any]]:
-    """The records of a file, the last of each mutant."""
-    found = {}
-    for line in out.read_text().splitlines():
-        record = json.loads(line)
-        found[Mutant(**record["mutant"]).key] = record
-    return list(found.values())
+@dataclass
+class Chance:
+    """What a mutant is put to. seconds: of a processor, for all its tests with a map, for each stage without."""
+
+    found: Map | None
+    seconds: float
+
+    def plan(self, root: Path, mutant: Mutant) -> Plan:
+        if self.found is None:
+            return Plan(-1, [Stage(each) for each in stages(root, mutant.file)])
+        return plan(root, self.found, mutant.file, mutant.line, self.seconds)
 
 
-def work(mutants: list[Mutant], turn: Any, out: Path, seconds: float) -> None:
+def work(mutants: list[Mutant], turn: Any, out: Path, chance: Chance) -> None:
     """Take the next mutant until none is left."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Copy(Path(folder) / "tree")
@@ -111,7 +126,7 @@ def work(mutants: list[Mutant], turn: Any, out: Path, seconds: float) -> None:
                 number, turn.value = turn.value, turn.value + 1
             if number >= len(mutants):
                 return
-            record = copy.judge(mutants[number], seconds)
+            record = copy.judge(mutants[number], chance)
             with out.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             said = f"{record['verdict']:9} {record['seconds']:5.0f} s  {described(record)}"
@@ -132,17 +147,20 @@ class Copy:
         self.clock = 10**9
         self.passes: dict[str, bool] = {}
 
-    def judge(self, mutant: Mutant, seconds: float) -> dict[str, Any]:
+    def judge(self, mutant: Mutant, chance: Chance) -> dict[str, Any]:
         """Put a mutant to its tests. Returns its record."""
         began, before = time.monotonic(), processor_time()
         path = self.root / mutant.file
         text = path.read_text()
         done: list[dict[str, Any]] = []
         verdict, test = "survived", ""
-        for arguments in stages(self.root, mutant.file):
+        plan = chance.plan(self.root, mutant)
+        for stage in plan.stages:
+            arguments = stage.arguments
             while verdict == "survived":
+                spent = processor_time() - before if chance.found is not None else 0.0
                 self.write(path, mutant.apply(text))
-                ended, test = self.tests(arguments, seconds)
+                ended, test = self.tests(Stage(arguments, stage.order, stage.known), chance.seconds - spent)
                 self.write(path, text)
                 if ended in ("failed", "hangs"):
                     if not self.passes_without(test, arguments):
@@ -153,12 +171,14 @@ class Copy:
                     else:
                         verdict = "killed" if ended == "failed" else "timed out"
                 break
-            done.append({"tests": arguments, "ended": ended})
+            chosen = {} if stage.order is None else {"chosen": len(stage.order)}
+            done.append({"tests": arguments, **chosen, "ended": ended})
             if verdict != "survived":
                 break
-        spent = {"seconds": round(processor_time() - before, 1), "wall_seconds": round(time.monotonic() - began, 1)}
+        took = {"seconds": round(processor_time() - before, 1), "wall_seconds": round(time.monotonic() - began, 1)}
         test = test if verdict != "survived" else ""
-        return {"mutant": asdict(mutant), "verdict": verdict, "test": test, **spent, "stages": done}
+        executing = {} if plan.executing < 0 else {"executing": plan.executing}
+        return {"mutant": asdict(mutant), "verdict": verdict, "test": test, **executing, **took, "stages": done}
 
     def write(self, path: Path, text: str) -> None:
         """Each version has a second of its own, or Python would take the compiled file of the one before."""
@@ -171,16 +191,16 @@ class Copy:
         key = test if "::" in test else " ".join(arguments)
         if key not in self.passes:
             chosen = [test] if "::" in test else [*arguments, "--collect-only", "-qq"]
-            self.passes[key] = self.tests(chosen, 10 * HANGS)[0] in ("passed", "none")
+            self.passes[key] = self.tests(Stage(chosen), 10 * HANGS)[0] in ("passed", "none")
         return self.passes[key]
 
-    def tests(self, arguments: list[str], seconds: float) -> tuple[str, str]:
+    def tests(self, stage: Stage, seconds: float) -> tuple[str, str]:
         """Run tests in a fork. Returns how they ended (passed, failed, hangs, cut, none), and at which test."""
         log = self.root.with_name("log")
         log.write_text("")
         pid = os.fork()
         if pid == 0:
-            _child(self.root, arguments, log)
+            _child(self.root, stage, log)
         process = psutil.Process(pid)
         size, since, moved, used = 0, 0.0, time.monotonic(), 0.0
         while True:
@@ -221,7 +241,21 @@ class Watch:
         self.log.write(f"{'failed' if report.failed else 'collected'}\t{report.nodeid}\n")
 
 
-def _child(root: Path, arguments: list[str], log: Path) -> None:
+class Order:
+    """A plugin of pytest: what a stage names runs, in its order, and what the map does not know before it."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if self.stage.order is not None:
+            rank = {name: number for number, name in enumerate(self.stage.order)}
+            own = [each for each in items if each.nodeid in rank or each.nodeid not in self.stage.known]
+            items[:] = sorted(own, key=lambda each: rank.get(each.nodeid, -1))
+
+
+def _child(root: Path, stage: Stage, log: Path) -> None:
     """The fork: forget where this harness stands, and run pytest on the copy."""
     code = BROKE
     try:
@@ -236,7 +270,8 @@ def _child(root: Path, arguments: list[str], log: Path) -> None:
         ours = {str(ROOT), str(ROOT / "src"), ""}
         sys.path[:] = [str(root / "src"), str(root), *(each for each in sys.path if each not in ours)]
         os.environ.update(PYTHONPATH=str(root / "src"), OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-        code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *arguments], plugins=[Watch(log)]))
+        options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider"]
+        code = int(pytest.main([*options, *stage.arguments], plugins=[Watch(log), Order(stage)]))
         found = sys.modules.get("contextlab")
         if found is not None and not str(found.__file__).startswith(str(root)):
             code = ELSEWHERE
@@ -271,39 +306,6 @@ def _end(process: psutil.Process) -> None:
             each.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
             continue
-
-
-def described(record: dict[str, Any]) -> str:
-    m = Mutant(**record["mutant"])
-    return f"{m.file}:{m.line}: {m.before.strip()}  ->  {m.after.strip()}"
-
-
-def report(records: list[dict[str, Any]], least: float) -> int:
-    """Print the table and the survivors. Returns 1 where too few were killed."""
-    reasons = {(e["file"], e["before"], e["after"]): e["reason"] for e in json.loads(EQUIVALENT.read_text())}
-    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    survivors = []
-    for record in records:
-        mutant = Mutant(**record["mutant"])
-        verdict = record["verdict"]
-        if verdict == "survived":
-            verdict = "equivalent" if mutant.key in reasons else "survived"
-            survivors.append(f"{verdict}: {described(record)}  {reasons.get(mutant.key, '')}")
-        for room in (mutant.room, "all"):
-            counts[room][verdict] += 1
-    print(f"\n{'room':12}", *(f"{name:>10}" for name in VERDICTS), f"{'share':>8}")
-    share = 1.0
-    for room in sorted(counts, key=lambda name: (name == "all", name)):
-        row = counts[room]
-        noticed = row["killed"] + row["timed out"]
-        share = noticed / max(noticed + row["survived"], 1)
-        columns = (f"{row[name]:10}" for name in VERDICTS)
-        print(f"{room:12}", *columns, f"{share:8.1%}")
-    print(*sorted(survivors), sep="\n")
-    if records:
-        each = [sum(record[name] for record in records) / len(records) for name in ("seconds", "wall_seconds")]
-        print(f"a mutant takes {each[0]:.0f} s of one core, {each[1]:.0f} s of the clock")
-    return 0 if share >= least else 1
 
 
 if __name__ == "__main__":
