@@ -8,6 +8,7 @@ import torch
 from contextlab.experiments import load_recipe
 from contextlab.models import build_model
 from contextlab.training import train
+from contextlab.training.schedule import Curriculum, rate
 
 SUITES = (
     "garg",
@@ -46,6 +47,32 @@ def test_a_model_of_the_quick_form_can_take_a_step(suite: str) -> None:
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("linear", [(5, 11), (5, 11), (6, 13), (12, 25), (19, 39), (20, 41), (20, 41)]),
+        ("sparse_linear", [(5, 11), (5, 11), (6, 13), (12, 25), (19, 39), (20, 41), (20, 41)]),
+        ("relu_network", [(5, 26), (5, 26), (6, 31), (12, 61), (19, 96), (20, 101), (20, 101)]),
+        ("decision_tree", [(5, 26), (5, 26), (6, 31), (12, 61), (19, 96), (20, 101), (20, 101)]),
+    ],
+)
+def test_garg_is_trained_as_published(name: str, sizes: list[tuple[int, int]]) -> None:
+    """src/conf and src/curriculum.py of github.com/dtsip/in-context-learning at commit 3383371.
+
+    sizes: dimensions that are not zero and examples at seven steps, as their Curriculum has them.
+    """
+    spec = load_recipe("garg")
+    train = spec.train_spec("transformer", name)
+    task = Curriculum(spec.build_task(name), train)
+    steps = (0, 1999, 2000, 14_000, 29_999, 30_000, 500_000)
+    assert [(task(step).active, task(step).examples) for step in steps] == sizes  # type: ignore[attr-defined]
+    assert [(train.steps, train.batch, train.learning_rate, train.optimizer)] == [(500_001, 64, 1e-4, "adamw")]
+    assert all(rate(step, train) == 1 for step in (0, 1000, 500_000))
+    prompt = task(0).sample(2, torch.Generator().manual_seed(0))
+    assert prompt.inputs.shape == (2, 2 * sizes[0][1], 21)
+    assert not prompt.inputs[..., 5:20].any()
 
 
 @pytest.mark.parametrize("name", ["multitask", "multitask-quick"])

@@ -44,6 +44,36 @@ def test_chance_is_the_cost_of_predicting_zero(name: str, inputs: str) -> None:
     assert abs(each.mean() - task.chance()["squared_error"]) < 5 * each.std() / len(each) ** 0.5
 
 
+CURRICULUM = {
+    **SMALL,
+    "gaussian_mixture_regression": {"dimensions": 4, "examples": 12},
+    "mixed_regression": {
+        "dimensions": 4,
+        "examples": 12,
+        "sparsity": 3,
+        "families": ("linear", "sparse", "quadratic", "relu"),
+    },
+    "monomial_regression": {"dimensions": 4, "examples": 12, "terms": 3, "sets": 3},
+    "outlier_regression": {"dimensions": 4, "examples": 12, "rate": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", CURRICULUM)
+def test_inactive_dimensions_are_zero_and_chance_knows(name: str) -> None:
+    """So that a curriculum over dimensions, as the one of 2208.01066, starts with easier functions."""
+    task = build_task(name, **CURRICULUM[name], active_dimensions=2, inputs="skewed", input_scale=1.3)
+    prompt = task.sample(20_000, generator(1))
+    assert prompt.inputs.shape[2] == build_task(name, **CURRICULUM[name]).input_size
+    assert not prompt.xs[..., 2:].any()
+    each = prompt.targets.square().sum(-1).mean(1).double()
+    assert abs(each.mean() - task.chance()["squared_error"]) < 5 * each.std() / len(each) ** 0.5
+    few = task.sample(20, generator(2))
+    for learner in task.learners().values():
+        assert task.loss(learner(few), few).isfinite()
+    with pytest.raises(InputError, match="active_dimensions 5 is more than dimensions 4; at most 4"):
+        build_task(name, **CURRICULUM[name], active_dimensions=5)
+
+
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_inputs_have_the_moments_that_they_say(inputs: str) -> None:
     task = make("quadratic_regression", inputs=inputs, input_scale=0.7)
@@ -146,6 +176,16 @@ def test_networks_by_hand() -> None:
     y = sum(second[1, j, 0] * max(0.0, float(first[1, :, j] @ x)) for j in range(6)) * math.sqrt(2 / 6)
     torch.testing.assert_close(prompt.ys[1, 4, 0], y)
     assert scipy.stats.kstest(first.flatten().numpy(), "norm").pvalue > 1e-3
+
+
+def test_linear_functions_are_a_split_of_networks() -> None:
+    """As in the code of 2208.01066, on the inputs of the networks and as large."""
+    task = make("relu_network", inputs="clustered", input_scale=1.5, layout="interleaved", noise=0.2)
+    linear = task.splits()["linear functions"]
+    assert linear.chance() == task.chance()
+    prompt = linear.sample(3, generator(5))
+    fitted = torch.linalg.lstsq(prompt.xs.double(), prompt.ys.double()).solution
+    assert (prompt.xs.double() @ fitted - prompt.ys).std().item() == pytest.approx(0.2, rel=0.5)
 
 
 def test_trees_by_hand() -> None:

@@ -31,7 +31,7 @@ def tasks(draw: st.DrawFn) -> LinearRegression:
         pool=draw(st.none() | st.integers(1, 5)),
         layout=draw(st.sampled_from(["paired", "interleaved"])),
         active_dimensions=draw(st.none() | st.integers(2, dimensions)),
-        query=draw(st.sampled_from(["same", "orthogonal"])),
+        query=draw(st.sampled_from(["same", "orthogonal", "random_quadrants", "opposite_quadrants", "overlapping"])),
         rank=draw(st.sampled_from([None, 2])),
         inputs=draw(st.sampled_from(["gaussian", "clustered"])),
         clusters=draw(st.integers(1, 3)),
@@ -113,7 +113,12 @@ def _after_weights(task: LinearRegression) -> torch.Generator:
         {"active_dimensions": 3},
         {"pool": 3, "pool_seed": 4},
         {"query": "orthogonal"},
+        {"query": "random_quadrants", "spectrum": "skewed"},
+        {"query": "opposite_quadrants", "pool": 3},
+        {"query": "overlapping", "inputs": "clustered"},
         {"rank": 2, "input_scale": 1.5},
+        {"sparsity": 3, "active_dimensions": 4},
+        {"sparsity": 3, "active_dimensions": 2},
         {"rank": 3, "spectrum": "skewed", "pool": 3, "inputs": "clustered"},
         {"inputs": "clustered", "clusters": 1, "active_dimensions": 4},
     ],
@@ -234,12 +239,26 @@ def test_splits_are_the_shifts() -> None:
         "orthogonal query",
         "low-rank inputs",
         "clustered inputs",
+        "inputs times 1/3",
+        "inputs times 1/2",
+        "inputs times 3",
+        "outputs times 1/3",
+        "outputs times 1/2",
+        "outputs times 2",
+        "outputs times 3",
+        "random quadrants",
+        "opposite quadrants",
+        "overlapping query",
+        "renormalised noise",
     ]
     assert splits["train"] == task
     assert splits["other noise"].noise == 2.0
     assert splits["more examples"].sample(2, generator()).length == 32
     assert "new weights" in task.replace(pool=4).splits()
     assert "orthogonal query" not in build_task("linear_regression", dimensions=1).splits()
+    alone = build_task("linear_regression", examples=1).splits()
+    assert not {"random quadrants", "opposite quadrants", "overlapping query", "orthogonal query"} & set(alone)
+    assert "renormalised noise" not in task.replace(noise=1.0).splits()
     for name, split in splits.items():
         prompt = split.sample(4, generator())
         assert split.input_size == task.input_size, name
@@ -264,6 +283,8 @@ def test_the_best_learner_predicts_zero_for_an_orthogonal_query() -> None:
         ({"spectrum": "skwed"}, "spectrum"),
         ({"dimensions": 1, "query": "orthogonal"}, "rank 2 and 2 examples at least, got rank 1"),
         ({"rank": 1, "query": "orthogonal"}, "got rank 1 and 40 examples"),
+        ({"examples": 1, "query": "overlapping"}, "query 'overlapping' needs 2 examples at least, got 1"),
+        ({"query": "random_quadrant"}, "did you mean 'random_quadrants'"),
         ({"rank": 4, "active_dimensions": 3}, "rank 4 is more than 3 active dimensions; at most 3"),
         ({"inputs": "clusterd"}, "did you mean 'clustered'"),
         ({"dimension": 4}, "did you mean 'dimensions'"),

@@ -142,14 +142,16 @@ class SparsePosterior(BayesLearner):
     sparsity: weights that are not zero.
     noise: standard deviation of the noise on y.
     weight_scale: standard deviation of the weights that are not zero.
+    active: the weights that are not zero are among the first so many dimensions; None for all.
     """
 
     sparsity: PositiveInt
     noise: PositiveFloat = 1e-3
     weight_scale: PositiveFloat = 1.0
+    active: PositiveInt | None = None
 
     def condition(self, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
-        d = xs.shape[-1]
+        d = xs.shape[-1] if self.active is None else min(self.active, xs.shape[-1])
         if self.sparsity > d or math.comb(d, self.sparsity) > MOST_SUPPORTS:
             raise InputError(
                 f"sparsity {self.sparsity} of {d} dimensions has {math.comb(d, self.sparsity)} supports; "

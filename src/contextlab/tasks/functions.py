@@ -38,11 +38,25 @@ class InputsTask(ExamplesTask):
         proportional to 1 / i^2, a random eigenbasis for each prompt); "clustered" around `clusters` centres, drawn
         for each prompt, which have 90% of the variance.
     clusters: centres in a prompt.
+    active_dimensions: x is zero beyond so many dimensions, a curriculum's option; None for all.
     """
 
     input_scale: PositiveFloat = 1.0
     inputs: Inputs = "gaussian"
     clusters: PositiveInt = 4
+    active_dimensions: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.active > self.dimensions:
+            raise InputError(
+                f"active_dimensions {self.active} is more than dimensions {self.dimensions}; at most {self.dimensions}"
+            )
+
+    @property
+    def active(self) -> int:
+        """Dimensions in which x is not zero."""
+        return self.dimensions if self.active_dimensions is None else self.active_dimensions
 
     def draw_xs(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """[batch, examples, d]."""
@@ -57,12 +71,13 @@ class InputsTask(ExamplesTask):
             spectrum="skewed" if self.inputs == "skewed" else "isotropic",
             inputs="clustered" if self.inputs == "clustered" else "gaussian",
             clusters=self.clusters,
+            active_dimensions=self.active_dimensions,
         )
 
     @property
     def fourth(self) -> float:
-        """E x_a^2 x_b^2 for a != b, a third of E x_a^4: in all cases x has no preferred direction."""
-        d = self.dimensions
+        """E x_a^2 x_b^2 for active a != b, a third of E x_a^4: among the active, x has no preferred direction."""
+        d = self.active
         values = self._linear().eigenvalues().double()  # of ones, where the inputs are clustered: each x is Gaussian
         radius = 2 * values.square().sum() + values.sum().square()  # E |x|^4
         return self.input_scale**4 * radius.item() / (d * (d + 2))
@@ -144,7 +159,7 @@ class QuadraticRegression(FunctionTask):
         return squares(xs) @ weights, {"weights": weights}
 
     def square(self) -> float:
-        return self.dimensions * self.fourth
+        return self.active * self.fourth
 
     def learners(self) -> dict[str, Learner]:
         """`bayes` on the squares is exact; the others do not know them."""

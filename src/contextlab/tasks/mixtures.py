@@ -70,7 +70,7 @@ class GaussianMixtureRegression(FunctionTask):
         return xs @ weights, {"member": member, "weights": weights}
 
     def square(self) -> float:
-        return self.input_scale**2 * (self.centre**2 + self.dimensions - 1)
+        return self.input_scale**2 * (self.centre**2 + self.active - 1)
 
     def learners(self) -> dict[str, Learner]:
         """`bayes` is exact. `one_gaussian` has the right mean and covariance; `oracle` knows the sign."""
@@ -139,7 +139,7 @@ class MixedRegression(FunctionTask):
         super().__post_init__()
         if not self.families or len(set(self.families)) < len(self.families):
             raise InputError(f"families {self.families}: give at least one, each once")
-        supports = math.comb(self.dimensions, self.sparsity)
+        supports = math.comb(self.active, self._kept) if self.sparsity <= self.dimensions else 0
         if "sparse" in self.families and not 1 <= supports <= MOST_SUPPORTS:
             raise InputError(
                 f"sparsity {self.sparsity} of {self.dimensions} dimensions has {supports} supports; the exact "
@@ -162,19 +162,24 @@ class MixedRegression(FunctionTask):
         return xs @ weights * (self._sparse_scale if family == "sparse" else 1.0)
 
     @property
+    def _kept(self) -> int:
+        """Weights of "sparse" that are not zero: they are among those of the active dimensions."""
+        return min(self.sparsity, self.active)
+
+    @property
     def _sparse_scale(self) -> float:
-        return math.sqrt(self.dimensions / self.sparsity)
+        return math.sqrt(self.active / self._kept)
 
     def square(self) -> float:
-        linear = self.dimensions * self.input_scale**2  # and of networks
-        quadratic = self.dimensions * self.fourth
+        linear = self.active * self.input_scale**2  # and of networks
+        quadratic = self.active * self.fourth
         return sum(quadratic if family == "quadratic" else linear for family in self.families) / len(self.families)
 
     def _posterior(self, family: Family) -> BayesLearner:
         noise = self.assumed_noise()
         make: dict[Family, Callable[[], BayesLearner]] = {
             "linear": lambda: BasisPosterior(identity, noise),
-            "sparse": lambda: SparsePosterior(self.sparsity, noise, self._sparse_scale),
+            "sparse": lambda: SparsePosterior(self._kept, noise, self._sparse_scale, self.active),
             "quadratic": lambda: BasisPosterior(squares, noise),
             "relu": lambda: GaussianProcess("arc_cosine", (1.0,), noise),
         }

@@ -54,7 +54,7 @@ class ReluNetwork(FunctionTask):
         return ys, {"first": first, "second": second}
 
     def square(self) -> float:
-        return self.dimensions * self.input_scale**2
+        return self.active * self.input_scale**2
 
     def learners(self) -> dict[str, Learner]:
         """`gaussian_process` first: the best linear in the outputs, as `ridge` is with weights on the inputs alone.
@@ -64,12 +64,16 @@ class ReluNetwork(FunctionTask):
         noise = self.assumed_noise()
         return {
             "gaussian_process": GaussianProcess("arc_cosine", (1.0,), noise),
-            "ridge": Ridge(self.dimensions + 2 * noise**2),
+            "ridge": Ridge(self.active + 2 * noise**2),
             "ols": LeastSquares(),
             "network": TwoLayerNetwork(min(self.hidden, 100), every=max(1, self.examples // 4)),
             "knn": NearestNeighbours(),
             "kernel_smoother": KernelSmoother(),
         }
+
+    def splits(self) -> dict[str, Task]:
+        """Those of every function class, and 'linear functions' on the same inputs, as in the code of 2208.01066."""
+        return super().splits() | {"linear functions": self._linear().replace(layout=self.layout, noise=self.noise)}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class OutlierRegression(FunctionTask):
     one random number of the prompt (in the authors' code w is another prompt's, and y is a vector).
 
     noise: standard deviation of the noise on y, not on outliers.
+    active_dimensions: x is zero beyond so many dimensions, but for outliers; None for all.
     rate: probability of an outlier.
     outliers: "ones" or "orthogonal".
     """
@@ -75,7 +76,7 @@ class OutlierRegression(FunctionTask):
         return xs @ weights, {"weights": weights}
 
     def square(self) -> float:
-        return self.dimensions * self.input_scale**2
+        return self.active * self.input_scale**2
 
     def learners(self) -> dict[str, Learner]:
         """`filtered_ridge`: exact for "ones"; an orthogonal outlier misleads it until it comes a second time."""

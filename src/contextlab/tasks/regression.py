@@ -27,6 +27,7 @@ from contextlab.learners.regression import (
 from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
 from contextlab.tasks.base import Drawn, check_options, lay_out
+from contextlab.tasks.queries import Query, ask
 
 NOISELESS = 1e-4
 """Noise, over the scale of y, that posteriors assume where there is none; well above rounding."""
@@ -62,7 +63,8 @@ class LinearRegression(Task):
     noise: standard deviation of the noise on y.
     weight_scale: standard deviation of each weight.
     input_scale: standard deviation of x in each direction, on average.
-    sparsity: number of weights that are not zero; None for all.
+    sparsity: number of weights that are not zero, all of them in active dimensions, where there are so many; None for
+        all.
     spectrum: eigenvalues of C: "isotropic" (all 1), "skewed" (the i-th proportional to 1 / i^2), or a number
         p for 1 / i^p.
     rank: of C, whose eigenvalues beyond the first `rank` are zero; None for all of them. Its trace stays.
@@ -76,8 +78,10 @@ class LinearRegression(Task):
         ...; the prediction of y_i is read at the token that first shows x_i.
     active_dimensions: x is zero beyond so many dimensions (C has trace `active_dimensions`), a curriculum's
         option; None for all.
-    query: "orthogonal" scores one random example of 2 .. d (of the rank) of each prompt only, whose x is made
-        orthogonal to all before it, its length kept; "same" scores all.
+    query: "same" scores all examples. The others score one random example of each prompt, from the second on, whose
+        x is drawn otherwise than those before it: "orthogonal" to them, its length kept (an example of 2 .. d, or of
+        the rank); with signs of its own, where the others have the signs of one pattern ("random_quadrants"), or with
+        the opposite signs ("opposite_quadrants"); "overlapping", one of those before.
     """
 
     metric: ClassVar[str] = "squared_error"
@@ -100,7 +104,7 @@ class LinearRegression(Task):
     pool_seed: NonNegativeInt = 0
     layout: Literal["paired", "interleaved"] = "paired"
     active_dimensions: PositiveInt | None = None
-    query: Literal["same", "orthogonal"] = "same"
+    query: Query = "same"
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -115,6 +119,8 @@ class LinearRegression(Task):
                 f"query 'orthogonal' needs inputs of rank 2 and 2 examples at least, got rank {self.directions} and "
                 f"{self.examples} examples; use query 'same'"
             )
+        if self.query != "same" and self.examples < 2:
+            raise InputError(f"query {self.query!r} needs 2 examples at least, got {self.examples}; use query 'same'")
 
     @property
     def active(self) -> int:
@@ -125,6 +131,12 @@ class LinearRegression(Task):
     def directions(self) -> int:
         """Dimensions that the x of a prompt span."""
         return self.active if self.rank is None else self.rank
+
+    @property
+    def weights_kept(self) -> int:
+        """Weights that are not zero, or of a pool, that were not before x was cut to the active dimensions."""
+        most = self.dimensions if self.pool is not None else self.active
+        return most if self.sparsity is None else min(self.sparsity, most)
 
     @property
     def input_size(self) -> int:
@@ -139,8 +151,8 @@ class LinearRegression(Task):
         weights = self._draw_weights(batch, generator, device)
         xs = self._draw_xs(batch, generator, device)
         scored = torch.ones(batch, self.examples, dtype=torch.bool, device=device)
-        if self.query == "orthogonal":
-            xs, scored = self._orthogonal(xs, generator)
+        if self.query != "same":
+            xs, scored = ask(self.query, xs, self.active, self.directions, generator)
         ys = (xs * weights.unsqueeze(1)).sum(-1, keepdim=True)
         if self.noise:
             ys = ys + self.noise * torch.randn(ys.shape, generator=generator, device=device)
@@ -157,7 +169,8 @@ class LinearRegression(Task):
         weights = self.weight_scale * torch.randn(count, self.dimensions, generator=generator, device=device)
         if self.sparsity is not None:
             order = torch.rand(count, self.dimensions, generator=generator, device=device)
-            kept = order.topk(self.sparsity, dim=1).indices
+            order[:, self.active :] = -1  # as in the authors' code: x is zero there, and so would most y be
+            kept = order.topk(self.weights_kept, dim=1).indices
             weights = weights * torch.zeros_like(weights).scatter_(1, kept, 1.0)
         return weights
 
@@ -198,24 +211,6 @@ class LinearRegression(Task):
         values = index ** -float(power) * (index <= self.directions)
         return values * (self.active / values.sum())
 
-    def _orthogonal(self, xs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Make one x of each prompt orthogonal to those before it; it alone is scored."""
-        batch, examples, _ = xs.shape
-        most = min(self.directions, examples) - 1
-        cut = torch.randint(1, most + 1, (batch, 1), generator=generator, device=xs.device)
-        scored = torch.arange(examples, device=xs.device) == cut
-        # The first c columns of Q span the first c xs, for every c.
-        basis = torch.linalg.qr(xs[:, :most, : self.active].double().mT).Q
-        basis = basis * (torch.arange(most, device=xs.device) < cut).unsqueeze(1)
-        query = xs[scored][:, : self.active].double()
-        for _ in range(2):  # once more removes what rounding left when little of x remains
-            query = query - (basis @ (basis.mT @ query.unsqueeze(-1))).squeeze(-1)
-        old = xs[scored]
-        query = query * (old.double().norm(dim=1) / query.norm(dim=1)).unsqueeze(1)
-        changed = xs.clone()
-        changed[scored] = torch.nn.functional.pad(query, (0, self.dimensions - self.active)).to(xs.dtype)
-        return changed, scored
-
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean squared error over the scored positions. prediction: [B, T, 1]."""
         square = (wide(prediction) - prompt.targets).square().squeeze(-1)
@@ -236,8 +231,8 @@ class LinearRegression(Task):
         noise = max(self.noise, NOISELESS * self.weight_scale * self.input_scale)
         if self.pool is not None:
             found["pool_posterior"] = PoolPosterior(self.pool_weights(), noise)
-        elif self.sparsity is not None and math.comb(self.dimensions, self.sparsity) <= MOST_SUPPORTS:
-            found["sparse_posterior"] = SparsePosterior(self.sparsity, noise, self.weight_scale)
+        elif self.sparsity is not None and math.comb(self.active, self.weights_kept) <= MOST_SUPPORTS:
+            found["sparse_posterior"] = SparsePosterior(self.weights_kept, noise, self.weight_scale, self.active)
         # The universal strength noise sqrt(2 log d / n) at the prompt's end; without noise a small one.
         universal = self.noise * self.input_scale * math.sqrt(2 * math.log(max(self.dimensions, 2)) / self.examples)
         lasso = Lasso(max(universal, 0.01 * self.weight_scale * self.input_scale**2))
@@ -254,7 +249,11 @@ class LinearRegression(Task):
         }
 
     def splits(self) -> dict[str, Task]:
-        """'train' and the shifts of 2208.01066, section 4, each one change; new weights with a pool; other inputs."""
+        """'train'; the shifts of 2208.01066 and of its code, each one change; new weights with a pool; other inputs.
+
+        'scaled inputs' are the inputs times 2. 'renormalised noise' has a standard deviation of 1, after which y is
+        scaled to the mean square that it had.
+        """
         found: dict[str, Task] = {
             "train": self,
             "scaled inputs": self.replace(input_scale=2 * self.input_scale),
@@ -270,12 +269,24 @@ class LinearRegression(Task):
             found["low-rank inputs"] = self.replace(rank=self.directions // 2)
         if self.inputs != "clustered":
             found["clustered inputs"] = self.replace(inputs="clustered")
+        for words, factor in (("1/3", 1 / 3), ("1/2", 1 / 2), ("3", 3.0)):
+            found[f"inputs times {words}"] = self.replace(input_scale=factor * self.input_scale)
+        for words, factor in (("1/3", 1 / 3), ("1/2", 1 / 2), ("2", 2.0), ("3", 3.0)):
+            found[f"outputs times {words}"] = self.replace(weight_scale=factor * self.weight_scale)
+        if self.examples >= 2:
+            found["random quadrants"] = self.replace(query="random_quadrants")
+            found["opposite quadrants"] = self.replace(query="opposite_quadrants")
+            found["overlapping query"] = self.replace(query="overlapping")
+        if self.noise != 1:
+            square = self.chance()["squared_error"]
+            factor = math.sqrt(square / (square - self.noise**2 + 1))
+            found["renormalised noise"] = self.replace(noise=factor, weight_scale=factor * self.weight_scale)
         return found
 
     def chance(self) -> Mapping[str, float]:
         """The expected squared error of predicting zero."""
         if self.pool is None:
-            square = self.weight_scale**2 * self.active * (self.sparsity or self.dimensions) / self.dimensions
+            square = float(self.weight_scale**2 * self.weights_kept)
         else:
             square = self.pool_weights()[:, : self.active].square().sum(1).mean().item()
         return {"squared_error": self.input_scale**2 * square + self.noise**2}

@@ -289,7 +289,8 @@ class MonomialRegression(FunctionTask):
 
     def square(self) -> float:
         pairs = [pair for basis in self.pools()[self.held_out] for pair in basis.pairs]
-        return self.fourth * sum(3 if a == b else 1 for a, b in pairs) / len(pairs)
+        shown = [pair for pair in pairs if max(pair) < self.active]
+        return self.fourth * sum(3 if a == b else 1 for a, b in shown) / len(pairs)
 
     def learners(self) -> dict[str, Learner]:
         """`bayes` weighs every set and is exact; `all_monomials` knows no set; `set_oracle` knows the set."""
