@@ -1,7 +1,7 @@
 """Renew the frontier of docs/policies.md from a run: `python docs/policy_figures.py runs/frontier-quick`.
 
-The run is the folder that `contextlab run frontier --quick` left. Of it: the table of what each policy keeps, the
-sentences, and a figure a task.
+The run is the folder that `contextlab run frontier --quick` left. Of it: the tables of what each policy keeps, the
+sentences, what each policy could not serve, and a figure a task.
 
 Needs the extra `image` and a Chromium or Chrome.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 from suite_figures import markdown
 
 from contextlab import open_run
-from contextlab.report import compress_words, kept_table, quality_against_bytes
+from contextlab.experiments import load_recipe
+from contextlab.report import compress_words, kept_tables, not_served, quality_against_bytes
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "policies.md"
@@ -30,7 +31,14 @@ def main() -> None:
     if found.empty:
         sys.exit(f"{sys.argv[1]}: the run measured no policies; expected one of recipe frontier")
     (FOLDER / "policies").mkdir(exist_ok=True)
-    parts = [markdown(kept_table(found)), *compress_words(found)]
+    asked = load_recipe(Path(sys.argv[1]) / "experiment.yaml").compress
+    parts = []
+    for title, rows in kept_tables(found).items():
+        parts += [f"**{title[0].upper()}{title[1:]}**", markdown(rows)]
+    parts += compress_words(found)
+    missing = not_served(found, asked.policies if asked else ())
+    if missing:
+        parts += ["What policies could not serve:", "\n".join(f"- {line}" for line in missing)]
     for task, length in found[["task", "length"]].drop_duplicates().itertuples(index=False):
         name = str(task).partition(":")[0]
         figure = quality_against_bytes(found, str(task), int(length))

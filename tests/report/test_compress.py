@@ -6,7 +6,14 @@ import pandas as pd
 import pytest
 
 from contextlab.evaluation.results import table
-from contextlab.report import compress_table, compress_words, kept_table, quality_against_bytes, write_compress_page
+from contextlab.report import (
+    compress_table,
+    compress_words,
+    kept_tables,
+    not_served,
+    quality_against_bytes,
+    write_compress_page,
+)
 from contextlab.report.compress import over_seeds
 
 
@@ -39,7 +46,7 @@ def test_a_sentence_names_the_best_policy_of_each_budget() -> None:
     assert "needle at 512 tokens accuracy 70.0% (full 100.0%)" in at10
     assert "text at 512 tokens perplexity 5.8 (full 5)" in at10
     assert reads.startswith(
-        "Of the policies that hold everything and read 10% of it a token, quest is the best policy: it keeps 96.5%"
+        "quest, which holds everything and reads 10% of it a token, keeps 96.5% of the full cache's"
     )
     twin = results()
     twin["model"] = twin["model"].replace({"quest": "c"})
@@ -54,7 +61,7 @@ def test_what_has_no_budget_is_not_told_as_the_best_where_nothing_else_is_held()
     found = results()
     found = found[~(found["split"].eq("10%") & found["model"].isin(["a", "b"]))]
     assert [each.split(",")[0] for each in compress_words(found)] == [
-        "At 25%", "Of the policies that hold everything and read 10% of it a token"
+        "At 25%", "quest"
     ]  # fmt: skip
 
 
@@ -120,21 +127,64 @@ def test_seeds_are_told_as_their_mean_and_what_lies_between_them() -> None:
     pd.testing.assert_frame_equal(over_seeds(results()), results())
 
 
-def test_the_table_of_what_is_kept_puts_the_best_first_and_leaves_impossible_tasks_out() -> None:
-    rows = {row["policy"]: row for row in kept_table(results())}
-    assert list(rows) == ["b", "a", "quest", "bits"]
-    assert rows["a"] == {"policy": "a", "25%": "93.1%", "10%": "66.7%", "own": "", "holds": "10% to 24%"}
-    assert rows["bits"] == {"policy": "bits", "25%": "", "10%": "", "own": "99.5%", "holds": "20%"}
-    few = results()
-    needle = few["task"].eq("needle")
-    few = few[~(needle & few["split"].eq("10%") & few["model"].isin(["a", "b"]))]  # no policy that holds less can
-    rows = {row["policy"]: row for row in kept_table(few)}
-    assert (rows["a"]["10%"], rows["quest"]["10%"]) == (
-        "83.3%",
-        "96.5%",
-    )  # of text alone; quest, which reads, is of a kind of its own
-    few = results()[~(needle & results()["split"].eq("10%") & results()["model"].eq("a"))]
-    assert {row["policy"]: row["10%"] for row in kept_table(few)}["a"] == "83.3%*"
+def without(found: pd.DataFrame, *settings: tuple[str, str, str]) -> pd.DataFrame:
+    """Less what policies at a budget gave on a task."""
+    for policy, budget, task in settings:
+        found = found[~(found["model"].eq(policy) & found["split"].eq(budget) & found["task"].eq(task))]
+    return found
+
+
+def test_the_table_of_what_is_kept_puts_the_best_first() -> None:
+    (title, rows), *more = kept_tables(results()).items()
+    assert title == "mean over needle and text at 512 tokens"
+    assert more == []
+    assert [row["policy"] for row in rows] == ["b", "a", "quest", "bits"]
+    found = {row["policy"]: row for row in rows}
+    assert found["a"] == {"policy": "a", "25%": "93.1%", "10%": "66.7%", "own": "", "holds": "10% to 24%"}
+    assert found["bits"] == {"policy": "bits", "25%": "", "10%": "", "own": "99.5%", "holds": "20%"}
+    assert not_served(results()) == ["needle (512 tokens) at 25%; text (512 tokens) at 25%: quest"]
+
+
+def test_all_cells_of_a_table_are_of_the_same_tasks() -> None:
+    """At 10% nothing that holds less can serve needle: text alone, which is easy, must not look better than 25%."""
+    found = kept_tables(without(results(), ("a", "10%", "needle"), ("b", "10%", "needle")))
+    assert list(found) == ["mean over needle and text at 512 tokens", "text at 512 tokens"]
+    both, text = ({row["policy"]: row for row in rows} for rows in found.values())
+    assert both["a"] == {"policy": "a", "25%": "93.1%", "own": "", "holds": "24%"}  # no 10%
+    assert (text["a"]["25%"], text["a"]["10%"]) == ("96.2%", "83.3%")
+    assert text["bits"]["own"] == "100.0%"
+    assert text["quest"]["10%"] == "98.0%"
+    assert "quest" not in both
+    for rows in (both, text):
+        assert not any("*" in cell for row in rows.values() for cell in row.values())
+
+
+def test_a_policy_that_serves_fewer_tasks_is_not_compared_and_what_it_could_not_is_told() -> None:
+    twin = results()
+    twin = pd.concat([twin, twin[twin["model"].eq("b")].assign(model="c")], ignore_index=True)
+    less = without(twin, ("a", "10%", "needle"))
+    (rows,) = kept_tables(less).values()
+    assert {row["policy"]: row["10%"] for row in rows}["a"] == ""
+    assert "needle (512 tokens) at 10%: a" in not_served(less)
+    at10 = next(each for each in compress_words(less) if each.startswith("At 10%"))
+    assert at10.endswith("Not compared, as they cannot keep to it in all of these: a.")
+    assert not_served(less, ["a", "b", "topk"])[-1] == "any task at any budget: topk"
+    # where half cannot serve a task, it does not count, and all are compared on the others
+    half = without(results(), ("a", "10%", "needle"))
+    at10 = next(each for each in compress_words(half) if each.startswith("At 10%"))
+    assert at10.startswith(
+        "At 10% (without needle at 512 tokens, where most policies cannot keep to it), b is the best"
+    )
+    assert "it keeps 86.2%" in at10  # text alone: 5.0 / 5.8
+    assert "Not compared" not in at10
+
+
+def test_what_one_seed_could_not_serve_is_in_no_mean() -> None:
+    found = seeds()
+    lost = found["model"].eq("a") & found["split"].eq("10%") & found["task"].eq("needle") & found["seed"].eq(1)
+    (rows,) = [rows for title, rows in kept_tables(found[~lost]).items() if title.startswith("text")]
+    assert {row["policy"]: row["10%"] for row in rows}["a"] == "83.3%"
+    assert "needle (512 tokens) at 10%: a" in not_served(found[~lost])
 
 
 def test_the_oracle_is_a_ceiling_and_never_the_best_policy() -> None:
@@ -142,6 +192,6 @@ def test_the_oracle_is_a_ceiling_and_never_the_best_policy() -> None:
     found["model"] = found["model"].replace({"b": "oracle:sinks=2", "bits": "c"})
     at25, ceiling25, at10, _, ceiling10 = compress_words(found)
     assert at25.startswith("At 25%, c is the best")
-    assert at10.startswith("At 10%, a is the best")
+    assert at10.startswith("At 10%, a keeps 66.7%")  # the only one of those that hold so little
     assert ceiling10 == "At 10%, oracle:sinks=2, which knows what follows, keeps 78.1%: a bound, not a method."
     assert ceiling25.startswith("At 25%, oracle")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
+import torch
 
+from contextlab.evaluation import evaluate, evaluate_learners
 from contextlab.evaluation.results import table
 from contextlab.report import summary_table, summary_words
 from contextlab.report.summary import example_table
+from contextlab.tasks import build_task
 from tests.report.conftest import make_records, make_results
 
 
@@ -15,10 +20,40 @@ def test_the_winner_is_named_with_its_margin(results, records):
     words = summary_words(results, records)
     headline = next(w for w in words if "comes closest" in w)
     assert headline.startswith("regression: transformer comes closest to ridge")
-    assert "1 to 15 in-context examples" in headline
+    assert "0 to 15 in-context examples" in headline
     assert "is 0.05" in headline
     assert "(one seed)" in headline
     assert any("means of 3 seeds" in w for w in summary_words(make_results(3), records))
+
+
+def test_table_and_words_tell_the_same_excess_over_the_same_positions():
+    """Both are the mean over all that is scored, here worked out from the prompts themselves."""
+    task = build_task("linear_regression", dimensions=3, examples=6)
+    seen = {}
+
+    def watch(name, split, task, prompt, prediction, errors):
+        seen[name] = errors["squared_error"].double()[prompt.scored].mean().item()
+
+    how = {"prompts": 32, "batch": 32, "splits": ["train"], "task_name": "r", "watch": watch}
+    learner = evaluate_learners(task, **how)
+    model = evaluate(lambda x: torch.zeros(*x.shape[:2], 1), task, **how)
+    found = pd.concat([model, learner], ignore_index=True)
+    (row, best), headline = summary_table(found, [])["r"], summary_words(found, [])[0]
+    own, least = seen["model"], seen[next(iter(task.learners()))]
+    told = re.search(r"squared error is (\S+) above (\S+)'s (\S+) ", headline)
+    assert told is not None
+    assert float(told[1]) == pytest.approx(own - least, rel=6e-3)
+    assert float(told[3]) == pytest.approx(least, rel=6e-3)
+    assert float(row["excess"].split()[0]) == pytest.approx(own - least, abs=6e-4)
+    assert float(row["squared error"]) - float(best["squared error"]) == pytest.approx(own - least, abs=2e-3)
+
+
+def test_a_shift_of_one_model_is_told_without_a_best_of_one():
+    one = make_results(models=("transformer",))
+    told = next(w for w in summary_words(one, []) if "costs the model most" in w)
+    assert "loses least" not in told
+    single = one[one["split"].isin(["train", "scaled inputs", "cost"])]
+    assert any("the shift 'scaled inputs' costs the model (" in w for w in summary_words(single, []))
 
 
 def test_a_learner_without_any_error_is_no_divisor(results, records):
@@ -166,6 +201,11 @@ def test_where_the_best_learner_errs_nobody_is_asked_for_more() -> None:
         }
         for name, kind, value in (("near", "model", 0.79), ("far", "model", 0.6), ("votes", "learner", 0.8))
     )  # fmt: skip
-    words = summary_words(measured, [])
+    level = [
+        {"run": "r", "task": "coins", "model": name, "status": "finished", "history": {"loss": [1.0] * 50}}
+        for name in ("near", "far")
+    ]
+    assert not any("falls short" in word for word in summary_words(measured, [])), "no reason is known: none is told"
+    words = summary_words(measured, level)
     assert words[0].startswith("coins: 1 of 2 models come within 2 points of votes, the best known learner (80.0%), on")
     assert [word.split(" falls")[0] for word in words if "falls short" in word] == ["coins: far"]

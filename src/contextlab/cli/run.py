@@ -202,7 +202,7 @@ def seconds_in_words(seconds: float) -> str:
 
 
 def _print_summary(done: Any) -> None:
-    from contextlab.report import compress_words, kept_table, suite_table, summary_table, summary_words
+    from contextlab.report import compress_words, kept_tables, not_served, suite_table, summary_table, summary_words
 
     console.print()
     for title, rows in summary_table(done.results, done.records).items():
@@ -219,9 +219,12 @@ def _print_summary(done: Any) -> None:
         if each["job"] not in keys:
             console.print(f"[red]{escape(each['job'])} failed: {escape(each['message'])}[/]")
     if not done.compressed.empty:
-        print_table("how much of the full cache's quality is kept", _narrowed(kept_table(done.compressed)))
+        for title, rows in kept_tables(done.compressed).items():
+            print_table(f"how much of the full cache's quality is kept: {title}", _narrowed(rows))
         for sentence in compress_words(done.compressed):
             console.print(f"• {escape(sentence)}")
+        for line in not_served(done.compressed):
+            console.print(f"[dim]not served: {escape(line)}[/dim]", soft_wrap=True)
         console.print(f"\nPolicies: {done.folder / 'compress.html'}", soft_wrap=True)
     console.print(f"\nResults: {done.folder / 'results.parquet'}", soft_wrap=True)
     console.print(f"Report:  [bold]{done.report}[/]", soft_wrap=True)

@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from contextlab.lazy import modules_on_demand
-from contextlab.report.compress import compress_table, compress_words, kept_table
+from contextlab.report.compress import compress_table
 from contextlab.report.compress_figure import quality_against_bytes
 from contextlab.report.figures import by_split, cost_by_length, curve, quality_against_state, training_curves
+from contextlab.report.kept import compress_words, kept_tables, not_served
 from contextlab.report.page import build_report, write_compress_page, write_cost_figure
 from contextlab.report.suite import suite_table
 from contextlab.report.summary import summary_table, summary_words
@@ -20,7 +21,8 @@ __all__ = [
     "compress_words",
     "cost_by_length",
     "curve",
-    "kept_table",
+    "kept_tables",
+    "not_served",
     "quality_against_bytes",
     "quality_against_state",
     "suite_table",

@@ -17,7 +17,8 @@ from plotly.offline import get_plotlyjs
 from contextlab.evaluation import Measured, summarise
 from contextlab.files import write_atomic
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.compress import compress_table, compress_words, kept_table
+from contextlab.report.compress import compress_table
+from contextlab.report.kept import compress_words, kept_tables, not_served
 from contextlab.report.naming import (
     ASIDE,
     COST_METRICS,
@@ -51,6 +52,7 @@ def build_report(
     more = {"facets": facets, "similarity": similarity}
     measured = Measured(results, **{name: rows for name, rows in more.items() if rows is not None})
     names = [str(each["name"]) for each in run_records]
+    asked = {name: (spec.get("compress") or {}).get("policies", ()) for name, spec in zip(names, specs, strict=True)}
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -59,7 +61,13 @@ def build_report(
             descriptions=[each.get("description", "") for each in run_records],
             words=summary_words(results, records),
             compressed=[
-                (str(found["run"].iloc[0]), name, compress_words(found), kept_table(found))
+                (
+                    str(found["run"].iloc[0]),
+                    name,
+                    compress_words(found),
+                    kept_tables(found),
+                    not_served(found, asked[name]),
+                )
                 for name, found in (compressed or {}).items()
                 if not found.empty
             ],
@@ -113,7 +121,8 @@ def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Seque
             title=f"What {results['run'].iloc[0]} loses when its context is made cheaper",
             words=compress_words(results),
             tables=compress_table(results),
-            kept=kept_table(results),
+            kept=kept_tables(results),
+            not_served=not_served(results),
             left_out=left_out,
             spread=interval_words(results["seed"].nunique()),
             drawn=_drawn(CompressData(results)),

@@ -85,29 +85,24 @@ def summary_words(results: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -
 
 
 def _error_words(task: str, rows: pd.DataFrame, metric: str) -> list[str]:
-    """For errors: closeness to the best known learner, from one example on."""
-    shots = summarise(rows[(rows["metric"].isin([metric, f"excess_{metric}"])) & (rows["split"] == "train")])
-    shots = shots.assign(label=label(shots))
-    shots = shots[shots["shot"].notna()]
-    if (shots["shot"] >= 1).any():
-        shots = shots[shots["shot"] >= 1]
-    learners = shots[(shots["kind"] == "learner") & (shots["metric"] == metric)]
-    models = shots[shots["kind"] == "model"]
-    if models.empty or learners.empty:
+    """For errors: closeness to the best known learner, over the same positions as the table: all that are scored."""
+    errors, found = _overall(rows, metric), _overall(rows, f"excess_{metric}")
+    learners, found = errors[errors["kind"] == "learner"], found[found["kind"] == "model"]
+    if found.empty or learners.empty:
         return []
-    best = learners["label"].iloc[0]
-    floor = float(learners.loc[learners["label"] == best, "value"].mean())
-    excess = models[models["metric"] == f"excess_{metric}"].groupby("label")["value"].mean().sort_values()
-    first, last = int(shots["shot"].min()), int(shots["shot"].max())
+    best, floor = learners["label"].iloc[0], float(learners["value"].iloc[0])
+    excess = found.set_index("label")["value"].sort_values(kind="stable")
+    shots = rows.loc[(rows["metric"] == metric) & (rows["split"] == "train"), "shot"].dropna()
+    first, last = (int(shots.min()), int(shots.max())) if len(shots) else (0, 0)
+    over = f"Averaged over {first} to {last} in-context examples its" if last > first else "Its"
     name = excess.index[0]
 
     def relative(value: float) -> str:
         return f" ({value / floor:+.1%})" if floor else ""  # a learner that looks the answer up makes no error
 
     sentences = [
-        f"{task}: {name} comes closest to {best}, the best known learner. Averaged over {first} to {last} in-context "
-        f"examples its {metric_title(metric)} is {excess.iloc[0]:.3g} above {best}'s {floor:.3g}"
-        f"{relative(excess.iloc[0])}{_seeds(models)}."
+        f"{task}: {name} comes closest to {best}, the best known learner. {over} {metric_title(metric)} is "
+        f"{excess.iloc[0]:.3g} above {best}'s {floor:.3g}{relative(excess.iloc[0])}{_seeds(found)}."
     ]
     if len(excess) > 1:
         others = ", ".join(f"{n} {v:.3g}{relative(v)}" for n, v in excess.iloc[1:].items())
@@ -151,8 +146,9 @@ def _recall_words(task: str, rows: pd.DataFrame, metric: str, records: Sequence[
         return sentences + _short_in_groups(task, short, metric, late)
     for _, row in short.iterrows():
         reasons = _reasons(row["label"], rows, metric, late.get(row["label"]))
-        why = "; ".join(reasons) if reasons else "the measurements here give no reason"
-        sentences.append(f"{task}: {row['label']} falls short ({value_in_words(row['value'], metric)}): {why}.")
+        if reasons:  # by how much each falls short stands above
+            value = value_in_words(row["value"], metric)
+            sentences.append(f"{task}: {row['label']} falls short ({value}): {'; '.join(reasons)}.")
     return sentences
 
 
@@ -306,11 +302,12 @@ def _shift_words(task: str, rows: pd.DataFrame, metric: str) -> list[str]:
     worst = harm.index[-1]
     if harm.iloc[-1] <= 0:
         return [f"{task}: no shift takes the models farther from the best known learner than they are in training."]
-    steady = wide.loc[worst].idxmin()
-    return [
-        f"{task}: of the {len(harm)} shifts, '{worst}' costs the models most ({metric_title(f'excess_{metric}')} up by "
-        f"{harm.iloc[-1]:.3g} on average); {steady} loses least."
-    ]
+    several = wide.shape[1] > 1
+    what = f"of the {len(harm)} shifts, '{worst}' costs" if len(harm) > 1 else f"the shift '{worst}' costs"
+    most = f"the model{'s' * several}{' most' * (len(harm) > 1)}"
+    up = f"{metric_title(f'excess_{metric}')} up by {harm.iloc[-1]:.3g}{' on average' * several}"
+    steady = f"; {wide.loc[worst].idxmin()} loses least" if several else ""
+    return [f"{task}: {what} {most} ({up}){steady}."]
 
 
 def _state_words(task: str, rows: pd.DataFrame) -> list[str]:
