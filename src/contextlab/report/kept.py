@@ -161,7 +161,9 @@ def _kept(results: pd.DataFrame) -> Kept:
     policies = results[results["kind"] == "policy"]
     seeds = policies.groupby(["task", "length", "model", "split"], sort=False)["seed"].nunique()
     found: dict[Key, dict[On, Cell]] = {}
-    for (task, length), rows in over_seeds(policies).groupby(["task", "length"], sort=False):
+    over = over_seeds(policies)
+    for task, length in over[["task", "length"]].drop_duplicates().itertuples(index=False):
+        rows = over[(over["task"] == task) & (over["length"] == length)]
         metric = main_metric(str(task), rows)
         value = rows[rows["metric"] == metric].set_index(["model", "split"])["value"]
         size = rows[rows["metric"] == "state_bytes"].set_index(["model", "split"])["value"]
