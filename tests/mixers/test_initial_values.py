@@ -59,6 +59,8 @@ KNOWN: list[tuple[str, str, Any]] = [
     ("shaped_attention", "gains", 1.0),
     ("cope_attention", "position_embedding", 0.0),
     ("landmark", "landmark", 1.0),
+    ("nsa", "key_place", 0.0),
+    ("nsa", "value_place", 0.0),
     ("carope_attention", "freq_proj.weight", 0.0),
     ("clex_attention", "ode_down", 0.0),
 ]

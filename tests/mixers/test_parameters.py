@@ -21,7 +21,7 @@ COUNTS = {
     "lm2": 23808, "log_linear_attention": 15648, "lstm": 21120, "mamba": 16224, "mamba2": 15452, "mamba3": 15352,
     "merged_attention": 9216, "mesa_net": 10052, "min_gru": 6912, "min_lstm": 9216, "mla": 13008, "mlgru": 9216,
     "mlstm": 9656, "moba": 9216, "multi_scale_window": 9216, "neighbourhood_attention": 9216, "ngram": 4608,
-    "nsa": 9792, "parallel": 30700, "performer": 9216, "ponet": 13824, "recurrent_memory": 11952,
+    "nsa": 20208, "parallel": 30700, "performer": 9216, "ponet": 13824, "recurrent_memory": 11952,
     "retention": 18432, "rg_lru": 8448, "rodimus": 42400, "routing": 9360, "rwkv6": 21168, "rwkv7": 15984,
     "s4d": 7584, "sentinel": 18672, "shaped_attention": 4620, "sigmoid_window": 9216, "sliding_window": 9216,
     "slstm": 14304, "sse": 13308, "titans": 12696, "titans_mac": 24108, "token_shift": 2352, "topk_attention": 9216,

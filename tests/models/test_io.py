@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from contextlab.errors import InputError
-from contextlab.models import build_model, load_model, save_model
+from contextlab.models import ModelSpec, build_model, load_model, save_model
 from contextlab.models.io import compare_tensors, load_weights
 from contextlab.testing.adapters import Int8, Lora, replace
 
@@ -163,6 +163,21 @@ def test_a_truncated_file_is_told(saved):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(InputError, match="corrupt or truncated safetensors file"):
         load_model(folder)
+
+
+def test_nsa_of_before_it_had_keys_for_each_branch_is_told(tmp_path):
+    layers = [{"mixer": "nsa"}]
+    model = build_model(ModelSpec(width=16, depth=1, layers=layers, read_in="token", input_size=9, output_size=9))
+    weights = {name: tensor for name, tensor in model.state_dict().items() if "_place" not in name}
+    with pytest.raises(InputError, match="another model: it lacks .*; nsa was remade .*: train it again") as caught:
+        load_weights(model, weights, "model.safetensors")
+    assert "\n" not in str(caught.value)
+    spec = json.loads((save_model(model, tmp_path) / "model.json").read_text())
+    del spec["checksum"]
+    spec["layers"] = [{"mixer": "nsa", "options": {"block": 32, "top_k": 2}}]
+    (tmp_path / "model.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match="top_k 2: a query reads 1 initial and 2 local blocks"):
+        load_model(tmp_path)
 
 
 def test_weights_of_another_model_are_told(saved):

@@ -14,7 +14,6 @@ from contextlab.ops.sparse import (
     block_topk,
     landmark_attention,
     naive_sparse_attention,
-    native_sparse_attention,
     routing_attention,
     topk_attention,
 )
@@ -98,37 +97,6 @@ def test_blocks_of_the_best_means(length, queries, shared, padded, top_k, seed):
 
 
 @settings
-def test_native_sparse_attention(length, queries, shared, padded, top_k, seed):
-    tensors, positions = inputs(length, min(queries, length), shared, padded, seed)
-    q, k, _ = tensors
-    block, window = 3, 5
-    gates = torch.rand(*q.shape[:3], 3, dtype=torch.float64)
-    scale = SIZE**-0.5
-
-    def weigh(b, i, h, keys, scores):
-        at = torch.arange(len(keys))
-        own, complete = int(at[-1]) // block, len(at) // block
-        group = range(h // shared * shared, (h // shared + 1) * shared)
-        weights = torch.zeros_like(scores)
-        importance = torch.zeros(own + 1, dtype=torch.float64)
-        if complete:
-            means = torch.stack([k[b, keys[at // block == n], h // shared].mean(0) for n in range(complete)])
-            shares = {g: (means @ q[b, i, g] * scale).softmax(0) for g in group}
-            importance[:complete] = sum(shares.values())
-            for n in range(complete):
-                weights[at // block == n] += gates[b, i, h, 0] * shares[h][n] / block
-        chosen = best_blocks(importance, own, top_k)
-        sees = torch.tensor([int(a) // block in chosen for a in at])
-        weights += gates[b, i, h, 1] * scores.masked_fill(~sees, -torch.inf).softmax(0)
-        near = at > at[-1] - window
-        return weights + gates[b, i, h, 2] * scores.masked_fill(~near, -torch.inf).softmax(0)
-
-    found = native_sparse_attention(*tensors, gates, block, top_k, window, **positions)
-    expected = naive_sparse_attention(*tensors, weigh, **positions)
-    close(found, expected, positions)
-
-
-@settings
 def test_routing(length, queries, shared, padded, clusters, seed):
     tensors, positions = inputs(length, min(queries, length), 1, padded, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -178,12 +146,10 @@ def test_landmarks_without_past_blocks_are_plain_attention():
 
 def test_gradients():
     tensors, positions = inputs(7, 7, 2, True, 1)
-    gates = torch.rand(2, 7, HEADS, 3, dtype=torch.float64)
     marks = torch.randn(2, 3, 2, SIZE, dtype=torch.float64)
     ops = {
         "topk": (lambda q, k, v: topk_attention(q, k, v, 3, **positions), tensors),
         "moba": (lambda q, k, v: block_topk(q, k, v, 3, 2, **positions), tensors),
-        "nsa": (lambda q, k, v, g: native_sparse_attention(q, k, v, g, 3, 2, 4, **positions), [*tensors, gates]),
         "landmark": (lambda q, k, v, m: landmark_attention(q, k, v, m, 3, 1, **positions), [*tensors, marks]),
     }
     for op, given_ in ops.values():

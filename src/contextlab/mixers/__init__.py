@@ -48,8 +48,9 @@ from contextlab.mixers.softmax.rotary import ClexAttention, GaliAttention
 from contextlab.mixers.softmax.shaped_attention import ShapedAttention
 from contextlab.mixers.softmax.sliding_window import SlidingWindow
 from contextlab.mixers.softmax.windows import MultiScaleWindow, SigmoidWindow
-from contextlab.mixers.sparse.blocks import LandmarkAttention, MixtureOfBlocks, NativeSparseAttention
+from contextlab.mixers.sparse.blocks import LandmarkAttention, MixtureOfBlocks
 from contextlab.mixers.sparse.core_context import CoreContextAttention
+from contextlab.mixers.sparse.native import NativeSparseAttention
 from contextlab.mixers.sparse.topk import RoutingAttention, TopkAttention
 from contextlab.mixers.state_space.mamba import Mamba
 from contextlab.mixers.state_space.mamba2 import Mamba2

@@ -165,7 +165,8 @@ def load_weights(model: Model, weights: dict[str, Tensor], source: str) -> None:
     weights = {_present_name(name, own, weights): tensor for name, tensor in weights.items()}
     faults = compare_tensors({name: list(tensor.shape) for name, tensor in own.items()}, weights)
     if faults:
-        raise InputError(f"{source}: a checkpoint of another model: {faults}")
+        older = (words for part, words in REMADE.items() if any(part in n and n not in weights for n in own))
+        raise InputError("; ".join((f"{source}: a checkpoint of another model: {faults}", *older)))
     model.load_state_dict(weights)
 
 
@@ -175,6 +176,12 @@ RENAMED = (
     ("mixer.out_proj.weight", "mixer.out_proj.linear.weight"),
 )
 """Parts of names that parameters of older versions bear, and what they are called now (shaped attention)."""
+
+REMADE = {
+    "mixer.key_place": "nsa was remade with keys and values for each branch (see CHANGELOG.md): train it again, or "
+    "load it with the version that saved it",
+}
+"""Parts of names that a mixer got when it became another, and what to do with weights of before, which lack them."""
 
 
 def _present_name(name: str, own: Container[str], weights: Container[str]) -> str:

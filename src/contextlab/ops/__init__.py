@@ -20,6 +20,7 @@ from contextlab.ops.long_convolution import long_convolution, naive_long_convolu
 from contextlab.ops.mamba3 import mamba3, naive_mamba3
 from contextlab.ops.mesa import mesa, naive_mesa
 from contextlab.ops.mlstm import mlstm, naive_mlstm
+from contextlab.ops.native_sparse import naive_native_sparse_attention, native_sparse_attention
 from contextlab.ops.neighbourhood import neighbourhood_attention
 from contextlab.ops.position import (
     RopeScaling,
@@ -40,7 +41,6 @@ from contextlab.ops.sparse import (
     block_topk,
     landmark_attention,
     naive_sparse_attention,
-    native_sparse_attention,
     routing_attention,
     topk_attention,
 )
@@ -91,6 +91,7 @@ __all__ = [
     "naive_mamba3",
     "naive_mesa",
     "naive_mlstm",
+    "naive_native_sparse_attention",
     "naive_rwkv6",
     "naive_selective_scan",
     "naive_simple_gla",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
+from contextlab.ops.precision import working_dtype
 from contextlab.ops.softmax import attend, check_shapes, resolve_positions
 
 CHUNK = 256  # queries at once
@@ -37,7 +38,7 @@ def topk_attention(
     _at_least_one(top_k=top_k)
 
     def sees(queries: slice, causal: Tensor) -> Tensor:
-        scores = _scores(q[:, queries], k).masked_fill(~causal, -torch.inf)
+        scores = scores_of(q[:, queries], k).masked_fill(~causal, -torch.inf)
         least = scores.topk(min(top_k, k.shape[1]), -1).values[..., -1:]
         return causal & (scores >= least)
 
@@ -70,59 +71,10 @@ def block_topk(
 
     def sees(queries: slice, causal: Tensor) -> Tensor:
         own = q_at[:, None, queries, None].div(block, rounding_mode="floor")
-        chosen = _best_blocks(_scores(q[:, queries], means), own, numbers, top_k)
-        return causal & _of_blocks(chosen, of_keys)
+        chosen = _best_blocks(scores_of(q[:, queries], means), own, numbers, top_k)
+        return causal & blocks_seen(chosen, of_keys)
 
     return _masked(q, k, v, scale, q_at, k_at, sees)
-
-
-def native_sparse_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    block: int,
-    top_k: int,
-    window: int,
-    *,
-    scale: float | None = None,
-    q_position: Tensor | None = None,
-    k_position: Tensor | None = None,
-) -> Tensor:
-    """NSA: compressed blocks, the best blocks in full, and a window, gated (2502.11089).
-
-    A block is compressed to the mean of its keys and of its values, and is in sight once it is complete. The weights
-    of the compressed blocks, summed over the query heads of a key head, choose the `top_k` blocks that are read in
-    full, the query's own among them.
-
-    gates: [B, Tq, H, 3] of the compressed, the chosen and the near tokens. block: tokens of a block.
-    window: tokens that the near branch sees, the query's own counted. Others and result as for `topk_attention`.
-    """
-    _at_least_one(block=block, top_k=top_k, window=window)
-    q_at, k_at = resolve_positions(q, k, q_position, k_position)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    key_means, value_means = block_means(k, k_at, block), block_means(v, k_at, block)
-    numbers = torch.arange(key_means.shape[1], device=q.device)
-    of_keys = k_at.div(block, rounding_mode="floor").clamp_min(0)
-    shared = q.shape[2] // k.shape[2]
-    outputs = []
-    for queries in _chunks(q.shape[1]):
-        at = q_at[:, None, queries, None]
-        own = at.div(block, rounding_mode="floor")
-        scores = _scores(q[:, queries], key_means) * scale
-        complete = numbers < (at + 1).div(block, rounding_mode="floor")
-        weights = _softmax(scores, complete)
-        groups = weights.unflatten(1, (-1, shared)).sum(2)  # one choice for the heads that share keys
-        chosen = _best_blocks(groups, own, numbers, top_k).repeat_interleave(shared, 1)
-        causal = _causal(q_at[:, queries], k_at)
-        branches = (
-            torch.einsum("bhqn,bnhv->bqhv", weights, value_means.repeat_interleave(shared, 2)),
-            attend(q[:, queries], k, v, scale, causal & _of_blocks(chosen, of_keys)),
-            attend(q[:, queries], k, v, scale, causal & (at - k_at[:, None, None] < window)),
-        )
-        gated = [y * gates[:, queries, :, i, None] for i, y in enumerate(branches)]
-        outputs.append(gated[0] + gated[1] + gated[2])
-    return torch.cat(outputs, 1)
 
 
 def routing_attention(
@@ -180,18 +132,18 @@ def landmark_attention(
     of_keys = k_at.div(block, rounding_mode="floor").clamp_min(0)  # [B or 1, Tk]
     numbers = torch.arange(landmarks.shape[1], device=q.device)
     outputs = []
-    for queries in _chunks(q.shape[1]):
+    for queries in chunks(q.shape[1]):
         own = q_at[:, None, queries, None].div(block, rounding_mode="floor")
-        causal = _causal(q_at[:, queries], k_at)
+        causal = causal_mask(q_at[:, queries], k_at)
         mine = causal & (of_keys[:, None, None] == own)
-        scores = _scores(q[:, queries], k) * scale
-        blocks = _scores(q[:, queries], landmarks) * scale
+        scores = scores_of(q[:, queries], k) * scale
+        blocks = scores_of(q[:, queries], landmarks) * scale
         read = numbers < own
         if top_k is not None and top_k < blocks.shape[-1]:
             ranked = blocks.masked_fill(~read, -torch.inf)
             read = read & (ranked >= ranked.topk(top_k, -1).values[..., -1:])
         read = read.expand_as(blocks)
-        grouped = _softmax(torch.cat((scores, blocks), -1), torch.cat((mine.expand_as(scores), read), -1))
+        grouped = masked_softmax(torch.cat((scores, blocks), -1), torch.cat((mine.expand_as(scores), read), -1))
         near, far = grouped.split((k.shape[1], blocks.shape[-1]), -1)
         index = of_keys[:, None, None].expand(*scores.shape)
         # Softmax within each block: the largest score and the sum of its block come back to every key.
@@ -201,7 +153,7 @@ def landmark_attention(
         total = torch.zeros_like(blocks).scatter_add(-1, index, raised).gather(-1, index)
         within = raised / total.masked_fill(total == 0, 1.0)
         weights = near + (within * far.gather(-1, index)).masked_fill(mine, 0.0)
-        outputs.append(torch.einsum("bhqk,bkhv->bqhv", weights, values))
+        outputs.append(torch.einsum("bhqk,bkhv->bqhv", weights.to(values.dtype), values))
     return torch.cat(outputs, 1)
 
 
@@ -254,25 +206,26 @@ def _best_blocks(scores: Tensor, own: Tensor, numbers: Tensor, top_k: int) -> Te
     return chosen & (numbers <= own)
 
 
-def _of_blocks(chosen: Tensor, of_keys: Tensor) -> Tensor:
-    """chosen [B, H, Tq, blocks] -> [B, H, Tq, Tk] for keys of the blocks of_keys [B or 1, Tk]."""
+def blocks_seen(chosen: Tensor, of_keys: Tensor) -> Tensor:
+    """Which keys of the blocks of_keys [B or 1, Tk] are seen: chosen [B, H, Tq, blocks] bool -> [B, H, Tq, Tk]."""
     index = of_keys[:, None, None].expand(*chosen.shape[:-1], -1)
     return chosen.gather(-1, index)
 
 
-def _softmax(scores: Tensor, sees: Tensor) -> Tensor:
-    """Softmax over what is seen; zeros, and no gradient, where nothing is."""
+def masked_softmax(scores: Tensor, sees: Tensor) -> Tensor:
+    """Softmax of scores [..., N] over what is seen, a bool each; zeros, and no gradient, where nothing is."""
     return scores.masked_fill(~sees, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~sees, 0.0)
 
 
-def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """[B, H, Tq, Tk], unscaled; query heads that share a key head stand beside each other."""
+def scores_of(q: Tensor, k: Tensor) -> Tensor:
+    """q [B, Tq, H, D] . k [B, Tk, Hkv, D] -> [B, H, Tq, Tk], float32 at least; heads that share a key head in a row."""
     shared = q.shape[2] // k.shape[2]
+    q, k = (x.to(working_dtype(x.dtype)) for x in (q, k))  # float16 holds no sum above 65504
     return torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(shared, 2) if shared > 1 else k)
 
 
-def _causal(q_at: Tensor, k_at: Tensor) -> Tensor:
-    """[B or 1, 1, Tq, Tk] bool."""
+def causal_mask(q_at: Tensor, k_at: Tensor) -> Tensor:
+    """Keys of a row up to the query's own place: [B or 1, Tq], [B or 1, Tk] -> [B or 1, 1, Tq, Tk] bool."""
     return (k_at[:, None, None] >= 0) & (k_at[:, None, None] <= q_at[:, None, :, None])
 
 
@@ -289,14 +242,15 @@ def _masked(
     check_shapes(q, k, v)
     q_at, k_at = resolve_positions(q, k, q_position, k_position)
     parts = []
-    for queries in _chunks(q.shape[1]):
+    for queries in chunks(q.shape[1]):
         with torch.no_grad():  # which keys are seen is a choice: no gradient goes through it
-            mask = sees(queries, _causal(q_at[:, queries], k_at))
+            mask = sees(queries, causal_mask(q_at[:, queries], k_at))
         parts.append(attend(q[:, queries], k, v, scale, mask))
     return torch.cat(parts, 1)
 
 
-def _chunks(length: int) -> list[slice]:
+def chunks(length: int) -> list[slice]:
+    """The stretches of `length` queries that are answered at once."""
     return [slice(first, min(first + CHUNK, length)) for first in range(0, max(length, 1), CHUNK)]
 
 

@@ -68,30 +68,51 @@ def moba(mixer: Any, x: Tensor) -> Tensor:
 
 @recurrence("nsa")
 def nsa(mixer: Any, x: Tensor) -> Tensor:
-    """2502.11089, eqs. 5 to 12: gates of the token times compressed, chosen and near attention."""
-    q, k, v = placed(mixer, x)
-    block, count, window = (mixer.given[name] for name in ("block", "top_k", "window"))
-    gates = linear(mixer.branch_proj, x).sigmoid().view(len(x), mixer.heads, 3)
-    shared, y = mixer.heads // mixer.kv_heads, torch.zeros_like(q)
+    """2502.11089, eqs. 5 to 12: three branches of their own keys and values, added by gates of the token."""
+    given, dim, heads, groups = mixer.given, mixer.head_dim, mixer.heads, mixer.kv_heads
+    block, count, window = (given[name] for name in ("block", "top_k", "window"))
+    size = given.get("compress_block", block // 2)
+    stride = given.get("compress_stride", size // 2)
+    first, local = given.get("initial_blocks", 1), given.get("local_blocks", 2)
+
+    def place(y: Tensor, at: int) -> Tensor:
+        return turned(y, at) if given.get("position", "rope") == "rope" else y
+
+    qkv = linear(mixer.qkv_proj, x).view(len(x), -1, dim)
+    q, k, near_k, v, near_v, raw_k, raw_v = qkv.split((heads, *(groups,) * 6), 1)
+    q, k, near_k = (torch.stack([place(y[t], t) for t in range(len(x))]) for y in (q, k, near_k))
+    hidden = linear(mixer.branch_in, x).relu() if mixer.branch_in is not None else x
+    gates = linear(mixer.branch_proj, hidden).sigmoid().view(len(x), heads, 3)
+
+    def network(what: str, tokens: Tensor, g: int) -> Tensor:
+        with_places = (tokens[:, g] + getattr(mixer, f"{what}_place")[g]).flatten()
+        return linear(getattr(mixer, f"{what}_out"), linear(getattr(mixer, f"{what}_in"), with_places).relu())
+
+    y = torch.zeros_like(q)
     for i in range(len(x)):
-        own, complete = i // block, (i + 1) // block
-        weights = torch.zeros(mixer.heads, own + 1, dtype=x.dtype)
-        for h in range(mixer.heads):
-            if complete:
-                means = torch.stack([k[n * block : (n + 1) * block, h].mean(0) for n in range(complete)])
-                values = torch.stack([v[n * block : (n + 1) * block, h].mean(0) for n in range(complete)])
-                weights[h, :complete] = (means @ q[i, h] / mixer.head_dim**0.5).softmax(0)
-                y[i, h] += gates[i, h, 0] * (weights[h, :complete] @ values)
-        for h in range(mixer.heads):
-            group = h // shared * shared
-            together = weights[group : group + shared].sum(0)
-            blocks = [own, *best(list(together[:own]), count - 1)]
+        starts = [n * stride for n in range(len(x)) if n * stride + size <= i + 1]
+        for g in range(groups):
+            mine = range(g * heads // groups, (g + 1) * heads // groups)
+            worth = dict.fromkeys(range(i // block + 1), 0.0)
+            for h in mine:
+                if starts:
+                    keys = torch.stack([place(network("key", raw_k[s : s + size], g), s) for s in starts])
+                    values = torch.stack([network("value", raw_v[s : s + size], g) for s in starts])
+                    p = (keys @ q[i, h] / dim**0.5).softmax(0)
+                    y[i, h] += gates[i, h, 0] * (p @ values)
+                    for s, weight in zip(starts, p, strict=True):
+                        for strip in range(s, s + size, stride):  # each part of it goes to the block it lies in
+                            worth[strip // block] += weight
+            forced = {n for n in worth if n < first or i // block - local < n}
+            others = sorted(set(worth) - forced, key=lambda n: -float(worth[n]))
+            blocks = forced | set(others[: count - len(forced)])
             chosen = [j for j in range(i + 1) if j // block in blocks]
             near = list(range(max(0, i - window + 1), i + 1))
-            for n, keys in ((1, chosen), (2, near)):
-                share = (k[keys, h] @ q[i, h] / mixer.head_dim**0.5).softmax(0)
-                y[i, h] += gates[i, h, n] * (share @ v[keys, h])
-    return out(mixer, x, y)
+            for h in mine:
+                for n, keys, own_k, own_v in ((1, chosen, k, v), (2, near, near_k, near_v)):
+                    share = (own_k[keys, g] @ q[i, h] / dim**0.5).softmax(0)
+                    y[i, h] += gates[i, h, n] * (share @ own_v[keys, g])
+    return linear(mixer.out_proj, y.flatten(1))
 
 
 @recurrence("landmark")

@@ -1,4 +1,4 @@
-"""Attention that reads blocks of keys, chosen by a score of the block (MoBA, NSA, landmarks)."""
+"""Attention that reads blocks of keys, chosen by a score of the block (MoBA, landmarks)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from contextlab.mixers.layers import Linear
 from contextlab.mixers.softmax.base import AttentionOptions, Tokens
 from contextlab.mixers.sparse.base import SparseAttention
 from contextlab.ops.softmax import resolve_positions
@@ -16,7 +15,6 @@ from contextlab.ops.sparse import (
     block_means,
     block_topk,
     landmark_attention,
-    native_sparse_attention,
 )
 from contextlab.registry import register
 
@@ -67,71 +65,6 @@ class MixtureOfBlocks(SparseAttention):
 
     def _reads(self, length: int) -> int:
         return self.block * self.top_k
-
-
-@register(
-    "mixer",
-    "nsa",
-    family="sparse",
-    papers=("2502.11089",),
-    cases=(
-        {"block": 4, "top_k": 2, "window": 6},
-        {"block": 8, "top_k": 1, "window": 1, "kv_heads": 1, "position": "none"},
-        {"block": 3, "top_k": 3, "window": 5, "kv_heads": 2},
-    ),
-)
-class NativeSparseAttention(SparseAttention):
-    """NSA: compressed blocks, the best blocks in full and a window, joined by gates of the token.
-
-    The paper compresses a block by a small network and lets compressed blocks overlap; here, as in public
-    implementations, a block is compressed to its mean, and the compressed blocks are those that are chosen from.
-
-    width: size of a token's vector.
-    block: tokens of a block.
-    top_k: blocks read in full, the query's own among them.
-    window: tokens that the near branch sees, the query's own counted.
-    heads: query heads.
-    kv_heads: key and value heads, a divisor of heads; default heads. The query heads of a key head choose together.
-    head_dim: size of a head; default width / heads.
-    position: rotary (rope) or none.
-    rope_base: base of the rotary frequencies.
-    """
-
-    summaries = True
-
-    def __init__(
-        self,
-        width: PositiveInt,
-        *,
-        block: PositiveInt = 32,
-        top_k: PositiveInt = 4,
-        window: PositiveInt = 64,
-        heads: PositiveInt = 4,
-        kv_heads: PositiveInt | None = None,
-        head_dim: PositiveInt | None = None,
-        position: Literal["rope", "none"] = "rope",
-        rope_base: Annotated[float, Field(gt=1)] = 10000.0,
-    ) -> None:
-        super().__init__(
-            width,
-            AttentionOptions(heads=heads, kv_heads=kv_heads, head_dim=head_dim, position=position, rope_base=rope_base),
-            block,
-        )
-        self.top_k, self.near = top_k, window
-        self.branch_proj = Linear(width, 3 * heads)
-
-    def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
-        gates = self.branch_proj(new.x).sigmoid().unflatten(-1, (self.heads, 3))
-        return native_sparse_attention(
-            new.q, k, v, gates, self.block, self.top_k, self.near, q_position=q_position, k_position=k_position
-        )
-
-    def _reads(self, length: int) -> int:
-        return self.block * self.top_k + self.near
-
-    def flops(self, length: int) -> int:
-        """See `Mixer.flops`."""
-        return super().flops(length) + 2 * length * self.branch_proj.weight.numel()
 
 
 @register(
