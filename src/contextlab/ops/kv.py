@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class KVLayer:
         when positions are not rotary.
     by_row: whether rotary positions count from each row's first token, as in transformers; otherwise, as in our
         mixers, they count its padding, too. Only distances matter to attention.
+    peers: the layers among which a policy divides its budget, this one at its place, each without peers; empty
+        where all `count` layers are like this one.
     """
 
     index: int
@@ -50,6 +53,12 @@ class KVLayer:
     slopes: Tensor | None = None
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
     by_row: bool = False
+    peers: tuple[KVLayer, ...] = ()
+
+    @cached_property
+    def unlike(self) -> bool:
+        """Whether tokens of its peers differ in size."""
+        return len({(each.kv_heads, each.key_dim, each.value_dim) for each in self.peers}) > 1
 
     def per_kv_head(self, x: Tensor) -> Tensor:
         """[B, H, ...] of query heads, summed over those that share a key head: [B, Hkv, ...]."""

@@ -157,6 +157,43 @@ for _budget in ("24tok", "50%", "40kB"):
         _budget_law(_budget, _pads)
 
 
+SHARES = (0.3, 0.75, 0.97)
+"""Parts of the full cache that the law "budget used" asks for."""
+
+
+def hold_to_budget_used(component: Component) -> None:
+    """At each of `SHARES`, right after a text was read at once."""
+    length, depth = 400, 3
+    reader, x = model(depth=depth), tokens(1, length)
+    slot = 2 * (8 + 8) * 8  # key heads, key and value, bytes: of a token in a layer
+    for part in SHARES:
+        policy = component.build(budget=part)
+        if policy.untrained:
+            policy.train_on(reader, tokens(2, 24), 4, steps=2)
+        policy.prepare(reader, x, length)
+        with policy.attach(reader), torch.no_grad():
+            _, state = reader.read(x)
+        asked = part * depth * length * slot
+        beside = 2 * 4 + 2 * 4  # position and mass of a token
+        least = asked - max(0.01 * asked, depth * (slot + beside))
+        require(
+            least <= state.nbytes <= asked,
+            f"with a budget of {part:.0%} it holds {state.nbytes} bytes of {asked:.0f}, expected {least:.0f} or more",
+        )
+
+
+@law(
+    "policy",
+    "budget used",
+    "Of a budget in per cent it holds all but 1%, or all but one token of each layer where that is more, once a text "
+    "was read at once.",
+    holds_for=holds_to_budget,
+)
+def budget_used(component: Component) -> None:
+    """While decoding an eviction policy makes slots free ahead (`every`), and then holds less for a while."""
+    hold_to_budget_used(component)
+
+
 def hold_to_older_states(build: Build) -> None:
     """Two ways on from one state; each is gone again."""
     reader, x = model(), tokens()

@@ -145,7 +145,7 @@ def test_pyramids_share_the_same_total() -> None:
     policy = build_policy("snapkv", budget="100tok", pyramid=4.0, window=8)
     layers = [KVLayer(i, 5, 4, 4, 8, 8, 0.3) for i in range(5)]
     slots = [policy.slots(layer, 1000, 1, torch.float32) for layer in layers]
-    assert slots == [175, 137, 100, 62, 25]
+    assert slots == [176, 137, 100, 62, 25]  # 137.5 and 62.5 are due: what rounding leaves goes to the first
 
 
 class Forgetful(EvictionPolicy):

@@ -245,8 +245,15 @@ class Policy(ABC):
             )
         layers = [dataclasses.replace(layer, index=i, count=len(described)) for i, (_, layer) in enumerate(described)]
         self.check(layers)
+        policies = [self.at(layer) for layer in layers]
+        groups = {id(one): tuple(x for x, p in zip(layers, policies, strict=True) if p is one) for one in policies}
+        layers = [
+            dataclasses.replace(x, peers=groups[id(one)] if one else ())
+            for x, one in zip(layers, policies, strict=True)
+        ]
         served = [
-            (m, self.at(layer) or adapter.everything, layer) for (m, _), layer in zip(described, layers, strict=True)
+            (m, policy or adapter.everything, layer)
+            for (m, _), policy, layer in zip(described, policies, layers, strict=True)
         ]
         return [(m, Served(policy, layer)) for m, policy, layer in served if policy is not None]
 

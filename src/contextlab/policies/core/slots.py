@@ -56,6 +56,10 @@ class Slots(State):
         after._written = mark
         return after
 
+    def within(self, room: int) -> Slots:
+        """The same tokens in no more than so many slots, at least the `used` ones; this state stays valid."""
+        return self if self.room <= room else Slots.of({name: self[name] for name in self.values}, room, self.length)
+
     @classmethod
     def of(cls, values: dict[str, Tensor], room: int, length: int) -> Slots:
         """Fresh slots that hold `values`, each [B, Hkv, n, ...], with room for at least n."""

@@ -8,6 +8,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_cached, attention_rows, attention_with_mass
 from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.core.budget import OPEN, Amount, Budget
+from contextlab.policies.core.division import divided, rounded_down
 from contextlab.policies.core.holders import Dense, Holder
 from contextlab.policies.core.ranking import in_order
 from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, read_on, room_for, tokens_in_slots
@@ -59,6 +61,11 @@ class Seen:
         )  # fmt: skip
 
 
+def _full_nbytes(layer: KVLayer, length: int, batch: int, dtype: torch.dtype) -> int:
+    """Bytes of all keys and values of so many tokens."""
+    return length * tensor_bytes(batch, layer.kv_heads, layer.key_dim + layer.value_dim, dtype=dtype)
+
+
 @dataclass(eq=False)
 class EvictionPolicy(Policy):
     """Base of the policies that keep the tokens of highest importance; a new one defines `score`.
@@ -73,7 +80,8 @@ class EvictionPolicy(Policy):
     window: last tokens that are never dropped.
     every: slots made free at a time while decoding; default an eighth of the slots that are not protected.
     pyramid: None divides the budget evenly between layers; p >= 1 gives the last layer 1/p of the average, the first
-        as much more, and those between evenly less (PyramidKV, 2406.02069).
+        as much more, and those between evenly less (PyramidKV, 2406.02069). Each layer has what is protected and one
+        token more; what of a part or of bytes a layer cannot use, as it holds all that was read, the others have.
     reposition: whether tokens take the positions that they have among those held, as in StreamingLLM, instead of
         their true ones; needs rotary positions.
     """
@@ -94,6 +102,7 @@ class EvictionPolicy(Policy):
             raise InputError(f"pyramid: expected at least 1 (1: each layer keeps the same), got {self.pyramid!r}")
         self.budget = self.allowed = Budget.of(self.budget)
         self.holder: Holder = Dense()
+        self._parts: tuple[tuple[Any, ...], dict[int, int]] | None = None
 
     @property
     def observe(self) -> int:
@@ -200,51 +209,101 @@ class EvictionPolicy(Policy):
         """See `Policy.check`."""
         self.holder.check(layers)
         if self.allowed.kind == "tokens":
-            for layer in layers:
-                if self.slots(layer, 1, 1, torch.float32) <= self.protected:
-                    given = int(self.allowed.amount * self._share(layer))
-                    where = f" in layer {layer.index}" if self.pyramid is not None else ""
-                    raise InputError(
-                        f"budget: {given} tokens{where} do not hold the {self.protected} protected ones (sinks "
-                        f"{self.sinks} + window {self.window}) and one more; raise it to {self.protected + 1}tok or "
-                        "lower window"
-                    )
+            given = int(self.allowed.amount)
+            if given <= self.protected:
+                raise InputError(
+                    f"budget: {given} tokens do not hold the {self.protected} protected ones (sinks {self.sinks} + "
+                    f"window {self.window}) and one more; raise it to {self.protected + 1}tok or lower window"
+                )
         for layer in layers:
             if self.reposition and layer.turn is None:
                 raise InputError("reposition: the model has no rotary positions to change; leave it out")
             if (self.accumulates or self.marks) and layer.slopes is not None:
                 raise InputError(f"{type(self).__name__}: does not add up attention that has ALiBi's bias; use snapkv")
 
-    def slots(self, layer: KVLayer, length: int, batch: int, dtype: torch.dtype) -> int:
-        """The most tokens a row that this layer may hold once `length` were read."""
+    def slots(self, layer: KVLayer, length: int, batch: int, dtype: torch.dtype, decoding: bool = False) -> int:
+        """The most tokens a row that this layer may hold once `length` were read.
+
+        decoding: whether the last was read alone: a layer that holds all is then given a little room to grow.
+        """
         if self.allowed.everything:
             return OPEN
-        share = self._share(layer)
+        if self.pyramid is not None or (self.allowed.kind == "bytes" and layer.unlike):
+            peers = layer.peers or tuple(dataclasses.replace(layer, index=i) for i in range(layer.count))
+            return self._divided(peers, length, batch, dtype, decoding)[layer.index]
         if self.allowed.kind == "tokens":
-            return int(self.allowed.amount * share)
+            return int(self.allowed.amount)
         if self.allowed.kind == "ratio":
-            full = length * tensor_bytes(batch, layer.kv_heads, layer.key_dim + layer.value_dim, dtype=dtype)
-            allowed = self.allowed.amount * share * full
+            allowed = self.allowed.amount * _full_nbytes(layer, length, batch, dtype)
         else:
-            allowed = self.allowed.amount * share / layer.count
+            allowed = self.allowed.amount / layer.count
+        fixed, each = self._beside(layer, batch, dtype)
+        low = self.holder.fitting(allowed - fixed, each, length + 1, layer, batch, dtype)
+        least = self.protected + 1
+        if low < least and self.allowed.kind == "bytes" and length >= least:
+            self._refuse(batch, layer.count * self._nbytes(least, layer, batch, dtype))
+        return max(low, least)
+
+    def _divided(
+        self, peers: tuple[KVLayer, ...], length: int, batch: int, dtype: torch.dtype, decoding: bool
+    ) -> dict[int, int]:
+        """`slots` of each of the layers, by its index.
+
+        A layer has at least what is protected and one token more. Of a part, or of bytes, it has at most all that was
+        read, and the others have what it cannot use; they give it back as more is read.
+        """
+        asked = (peers, self.allowed, self.holder, length, batch, dtype, decoding)
+        if self._parts is not None and self._parts[0][0] is peers and self._parts[0][1:] == asked[1:]:
+            return self._parts[1]  # all layers ask for the same in turn
+        step = 1 << max(0, (length // 32).bit_length() - 1) if decoding else 1  # room to grow, by about a thirtieth
+        most = -(-length // step) * step
+        least = min(self.protected + 1, most)
+        weights = [self._share(layer) for layer in peers]
+        total = self.allowed.amount * len(peers)
+        if self.allowed.kind == "tokens":  # whatever was read: a row's own tokens do not depend on its padding
+            count = len(peers)
+            parts = divided(total, weights, [self.protected + 1] * count, [OPEN] * count)
+            whole = rounded_down(parts, int(total), [OPEN] * count)
+        else:
+            if self.allowed.kind == "ratio":
+                total = self.allowed.amount * sum(_full_nbytes(layer, length, batch, dtype) for layer in peers)
+            else:
+                total /= peers[0].count
+            needed = [self._nbytes(least, layer, batch, dtype) for layer in peers]
+            if self.allowed.kind == "bytes" and sum(needed) > total and length > self.protected:
+                self._refuse(batch, sum(needed) * peers[0].count / len(peers))
+            parts = divided(total, weights, needed, [self._nbytes(most, layer, batch, dtype) for layer in peers])
+            whole = []
+            for layer, part in zip(peers, parts, strict=True):
+                fixed, each = self._beside(layer, batch, dtype)
+                whole.append(max(least, self.holder.fitting(part - fixed, each, most, layer, batch, dtype)))
+        slots = {layer.index: count for layer, count in zip(peers, whole, strict=True)}
+        self._parts = asked, slots
+        return slots
+
+    def _beside(self, layer: KVLayer, batch: int, dtype: torch.dtype) -> tuple[int, int]:
+        """Bytes of a layer that its holder does not count: whatever it holds, and for each slot."""
         fixed = tensor_bytes(batch, dtype=torch.int64) + self.notes_nbytes(layer, batch, dtype)
         if self.observe:
             fixed += tensor_bytes(batch, self.observe, layer.heads, layer.key_dim, dtype=dtype)
         if self.reposition:
             fixed += tensor_bytes(batch, layer.kv_heads, dtype=torch.int64)
         each = tensor_bytes(batch, layer.kv_heads, dtype=torch.float32) if self.accumulates or self.marks else 0
-        low = self.holder.fitting(allowed - fixed, each, length + 1, layer, batch, dtype)
-        least = self.protected + 1
-        if low < least and self.allowed.kind == "bytes" and length >= least:
-            needed = layer.count / share * (fixed + self.holder.nbytes(least, layer, batch, dtype) + least * each)
-            raise InputError(
-                f"budget: {self.allowed} does not hold the {self.protected} protected tokens (sinks {self.sinks} + "
-                f"window {self.window}) of {batch} rows and one more; it takes {math.ceil(needed)}B or a smaller window"
-            )
-        return max(low, least)
+        return fixed, each
+
+    def _nbytes(self, slots: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
+        """Bytes of a layer with so many slots."""
+        fixed, each = self._beside(layer, batch, dtype)
+        return fixed + self.holder.nbytes(slots, layer, batch, dtype) + slots * each
+
+    def _refuse(self, batch: int, needed: float) -> NoReturn:
+        raise InputError(
+            f"budget: {self.allowed} does not hold the {self.protected} protected tokens (sinks {self.sinks} + "
+            f"window {self.window}) of {batch} rows and one more; it takes {math.ceil(needed)}B or a smaller window"
+        )
 
     def _share(self, layer: KVLayer) -> float:
-        """What this layer gets of the average."""
+        """What this layer is to get, compared with the others."""
         if self.pyramid is None or layer.count == 1:
             return 1.0
         last = 1 / self.pyramid
@@ -277,12 +336,14 @@ class EvictionPolicy(Policy):
         state = self._continued(KeptState, layer, k, v, state)
         batch, count = q.shape[:2]
         start, padded, length = read_on(state, mask, count)
-        limit = self.slots(layer, length, batch, k.dtype)
+        limit = self.slots(layer, length, batch, k.dtype, count == 1)
         if padded and not self.lossless:
             q, k = in_own_places(layer, q, start), in_own_places(layer, k, start)
         if count == 1 and state.slots.used + 1 > limit:
             judged = dataclasses.replace(state, queries=q) if self.pre_attention else state
             state = self._evict(layer, judged, limit, self._target(limit))
+        elif state.slots.room > limit >= state.slots.used:  # what was lent is given back
+            state = dataclasses.replace(state, slots=state.slots.within(limit))
         if state.shift is not None and layer.turn is not None:
             steps = -state.shift[:, None]  # [B, 1, Hkv]
             q, k = layer.turn(q, steps.repeat_interleave(layer.heads // layer.kv_heads, 2)), layer.turn(k, steps)

@@ -187,8 +187,8 @@ class VATP(H2O):
 class PyramidKV(SnapKV):
     """PyramidKV: SnapKV with large budgets in the first layers and small ones in the last.
 
-    Differs from the paper in that the budgets that are divided include the window; a small total budget needs a small
-    `pyramid`, so that the last layer holds its window.
+    Each layer has its window and one token more; what of a part or of bytes the first cannot use, as they hold all that
+    was read, the others have. Differs from the paper in that the budgets that are divided include the window.
 
     sinks: first tokens of each row that are never dropped; the paper has none.
     window: last tokens, whose queries judge and which are never dropped.

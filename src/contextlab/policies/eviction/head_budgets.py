@@ -72,7 +72,7 @@ class AdaKV(EvictionPolicy):
         if page is not None:
             check_whole(page=(page, 1))
         self.of, self.floor, self.page = score, floor, page
-        self.holder = Paged()
+        self.holder = Paged(self._least_page)
 
     @staticmethod
     def _score(
@@ -206,10 +206,12 @@ class AdaKV(EvictionPolicy):
         state = self._continued(PagedState, layer, k, v, state)
         batch, count = q.shape[:2]
         start, padded, length = read_on(state, mask, count)
-        limit = self.slots(layer, length, batch, k.dtype)
+        limit = self.slots(layer, length, batch, k.dtype, count == 1)
         if count == 1 and state.paged + state.tail.used + 1 > limit:
             judged = dataclasses.replace(state, queries=q) if self.pre_attention else state
             state = self._packed(layer, judged, limit, self._target(limit))
+        elif state.paged + state.tail.room > limit >= state.paged + state.tail.used:  # what was lent is given back
+            state = dataclasses.replace(state, tail=state.tail.within(limit - state.paged))
         places = places_after(state.length, count, start, padded)
         new = tokens_in_slots(k, v, places)
         used, tail = state.tail.used + count, state.tail
@@ -316,7 +318,8 @@ class AdaKV(EvictionPolicy):
             whole = full // size * size  # slots in pages
             if keeps and bool(((have < read[:, 0, 0]) & ~drops).any()):
                 whole = max(whole, state.paged)  # such a row cannot have fewer pages than it has
-            take, spare = self._division(importance, drops, have, whole, size)
+            rest = min(max(full - whole, 0), self.window)  # of the last tokens, which no head drops: in the tail
+            take, spare = self._division(importance, drops, have, whole, size, rest)
             index, owner = places_in_pages(take, kv_heads * whole // size, size)
         empty = index < 0
         index = index.clamp_min(0)
@@ -324,7 +327,7 @@ class AdaKV(EvictionPolicy):
         for name, x in {**dense, **({} if mass is None else {"mass": mass})}.items():
             pages[name] = picked(x.flatten(1, 2), index).unflatten(1, (-1, size))
         pages["position"] = pages["position"].masked_fill(empty.unflatten(1, (-1, size)), -1)
-        later = int(spare.max()) if keeps else 0  # slots of the tail, the same for all rows
+        later = int(spare.max()) if keeps else rest  # slots of the tail, the same for all rows
         tail = {name: x[:, :, slots - later :] for name, x in dense.items()}
         out = torch.arange(later, 0, -1, device=spare.device) > spare[:, None, None]
         tail["position"] = tail["position"].masked_fill(out, -1)
@@ -346,26 +349,38 @@ class AdaKV(EvictionPolicy):
             size //= 2
         return size
 
+    def _least_page(self, limit: int) -> int:
+        """Tokens in the smallest pages that are held where a head may have so many slots: some may be older."""
+        if self.page is not None:
+            return self.page
+        return max(1, self._page_size(self._target(limit)) // 2) if limit > self.protected else 1
+
     def _division(
-        self, importance: Tensor, drops: Tensor, have: Tensor, whole: int, size: int
+        self, importance: Tensor, drops: Tensor, have: Tensor, whole: int, size: int, rest: int
     ) -> tuple[Tensor, Tensor]:
-        """Which slots [B, Hkv, N] bool go into pages, and how many [B] of each row's last stay in the tail."""
+        """Which slots [B, Hkv, N] bool go into pages, and how many [B] of each row's last stay in the tail.
+
+        rest: how many do in rows that drop tokens, and at least in the others.
+        """
         _, kv_heads, slots = importance.shape
+        if rest:
+            last = torch.arange(slots, 0, -1, device=importance.device) <= rest
+            importance = importance.masked_fill(last & drops[:, None, None], -math.inf)
         order = in_order(importance, slots)
         rank = torch.empty_like(order).scatter_(2, order, torch.arange(slots, device=order.device).expand_as(order))
         page = torch.arange(slots // size, device=order.device)
         best = importance.gather(2, order)[..., : len(page) * size].unflatten(2, (-1, size))
         worth = best.clamp(-LARGE, LARGE).mean(3)  # falls with the page, so that each head's first ones are chosen
-        least = max(-(-(self.sinks + self.window) // size), int(self.floor * whole) // size)
+        least = max(-(-(self.sinks + self.window - rest) // size), int(self.floor * whole) // size)
         own = (importance > -math.inf).sum(2, keepdim=True) // size  # pages that a head can fill
         worth = worth.masked_fill(page < least, math.inf).masked_fill(page >= own, -math.inf)
         by_page = worth.transpose(1, 2).flatten(1)  # so that heads of equal worth have as many pages
         chosen = by_page.argsort(dim=1, descending=True, stable=True)[:, : kv_heads * whole // size]
         count = torch.nn.functional.one_hot(chosen % kv_heads, kv_heads).sum(1)
-        spare = (have - whole).clamp_min(0).masked_fill(drops, 0)
+        spare = (have - whole).clamp_min(rest).masked_fill(drops, rest)
         last = torch.arange(slots, 0, -1, device=order.device) <= spare[:, None, None]
         all_but_last = (importance > -math.inf) & ~last
-        return torch.where(drops[:, None, None], rank < count[..., None] * size, all_but_last), spare
+        return torch.where(drops[:, None, None], rank < count[..., None] * size, True) & all_but_last, spare
 
     def convert(self, layer: KVLayer, state: KVState) -> PagedState:
         """See `Policy.convert`."""

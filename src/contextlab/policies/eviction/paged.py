@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from contextlab.ops.kv import KVLayer
-from contextlab.policies.core.holders import Dense
+from contextlab.policies.core.holders import Dense, largest_fitting
 from contextlab.policies.core.slots import Slots
 from contextlab.state import State, tensor_bytes
 
@@ -58,13 +59,24 @@ class PagedState(State):
 
 
 class Paged(Dense):
-    """Keys and values as the model made them, in pages: what a store of the tokens of all heads takes."""
+    """Keys and values as the model made them, in pages: what a store of the tokens of all heads takes.
+
+    size: the fewest tokens of a page where heads have so many slots, on average.
+    """
+
+    def __init__(self, size: Callable[[int], int]) -> None:
+        self.size = size
 
     def nbytes(self, slots: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
-        """See `Holder.nbytes`: a page's owner is counted for each slot, as when pages hold one token."""
+        """See `Holder.nbytes`: with the owner of each page."""
+        pages = -(-slots // self.size(slots))
         return super().nbytes(slots, layer, batch, dtype) + tensor_bytes(
-            batch, layer.kv_heads, slots, dtype=torch.int16
+            batch, layer.kv_heads, pages, dtype=torch.int16
         )
+
+    def fitting(self, allowed: float, each: int, most: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
+        """See `Holder.fitting`."""
+        return largest_fitting(lambda slots: self.nbytes(slots, layer, batch, dtype) + slots * each, allowed, most)
 
 
 def places_in_pages(take: Tensor, pages: int, size: int) -> tuple[Tensor, Tensor]:
