@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -73,6 +73,21 @@ class Prompt:
     def rows(self, start: int, stop: int) -> Prompt:
         """The prompts start..stop-1 of the batch."""
         return self._map(lambda name, value: value if name == "at" else value[start:stop])
+
+    def take(self, index: Tensor) -> Prompt:
+        """The prompts of these numbers, in this order. index: [n] int64, on the prompts' device."""
+        return self._map(lambda name, value: value if name == "at" else value[index])
+
+    @staticmethod
+    def join(prompts: Sequence[Prompt]) -> Prompt:
+        """Batches of the same form as one; `at` is that of the first."""
+
+        def whole(name: str, value: Tensor) -> Tensor:
+            parent, _, key = name.partition(".")
+            each = [getattr(prompt, parent) for prompt in prompts]
+            return value if name == "at" else torch.cat([part[key] for part in each] if key else each)
+
+        return prompts[0]._map(whole)
 
     def _map(self, change: Callable[[str, Tensor], Tensor]) -> Prompt:
         changed: dict[str, Any] = {}

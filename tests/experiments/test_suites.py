@@ -87,3 +87,20 @@ def test_one_model_goes_through_several_classes_in_three_orders(name: str) -> No
         model = build_model(chosen.model)
         short = chosen.train.model_copy(update={"steps": 3, "batch": 4})
         assert train(model, list(chosen.tasks.values()), short).status == "finished"
+
+
+def test_mad_trains_as_its_authors_do() -> None:
+    """12,800 fixed examples (256 of memorization) for 200 epochs; another number of them is an option."""
+    spec = load_recipe("mad")
+    steps = {each.task_name: each.train.steps for each in spec.trainings()}
+    assert steps.pop("memorization") == 400
+    assert set(steps.values()) == {20_000}
+    train = spec.trainings()[0].train
+    assert (train.examples, train.epochs, train.batch, train.optimizer) == (12_800, 200, 128, "adamw")
+    assert train.learning_rate * rate(0, train) == 5e-4
+    assert train.learning_rate * rate(train.steps, train) == pytest.approx(1e-6)
+    fewer = {each.task_name: each.train for each in load_recipe("mad", ["train.examples=800"]).trainings()}
+    assert (fewer["recall"].examples, fewer["recall"].steps) == (800, 1250)
+    assert (fewer["memorization"].examples, fewer["memorization"].steps) == (256, 400)
+    quick = {each.train.steps for each in load_recipe("mad-quick").trainings()}
+    assert quick == {400}

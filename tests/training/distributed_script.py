@@ -23,6 +23,7 @@ from contextlab.training.distributed import workers
 from contextlab.training.step import loss_and_gradients
 
 SPEC = TrainSpec(steps=40, batch=16, accumulate=2, warmup=5, log_every=5, checkpoint_every=15)
+FIXED = TrainSpec(examples=20, epochs=5, batch=8, accumulate=2, warmup=2, checkpoint_every=0)
 
 
 def cut(task: Task, rank: int) -> Tensor:
@@ -62,6 +63,11 @@ def main(folder: Path) -> None:
     resumed = Tiny(seed=rank + 1)
     train(resumed, Sums(), SPEC, folder=folder / "stopped", resume=True)
     found |= {f"resumed.{name}": tensor for name, tensor in resumed.state_dict().items()}
+
+    # A fixed set of prompts: both processes share each of its batches, so this is the training of one process.
+    fixed = Tiny().double()
+    train(fixed, Some(), FIXED)
+    found |= {f"fixed.{name}": tensor for name, tensor in fixed.state_dict().items()}
 
     # The averaged gradient of each half of a batch is the gradient of the batch.
     model, task = Tiny().double(), Sums()

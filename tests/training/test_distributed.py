@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed_script import FIXED
 from safetensors.torch import load_file
-from tiny_training import Sums, Tiny
+from tiny_training import Some, Sums, Tiny
 from torch import Tensor
 
 from contextlab.errors import InputError
@@ -47,6 +48,13 @@ def test_resume_of_processes_is_exact(ranks: list[dict[str, Tensor]]) -> None:
     assert names
     for name in names:
         assert torch.equal(ranks[0][f"whole.{name}"], ranks[0][f"resumed.{name}"]), name
+
+
+def test_two_processes_train_on_a_fixed_set_as_one_does(ranks: list[dict[str, Tensor]]) -> None:
+    whole = Tiny().double()
+    train(whole, Some(), FIXED)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(ranks[0][f"fixed.{name}"], tensor, rtol=1e-7, atol=1e-10)
 
 
 def test_the_gradient_is_that_of_the_whole_batch(ranks: list[dict[str, Tensor]]) -> None:

@@ -153,6 +153,7 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
             "seeds": str(each.seeds),
             "parameters": count_in_words(each.parameters),
             "steps": f"{each.steps:,}",
+            "prompts": f"{each.prompts:,}" + (f" x {each.epochs:.4g}" if each.epochs != 1 else ""),
             "training": seconds_in_words(each.training),
             "evaluation": seconds_in_words(each.evaluating),
         }
@@ -174,7 +175,8 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         *(["compiling"] if any(t.train.compile == "on" for t in spec.trainings()) else []),
     ]
     console.print(
-        "[dim]An estimate: each training's steps and one batch of prompts were timed alone; one training's columns are "
+        "[dim]prompts: drawn for each seed, and how often each of a fixed set is shown (epochs). "
+        "An estimate: each training's steps and one batch of prompts were timed alone; one training's columns are "
         "seconds of one seed." + (f" Not counted: {', '.join(left_out)}." if left_out else "") + " Nothing was written."
         "[/dim]"
     )

@@ -45,6 +45,7 @@ def evaluate(
     task_name: str | None = None,
     device: torch.device | str | None = None,
     watch: Watch | None = None,
+    apart: Callable[[Prompt], Prompt] | None = None,
     **changes: Any,
 ) -> pd.DataFrame:
     """Measure a predictor on the splits of a task.
@@ -55,6 +56,7 @@ def evaluate(
     name, kind, run, seed, task_name: written into the table; kind is "learner" or "model" by the predictor's type.
     device: where prompts are drawn; None takes the model's.
     watch: told of each batch of predictions, to measure more of them.
+    apart: leaves out of a batch the prompts that this predictor shall not be measured on, as it was trained on them.
 
     Returns a tidy table (see `results.COLUMNS`). For each split and metric there is a row a shot, and one with a
     missing shot for the mean over all that is scored; `excess_<metric>` is the difference to the split's best
@@ -80,11 +82,15 @@ def evaluate(
         try:
             with _evaluating(predictor):
                 for prompt in _prompts(shifted, spec, index, device):
+                    if apart is not None and not (prompt := apart(prompt)).batch:
+                        continue
                     prediction = predict(predictor, prompt)
                     errors = shifted.errors(prediction, prompt)
                     tally.add(errors, shifted.errors(best(prompt), prompt), prompt)
                     if watch is not None:
                         watch(name, split, shifted, prompt, prediction, errors)
+            if not tally.values:
+                raise InputError("it was trained on all of the prompts")
         except InputError as error:
             warnings.warn(f"{name} cannot answer split {split!r}: {error}", stacklevel=2)
             rows.append({**who, "split": split, "metric": shifted.metric, "value": math.nan, "n": 0})

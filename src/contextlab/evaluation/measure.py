@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def measure(
     seed: int = 0,
     task_name: str | None = None,
     device: torch.device | str | None = None,
+    apart: Callable[[Prompt], Prompt] | None = None,
 ) -> Measured:
     """Measure a model: `evaluate`, and from the same predictions errors by facet and similarity to the learners.
 
@@ -106,6 +107,7 @@ def measure(
         task_name=task_name,
         device=device,
         watch=watch,
+        apart=apart,
     )
     failed = set(results.loc[results["n"] == 0, "split"])
     kept = {key: tally for key, tally in facets.items() if key[1] not in failed}

@@ -18,6 +18,7 @@ from contextlab.models import build_model
 from contextlab.models.outline import one_of_each, without_memory
 from contextlab.models.room import require_room, require_room_for_training
 from contextlab.prompt import Prompt, Task
+from contextlab.training.examples import CHUNK, draw_examples, require_examples
 from contextlab.training.schedule import Turns
 
 LARGE, LARGE_FLOPS = 1 << 20, 2e9
@@ -51,6 +52,8 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
             for name, task in training.tasks.items():
                 _try_model(training, reader, task, prompts[name])
                 _try_room(training, prompts[name].length, device)
+            if training.train.examples is not None:
+                _try_examples(training, prompts)
             first = Turns(list(training.tasks.values()), training.train, training.seed)(0)
             if all(first is not task for task in training.tasks.values()):
                 with _trying(f"{_of(training)}.train.curriculum: at step 0"):
@@ -137,6 +140,16 @@ def _try_room(training: Training, length: int, device: torch.device) -> None:
         with _trying(f"models.{training.model_name} (for task {training.task_name})"):
             size = 2 if train.precision == "bfloat16" else 4
             require_room_for_training(training.model, length, train.batch // train.accumulate, size)
+
+
+def _try_examples(training: Training, prompts: dict[str, Prompt]) -> None:
+    """The set must fit into memory, and its draws must have one form: two of them are tried."""
+    size = training.train.examples
+    assert size is not None
+    for name, task in training.tasks.items():
+        with _trying(_of(training)):
+            require_examples(size, prompts[name].nbytes)
+            draw_examples(task, min(size, CHUNK + 1))
 
 
 def _try_compress(spec: ExperimentSpec, training: Training, reader: _Reader) -> None:

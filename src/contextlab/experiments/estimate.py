@@ -23,6 +23,7 @@ from contextlab.experiments.spec import ExperimentSpec
 from contextlab.models import build_model
 from contextlab.models.outline import one_of_each, without_memory
 from contextlab.prompt import Learner, Prompt, Task
+from contextlab.training.examples import CHUNK
 from contextlab.training.schedule import Turns
 
 POINTS = 8
@@ -39,7 +40,8 @@ LARGE = 1 << 21
 class TrainingEstimate:
     """One training of a run, which its seeds share.
 
-    task, model, seeds: what is trained. parameters, steps: of each seed.
+    task, model, seeds: what is trained. parameters, steps: of each seed. prompts: drawn for each seed.
+        epochs: how often each is shown, on average.
     training, evaluating: seconds of each seed.
     """
 
@@ -48,6 +50,8 @@ class TrainingEstimate:
     seeds: int
     parameters: int
     steps: int
+    prompts: int
+    epochs: float
     training: float
     evaluating: float
 
@@ -173,16 +177,23 @@ class _Timer:
         def prompt_seconds(task: Task) -> float:
             return learning * whole.flops(self._prompt(task).length)
 
-        a_step = updating + sum(self._drawing(task, batch) + batch * prompt_seconds(task) for task in at) / POINTS
+        steps, size = first.train.steps, first.train.examples
+        if size is None:
+            drawing = steps * sum(self._drawing(task, batch) for task in at) / POINTS
+        else:  # drawn once to train on, and once to leave out of the evaluation
+            chunks = 2 * math.ceil(size / CHUNK)
+            drawing = chunks * sum(self._drawing(task, CHUNK) for task in first.tasks.values())
+        a_step = updating + sum(batch * prompt_seconds(task) for task in at) / POINTS
         evaluating = 0.0
         for task_name, task in first.tasks.items():
             prompts = _splits(task, first.evaluate[task_name]) * first.evaluate[task_name].prompts
             best = next(iter(self._learners(task_name)))
             evaluating += prompts * (prompt_seconds(task) / 3 + self._learner(task_name, best))
-        parameters, steps = whole.parameter_count, first.train.steps
+        prompts = size * len(first.tasks) if size else steps * batch
         return TrainingEstimate(
-            first.task_name, first.model_name, len(members), parameters, steps, a_step * steps, evaluating
-        )
+            first.task_name, first.model_name, len(members), whole.parameter_count, steps, prompts,
+            steps * batch / prompts, drawing + a_step * steps, evaluating,
+        )  # fmt: skip
 
     def learners(self, name: str) -> float:
         """Seconds of all learners of a task, which answer the prompts of all splits."""

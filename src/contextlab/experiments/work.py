@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from contextlab.experiments.spec import ExperimentSpec
 from contextlab.files import locked, make_folder, read_record, write_json, write_record
 from contextlab.memory import lack_of_memory
 from contextlab.models import Model, build_model
+from contextlab.prompt import Prompt
 from contextlab.training import checkpoint, train
+from contextlab.training.examples import draw_examples, fingerprints, without_known
+from contextlab.training.schedule import Turns
 
 
 def do_job(
@@ -115,7 +119,9 @@ def _train_and_measure(
         model = load_trained(folder, job).to(device)
         record |= _as_trained(folder, job, model)
     tell.phase(job.key, "evaluating")
-    parts = [_measure(model, spec, training, name, record["seconds"]) for name in training.tasks]
+    if training.train.examples is not None:
+        record["training_set"] = {}
+    parts = [_measure(model, spec, training, name, record) for name in training.tasks]
     Measured.join(parts).write(folder.table(job))
 
 
@@ -175,18 +181,36 @@ def load_trained(folder: RunFolder, job: Job) -> Model:
     return checkpoint.load(last)
 
 
-def _measure(model: Model, spec: ExperimentSpec, training: Training, task: str, seconds: float) -> Measured:
+def _measure(model: Model, spec: ExperimentSpec, training: Training, task: str, record: dict[str, Any]) -> Measured:
     """The tables of a trained model on one of its tasks: quality, then costs."""
+    apart = None
+    if training.train.examples is not None:
+        apart, record["training_set"][task] = _training_set(training, task)
     who: dict[str, Any] = {
         "name": training.model_name,
         "run": spec.name,
         "seed": training.seed,
         "task_name": task,
     }
-    found = measure(model, training.tasks[task], training.evaluate[task], **who)
+    found = measure(model, training.tasks[task], training.evaluate[task], apart=apart, **who)
     costs = static_cost(model, int(found.results["length"].iloc[0]), **who)
-    took = costs.iloc[:1].assign(metric="training_seconds", value=seconds, ci_low=None, ci_high=None)
+    took = costs.iloc[:1].assign(metric="training_seconds", value=record["seconds"], ci_low=None, ci_high=None)
     return Measured.join([found, Measured(costs), Measured(took)])
+
+
+def _training_set(training: Training, task: str) -> tuple[Callable[[Prompt], Prompt], dict[str, Any]]:
+    """What leaves the prompts of a fixed training set out of an evaluation, and what the record tells of the set.
+
+    examples: its prompts. distinct: different ones among them. epochs: how often each was shown.
+    """
+    spec = training.train
+    assert spec.examples is not None
+    known = fingerprints(draw_examples(training.tasks[task], spec.examples, training.seed).inputs).unique()
+    turns = Turns(list(training.tasks.values()), spec, training.seed)
+    which = list(training.tasks).index(task)
+    shown = spec.batch * sum(turns.which(step) == which for step in range(spec.steps))
+    told = {"examples": spec.examples, "distinct": len(known), "epochs": shown / spec.examples}
+    return without_known(known), told
 
 
 def _measure_compressed(

@@ -217,7 +217,14 @@ def _training(record: Mapping[str, Any]) -> dict[str, str]:
         "steps": f"{record['steps']:,}" if "steps" in record else "",
         "seconds": f"{seconds:.0f}" if seconds is not None else "",
         "parameters": f"{record['parameters']:,}" if "parameters" in record else "",
+        "training_set": "; ".join(_training_set(each) for each in (record.get("training_set") or {}).values()),
     }
+
+
+def _training_set(told: Mapping[str, Any]) -> str:
+    """12,800 prompts (12,790 different), 200 epochs."""
+    different = "" if told["distinct"] == told["examples"] else f" ({told['distinct']:,} different)"
+    return f"{told['examples']:,} prompts{different}, {told['epochs']:.4g} epoch{'s' * (told['epochs'] != 1)}"
 
 
 def _plain(value: Any) -> Any:

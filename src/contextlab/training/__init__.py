@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from contextlab.lazy import modules_on_demand
+from contextlab.training.examples import draw_examples
 from contextlab.training.run import TrainResult
 from contextlab.training.spec import CurriculumSpec, TrainSpec
 from contextlab.training.step import TrainState, train_step
@@ -11,4 +12,4 @@ from contextlab.training.trainer import train
 if not TYPE_CHECKING:  # else mypy would take any name
     __getattr__ = modules_on_demand(__name__, __path__)
 
-__all__ = ["CurriculumSpec", "TrainResult", "TrainSpec", "TrainState", "train", "train_step"]
+__all__ = ["CurriculumSpec", "TrainResult", "TrainSpec", "TrainState", "draw_examples", "train", "train_step"]

@@ -94,7 +94,13 @@ class Turns:
             raise InputError(
                 f"train.steps: {spec.steps} steps are too few for {len(tasks)} tasks; use at least {len(tasks)}"
             )
+        if spec.epochs is not None and len(tasks) > 1:
+            raise InputError(
+                f"train.epochs: {len(tasks)} tasks take turns, each with its own {spec.examples} examples; give steps "
+                "in the place of epochs"
+            )
         self.tasks, self.spec, self.seed = [Curriculum(task, spec) for task in tasks], spec, seed
+        self._counted, self._turns = 0, [0] * len(tasks)  # steps so far, and of which task they were
 
     def which(self, step: int) -> int:
         """The number of the task at a step, both counted from 0."""
@@ -104,6 +110,18 @@ class Turns:
             return block
         among = count if self.spec.order == "random" else block + 1
         return int(among * random.Random(f"{self.seed}.{step}").random())
+
+    def turn(self, step: int) -> tuple[int, int]:
+        """The number of the task at a step, and at how many steps before it was that task's turn."""
+        if len(self.tasks) == 1:
+            return 0, step
+        if step < self._counted:
+            self._counted, self._turns = 0, [0] * len(self.tasks)
+        while self._counted < step:
+            self._turns[self.which(self._counted)] += 1
+            self._counted += 1
+        which = self.which(step)
+        return which, self._turns[which]
 
     def __call__(self, step: int) -> Task:
         """The task at a step, counted from 0, with its options at their values for that step."""

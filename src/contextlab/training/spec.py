@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -40,8 +41,12 @@ class CurriculumSpec(Spec):
 class TrainSpec(Spec):
     """How a model is trained.
 
-    steps: optimiser steps.
+    steps: optimiser steps. Where `epochs` is given it follows from that.
     batch: prompts a step (over all processes, all accumulated parts together).
+    examples: prompts in a fixed training set, drawn once from the seed; None draws fresh ones at each step. An epoch
+        shows each of them once, in an order of its own; a batch may hold the end of one epoch and the beginning of the
+        next. Of several tasks each has a set of so many. Prompts of an evaluation that are in the set do not count.
+    epochs: how often each of the `examples` is shown, in the place of `steps`; for a training on one task.
     optimizer: "adamw", or "muon": Muon for the matrices inside the blocks and AdamW for the rest.
     learning_rate: peak, of AdamW.
     matrix_learning_rate: peak, of Muon's matrices, before the factor max(1, rows / columns)^0.5.
@@ -64,6 +69,8 @@ class TrainSpec(Spec):
 
     steps: PositiveInt = 2000
     batch: PositiveInt = 128
+    examples: PositiveInt | None = None
+    epochs: PositiveInt | None = None
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: PositiveFloat = 1e-3
     matrix_learning_rate: PositiveFloat = 0.02
@@ -84,4 +91,19 @@ class TrainSpec(Spec):
     def _possible(self) -> TrainSpec:
         if self.batch % self.accumulate:
             raise InputError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}")
+        if self.examples is not None and self.curriculum:
+            raise InputError(
+                "examples and curriculum: a fixed set cannot grow with a curriculum; leave one of the two out"
+            )
+        if self.epochs is None:
+            return self
+        if self.examples is None:
+            raise InputError(f"epochs {self.epochs}: of which prompts? give examples, or steps in the place of epochs")
+        steps = math.ceil(self.epochs * self.examples / self.batch)
+        if "steps" in self.model_fields_set and self.steps != steps:
+            raise InputError(
+                f"steps {self.steps} and epochs {self.epochs}, which take {steps} steps: give one of the two, and null "
+                "for the other"
+            )
+        self.__dict__["steps"] = steps  # it was not given: what is written of the spec leaves it out
         return self

@@ -63,16 +63,18 @@ class Step(NamedTuple):
     tokens: int
 
 
-def train_step(model: nn.Module, task: Task, spec: TrainSpec, state: TrainState) -> Step:
+def train_step(model: nn.Module, task: Task, spec: TrainSpec, state: TrainState, prompt: Prompt | None = None) -> Step:
     """Draw prompts and take one optimiser step: a function of its arguments, with `state` changed in place.
 
     model: whose parameters `state.params` are; it may be compiled or wrapped in DistributedDataParallel.
     task: the task at this step (a curriculum is applied by `train`).
     spec: batch, accumulate, precision, optimiser and schedule are read.
+    prompt: this process' prompts, of a fixed set, on the parameters' device; None draws them.
     """
     parameter = next(iter(state.params.values()))
-    processes = torch.distributed.get_world_size() if isinstance(model, DistributedDataParallel) else 1
-    prompt = task.sample(spec.batch // processes, state.generator, parameter.device)
+    if prompt is None:
+        processes = torch.distributed.get_world_size() if isinstance(model, DistributedDataParallel) else 1
+        prompt = task.sample(spec.batch // processes, state.generator, parameter.device)
     if parameter.dtype != torch.float32:
         prompt = prompt.to(parameter.dtype)
     loss, gradients = loss_and_gradients(model, task, spec, state.params, prompt)

@@ -15,6 +15,7 @@ import torch
 from contextlab.errors import InputError
 from contextlab.prompt import Task
 from contextlab.training.distributed import Workers, workers
+from contextlab.training.examples import Examples
 from contextlab.training.run import Run, TrainResult
 from contextlab.training.schedule import Turns, rate
 from contextlab.training.spec import TrainSpec
@@ -40,8 +41,8 @@ def train(
     """Train a model on a task, or on several; the model's parameters are changed in place.
 
     model: a `Model` built for the task's sizes.
-    task: from which fresh prompts are drawn at each step; of several tasks of the same sizes, each step draws from the
-        one whose turn it is (`spec.order`).
+    task: from which fresh prompts are drawn at each step, or a fixed set of them once (`spec.examples`); of several
+        tasks of the same sizes, each step draws from the one whose turn it is (`spec.order`).
     spec: a TrainSpec or a mapping of its keys.
     seed: of the prompts.
     device: "auto", "cpu", "cuda"; None leaves the model where it is.
@@ -76,11 +77,12 @@ def train(
     run = Run(model, state, team, _identity(model, given, spec, seed, team), Path(folder) if folder else None)
     run.open(resume)
     if not run.status:
-        _loop(run, tasks, spec, progress if team.first else None)
+        examples = None if spec.examples is None else Examples(tasks, spec, seed, team)
+        _loop(run, tasks, examples, spec, progress if team.first else None)
     return run.result()
 
 
-def _loop(run: Run, tasks: Turns, spec: TrainSpec, progress: Progress | None) -> None:
+def _loop(run: Run, tasks: Turns, examples: Examples | None, spec: TrainSpec, progress: Progress | None) -> None:
     """Steps until the end, with a row, a check and a checkpoint when they are due."""
     state, team = run.state, run.team
     compiled = spec.compile == "on" or (
@@ -90,7 +92,8 @@ def _loop(run: Run, tasks: Turns, spec: TrainSpec, progress: Progress | None) ->
     eager_check = team.device.type == "cpu" and team.count == 1  # reading a loss costs nothing there
     with _stop_signals() as asked:
         while state.step < spec.steps:
-            run.add(train_step(model, tasks(state.step), spec, state))
+            prompt = None if examples is None else examples(state.step)
+            run.add(train_step(model, tasks(state.step), spec, state, prompt))
             last = state.step == spec.steps
             row_due = last or state.step % spec.log_every == 0
             save_due = last or (spec.checkpoint_every > 0 and state.step % spec.checkpoint_every == 0)
