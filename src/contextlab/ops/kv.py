@@ -32,13 +32,16 @@ class KVLayer:
 
     index, count: which of the model's layers with keys and values this is, and how many there are.
     heads, kv_heads: query heads, and key and value heads (a divisor).
-    key_dim, value_dim: numbers of a head's key and value as they are held.
+    key_dim, value_dim: numbers of a head's key and value as they are held. A value_dim of 0 says that keys are the
+        values, too, and held once, as where a model keeps one latent of both: values then have size 0 wherever they
+        are handed on or held, answers are means of whole keys, and of these `latent` numbers are wanted.
     scale: of the scores.
     slopes: [H], ALiBi's; None for none.
     turn: rotates what was rotated already by further steps: x [B, T, H, D], steps [B or 1, T, H or 1] int64; None
         when positions are not rotary.
     by_row: whether rotary positions count from each row's first token, as in transformers; otherwise, as in our
         mixers, they count its padding, too. Only distances matter to attention.
+    latent: where keys are the values, too, how many of a key's first numbers are a value; 0 elsewhere.
     peers: the layers among which a policy divides its budget, this one at its place, each without peers; empty
         where all `count` layers are like this one.
     """
@@ -53,6 +56,7 @@ class KVLayer:
     slopes: Tensor | None = None
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
     by_row: bool = False
+    latent: int = 0
     peers: tuple[KVLayer, ...] = ()
 
     @cached_property
@@ -60,9 +64,18 @@ class KVLayer:
         """Whether tokens of its peers differ in size."""
         return len({(each.kv_heads, each.key_dim, each.value_dim) for each in self.peers}) > 1
 
+    def values(self, keys: Tensor, values: Tensor) -> Tensor:
+        """The values themselves, of keys [..., D] and what is held of values [..., V]."""
+        return keys[..., : self.latent] if self.latent else values
+
     def per_kv_head(self, x: Tensor) -> Tensor:
         """[B, H, ...] of query heads, summed over those that share a key head: [B, Hkv, ...]."""
         return x if self.heads == self.kv_heads else x.unflatten(1, (self.kv_heads, -1)).sum(2)
+
+
+def values_of(keys: Tensor, values: Tensor) -> Tensor:
+    """The values [..., V]: the keys [..., D] themselves where values have size 0, see `KVLayer`."""
+    return values if values.shape[-1] else keys
 
 
 def attend_cached(
@@ -78,14 +91,15 @@ def attend_cached(
 ) -> Tensor:
     """Softmax attention of the last T tokens over all that are in a cache; each sees the slots up to its own.
 
-    q: [B, T, H, D]. k: [B, Hkv, N, D], v: [B, Hkv, N, V]: the last T slots are the queries' own.
+    q: [B, T, H, D]. k: [B, Hkv, N, D], v: [B, Hkv, N, V]: the last T slots are the queries' own. Where V is 0, here
+        and in what follows, the keys are the values.
     visible: [B, N] bool, False at slots that hold no token; None for all True.
     slopes: [H] of ALiBi; then q_position [B or 1, T] and k_position [B, Hkv, N] tell how far apart tokens stand.
 
     Returns [B, T, H, V]; zeros where a query sees nothing.
     """
     length, n_keys = q.shape[1], k.shape[2]
-    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    k, v = k.transpose(1, 2), values_of(k, v).transpose(1, 2)
     if slopes is None and visible is None and length == 1:
         return attend(q, k, v, scale)
     if slopes is None:
@@ -123,7 +137,7 @@ def naive_attention_with_mass(
 
     Arguments as there. Returns the outputs [B, T, H, V] and the mass [B, H, N].
     """
-    length, n_keys, shared = q.shape[1], k.shape[2], q.shape[2] // k.shape[1]
+    length, n_keys, shared, v = q.shape[1], k.shape[2], q.shape[2] // k.shape[1], values_of(k, v)
     scores = q.transpose(1, 2) @ k.repeat_interleave(shared, 1).mT * scale
     seen = _seen(n_keys - length, length, n_keys, q.device)
     seen = seen if visible is None else seen & visible[:, None, None, :]
@@ -157,6 +171,7 @@ def attention_with_mass(
 
     Returns [B, T, H, V] and the mass [B, H, N], in float32 at least; zeros of both where a query sees nothing.
     """
+    v = values_of(k, v)
     if q.device.type == "cpu" and not torch.is_grad_enabled() and q.shape[1] * k.shape[2] >= BY_HEAD:
         return _mass_by_head(q, k, v, scale, weight, visible, share, latest)
     if q.shape[1] == 1:

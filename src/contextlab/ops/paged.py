@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from contextlab.ops.kv import SCORES
+from contextlab.ops.kv import SCORES, values_of
 
 
 def attend_paged(
@@ -45,6 +45,7 @@ def attend_paged(
     """
     batch, length, heads, dim = q.shape
     kv_heads, later = k.shape[1:3]
+    page_values, v = values_of(page_keys, page_values), values_of(k, v)
     shared, (pages, size), owner = heads // kv_heads, page_keys.shape[1:3], owner.long()
     per_query = batch * max(pages * shared * max(size, dim), heads * later)
     block = min(length, max(1, SCORES // max(1, per_query)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -11,6 +11,7 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.layers import Linear, RMSNorm, is_plain
+from contextlab.ops.kv import KVLayer
 from contextlab.ops.position import rope_table, rotate
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
@@ -48,6 +49,7 @@ class LatentAttention(Mixer):
     """
 
     parallel_form = "attention"
+    served: Any = None  # a policy at this layer, while one is attached: `policies.Served`
 
     def __init__(
         self,
@@ -99,11 +101,17 @@ class LatentAttention(Mixer):
         latent = self.kv_norm(latent).to(k_rope.dtype)[:, :, None]
 
         entry = torch.cat((latent, k_rope), -1)  # all that is kept of the token
+        if self.served is not None:
+            absorbed, value_up = self._absorb(q, q_rope)
+            mean, after = self.served.attend(absorbed, entry, entry[..., :0], state, mask, keep_state)
+            y = torch.einsum("bthr,hdr->bthd", mean[..., : self.rank], value_up)
+            return self.out_proj(y.flatten(2)), after
 
         after = None
         if keep_state or state is not None or mask is not None:
             before = KVState.empty(entry, entry[..., :0]) if state is None else state
-            assert isinstance(before, KVState)
+            if not isinstance(before, KVState):
+                raise InputError(f"a {type(before).__name__} was left by a policy; attach that policy to continue it")
             after = before.append(entry, entry[..., :0], mask)
         places = None if after is None else after.positions()
         attend = self._absorbed if length == 1 and is_plain(self.kv_up) else self._expanded
@@ -125,13 +133,37 @@ class LatentAttention(Mixer):
         self, q: Tensor, q_rope: Tensor, entries: Tensor, q_places: Tensor | None, places: Tensor | None
     ) -> Tensor:
         """The same for one token, in the space of the latents: q . (W c) = (W^T q) . c."""
-        up = self.kv_up.weight.view(self.heads, self.head_dim + self.value_dim, self.rank)
-        key_up, value_up = up.split((self.head_dim, self.value_dim), 1)
-        q = torch.cat((torch.einsum("bthd,hdr->bthr", q, key_up), q_rope), -1)
-        scale = (self.head_dim + self.rope_dim) ** -0.5
+        q, value_up = self._absorb(q, q_rope)
         latent = entries[..., : self.rank]
-        mean = softmax_attention(q, entries, latent, scale=scale, q_position=q_places, k_position=places)
+        mean = softmax_attention(q, entries, latent, scale=self.scale, q_position=q_places, k_position=places)
         return torch.einsum("bthr,hdr->bthd", mean, value_up)
+
+    def _absorb(self, q: Tensor, q_rope: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [B, T, heads, rank + rope_dim] for what is held, and each head's map [heads, value_dim, rank]."""
+        up = self.kv_up.weight
+        if not is_plain(self.kv_up):  # an adapter or few bits stand before the weight: what the layer does counts
+            up = self.kv_up(torch.eye(self.rank, dtype=q.dtype, device=q.device)).mT
+        by_head = up.reshape(self.heads, self.head_dim + self.value_dim, self.rank)
+        key_up, value_up = by_head.split((self.head_dim, self.value_dim), 1)
+        return torch.cat((torch.einsum("bthd,hdr->bthr", q, key_up), q_rope), -1), value_up
+
+    @property
+    def scale(self) -> float:
+        """Of the scores."""
+        return float((self.head_dim + self.rope_dim) ** -0.5)
+
+    def kv_layer(self) -> KVLayer:
+        """What a policy needs to know to serve this layer: one key head, whose keys are the values, too."""
+        return KVLayer(
+            index=0, count=1, heads=self.heads, kv_heads=1, key_dim=self.rank + self.rope_dim, value_dim=0,
+            scale=self.scale, turn=self._turned if self.rope_dim else None, latent=self.rank,
+        )  # fmt: skip
+
+    def _turned(self, x: Tensor, steps: Tensor) -> Tensor:
+        """x [B, T, H, rank + rope_dim], whose last part is rotated, by steps [B or 1, T, H or 1] more."""
+        plain, part = x.split((self.rank, self.rope_dim), -1)
+        table = rope_table(steps, self.rope_dim, self.rope_base, x.dtype)
+        return torch.cat((plain, _rotated(part, table.squeeze(-3))), -1)
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`: the buffer's capacity, which grows by a quarter at a time."""

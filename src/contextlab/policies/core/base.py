@@ -85,6 +85,8 @@ class Policy(ABC):
     """How it stores tokens, where another policy may say which: `evict | store`."""
     only_scores: ClassVar[bool] = False
     """Whether all that it does is score tokens, so that another policy may use that score (`ada_kv:of=NAME`)."""
+    values_apart: ClassVar[str] = ""
+    """What it does to values apart from keys, in words, so that it serves no layer where both are one latent."""
     fits_budget: bool = False
     """Whether what is trained of it (`train_on`) is for its budget, and not for any."""
 
@@ -244,6 +246,13 @@ class Policy(ABC):
                 f"({', '.join(kinds) or type(model).__name__}) keeps all keys and values; preset 'transformer' does"
             )
         layers = [dataclasses.replace(layer, index=i, count=len(described)) for i, (_, layer) in enumerate(described)]
+        for layer in layers:
+            one = self.at(layer) if layer.latent else None
+            if one is not None and one.values_apart:
+                raise InputError(
+                    f"{type(one).__name__} {one.values_apart}, but this model keeps keys and values as one latent; "
+                    "take a policy that keeps tokens as they are, such as snapkv"
+                )
         self.check(layers)
         policies = [self.at(layer) for layer in layers]
         groups = {id(one): tuple(x for x, p in zip(layers, policies, strict=True) if p is one) for one in policies}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import KVLayer
+from contextlab.ops.kv import KVLayer, values_of
 from contextlab.ops.softmax import attend
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, read_on, room_for, tokens_in_slots
@@ -220,7 +220,8 @@ def _masked_attention(
     Returns [B, T, H, V]. In blocks of 256 queries and the slots that these see, so that whole texts take less
     than full attention does.
     """
-    keys, values = slots["keys"].transpose(1, 2), slots["values"].transpose(1, 2)
+    keys = slots["keys"].transpose(1, 2)
+    values = values_of(keys, slots["values"].transpose(1, 2))
     at, first_slot = position[:, None, None], torch.arange(position.shape[1], device=q.device) == 0
     outputs = []
     for first in range(0, q.shape[1], 256):

@@ -461,10 +461,10 @@ class EvictionPolicy(Policy):
 
     def seen(self, layer: KVLayer, state: KeptState) -> Seen:
         """What `score` judges the tokens of a state by."""
-        slots = state.slots
+        slots, keys = state.slots, state.slots["keys"]
         return Seen(
-            slots["keys"], slots["values"], slots["position"].long(), state.queries, state.mass, state.length, layer,
-            state.notes, state.visible,
+            keys, layer.values(keys, slots["values"]), slots["position"].long(), state.queries, state.mass,
+            state.length, layer, state.notes, state.visible,
         )  # fmt: skip
 
     def convert(self, layer: KVLayer, state: KVState) -> State:

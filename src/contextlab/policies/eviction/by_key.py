@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from contextlab.errors import check_whole
-from contextlab.ops.kv import KVLayer
+from contextlab.ops.kv import KVLayer, values_of
 from contextlab.ops.precision import working_dtype
 from contextlab.ops.softmax import softmax_attention
 from contextlab.policies.core.ranking import coarse
@@ -57,8 +57,9 @@ class StreamingLLM(EvictionPolicy):
             return super()._answer(layer, q, slots, state, places, padded)
         # Without padding slots do for places: those held are the first tokens and the last. ALiBi counts the gap.
         at = slots["position"][:, 0].long() if padded or layer.slopes is not None else None
+        keys = slots["keys"].transpose(1, 2)
         y = softmax_attention(
-            q, slots["keys"].transpose(1, 2), slots["values"].transpose(1, 2), scale=layer.scale,
+            q, keys, values_of(keys, slots["values"].transpose(1, 2)), scale=layer.scale,
             window=limit - self.sinks, sinks=self.sinks, slopes=layer.slopes,
             q_position=None if at is None else places, k_position=at,
         )  # fmt: skip

@@ -307,7 +307,8 @@ class AdaKV(EvictionPolicy):
         with torch.no_grad():
             shown = visible if some else None
             seen = (positions, state.queries, mass, state.length, layer, state.notes, shown)
-            importance = self.score(Seen(dense["keys"], dense["values"], *seen)).to(torch.float64)
+            values = layer.values(dense["keys"], dense["values"])
+            importance = self.score(Seen(dense["keys"], values, *seen)).to(torch.float64)
             read = (state.length - state.start)[:, None, None]
             firm = (positions < self.sinks) | (positions >= read - self.window)
             importance = importance.clamp(-LARGE, LARGE).masked_fill(firm, math.inf).masked_fill(~visible, -math.inf)

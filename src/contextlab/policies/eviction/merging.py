@@ -41,6 +41,8 @@ class CaM(H2O):
     every: slots made free at a time while decoding; default an eighth; 1 as in the paper.
     """
 
+    values_apart = "merges values and not keys"
+
     only_scores = False
     sinks: int = 4
     merge: int = 16
@@ -117,6 +119,8 @@ class WeightedKV(H2O):
     window: last tokens that are never dropped.
     every: slots made free at a time while decoding; default an eighth; 1 drops token by token.
     """
+
+    values_apart = "merges values and drops keys"
 
     only_scores = False
 

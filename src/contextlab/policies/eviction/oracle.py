@@ -136,6 +136,6 @@ class Oracle(TwoPassPolicy):
         place = torch.arange(seen.length, last, device=read.q.device) - read.start[:, None]
         return leave_one_out(
             read.q[:, future], seen.keys, seen.values, read.k[:, future].transpose(1, 2),
-            read.v[:, future].transpose(1, 2), scale=layer.scale, visible=seen.visible, real=place >= 0,
-            slopes=layer.slopes, place=place, position=seen.positions,
+            layer.values(read.k, read.v)[:, future].transpose(1, 2), scale=layer.scale, visible=seen.visible,
+            real=place >= 0, slopes=layer.slopes, place=place, position=seen.positions,
         )  # fmt: skip

@@ -40,6 +40,8 @@ def row_candidates(read: Tensor, window: int, segment: int, page: int) -> tuple[
 def fetched(buffer: Tensor, slots: Tensor, device: torch.device) -> Tensor:
     """buffer [B, Hkv, N, D] at slots [B, Hkv, n] int64: [B, Hkv, n, D] on `device`; copies no more than that."""
     batch, heads, room, dim = buffer.shape
+    if not dim:
+        return buffer.new_empty(*slots.shape, 0, device=device)
     slots = slots.to(buffer.device)
     rows = torch.arange(batch * heads, device=buffer.device)[:, None] * room + slots.flatten(0, 1)
     return buffer.reshape(-1, dim).index_select(0, rows.flatten()).view(batch, heads, -1, dim).to(device)

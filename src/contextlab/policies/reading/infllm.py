@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import KVLayer
+from contextlab.ops.kv import KVLayer, values_of
 from contextlab.ops.precision import working_dtype
 from contextlab.policies.core.budget import Amount
 from contextlab.policies.core.ranking import best, coarse
@@ -260,6 +260,7 @@ class InfLLM(SelectivePolicy):
         count, kv_heads, shared = q.shape[1], layer.kv_heads, layer.heads // layer.kv_heads
         slots, _, seen = self._chosen(state, pages, count)
         keys, values = (fetched(x, slots, q.device) for x in (state.kv.keys, state.kv.values))
+        values = values_of(keys, values)
         at = torch.arange(state.length - count, state.length, device=q.device)
         split = pages.shape[2] * self.page  # what is before it is distant for all queries ..
         away = (at[:, None] - slots[:, :1, None, split:])[:, :, None]  # [B, 1, 1, T, n], of the latest tokens

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import KVLayer
+from contextlab.ops.kv import KVLayer, values_of
 from contextlab.ops.softmax import attend
 from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.core.budget import OPEN, Amount, Budget
@@ -383,6 +383,7 @@ class SelectivePolicy(Policy):
         slots, places, seen = self._chosen(state, pages)
         kv_heads, device = pages.shape[1], pages.device
         keys, values = fetched(state.kv.keys, slots, q.device), fetched(state.kv.values, slots, q.device)
+        values = values_of(keys, values)
         bias = seen[:, :, None] if seen is not None else None
         shared = layer.heads // layer.kv_heads
         if layer.slopes is not None:

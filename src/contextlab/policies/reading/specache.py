@@ -94,10 +94,8 @@ class SpeCache(SelectivePolicy):
 
     def summary_nbytes(self, layer: KVLayer, tokens: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `SelectivePolicy.summary_nbytes`: the copy's codes, keys and values."""
-        form, groups = self.copy.at(layer), tokens // self.segment
-        each = form.keys.nbytes(self.segment, layer.key_dim, dtype)
-        each += form.values.nbytes(self.segment, layer.value_dim, dtype)
-        return batch * layer.kv_heads * groups * each
+        groups = tokens // self.segment
+        return batch * layer.kv_heads * groups * self.copy.group_nbytes(layer, dtype)
 
     def summarise(self, keys: Tensor) -> dict[str, Tensor]:
         """See `SelectivePolicy.summarise`: nothing, the copy is read itself."""

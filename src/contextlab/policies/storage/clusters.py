@@ -57,6 +57,8 @@ class CHAI(Policy):
     tokens: first tokens by which heads are compared.
     """
 
+    values_apart = "drops keys of heads that keep their values"
+
     lossless = False
 
     def __init__(self, clusters: int | list[int] | None = None, tokens: int = 5) -> None:

@@ -63,6 +63,8 @@ class LowRank(Policy):
         are compared with the coordinates.
     """
 
+    values_apart = "factors keys and values each by themselves"
+
     def __init__(
         self, rank: int | float = 0.5, value_rank: int | float | None = None, window: int = 32, unrotate: bool = True
     ) -> None:

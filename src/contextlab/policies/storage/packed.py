@@ -40,7 +40,7 @@ class Precision:
         for layer in layers:
             for codec, dim, what in ((self.keys, layer.key_dim, "key"), (self.values, layer.value_dim, "value")):
                 block = getattr(codec, "block", None)
-                if block is not None and dim % min(block, dim):
+                if block is not None and dim and dim % min(block, dim):
                     fits = min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - block))
                     raise InputError(
                         f"channels: {block} does not divide the {dim} numbers of a {what}; the nearest that does is "
@@ -52,7 +52,7 @@ class Precision:
         sizes = {"keys": layer.key_dim, "values": layer.value_dim}
         fitted = {name: getattr(self, name) for name in sizes}
         for name, codec in fitted.items():
-            if isinstance(codec, Integers) and codec.block is not None:
+            if isinstance(codec, Integers) and codec.block is not None and sizes[name]:
                 fitted[name] = Integers(codec.bits, min(codec.block, sizes[name]))
         return dataclasses.replace(self, **fitted)
 
@@ -72,11 +72,15 @@ class Precision:
         """See `Holder.fitting`."""
         return largest_fitting(lambda slots: self.nbytes(slots, layer, batch, dtype) + slots * each, allowed, most)
 
+    def group_nbytes(self, layer: KVLayer, dtype: torch.dtype) -> int:
+        """Bytes of one head's encoded group: keys, and values where they are held apart."""
+        form = self.at(layer)
+        keys = form.keys.nbytes(self.group, layer.key_dim, dtype)
+        return keys + (form.values.nbytes(self.group, layer.value_dim, dtype) if layer.value_dim else 0)
+
     def packed_nbytes(self, tokens: int, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
         """The most bytes that so many tokens, or fewer, take."""
-        form = self.at(layer)
-        group = form.keys.nbytes(self.group, layer.key_dim, dtype)
-        group += form.values.nbytes(self.group, layer.value_dim, dtype)
+        group = self.group_nbytes(layer, dtype)
         plain = min(tokens, max(1, self.window + self.group - 1))
         heads = batch * layer.kv_heads
         both = tensor_bytes(heads, plain, layer.key_dim + layer.value_dim, dtype=dtype)
@@ -115,6 +119,8 @@ class Packed(State):
     def followed(self, name: str, new: Tensor) -> Tensor:
         """As `self[name]`, followed by further ones: new [B, Hkv, T, ...]."""
         parts = [self.recent[name]]
+        if not new.shape[3]:  # keys are the values
+            return new.new_empty(*new.shape[:2], self.used + new.shape[2], 0)
         if self.codes:
             codec = self.form.keys if name == "keys" else self.form.values
             parts.insert(0, codec.decode(self.codes[name], self.form.group, new.shape[3], new.dtype).flatten(2, 3))
@@ -156,8 +162,11 @@ class Packed(State):
 
     def _joined(self, tokens: dict[str, Tensor], groups: int) -> dict[str, dict[str, Tensor]]:
         """The codes, followed by those of further groups of tokens [B, Hkv, groups * group, D]."""
-        joined = {}
+        joined: dict[str, dict[str, Tensor]] = {}
         for name, x in tokens.items():
+            if not x.shape[3]:
+                joined[name] = {}
+                continue
             codec = self.form.keys if name == "keys" else self.form.values
             new = codec.encode(x.unflatten(2, (groups, self.form.group)))
             joined[name] = {k: torch.cat((self.codes[name][k], y), 2) for k, y in new.items()} if self.codes else new

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contextlab.ops.kv import KVLayer
+from contextlab.ops.kv import KVLayer, values_of
 from contextlab.ops.merge import attention_with_lse, merge_attention
 from contextlab.policies.core.base import Policy
 from contextlab.policies.reading.fetching import attend_kv
@@ -100,13 +100,13 @@ class SharedPrefix(Policy):
         at = _places(suffix, before)
         seen = at >= before if suffix.padded else None
         own = attention_with_lse(
-            q, k, v, scale=layer.scale, causal=True, visible=seen, slopes=layer.slopes, q_position=at[:, -count:],
-            k_position=at,
+            q, k, values_of(k, v), scale=layer.scale, causal=True, visible=seen, slopes=layer.slopes,
+            q_position=at[:, -count:], k_position=at,
         )  # fmt: skip
         k, v = (x.transpose(1, 2) for x in prefix.cached())
         there = _places(prefix, 0)
         y, total = attention_with_lse(  # all rows' queries, as if they were one row's
-            q.flatten(0, 1)[None], k, v, scale=layer.scale, visible=there >= 0 if prefix.padded else None,
+            q.flatten(0, 1)[None], k, values_of(k, v), scale=layer.scale, visible=there >= 0 if prefix.padded else None,
             slopes=layer.slopes, q_position=at[:, -count:].expand(batch, -1).reshape(1, -1), k_position=there,
         )  # fmt: skip
         return merge_attention([own, (y[0].unflatten(0, (batch, count)), total[0].unflatten(0, (batch, count)))])
@@ -121,7 +121,7 @@ def common_tokens(*tensors: Tensor) -> int:
     if tensors[0].numel() == 0:
         return 0
     same = []
-    for x in tensors:
+    for x in (each for each in tensors if each.shape[-1]):  # values have no numbers where keys are the values
         near = min(16 * torch.finfo(x.dtype).eps, 0.01) * x.abs().amax()
         same.append(((x - x[:1]).abs() <= near).flatten(2).all(2).all(0))
     return int(torch.stack(same).all(0).int().cummin(0).values.sum())
