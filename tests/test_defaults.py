@@ -23,6 +23,7 @@ import pytest
 import contextlab
 from contextlab import registry
 from contextlab.cli.shared import app
+from contextlab.spec import Spec
 
 FILE = Path(__file__).with_name("defaults.json")
 UNRECORDED = 0.03
@@ -74,6 +75,8 @@ def _defaults(callable_: Callable[..., Any]) -> dict[str, str]:
 def _printed(value: object) -> str:
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, Spec):  # its own defaults are on record under its name
+        return f"{type(value).__name__}({value.model_dump(exclude_defaults=True) or ''})"
     return (
         f"{value.__module__}.{value.__qualname__}"
         if inspect.isfunction(value) or inspect.isclass(value)
