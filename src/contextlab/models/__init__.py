@@ -6,7 +6,8 @@ from contextlab.lazy import modules_on_demand
 from contextlab.models import hash_mlp as hash_mlp  # registers its MLP
 from contextlab.models import presets as presets
 from contextlab.models.hub import load
-from contextlab.models.hub_model import HuggingFaceModel, HuggingFaceSpec, HuggingFaceState
+from contextlab.models.hub_model import HuggingFaceModel
+from contextlab.models.hub_state import HuggingFaceSpec, HuggingFaceState
 from contextlab.models.io import load_model, save_model
 from contextlab.models.mlp import Mlp, build_mlp
 from contextlab.models.prefill import LazyPrefill, Prepacked

@@ -15,7 +15,8 @@ import torch
 from contextlab.errors import InputError, ResourceError, nearest
 from contextlab.files import read_json
 from contextlab.models.draws import OwnDraws
-from contextlab.models.hub_model import HuggingFaceModel, HuggingFaceSpec
+from contextlab.models.hub_model import HuggingFaceModel
+from contextlab.models.hub_state import HuggingFaceSpec
 from contextlab.models.imports import native_model
 from contextlab.models.io import SPEC, load_model
 from contextlab.models.stack import Model

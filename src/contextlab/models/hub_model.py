@@ -4,68 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ModelWrapValidatorHandler, model_validator
 from torch import Tensor, nn
 
 from contextlab.compat import cache_argument
 from contextlab.errors import InputError
 from contextlab.models.generation import generate
 from contextlab.models.hub_cache import emptied, filled, places, without_rows
-from contextlab.models.padding import padding
-from contextlab.spec import Spec
+from contextlab.models.hub_faults import first_fault
+from contextlab.models.hub_rows import (
+    begins,
+    heeds_padding,
+    in_pieces,
+    length_matters,
+    makes_places,
+    read_ragged,
+    row_by_row,
+)
+from contextlab.models.hub_state import HuggingFaceSpec, HuggingFaceState, RaggedState
+from contextlab.models.packing import of_row, packed
+from contextlab.models.padding import Padding, padding, tokens_first
 from contextlab.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Types whose code in transformers (5.x) cannot do what `read` needs, found by holding them to the laws:
-STEPWISE = ("mamba", "falcon_mamba", "jamba")  # continue a state by one token at a time only
+STEPWISE = ("mamba", "falcon_mamba", "jamba", "prophetnet")  # continue a state by one token at a time only
 ROW_BY_ROW = ("rwkv",)  # mix up the rows of a batch when they read one token
-UNPADDED = ("rwkv", "xlstm")  # take no notice of padding
+BOTH_WAYS = ("cpmant",)  # each token sees those behind it
 PIECE_MASK = ("mamba", "mamba2", "falcon_mamba")  # expect the mask of the piece that is read, not of all that was
-
-
-class HuggingFaceSpec(Spec):
-    """What a Hugging Face model is.
-
-    kind: its `model_type`. config: its configuration, as `config.json` holds it.
-    input_size, output_size: token ids. read_in: always "token".
-    """
-
-    kind: str
-    config: dict[str, Any]
-    input_size: int
-    output_size: int
-    read_in: Literal["token"] = "token"
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _numbers(cls, data: Any, handler: ModelWrapValidatorHandler[HuggingFaceSpec]) -> HuggingFaceSpec:
-        """Any numbers: configurations of transformers hold infinities, where they limit nothing."""
-        return handler(data)
-
-
-@dataclass
-class HuggingFaceState(State):
-    """What a Hugging Face model remembers: the tensors of its cache.
-
-    leaves: the tensors that have the batch first and the states that policies left, in the order of their slots in
-        `form`.
-    start: [B] int64, the left-padding tokens of each row.
-    form: the cache with empty slots in their places.
-    padded: whether any piece came with a mask.
-    """
-
-    leaves: list[Tensor | State]
-    start: Tensor
-    form: Any = dataclasses.field(default=None, metadata={"static": True})
-    padded: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 class HuggingFaceModel(nn.Module):
@@ -89,54 +59,145 @@ class HuggingFaceModel(nn.Module):
         if cache is None:
             raise InputError(f"{self.spec.kind}: the model takes no cache, so it has no state to hand on")
         self._cache = cache
-        self._knows_positions = "position_ids" in known
-        self._masked = "attention_mask" in known and self.spec.kind not in UNPADDED
+        self._knows_positions = "position_ids" in known and not makes_places(model)
+        self._heeds_padding = heeds_padding(model, set(known)) and not length_matters(model.config)
+        if self.spec.kind in BOTH_WAYS:
+            raise InputError(f"{self.spec.kind}: the model reads both ways, so it has no state to hand on")
+        if getattr(config, "is_decoder", None) is False and not self._causal():
+            raise InputError(
+                f"{self.spec.kind}: the model reads both ways, so it has no state to hand on; expected a configuration "
+                "with is_decoder=True"
+            )
         self._reach: list[tuple[int, int | None]] | None = None
         self.train(model.training)
 
-    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+    @torch.no_grad()
+    def _causal(self) -> bool:
+        """Whether the first of two tokens is answered alike whatever the second is."""
+        training = self.model.training
+        pair = torch.tensor([[0, 0], [0, 1]], device=self.model.device)
+        first = self.model.eval()(input_ids=pair, use_cache=False).logits[:, 0]
+        self.model.train(training)
+        return bool(torch.isclose(first[0], first[1], rtol=1e-3, atol=1e-5).all())
+
+    def forward(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """Logits [B, T, V] at every position of whole sequences [B, T], keeping no state; see `Model.forward`."""
         self._check(inputs, None)
-        padded = padding(mask, inputs, begun=False, waiting=None)
-        inputs, mask = padded.moved(inputs), padded.mask
-        given = self._masks(mask, None if mask is None else (~mask).sum(1), 0, inputs.shape[1])
-        return padded.back(self.model(input_ids=inputs, use_cache=False, **given).logits)
+        if cu_seqlens is not None or position_ids is not None:
+            documents = packed(inputs, mask, cu_seqlens, position_ids)
+            if documents is not None:
+                batches = documents.batches("right")
+                return documents.back(batches, [self._answer(each.of(inputs), each.mask) for each in batches])
+        return self._answer(inputs, mask)
+
+    def _answer(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """`forward`, of rows."""
+        placed = padding(mask, inputs, begun=False, waiting=None)
+        if mask is None or placed.mask is None:
+            return self.model(input_ids=inputs, use_cache=False).logits
+        longest = int(mask.sum(1).amax())
+        policy = any(getattr(module, "served", None) is not None for module in self.model.modules())
+        if policy or length_matters(self.model.config, longest):
+            return placed.back(self._without_state(placed.moved(inputs), placed.mask))
+        # No token of a row looks at what stands behind it, so padding there needs no mask, and places are right.
+        moved = tokens_first(mask)
+        logits = self.model(input_ids=moved.moved(inputs)[:, : max(longest, 1)], use_cache=False).logits
+        return moved.back(nn.functional.pad(logits, (0, 0, 0, inputs.shape[1] - logits.shape[1])))
+
+    def _without_state(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """`forward` where padding behind a row would be taken for its tokens, as policies do; it stands on the left."""
+        if self._together():
+            given = self._masks(mask, (~mask).sum(1), 0, *inputs.shape)
+            return self.model(input_ids=inputs, use_cache=False, **given).logits
+
+        def read(inputs: Tensor, state: Any, mask: Tensor | None = None) -> tuple[Tensor, Any]:
+            return self.model(input_ids=inputs, use_cache=False).logits, state
+
+        return read_ragged(read, inputs, None, mask.sum(1), self._blank)[0]
+
+    @property
+    def _blank(self) -> Tensor:
+        """What is answered where nothing is read, [1, 1, V]."""
+        return torch.zeros(1, 1, self.spec.output_size, dtype=self.model.dtype, device=self.model.device)
+
+    def _together(self) -> bool:
+        """Whether rows of unequal length are read in one batch with a mask, else those of equal length together."""
+        # Written-out attention masks float64 scores by the least float64, which its softmax in float32 takes for -inf.
+        exact = self.model.dtype == torch.float64 and self.model.config._attn_implementation == "eager"
+        return self._heeds_padding and not exact
 
     def read(
-        self, inputs: Tensor, state: HuggingFaceState | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, HuggingFaceState]:
+        self,
+        inputs: Tensor,
+        state: HuggingFaceState | RaggedState | None = None,
+        mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, HuggingFaceState | RaggedState]:
         """Read inputs [B, T] on from `state` (None at the start) -> logits [B, T, V], state; see `Model.read`.
 
         The state passed in stays valid.
         """
         self._check(inputs, state)
+        if cu_seqlens is not None:
+            if state is not None:
+                raise InputError(
+                    "cu_seqlens: packed documents are read from the start; leave out the state, or cu_seqlens"
+                )
+            documents = of_row(cu_seqlens, inputs, mask)
+            batch = documents.rows("left")
+            logits, after = self.read(batch.of(inputs), None, batch.mask)
+            return documents.back([batch], [logits]), after
         begun = state is not None and state.length > 0
         waiting = None if state is None or mask is None else tuple((state.start >= state.length).tolist())
         placed = padding(mask, inputs, begun, waiting)
-        logits, after = self._read_on(placed.moved(inputs), state, placed.mask)
+        logits, after = self._read(placed.moved(inputs), state, placed)
         return placed.back(logits), after
 
-    def _read_on(
-        self, inputs: Tensor, state: HuggingFaceState | None, mask: Tensor | None
-    ) -> tuple[Tensor, HuggingFaceState]:
+    def _read(
+        self, inputs: Tensor, state: HuggingFaceState | RaggedState | None, placed: Padding
+    ) -> tuple[Tensor, HuggingFaceState | RaggedState]:
         """`read`, with padding on the left."""
-        if state is not None and mask is not None and (cuts := _begins(mask)):
-            return self._in_pieces(inputs, state, mask, cuts)
-        if state is not None and inputs.shape[1] > 1 and self.spec.kind in STEPWISE:
-            return self._stepwise(inputs, state, mask)
-        if state is not None and inputs.shape == (len(inputs), 1) and len(inputs) > 1 and self.spec.kind in ROW_BY_ROW:
-            return self._row_by_row(inputs, state, mask)
+        mask = placed.mask
+        if isinstance(state, HuggingFaceState):
+            return self._read_on(inputs, state, mask)
+        if state is None and (mask is None or self._together()):
+            return self._read_on(inputs, None, mask)
+        if state is None and mask is not None and bool(mask.all()):
+            return self._read_on(inputs, None)
+        real = inputs.new_full((len(inputs),), inputs.shape[1]) if mask is None else mask.sum(1)
+        return read_ragged(self._read_on, inputs, state, real, self._blank)
+
+    def _read_on(
+        self, inputs: Tensor, state: HuggingFaceState | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, HuggingFaceState]:
+        """`read`, with padding on the left that the model heeds."""
+        if state is not None:
+            if mask is not None and (cuts := begins(mask)):
+                return in_pieces(self._read_on, inputs, state, mask, cuts)
+            if inputs.shape[1] > 1 and self.spec.kind in STEPWISE:
+                return in_pieces(self._read_on, inputs, state, mask, list(range(1, inputs.shape[1])))
+            if inputs.shape[1] == 1 and len(inputs) > 1 and self.spec.kind in ROW_BY_ROW:
+                return row_by_row(self._read_on, inputs, state, mask)
         length = 0 if state is None else state.length
         start = inputs.new_zeros(inputs.shape[0]) if state is None else state.start
         padded = mask is not None or (state is not None and state.padded)
         if mask is not None:
             start = start + (~mask).sum(1)
-        given = self._masks(mask, start if padded else None, length, inputs.shape[1])
+        given = self._masks(mask, start if padded else None, length, *inputs.shape)
         if state is not None:
             given[self._cache] = filled(state.form, iter(state.leaves))
         output = self.model(input_ids=inputs, use_cache=True, **given)
         if not torch.is_grad_enabled() and not bool(output.logits.isfinite().all()):
-            raise InputError(self._first_fault(inputs, given))
+            given.pop(self._cache, None)  # the model may have written into it
+            raise InputError(first_fault(self.model, inputs, given))
         if output.get(self._cache) is None:
             raise InputError(
                 f"{self.spec.kind}: transformers' model does not return its cache, so it has no state to hand on"
@@ -152,76 +213,25 @@ class HuggingFaceModel(nn.Module):
             leaves = [x if isinstance(x, State) else without_rows(x, waiting) for x in leaves]
         return output.logits, HuggingFaceState(leaves, start, form, padded, length=length)
 
-    def _in_pieces(
-        self, inputs: Tensor, state: HuggingFaceState, mask: Tensor, cuts: list[int]
-    ) -> tuple[Tensor, HuggingFaceState]:
-        """Read on with a cut wherever a row begins, so that within a piece a row is padding only or tokens only."""
-        logits = []
-        for first, last in pairwise([0, *cuts, inputs.shape[1]]):
-            each, state = self._read_on(inputs[:, first:last], state, mask[:, first:last])
-            logits.append(each)
-        return torch.cat(logits, 1), state
-
-    def recached(self, state: HuggingFaceState, change: Callable[[Any, Tensor, bool], None]) -> HuggingFaceState:
+    def recached(
+        self, state: HuggingFaceState | RaggedState, change: Callable[[Any, Tensor, bool], None]
+    ) -> HuggingFaceState | RaggedState:
         """The state after its cache was changed in place by change(cache, start, padded); the one given stays valid.
 
-        start: [B] int64, padding on the left of each row. padded: whether there is any.
+        start: [B] int64, padding on the left of each row. padded: whether there is any. Called for each part of a
+        `RaggedState`.
         """
+        if isinstance(state, RaggedState):
+            return state.mapped(lambda part: self._recached(part, change))
         if not isinstance(state, HuggingFaceState):
             raise InputError(f"expected the state of a Hugging Face model, got {type(state).__name__}")
+        return self._recached(state, change)
+
+    def _recached(self, state: HuggingFaceState, change: Callable[[Any, Tensor, bool], None]) -> HuggingFaceState:
         cache = filled(state.form, iter(state.leaves))
         change(cache, state.start, state.padded)
         leaves: list[Tensor | State] = []
         return dataclasses.replace(state, form=emptied(cache, len(state.start), leaves), leaves=leaves)
-
-    @torch.no_grad()
-    def _first_fault(self, inputs: Tensor, given: dict[str, Any]) -> str:
-        """Where NaN or infinity first appears, in words."""
-        for name, parameter in self.model.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                return f"the model's parameter {name!r} holds NaN or infinity"
-        found: list[str] = []
-
-        def look(name: str, layer: nn.Module) -> Any:
-            def hook(module: nn.Module, arguments: Any, result: Any) -> None:
-                hidden = result[0] if isinstance(result, tuple) else result
-                if not found and isinstance(hidden, Tensor) and not bool(hidden.isfinite().all()):
-                    found.append(f"layer {name!r} gives NaN or infinity")
-
-            return layer.register_forward_hook(hook)
-
-        layers = [(n, m) for n, m in self.model.named_modules() if re.search(r"\.(layers|h|blocks)\.\d+$", n)]
-        hooks = [look(name, layer) for name, layer in layers]
-        given = {key: value for key, value in given.items() if key != self._cache}  # the model may have written into it
-        try:
-            self.model(input_ids=inputs, use_cache=False, **(given if "attention_mask" not in given else {}))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found[0] if found else "the logits hold NaN or infinity"
-
-    def _stepwise(
-        self, inputs: Tensor, state: HuggingFaceState, mask: Tensor | None
-    ) -> tuple[Tensor, HuggingFaceState]:
-        """Read on one token at a time, for models whose code continues a state by single tokens only."""
-        logits = []
-        for t in range(inputs.shape[1]):
-            each, state = self._read_on(inputs[:, t : t + 1], state, None if mask is None else mask[:, t : t + 1])
-            logits.append(each)
-        return torch.cat(logits, 1), state
-
-    def _row_by_row(
-        self, inputs: Tensor, state: HuggingFaceState, mask: Tensor | None
-    ) -> tuple[Tensor, HuggingFaceState]:
-        """Read on with each row alone, for models whose code takes a single token for a batch of one only."""
-        rows = torch.arange(len(inputs), device=inputs.device)
-        masks = [None] * len(inputs) if mask is None else mask.split(1)
-        read = [self._read_on(inputs[i : i + 1], state.select(rows[i : i + 1]), masks[i]) for i in rows.tolist()]
-        parts: Any = zip(*(after.leaves for _, after in read), strict=True)
-        leaves: list[Tensor | State] = [torch.cat(each) for each in parts]
-        start = torch.cat([after.start for _, after in read])
-        after = dataclasses.replace(read[0][1], leaves=leaves, start=start, padded=state.padded or mask is not None)
-        return torch.cat([logits for logits, _ in read]), after
 
     def generate(
         self,
@@ -235,12 +245,14 @@ class HuggingFaceModel(nn.Module):
         """Continue token sequences [B, T] one token at a time from the state: [B, T + tokens]; see `Model.generate`."""
         return generate(self, prompt, tokens, temperature=temperature, generator=generator, mask=mask)
 
-    def _masks(self, mask: Tensor | None, start: Tensor | None, before: int, read: int) -> dict[str, Any]:
+    def _masks(self, mask: Tensor | None, start: Tensor | None, before: int, batch: int, read: int) -> dict[str, Any]:
         """The mask over all that was read and each token's place in its row; nothing when nothing is padded."""
         if start is None:
-            return {}
-        if not self._masked:
-            raise InputError(f"{self.spec.kind}: transformers' model takes no padding; give rows of equal length")
+            # Some models count from 0 in every piece (Bamba does), unless they are told.
+            if not self._knows_positions or not before:
+                return {}
+            place = torch.arange(before, before + read, device=self.model.device)
+            return {"position_ids": place.expand(batch, -1)}
         places = torch.arange(before + read, device=start.device) - start[:, None]
         real = (places >= 0).to(torch.int64)
         given: dict[str, Any] = {"attention_mask": real[:, before:] if self.spec.kind in PIECE_MASK else real}
@@ -253,7 +265,7 @@ class HuggingFaceModel(nn.Module):
             raise InputError(f"expected token ids [B, T] int64, got {inputs.dtype} {list(inputs.shape)}")
         if state is None:
             return
-        if not isinstance(state, HuggingFaceState):
+        if not isinstance(state, HuggingFaceState | RaggedState):
             raise InputError(f"expected the state of a Hugging Face model, got {type(state).__name__}")
         if len(state.start) != len(inputs):
             raise InputError(f"the state has {len(state.start)} rows, the tokens have {len(inputs)}")
@@ -279,7 +291,7 @@ class HuggingFaceModel(nn.Module):
     def _measure(self) -> list[tuple[int, int | None]]:
         """(bytes, longest reach) of each tensor of the state, bytes a token; (bytes, None) when they are constant."""
         training = self.training
-        _, state = self.eval().read(torch.zeros(1, 2, dtype=torch.int64, device=self.model.device))
+        _, state = self.eval()._read_on(torch.zeros(1, 2, dtype=torch.int64, device=self.model.device), None)
         self.train(training)
         found: list[tuple[int, int | None]] = []
         for layer, name, tensor in places(state.form, iter(state.leaves)):
@@ -317,9 +329,3 @@ class HuggingFaceModel(nn.Module):
                 seen = min(length, reach + (reach < 2**62))  # the token itself beside the ones held
                 pairs += size // self.model.dtype.itemsize * (seen * (seen + 1) // 2 + (length - seen) * seen)
         return 2 * length * weights + 2 * shared * pairs
-
-
-def _begins(mask: Tensor) -> list[int]:
-    """Places within a left-padded piece, mask [B, T], at which a row begins, in order."""
-    at = (~mask).sum(1)
-    return sorted(set(at[(at > 0) & (at < mask.shape[1])].tolist()))

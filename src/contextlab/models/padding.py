@@ -81,6 +81,14 @@ def padding(mask: Tensor | None, inputs: Tensor, begun: bool, waiting: tuple[boo
     return Padding(_rolled(mask, shift), shift, after)
 
 
+def tokens_first(mask: Tensor) -> Padding:
+    """How rows are moved so that their tokens come first, for readers that look backward only, which need no mask then.
+
+    mask: [B, T] bool that `padding` takes at the start.
+    """
+    return Padding(None, -mask.to(torch.uint8).argmax(1))
+
+
 def _rolled(x: Tensor, shift: Tensor) -> Tensor:
     """Each row of x [B, T, ...] turned by shift [B] places to the right."""
     length = x.shape[1]
