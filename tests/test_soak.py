@@ -144,6 +144,9 @@ def test_a_mutant_is_put_to_the_tests_that_execute_its_line(traced: tuple[Path, 
     assert chosen(traced, 1) == [gate, ajar, shut, cli]
     assert chosen(traced, 16)[0] == shut  # a row of a table: first the tests named after it
     assert chosen(traced, 17)[0] == ajar
+    (traced[0] / "tests/test_defaults.py").write_text("")
+    assert plan(*traced, TRACED, 7, 60.0).stages[0].arguments[-1] == "tests/test_defaults.py"
+    assert "tests/test_defaults.py" not in plan(*traced, TRACED, 8, 60.0).stages[0].arguments
     assert chosen(traced, 8, seconds=4.0) == [ajar, shut]  # 0.5 s to collect the file, 1 s and 2 s
 
 

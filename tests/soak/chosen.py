@@ -12,6 +12,10 @@ LIKENESSES = 12
 """A file that more components import than this is put to all laws, not to those of its components."""
 
 
+DEFAULTS = "tests/test_defaults.py"
+"""These hold defaults of everything, whatever file they stand in."""
+
+
 @dataclass
 class Stage:
     """One run of pytest. arguments: its own; order: names of the tests to run, in this order, all where it is None.
@@ -54,6 +58,8 @@ def stages(root: Path, file: str) -> list[list[str]]:
     elif names or inner.parts[0] in ("mixers", "ops", "tasks", "learners", "testing") or len(inner.parts) == 1:
         own = [t for t in laws if t.startswith(f"tests/{inner.parts[0]}/")]
         plan.append(own or laws)
+    if DEFAULTS in tests and DEFAULTS not in seen:
+        plan.append([DEFAULTS])
     return plan
 
 

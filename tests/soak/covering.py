@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from tests.soak.chosen import Stage, mirrors, stages
+from tests.soak.chosen import DEFAULTS, Stage, mirrors, stages
 from tests.soak.executed import Map
 
 FIRST = 12.0
@@ -42,12 +42,16 @@ def plan(root: Path, found: Map, file: str, line: int, seconds: float) -> Plan:
         return Plan(-1, [Stage(each) for each in stages(root, file)])
     executing, also = tests_of(root, found, file, line)
     near = set(mirrors(root, file))
-    words = place(ast.parse((root / file).read_text()), line).words
-    order = [*ordered(found, executing, near, words), *ordered(found, also & ~executing, near, words)]
+    where = place(ast.parse((root / file).read_text()), line)
+    order = [*ordered(found, executing, near, where.words), *ordered(found, also & ~executing, near, where.words)]
+    new = sorted(near)  # what the map does not know of these files runs, too
+    if not where.inside:
+        order = [*(name for name in found.tests if name.startswith(DEFAULTS)), *order]
+        new += [DEFAULTS] if (root / DEFAULTS).exists() else []
     result = Plan(executing.bit_count())
     known = frozenset(found.tests)
     for chosen in _within(found, order, seconds):
-        files = dict.fromkeys([*(name.split("::")[0] for name in chosen), *(sorted(near) if not result.stages else ())])
+        files = dict.fromkeys([*(name.split("::")[0] for name in chosen), *(() if result.stages else new)])
         result.stages.append(Stage(list(files), chosen, known))
     if executing:
         return result
