@@ -125,7 +125,7 @@ def test_recorded_plugins_are_asked_for_by_name(call, tmp_path):
         assert "add --plugin my_plugin" in err
 
 
-def test_cost_measures_and_writes(call, tmp_path):
+def test_cost_measures_and_writes(call, tmp_path, monkeypatch):
     code, out, err = call("cost", "gated_delta_net", "--lengths", "32", "--set", "width=16", "--repeats", "1")
     assert code == 0, err
     assert "decode" in out
@@ -133,6 +133,24 @@ def test_cost_measures_and_writes(call, tmp_path):
     states = table[table.metric == "state_bytes"].set_index("length").value
     assert states[32] > 0
     assert (tmp_path / "costs/gated_delta_net/cost.html").exists()
+    with pytest.raises(ValueError, match="Expecting value"):
+        json.loads(out)
+    monkeypatch.setattr("contextlab.evaluation.cost", lambda *arguments, **options: table)  # measured once is enough
+    rows = json.loads(call("cost", "gated_delta_net", "--lengths", "32", "--set", "width=16", "--json")[1])
+    assert [row["metric"] for row in rows] == list(table.metric)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["list", "policies"], ["list", "recipes"], ["show", "policy", "h2o"], ["show", "recipe", "demo"], ["doctor"]],
+    ids=" ".join,
+)
+def test_a_table_is_printed_for_people_and_json_where_it_is_asked_for(call, command):
+    assert json.loads(call(*command, "--json")[1])
+    code, out, _ = call(*command)
+    assert code == 0
+    with pytest.raises(ValueError, match=r"Expecting|Extra data"):
+        json.loads(out)
 
 
 def test_mixers_are_listed_with_what_their_state_costs(call):
@@ -222,8 +240,10 @@ def test_a_plugin_adds_a_figure_to_the_report(call, tmp_path, monkeypatch):
     code, _, err = call("run", "tiny.yaml", "--jobs", "1", "--set", "train.steps=2", "--plugin", "mine.py")
     assert code == 0, err
     assert "Seconds of each training" in (tmp_path / "runs/tiny/report.html").read_text()
-    code, _, err = call("report", "runs/tiny", "--plugin", "mine.py")
-    assert code == 0, err
+    assert call("run", "runs/tiny", "--resume")[0] == 2  # it asks for what the run was started with
+    for command in (("run", "runs/tiny", "--resume"), ("report", "runs/tiny")):
+        code, _, err = call(*command, "--plugin", "mine.py")
+        assert code == 0, err
     assert "Seconds of each training" in (tmp_path / "report.html").read_text()
     assert "trained_seconds" in call("list", "figures", "--plugin", "mine.py")[1]
 
