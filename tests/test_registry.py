@@ -56,6 +56,7 @@ def test_parameters_come_from_signature_and_docstring(example):
         ({"sise": 1}, "unknown option of learner 'example_for_tests' 'sise'; did you mean 'size'?"),
         ({}, "size: learner 'example_for_tests' requires it"),
         ({"size": 0}, "size: input should be greater than 0, got int 0"),
+        ({"size": True}, "size: expected a number, got bool True"),
         ({"size": "many"}, "size: input should be a valid integer"),
         ({"size": 1, "shape": "rond"}, "did you mean 'round'?"),
         ({"size": 2**31}, "size: whole numbers are at most 2147483647, got int 2147483648"),

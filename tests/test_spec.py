@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
 from contextlab.models import ModelSpec, build_model, preset
-from contextlab.spec import Spec, refuse_counts, refuse_extremes
+from contextlab.spec import Spec, refuse_bools, refuse_counts, refuse_extremes
 from contextlab.strict_yaml import MOST_VALUES, parse_yaml
 from contextlab.tasks import build_task
 from contextlab.training import TrainSpec
@@ -215,6 +217,23 @@ def test_switches_may_be_true_and_numbers_may_be_text():
     spec = ModelSpec.parse({"input_injection": False, "width": "16", "mlp_ratio": 2})
     assert (spec.input_injection, spec.width, spec.mlp_ratio) == (False, 16, 2.0)
     assert build_task("linear_regression", spectrum=2).spectrum == 2.0
+
+
+@pytest.mark.parametrize(
+    ("place", "wrap"),
+    [
+        ("", lambda value: value),
+        (".1", lambda value: [3, value]),
+        (".1.0", lambda value: (3, [value, 4])),
+        (".a", lambda value: {"b": 3, "a": value}),
+        (".a.0", lambda value: {"a": [value]}),
+    ],
+)
+def test_true_is_no_number_wherever_it_stands(place, wrap):
+    refuse_bools("x", wrap(True), wrap(True))  # a switch
+    refuse_bools("x", wrap(1), wrap(1))
+    with pytest.raises(InputError, match=f"^x{re.escape(place)}: expected a number, got bool True$"):
+        refuse_bools("x", wrap(True), wrap(1))
 
 
 @pytest.mark.parametrize("key", ["[", "a(b", "[\n"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from rich.console import Console
 import contextlab
 from contextlab import registry
 from contextlab.cli import tables, threads
+from contextlab.cli.shared import _no_collection
 from contextlab.experiments import find_recipe
 from tests.experiments.test_run import one, tiny
 
@@ -341,6 +343,19 @@ def test_who_has_chosen_how_threads_wait_is_let_be(name, monkeypatch):
         monkeypatch.setenv(name, "1")
         threads.yield_cores()
         assert "OMP_WAIT_POLICY" not in os.environ
+
+
+def test_only_the_first_import_of_torch_is_kept_from_the_collector(monkeypatch):
+    frozen: list[int] = []
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append(len(frozen)))
+    with _no_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert frozen == []
+    monkeypatch.delitem(sys.modules, "torch")
+    with _no_collection():
+        pass
+    assert frozen == [0]
 
 
 def test_torch_is_loaded_after_the_command_line_has_chosen_how_threads_wait():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation import cost, static_cost
 from contextlab.evaluation.machine import machine_record
-from contextlab.models import build_model
+from contextlab.models import ModelSpec, build_model
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "read_in": "token", "input_size": 8, "output_size": 8}
 
@@ -38,6 +40,21 @@ def test_measured_costs():
 def test_what_the_process_refuses_is_one_line():
     with pytest.raises(InputError, match="does not fit max_length 8"):
         cost({**SMALL, "position": "learned", "max_length": 8}, [16], repeats=1)
+
+
+@pytest.mark.parametrize(
+    ("code", "errors", "raised", "said"),
+    [
+        (2, "a warning\ndepth: too large\n", InputError, "^depth: too large$"),
+        (1, "Traceback ...\nValueError: odd\n", ResourceError, "^measuring at 8 tokens failed: ValueError: odd$"),
+        (-9, "", ResourceError, "^measuring at 8 tokens failed: it was killed, most likely for want of memory$"),
+    ],
+)
+def test_how_the_process_ended_is_told(monkeypatch, code, errors, raised, said):
+    ended = subprocess.CompletedProcess([], code, "", errors)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: ended)
+    with pytest.raises(raised, match=said):
+        cost(ModelSpec(**SMALL), [8])
 
 
 def test_a_length_beyond_the_memory_is_refused_before_a_process_starts():

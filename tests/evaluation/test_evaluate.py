@@ -70,6 +70,7 @@ def test_the_table_is_tidy_and_the_model_is_left_as_it_was():
     results = evaluate(model, REGRESSION, prompts=4, name="m", run="r", seed=7, task_name="t")
     assert tuple(results.columns) == COLUMNS
     assert model.training
+    assert torch.is_grad_enabled()
     assert all(p.grad is None for p in model.parameters())
     assert set(results["split"]) == set(REGRESSION.splits())
     who = results[["run", "model", "kind", "seed", "task"]].drop_duplicates()
