@@ -53,6 +53,27 @@ def test_logits_and_states_are_right(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
+def test_bytes_are_foretold_at_five_lengths(kind):
+    ours = HuggingFaceModel(reference(kind))
+    with torch.no_grad():
+        for length in (1, 4, 6, 13, 24):
+            _, state = ours.read(torch.randint(3, V, (2, length)))
+            assert state.nbytes == ours.state_nbytes(length, batch=2)
+
+
+def test_a_state_that_grows_by_no_rule_is_not_foretold(monkeypatch):
+    ours = HuggingFaceModel(reference("llama"))
+    sizes = ours._sizes
+
+    def odd(length):
+        return [(place, size + (length == 3)) for place, size in sizes(length)]
+
+    monkeypatch.setattr(ours, "_sizes", odd)
+    with pytest.raises(InputError, match=r"layers\.\d\.\w+ grows by no rule that is known .*take state\.nbytes"):
+        ours.state_nbytes(10)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(kind, side):
     # Where softmax of a fully masked row is made in float32 from float64 masks, transformers gives NaN: float32 then.

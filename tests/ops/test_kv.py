@@ -46,6 +46,36 @@ def test_all_forms_are_the_definition(
     torch.testing.assert_close(biased, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_learned_sink_takes_its_share_of_the_attention(length: int, padded: bool) -> None:
+    """All forms beside its closed form: what is left when the sink's share of the softmax is taken away."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, length, 4, 8, dtype=torch.float64, generator=generator)
+    k, v = (torch.randn(2, 2, 20, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+    sink = torch.tensor([0.5, -2.0, 3.0, float("-inf")], dtype=torch.float64)
+    weight = torch.rand(length, dtype=torch.float64, generator=generator)
+    visible = torch.arange(20) >= torch.tensor([0, 3])[:, None] if padded else None
+    plain = attention_rows(q, k, scale=0.3, visible=visible)
+    scores = torch.einsum("bthd,bhnd->bhtn", q, k.repeat_interleave(2, 1)) * 0.3
+    total = scores.masked_fill(plain == 0, float("-inf")).logsumexp(-1)
+    rows = plain * (total - sink[:, None]).sigmoid()[..., None]
+    y = torch.einsum("bhtn,bhnd->bthd", rows, v.repeat_interleave(2, 1))
+    given = {"scale": 0.3, "visible": visible, "sink": sink}
+    torch.testing.assert_close(attention_rows(q, k, **given), rows, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attend_cached(q, k, v, **given), y, rtol=0, atol=1e-12)
+    for function in (attention_with_mass, naive_attention_with_mass):
+        found, mass = function(q, k, v, weight=weight, **given)
+        torch.testing.assert_close(found, y, rtol=0, atol=1e-12)
+        torch.testing.assert_close(mass, (rows * weight[:, None]).sum(2), rtol=0, atol=1e-12)
+    places = torch.arange(20)
+    biased = attend_cached(
+        q, k, v, **given, slopes=torch.zeros(4, dtype=torch.float64), q_position=places[None, 20 - length :],
+        k_position=places.expand(2, 2, -1),
+    )  # fmt: skip
+    torch.testing.assert_close(biased, y, rtol=0, atol=1e-12)
+
+
 def test_blocks_join(monkeypatch: pytest.MonkeyPatch) -> None:
     """More queries than one block holds: the least block is 16."""
     generator = torch.Generator().manual_seed(0)

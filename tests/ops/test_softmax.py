@@ -67,6 +67,7 @@ def test_agrees_with_the_definition(given_: tuple[Any, dict[str, Any]]) -> None:
     [
         {"window": 40},
         {"window": 40, "sinks": 3},
+        {"window": 40, "sinks": 3, "sink": torch.tensor([0.5, -1.0])},
         {"window": 130, "slopes": True},
         {"slopes": True},
         {"padded": True},
@@ -93,7 +94,11 @@ def test_chunks_of_queries_change_nothing(options: dict[str, Any], past: int) ->
         bias = -options["slopes"][:, None, None] * distance
     bias = bias.masked_fill(~sees, -torch.inf)
     scores = torch.einsum("bihd,bjd->bhij", q, k[:, :, 0]) / 2 + bias
-    expected = torch.einsum("bhij,bjd->bihd", scores.softmax(-1).nan_to_num(0.0), v[:, :, 0])
+    if "sink" in options:
+        column = options["sink"].to(scores).view(1, 2, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, column), -1)
+    weights = scores.softmax(-1).nan_to_num(0.0)[..., : queries + past]
+    expected = torch.einsum("bhij,bjd->bihd", weights, v[:, :, 0])
     torch.testing.assert_close(softmax_attention(q, k, v, **options), expected, atol=1e-11, rtol=0)
 
 
@@ -110,7 +115,9 @@ def test_a_query_that_sees_nothing_gets_zeros_and_finite_gradients(dtype: torch.
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"window": 2, "sinks": 1}, {"slopes": alibi_slopes(4)}, {"causal": False}], ids=str
+    "options",
+    [{}, {"window": 2, "sinks": 1}, {"slopes": alibi_slopes(4)}, {"causal": False}, {"sink": torch.arange(4.0) - 1}],
+    ids=str,
 )
 def test_gradcheck(options: dict[str, Any]) -> None:
     qkv = tuple(x.requires_grad_() for x in tensors(2, 4, 4, 4, 2, dim=3))

@@ -339,17 +339,56 @@ def test_any_attention_of_the_model_is_put_back(implementation: str) -> None:
     ("kind", "message"),
     [
         ("mamba", "needs a model with a KV state.*MambaMixer"),
-        ("mistral", "needs a model with a KV state.*MistralAttention"),
+        ("mistral", "all of its attention layers have windows"),
         ("rwkv", "needs a model with a KV state.*RwkvForCausalLM"),
         ("gemma2", "soft-capped scores"),
-        ("gpt_oss", "learned sinks"),
         ("bloom", "BloomAttention computes attention by itself"),
-        ("zamba2", "Zamba2Attention keeps keys and values together with other memory"),
+        ("zamba2", "Zamba2Attention stands for several layers"),
     ],
 )
 def test_models_that_cannot_be_served_are_refused(kind: str, message: str) -> None:
     with pytest.raises(InputError, match=message), build_policy("h2o").attach(other(kind)):
         pass
+
+
+SERVED_IN_PART = ("gpt_oss", "granite_swa", "falcon_h1", "minimax", "jetmoe")
+"""Types with learned sinks, with recurrences beside attention or in other layers, and with repeated key heads."""
+
+
+@pytest.mark.parametrize("kind", SERVED_IN_PART)
+def test_layers_that_keep_all_are_served_and_others_left_alone(kind: str) -> None:
+    from tests.soak.causal import model_of
+
+    model, x = model_of(kind), tokens() % 40 + 3
+    plain = HuggingFaceModel(model)
+    cut = [30]
+    expected, before, _ = read(plain, x, cut)
+    for text in ("h2o:window=4", "snapkv:window=4", "streaming_llm:window=4"):
+        with parse_policy(text).attach(model):
+            torch.testing.assert_close(read(plain, x, cut)[0], expected, rtol=0, atol=2e-6)
+        policy = parse_policy(text, "24tok")
+        with policy.attach(model):
+            _, state, _ = read(plain, x, cut)
+        kept = policy.states(plain, state)
+        assert kept
+        assert all(each.slots.used <= 24 and each.length == x.shape[1] for _, each in kept)
+        assert state.nbytes < before.nbytes
+    with build_policy("h2o").attach(model):
+        found = written(model, x[:, :12], num_beams=2).sequences
+    assert torch.equal(found, written(model, x[:, :12], num_beams=2).sequences)
+
+
+def test_policies_that_attend_by_themselves_refuse_learned_sinks() -> None:
+    from tests.soak.causal import model_of
+
+    model = model_of("gpt_oss")
+    for text in ("ada_kv:of=h2o", "quest:page=4,window=4"):
+        with pytest.raises(InputError, match="learned sinks; h2o and snapkv do"), parse_policy(text).attach(model):
+            pass
+    x, reader = tokens() % 40 + 3, HuggingFaceModel(model)
+    expected = reader(x)
+    with parse_policy("quantize:bits=8,group=4,window=64").attach(model):  # all of it is in the window
+        torch.testing.assert_close(reader.read(x)[0], expected, rtol=0, atol=1e-6)
 
 
 def _right_padded(model: Any, x: Tensor) -> Any:

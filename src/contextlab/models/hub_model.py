@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from contextlab.compat import cache_argument
 from contextlab.errors import InputError
 from contextlab.models.generation import generate
-from contextlab.models.hub_cache import emptied, filled, places, without_rows
+from contextlab.models.hub_cache import Growth, Place, emptied, filled, grown, places, products, without_rows
 from contextlab.models.hub_faults import first_fault
 from contextlab.models.hub_rows import (
     begins,
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 STEPWISE = ("mamba", "falcon_mamba", "jamba", "prophetnet")  # continue a state by one token at a time only
 ROW_BY_ROW = ("rwkv",)  # mix up the rows of a batch when they read one token
 BOTH_WAYS = ("cpmant",)  # each token sees those behind it
+NO_STATE = {
+    "blt": "its patches have a cache of their own, which transformers cannot make",
+    "musicgen_decoder": "it reads several codebooks at each place, not one token",
+    "musicgen_melody_decoder": "it reads several codebooks at each place, not one token",
+}  # have nothing that a state could be made of
 PIECE_MASK = ("mamba", "mamba2", "falcon_mamba")  # expect the mask of the piece that is read, not of all that was
 
 
@@ -54,6 +59,8 @@ class HuggingFaceModel(nn.Module):
             input_size=config.vocab_size,
             output_size=config.vocab_size,
         )
+        if why := NO_STATE.get(self.spec.kind):
+            raise InputError(f"{self.spec.kind}: {why}, so there is no state to hand on")
         known = inspect.signature(model.forward).parameters
         cache = cache_argument(model.forward)
         if cache is None:
@@ -68,7 +75,7 @@ class HuggingFaceModel(nn.Module):
                 f"{self.spec.kind}: the model reads both ways, so it has no state to hand on; expected a configuration "
                 "with is_decoder=True"
             )
-        self._reach: list[tuple[int, int | None]] | None = None
+        self._grown: list[tuple[Place, Growth]] | None = None
         self.train(model.training)
 
     @torch.no_grad()
@@ -193,7 +200,7 @@ class HuggingFaceModel(nn.Module):
             start = start + (~mask).sum(1)
         given = self._masks(mask, start if padded else None, length, *inputs.shape)
         if state is not None:
-            given[self._cache] = filled(state.form, iter(state.leaves))
+            given[self._cache] = filled(state.form, state.leaves)
         output = self.model(input_ids=inputs, use_cache=True, **given)
         if not torch.is_grad_enabled() and not bool(output.logits.isfinite().all()):
             given.pop(self._cache, None)  # the model may have written into it
@@ -228,7 +235,7 @@ class HuggingFaceModel(nn.Module):
         return self._recached(state, change)
 
     def _recached(self, state: HuggingFaceState, change: Callable[[Any, Tensor, bool], None]) -> HuggingFaceState:
-        cache = filled(state.form, iter(state.leaves))
+        cache = filled(state.form, state.leaves)
         change(cache, state.start, state.padded)
         leaves: list[Tensor | State] = []
         return dataclasses.replace(state, form=emptied(cache, len(state.start), leaves), leaves=leaves)
@@ -278,43 +285,43 @@ class HuggingFaceModel(nn.Module):
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype | None = None) -> int:
         """The exact bytes of the state after reading `length` tokens, in the model's own dtype.
 
-        Found by reading two tokens: what is kept for each token grows with the length up to the layer's window.
+        Found by reading a few tokens, three times at least: of each tensor of the cache, whether it grows with every
+        token, up to the layer's window, with every block that is complete, or not. Raises InputError where it does
+        none of these.
         """
         if dtype is not None and dtype != self.model.dtype:
             raise InputError(f"the state of this model is in its own dtype, {self.model.dtype}; leave dtype out")
-        if self._reach is None:
-            self._reach = self._measure()
-        row = sum(size if reach is None else size * min(length, reach) for size, reach in self._reach)
+        row = sum(rule.nbytes(length) for _, rule in self._growth())
         return batch * (row + torch.int64.itemsize)
 
+    def _growth(self) -> list[tuple[Place, Growth]]:
+        """The tensors of the state, and how each grows."""
+        if self._grown is None:
+            self._grown = grown(self._sizes, self.spec.kind)
+        return self._grown
+
     @torch.no_grad()
-    def _measure(self) -> list[tuple[int, int | None]]:
-        """(bytes, longest reach) of each tensor of the state, bytes a token; (bytes, None) when they are constant."""
+    def _sizes(self, length: int) -> list[tuple[Place, int]]:
+        """The tensors of the state after so many tokens, and their bytes."""
         training = self.training
-        _, state = self.eval()._read_on(torch.zeros(1, 2, dtype=torch.int64, device=self.model.device), None)
+        _, state = self.eval()._read_on(torch.zeros(1, length, dtype=torch.int64, device=self.model.device), None)
         self.train(training)
-        found: list[tuple[int, int | None]] = []
-        for layer, name, tensor in places(state.form, iter(state.leaves)):
+        found = []
+        for index, place in dict(reversed(list(places(state.form)))).items():
+            tensor = state.leaves[index]
             if isinstance(tensor, State):
                 raise InputError(
                     "a policy is attached, and the size depends on what it keeps; read the tokens and take state.nbytes"
                 )
-            size = tensor.numel() * tensor.element_size()
-            if name not in ("keys", "values"):
-                found.append((size, None))
-            elif getattr(layer, "is_sliding", False):
-                found.append((size // min(2, layer.sliding_window - 1), layer.sliding_window - 1))
-            else:
-                found.append((size // 2, 2**62))
+            found.append((place, tensor.numel() * tensor.element_size()))
         return found
 
     def flops(self, length: int) -> int:
         """Multiply-adds x 2 of one forward over one sequence: linear layers and the attention pairs in sight.
 
-        The recurrences' own operations, small beside them, are not counted.
+        The recurrences' own operations, small beside them, are not counted. Where an indexer chooses what is read, its
+        own products are, and attention is that over all tokens, as transformers computes it.
         """
-        if self._reach is None:
-            self._reach = self._measure()
         weights = sum(
             module.weight.numel()
             for module in self.model.modules()
@@ -323,9 +330,5 @@ class HuggingFaceModel(nn.Module):
         config = self.model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", 1)
         shared = heads // (getattr(config, "num_key_value_heads", None) or heads)
-        pairs = 0
-        for size, reach in self._reach:
-            if reach is not None:
-                seen = min(length, reach + (reach < 2**62))  # the token itself beside the ones held
-                pairs += size // self.model.dtype.itemsize * (seen * (seen + 1) // 2 + (length - seen) * seen)
-        return 2 * length * weights + 2 * shared * pairs
+        seen = products(self._growth(), length, shared, heads, getattr(config, "index_n_heads", 1))
+        return 2 * length * weights + 2 * (seen // self.model.dtype.itemsize)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contextlab.ops.dense import product
 from contextlab.ops.precision import working_dtype
-from contextlab.ops.softmax import attend, softmax_attention
+from contextlab.ops.softmax import attend, beside_sink, softmax_attention
 
 SCORES = 2**20
 """Attention scores that are made at once where their sum is wanted: 4 MB stay in a core's cache.
@@ -37,6 +37,7 @@ class KVLayer:
         are handed on or held, answers are means of whole keys, and of these `latent` numbers are wanted.
     scale: of the scores.
     slopes: [H], ALiBi's; None for none.
+    sink: [H], the scores of learned sinks, which take attention and give nothing; None for none.
     turn: rotates what was rotated already by further steps: x [B, T, H, D], steps [B or 1, T, H or 1] int64; None
         when positions are not rotary.
     by_row: whether rotary positions count from each row's first token, as in transformers; otherwise, as in our
@@ -54,6 +55,7 @@ class KVLayer:
     value_dim: int
     scale: float
     slopes: Tensor | None = None
+    sink: Tensor | None = None
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
     by_row: bool = False
     latent: int = 0
@@ -86,6 +88,7 @@ def attend_cached(
     scale: float,
     visible: Tensor | None = None,
     slopes: Tensor | None = None,
+    sink: Tensor | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
@@ -95,20 +98,22 @@ def attend_cached(
         and in what follows, the keys are the values.
     visible: [B, N] bool, False at slots that hold no token; None for all True.
     slopes: [H] of ALiBi; then q_position [B or 1, T] and k_position [B, Hkv, N] tell how far apart tokens stand.
+    sink: [H], see `KVLayer.sink`.
 
     Returns [B, T, H, V]; zeros where a query sees nothing.
     """
     length, n_keys = q.shape[1], k.shape[2]
     k, v = k.transpose(1, 2), values_of(k, v).transpose(1, 2)
-    if slopes is None and visible is None and length == 1:
+    if slopes is None and sink is None and visible is None and length == 1:
         return attend(q, k, v, scale)
     if slopes is None:
         if visible is None:
-            return softmax_attention(q, k, v, scale=scale)
+            return softmax_attention(q, k, v, scale=scale, sink=sink)
         slots = torch.arange(n_keys, device=q.device)
         return softmax_attention(
-            q, k, v, scale=scale, q_position=slots[None, n_keys - length :], k_position=slots.where(visible, -1)
-        )
+            q, k, v, scale=scale, sink=sink, q_position=slots[None, n_keys - length :],
+            k_position=slots.where(visible, -1),
+        )  # fmt: skip
     assert q_position is not None
     assert k_position is not None
     outputs, shared = [], q.shape[2] // k.shape[2]
@@ -118,8 +123,19 @@ def attend_cached(
         seen = seen if visible is None else seen & visible[:, None, None, :]
         distance = q_position[:, None, first:last, None] - k_position[:, :, None, :]
         bias = distance.repeat_interleave(shared, 1) * -slopes.to(q.device, q.dtype)[:, None, None]
-        outputs.append(attend(q[:, first:last], k, v, scale, bias.masked_fill(~seen, float("-inf"))))
+        bias = bias.masked_fill(~seen, float("-inf"))
+        all_k, all_v, bias = (k, v, bias) if sink is None else beside_sink(k, v, bias, sink, q.dtype)
+        outputs.append(attend(q[:, first:last], all_k, all_v, scale, bias))
     return torch.cat(outputs, 1)
+
+
+def _weights(scores: Tensor, sink: Tensor | None) -> Tensor:
+    """Softmax over the last dimension of scores [B, H, ...] or [B, Hkv, H / Hkv, ...], beside sinks [H]."""
+    if sink is None:
+        return scores.softmax(-1)
+    heads = scores.shape[1:2] if scores.shape[1] == len(sink) else scores.shape[1:3]
+    column = sink.to(scores).view(*heads, *(1 for _ in scores.shape[1 + len(heads) :]))
+    return torch.cat((column.expand(*scores.shape[:-1], 1), scores), -1).softmax(-1)[..., 1:]
 
 
 def naive_attention_with_mass(
@@ -130,6 +146,7 @@ def naive_attention_with_mass(
     scale: float,
     weight: Tensor,
     visible: Tensor | None = None,
+    sink: Tensor | None = None,
     share: float | None = None,
     latest: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -141,7 +158,7 @@ def naive_attention_with_mass(
     scores = q.transpose(1, 2) @ k.repeat_interleave(shared, 1).mT * scale
     seen = _seen(n_keys - length, length, n_keys, q.device)
     seen = seen if visible is None else seen & visible[:, None, None, :]
-    p = scores.masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num(0.0)
+    p = _weights(scores.masked_fill(~seen, float("-inf")), sink).nan_to_num(0.0)
     y = (p @ v.repeat_interleave(shared, 1)).transpose(1, 2)
     each = (p if share is None else (p >= share).to(p)) * weight[:, None]
     return y, each.amax(2) if latest else each.sum(2)
@@ -155,6 +172,7 @@ def attention_with_mass(
     scale: float,
     weight: Tensor,
     visible: Tensor | None = None,
+    sink: Tensor | None = None,
     share: float | None = None,
     latest: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -166,16 +184,18 @@ def attention_with_mass(
     q: [B, T, H, D]. k: [B, Hkv, N, D], v: [B, Hkv, N, V]: the last T slots are the queries' own.
     weight: [T], by which each query's attention counts.
     visible: [B, N] bool, False at slots that hold no token; None for all True.
+    sink: [H], see `KVLayer.sink`.
     share: None sums the attention itself; else each query counts for the tokens that get this share of it or more.
     latest: whether the largest of the weighted numbers is taken in place of their sum; weights must not be negative.
 
     Returns [B, T, H, V] and the mass [B, H, N], in float32 at least; zeros of both where a query sees nothing.
     """
     v = values_of(k, v)
-    if q.device.type == "cpu" and not torch.is_grad_enabled() and q.shape[1] * k.shape[2] >= BY_HEAD:
+    plain = q.device.type == "cpu" and not torch.is_grad_enabled() and sink is None
+    if plain and q.shape[1] * k.shape[2] >= BY_HEAD:
         return _mass_by_head(q, k, v, scale, weight, visible, share, latest)
     if q.shape[1] == 1:
-        return _mass_of_one(q, k, v, scale, weight, visible, share)
+        return _mass_of_one(q, k, v, scale, weight, visible, sink, share)
     batch, length, heads, _ = q.shape
     kv_heads, n_keys = k.shape[1:3]
     block = min(length, max(16, SCORES // max(1, batch * heads * n_keys)))
@@ -191,7 +211,7 @@ def attention_with_mass(
         scores[..., stop - (last - first) :].masked_fill_(future, float("-inf"))
         if visible is not None:
             scores = scores.masked_fill(~visible[:, None, None, None, :stop], float("-inf"))
-        p = scores.softmax(-1)
+        p = _weights(scores, sink)
         if visible is not None:
             p = p.nan_to_num(0.0)
         outputs.append((p.flatten(2, 3) @ v[:, :, :stop]).unflatten(2, (-1, last - first)))
@@ -206,7 +226,14 @@ def attention_with_mass(
 
 
 def _mass_of_one(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, weight: Tensor, visible: Tensor | None, share: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    weight: Tensor,
+    visible: Tensor | None,
+    sink: Tensor | None,
+    share: float | None,
 ) -> tuple[Tensor, Tensor]:
     """`attention_with_mass` of a single query, in as few operations as it takes."""
     batch, _, heads, dim = q.shape
@@ -214,7 +241,7 @@ def _mass_of_one(
     scores = rows @ k.mT
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
-    p = scores.softmax(-1)
+    p = _weights(scores, sink)
     if visible is not None:
         p = p.nan_to_num(0.0)
     y = (p @ v).reshape(batch, 1, heads, v.shape[-1])
@@ -276,12 +303,13 @@ def attention_rows(
     scale: float,
     visible: Tensor | None = None,
     slopes: Tensor | None = None,
+    sink: Tensor | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
     """The attention weights of a few queries: q [B, T, H, D], k [B, Hkv, N, D] -> [B, H, T, N].
 
-    The last T slots are the queries' own; slopes and positions as for `attend_cached`.
+    The last T slots are the queries' own; slopes, sink and positions as for `attend_cached`.
     visible: [B, N] or [B, Hkv, N] bool, False at slots that hold no token; None for all True.
     """
     length, n_keys = q.shape[1], k.shape[2]
@@ -294,7 +322,7 @@ def attention_rows(
     if visible is not None:
         by_head = visible[:, None] if visible.ndim == 2 else visible.repeat_interleave(rows.shape[2], 1)
         seen = seen & by_head[:, :, None]
-    return scores.masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num(0.0)
+    return _weights(scores.masked_fill(~seen, float("-inf")), sink).nan_to_num(0.0)
 
 
 def _seen(first: int, rows: int, n_keys: int, device: torch.device) -> Tensor:

@@ -19,6 +19,7 @@ def naive_softmax_attention(
     window: int | None = None,
     sinks: int = 0,
     slopes: Tensor | None = None,
+    sink: Tensor | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
@@ -39,7 +40,11 @@ def naive_softmax_attention(
         score = k[b, sees, h // shared] @ q[b, i, h] * (dim**-0.5 if scale is None else scale)
         if slopes is not None:
             score = score - slopes[h].to(score) * distance[sees].abs()
-        rows.append(score.softmax(0) @ v[b, sees, h // shared])  # a query that sees nothing gets zeros
+        if sink is not None:
+            score = torch.cat((score, sink[h : h + 1].to(score)))
+        rows.append(
+            score.softmax(0)[: int(sees.sum())] @ v[b, sees, h // shared]
+        )  # a query that sees nothing gets zeros
     return torch.stack(rows).view(batch, -1, heads, v.shape[-1])
 
 
@@ -53,6 +58,7 @@ def softmax_attention(
     window: int | None = None,
     sinks: int = 0,
     slopes: Tensor | None = None,
+    sink: Tensor | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
@@ -69,6 +75,7 @@ def softmax_attention(
     window: tokens that a query sees, its own counted; None for all.
     sinks: the first positions, which stay visible beyond the window (2309.17453).
     slopes: [H]; adds -slope * distance to the scores (ALiBi, 2108.12409).
+    sink: [H], the score of a learned sink, which takes attention from every query and gives nothing (2309.17453).
     q_position, k_position: [B or 1, Tq] and [B or 1, Tk] int64, both or neither. Keys at negative positions
         are seen by no query: padding, empty slots. By default keys count from 0 and the queries are the last.
 
@@ -76,7 +83,8 @@ def softmax_attention(
     """
     _check(q, k, v, causal, window, sinks, slopes)
     length, n_keys = q.shape[1], k.shape[1]
-    if q_position is None and k_position is None and slopes is None and (window is None or window >= n_keys):
+    plain = slopes is None and sink is None
+    if q_position is None and k_position is None and plain and (window is None or window >= n_keys):
         if not causal or length == 1:
             return attend(q, k, v, scale)
         if length == n_keys:
@@ -85,7 +93,10 @@ def softmax_attention(
 
     def part(queries: slice, keys: Tensor | slice) -> Tensor:
         mask = _mask(q_at[:, queries], k_at[:, keys], causal, window, sinks, slopes, q.dtype)
-        return attend(q[:, queries], k[:, keys], v[:, keys], scale, mask)
+        some_k, some_v = k[:, keys], v[:, keys]
+        if sink is not None:
+            some_k, some_v, mask = beside_sink(some_k, some_v, mask, sink, q.dtype)
+        return attend(q[:, queries], some_k, some_v, scale, mask)
 
     # Queries are taken in chunks, so that no mask is larger than [chunk, Tk], and a window costs O(T window).
     chunk = min(max(window or 1024, 128), 1024)
@@ -169,6 +180,18 @@ def _mask(
         return sees
     bias = distance.abs() * -slopes.to(q_at.device, dtype)[:, None, None]
     return bias.masked_fill(~sees, float("-inf"))
+
+
+def beside_sink(k: Tensor, v: Tensor, mask: Tensor, sink: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values [B, N, Hkv, ...] after a token of zeros whose score is `sink` [H], and the bias that says so.
+
+    mask: bool or bias [B or 1, H or 1, T, N]. Returns k and v [B, 1 + N, Hkv, ...] and the bias [B or 1, H, T, 1 + N].
+    """
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+    column = sink.to(mask.device, dtype)[:, None, None].expand(len(mask), -1, mask.shape[2], 1)
+    bias = torch.cat((column, mask.expand(-1, len(sink), -1, -1)), -1)
+    return F.pad(k, (0, 0, 0, 0, 1, 0)), F.pad(v, (0, 0, 0, 0, 1, 0)), bias
 
 
 def resolve_positions(

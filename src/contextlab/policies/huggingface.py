@@ -18,8 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, EncoderDecoderCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    EncoderDecoderCache,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    bidirectional_mask_function,
+    causal_mask_function,
+)
 
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer, attend_cached
@@ -99,8 +110,61 @@ class KeptLayer(CacheLayerMixin):
     prefetch = offload
 
 
+class KeptHybridLayer(LinearAttentionLayer, KeptLayer):
+    """The same for a layer that runs a recurrence beside its attention; the recurrence keeps what it keeps."""
+
+    def __init__(self, number_of_states: int = 1) -> None:
+        KeptLayer.__init__(self)
+        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+
+    def reset(self) -> None:
+        """As if nothing had been read."""
+        LinearAttentionLayer.reset(self)
+        KeptLayer.reset(self)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows [N] int64, for beam search."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, indices [N] int64."""
+        LinearAttentionLayer.reorder_cache(self, indices)
+        KeptLayer.batch_select_indices(self, indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row so many times."""
+        KeptLayer.batch_repeat_interleave(self, repeats)
+        for states in (self.conv_states, self.recurrent_states):
+            states.update({i: x.repeat_interleave(repeats, 0) for i, x in states.items() if x is not None})
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """See `KeptLayer.crop`."""
+        KeptLayer.crop(self, tokens_to_remove)
+
+    def offload(self) -> None:
+        """See `KeptLayer.offload`."""
+        KeptLayer.offload(self)
+
+    prefetch = offload
+
+
+def _kept(layer: Any) -> KeptLayer | None:
+    """What stands in a layer's place in the cache, with its recurrence's states; None where policies serve none."""
+    if type(layer) is DynamicLayer:
+        return KeptLayer()
+    if type(layer) is not LinearAttentionAndFullAttentionLayer:
+        return None
+    kept = KeptHybridLayer(getattr(layer, "number_of_states", 1))
+    attention = vars(DynamicLayer())
+    vars(kept).update({name: value for name, value in vars(layer).items() if name not in attention})
+    kept.device, kept.dtype = layer.device, layer.dtype
+    return kept
+
+
 class Everything(Policy):
     """Keeps all: what serves the layers that a policy leaves alone."""
+
+    serves_sinks = True
 
     @property
     def chunk_invariant(self) -> bool:
@@ -125,7 +189,7 @@ class Everything(Policy):
         keys, values = (x.transpose(1, 2) for x in after.cached())
         places = after.positions()
         visible = None if places is None else places >= 0
-        y = attend_cached(q, keys, values, scale=layer.scale, visible=visible)
+        y = attend_cached(q, keys, values, scale=layer.scale, visible=visible, sink=layer.sink)
         return y, after if keep_state else None
 
     def convert(self, layer: KVLayer, state: KVState) -> State:
@@ -166,14 +230,15 @@ def applied(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> A
     def compress(cache: Cache, start: Tensor, padded: bool) -> None:
         for module, served in places:
             index: Any = module.layer_idx
-            layer: Any = cache.layers[index]
-            keys, values = layer.keys, layer.values
-            if type(layer) is not DynamicLayer:
+            layers = _own(cache).layers
+            layer: Any = layers[index]
+            kept = _kept(layer)
+            if kept is None:
                 raise InputError(
                     "apply: a policy was attached when this state was read; give one that was read without"
                 )
-            plain = KVState(keys, values, start, padded, length=layer.get_seq_length())
-            kept = cache.layers[index] = KeptLayer()
+            plain = KVState(layer.keys, layer.values, start, padded, length=layer.get_seq_length())
+            layers[index] = kept
             kept.state = served.policy.convert(served.layer, plain)
 
     return model.recached(state, compress)
@@ -186,7 +251,7 @@ def states(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> li
     def look(cache: Cache, _start: Tensor, _padded: bool) -> None:
         for module, served in places:
             index: Any = module.layer_idx
-            left = getattr(cache.layers[index], "state", None)
+            left = getattr(_own(cache).layers[index], "state", None)
             if left is not None:
                 found.append((served, left))
 
@@ -199,7 +264,7 @@ def _enter(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     cache = next((x for x in (*args, *options.values()) if isinstance(x, (Cache, EncoderDecoderCache))), None)
     kept = None
     if cache is not None:
-        kept = _layer_of(cache, module.layer_idx)
+        kept = _layer_of(_own(cache), module.layer_idx)
         kept.open = True
     vars(module).update(kept=kept, answered=False)  # a module's own way of setting attributes takes ten times as long
 
@@ -212,18 +277,24 @@ def _leave(module: Any, _args: Any, _result: Any) -> None:
         raise InputError(f"{type(module).__name__} did not call the attention of its configuration; it is not served")
 
 
+def _own(cache: Any) -> Any:
+    """The cache of a decoder's own keys and values, where another of an encoder's lies beside it."""
+    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+
+
 def _layer_of(cache: Any, index: int) -> KeptLayer:
     if not isinstance(cache, Cache) or cache.offloading:
         raise InputError("policies serve a DynamicCache that is not offloaded; give the model no cache of your own")
     while cache.layer_class_to_replicate is not None and len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())
     layer = cache.layers[index]
-    if type(layer) is DynamicLayer:
+    kept = _kept(layer)
+    if kept is not None:
         if layer.get_seq_length():
             raise InputError(
                 "the cache was filled without this policy; start from an empty one, or compress it by apply"
             )
-        cache.layers[index] = layer = KeptLayer()
+        cache.layers[index] = layer = kept
     if not isinstance(layer, KeptLayer):
         raise InputError(
             f"policies serve a DynamicCache, but this one's layers are a {type(layer).__name__}; give no cache of "
@@ -242,13 +313,17 @@ def _attend(
         plain = known["ALL_ATTENTION_FUNCTIONS"].get_interface(before, known.get("eager_attention_forward"))
         return plain(module, query, key, value, attention_mask, **options)
     layer, name = served.layer, type(module).__name__
-    for option in ("softcap", "s_aux", "position_bias", "head_mask"):
+    for option in ("softcap", "position_bias", "head_mask"):
         if options.get(option) is not None:
             raise InputError(f"{name}: attention with {option} is not served by policies")
     if options.get("dropout"):
         raise InputError(f"{name}: a policy serves no attention with dropout; call model.eval()")
     if attention_mask is not None and attention_mask.ndim != 2:
         raise InputError(f"attention_mask: expected [batch, tokens], got {list(attention_mask.shape)}")
+    repeated = key.shape[1] // layer.kv_heads if key.shape[1] == layer.heads else 1
+    if repeated > 1:  # some repeat the row of key heads before they call: 0, 1, 0, 1 for the queries' heads in order
+        key, value = (_once(name, x, layer.kv_heads) for x in (key, value))
+        query = query.unflatten(1, (repeated, -1)).transpose(1, 2).flatten(1, 2)
     got = (query.shape[1], key.shape[1], key.shape[3], value.shape[3])
     if got != (layer.heads, layer.kv_heads, layer.key_dim, layer.value_dim):
         raise InputError(f"{name}: heads, key heads, sizes of key and value are {got}, not as its configuration says")
@@ -260,7 +335,18 @@ def _attend(
     y, after = served.attend(q, k, v, None if kept is None else kept.state, attention_mask, kept is not None)
     if kept is not None:
         kept.state = after
-    return y, None
+    if repeated > 1:
+        y = y.unflatten(2, (-1, repeated)).transpose(2, 3).flatten(2, 3)
+    return y.contiguous(), None  # as their own attention answers: some take a view of it
+
+
+def _once(name: str, x: Tensor, heads: int) -> Tensor:
+    """The first heads of keys or values [B, H, T, D] that repeat them in a row, as jetmoe's do."""
+    first = x[:, :heads]
+    last = x[:, :, -1].unflatten(1, (-1, heads))
+    if not torch.equal(last, first[:, None, :, -1].expand_as(last)):
+        raise InputError(f"{name} has {x.shape[1]} different key heads, not {heads} as its configuration says")
+    return first
 
 
 def _mask(
@@ -278,6 +364,12 @@ def _mask(
         return ALL_MASK_ATTENTION_FUNCTIONS[before](
             mask_function=mask_function, attention_mask=attention_mask, q_length=q_length, kv_length=kv_length,
             local_size=local_size, **options,
+        )  # fmt: skip
+    if mask_function is bidirectional_mask_function:  # of an encoder's states, made even where there is no encoder
+        options["allow_is_bidirectional_skip"] = False  # None would say nothing to a layer that is served
+        return ALL_MASK_ATTENTION_FUNCTIONS[before](
+            mask_function=mask_function, attention_mask=attention_mask, q_length=q_length, kv_length=kv_length,
+            **options,
         )  # fmt: skip
     if mask_function is not causal_mask_function:
         raise InputError("policies serve plain causal attention; packed sequences and other masks are refused")

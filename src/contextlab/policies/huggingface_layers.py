@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from contextlab.compat import cache_argument
 from contextlab.errors import InputError
@@ -29,7 +35,8 @@ def model_within(model: nn.Module) -> Any | None:
 def attention_layers(model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
     """The attention modules that keep all keys and values, in order, and what a policy needs to know of each.
 
-    model: of transformers, or one that wraps it. Modules with a sliding window or chunks are left to their own cache.
+    model: of transformers, or one that wraps it. Modules with a sliding window or chunks, and recurrences, are left to
+        their own cache.
     Raises InputError where a module keeps all keys and values but not so that a policy can take its place.
     """
     theirs = model_within(model)
@@ -39,25 +46,37 @@ def attention_layers(model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
         raise InputError(f"{theirs.config.model_type}: policies serve decoders without cross-attention")
     caches = {}
     found = []
+    windows = False
     for module in theirs.modules():
         causal = getattr(module, "is_causal", type(module).__name__.endswith("Attention"))
         if not (causal and isinstance(getattr(module, "layer_idx", None), int)):
             continue
+        if module.layer_idx < 0:
+            raise InputError(f"{type(module).__name__} stands for several layers, so no policy can serve it")
         config: Any = getattr(module, "config", theirs.config)
         if id(config) not in caches:
             caches[id(config)] = DynamicCache(config=config).layers
         kept = caches[id(config)][module.layer_idx]
         if isinstance(kept, DynamicSlidingWindowLayer):
+            windows = True
             continue
+        if isinstance(kept, LinearAttentionCacheLayerMixin) and not isinstance(kept, CacheLayerMixin):
+            continue  # a recurrence
         name = type(module).__name__
-        if type(kept) is not DynamicLayer or module.layer_idx < 0:
+        if type(kept).__name__ == "DummyLayer":
+            raise InputError(f"{name} reads the keys and values of another layer, so no policy can serve it")
+        if type(kept) not in (DynamicLayer, LinearAttentionAndFullAttentionLayer):
             raise InputError(f"{name} keeps keys and values together with other memory, so no policy can serve it")
         if "ALL_ATTENTION_FUNCTIONS" not in forward_of(module).__code__.co_names:
             raise InputError(f"{name} computes attention by itself (no attention interface), so no policy can serve it")
-        for option, what in (("attn_logit_softcapping", "soft-capped scores"), ("sinks", "learned sinks")):
-            if getattr(module, option, None) is not None:
-                raise InputError(f"{name} has {what} ({option}), which policies do not serve")
+        if getattr(module, "attn_logit_softcapping", None) is not None:
+            raise InputError(f"{name} has soft-capped scores (attn_logit_softcapping), which policies do not serve")
         found.append((module, _described(theirs, module)))
+    if windows and not found:
+        raise InputError(
+            f"{theirs.config.model_type}: all of its attention layers have windows, which bound what they keep; "
+            "policies serve layers that keep all keys and values"
+        )
     return found
 
 
@@ -72,10 +91,13 @@ def _described(model: PreTrainedModel, module: Any) -> KVLayer:
     kv_heads = heads // (getattr(module, "num_key_value_groups", 1) or 1)
     size = getattr(module, "head_dim", None) or getattr(module, "head_size", None) or config.hidden_size // heads
     key_dim = getattr(module, "qk_head_dim", None) or size
+    sinks = getattr(module, "sinks", None)
+    if kv_heads == heads and getattr(module, "num_key_value_heads", None):
+        kv_heads = module.num_key_value_heads  # of modules that repeat them on their own
     return KVLayer(
         index=0, count=1, heads=heads, kv_heads=kv_heads, key_dim=key_dim,
         value_dim=getattr(module, "v_head_dim", None) or size, scale=float(getattr(module, "scaling", key_dim**-0.5)),
-        turn=_turn(model, module, key_dim), by_row=True,
+        turn=_turn(model, module, key_dim), by_row=True, sink=None if sinks is None else sinks.detach(),
     )  # fmt: skip
 
 

@@ -87,6 +87,8 @@ class Policy(ABC):
     """Whether all that it does is score tokens, so that another policy may use that score (`ada_kv:of=NAME`)."""
     values_apart: ClassVar[str] = ""
     """What it does to values apart from keys, in words, so that it serves no layer where both are one latent."""
+    serves_sinks: ClassVar[bool] = False
+    """Whether it serves layers with learned sinks (`KVLayer.sink`), as those of gpt_oss."""
     fits_budget: bool = False
     """Whether what is trained of it (`train_on`) is for its budget, and not for any."""
 
@@ -264,6 +266,9 @@ class Policy(ABC):
             (m, policy or adapter.everything, layer)
             for (m, _), policy, layer in zip(described, policies, layers, strict=True)
         ]
+        for _, policy, layer in served:
+            if policy is not None and layer.sink is not None and not policy.serves_sinks:
+                raise InputError(f"{type(policy).__name__} does not serve layers with learned sinks; h2o and snapkv do")
         return [(m, Served(policy, layer)) for m, policy, layer in served if policy is not None]
 
     def apply(self, state: Any, model: nn.Module) -> Any:

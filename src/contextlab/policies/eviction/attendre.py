@@ -60,7 +60,7 @@ class Attendre(H2O):
         times = torch.arange(state.length + 1, state.length + count + 1, device=q.device, dtype=torch.float32)
         y, got = attention_with_mass(
             q, slots["keys"], slots["values"], scale=layer.scale, weight=times if latest else torch.ones_like(times),
-            visible=slots["position"][:, 0] >= 0 if padded else None, share=self.share, latest=latest,
+            visible=slots["position"][:, 0] >= 0 if padded else None, share=self.share, latest=latest, sink=layer.sink,
         )  # fmt: skip
         mass = got.unflatten(1, (layer.kv_heads, -1))
         mass = (mass.amax(2) if latest else mass.sum(2)).to(torch.float32)

@@ -57,7 +57,8 @@ class Seen:
         last, count = self.positions[:, 0, -1:], self.queries.shape[1]  # the last slot is the last query's own
         return attention_rows(
             self.queries, self.keys, scale=self.layer.scale, visible=self.visible, slopes=self.layer.slopes,
-            q_position=last + torch.arange(1 - count, 1, device=last.device), k_position=self.positions,
+            sink=self.layer.sink, q_position=last + torch.arange(1 - count, 1, device=last.device),
+            k_position=self.positions,
         )  # fmt: skip
 
 
@@ -87,6 +88,7 @@ class EvictionPolicy(Policy):
     """
 
     only_scores = True  # a subclass that does more than score says that it does not
+    serves_sinks = True  # and so does one that attends by itself
 
     budget: Amount = None
     sinks: int = 4
@@ -381,8 +383,8 @@ class EvictionPolicy(Policy):
         if not self.accumulates:
             positions = slots["position"] if layer.slopes is not None else None
             y = attend_cached(
-                q, keys, values, scale=layer.scale, visible=visible, slopes=layer.slopes, q_position=places,
-                k_position=positions,
+                q, keys, values, scale=layer.scale, visible=visible, slopes=layer.slopes, sink=layer.sink,
+                q_position=places, k_position=positions,
             )  # fmt: skip
             if not self.marks:
                 return y, None
@@ -392,7 +394,9 @@ class EvictionPolicy(Policy):
         weight = torch.ones(count, device=q.device)
         if fade < 1:
             weight = fade ** torch.arange(count - 1, -1, -1, device=q.device, dtype=torch.float32)
-        y, got = attention_with_mass(q, keys, values, scale=layer.scale, weight=weight, visible=visible)
+        y, got = attention_with_mass(
+            q, keys, values, scale=layer.scale, weight=weight, visible=visible, sink=layer.sink
+        )
         mass = layer.per_kv_head(got).to(torch.float32)
         if state.mass is not None and state.mass.shape[2]:
             mass[..., : state.mass.shape[2]] += state.mass * fade**count

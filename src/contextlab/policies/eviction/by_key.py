@@ -60,7 +60,7 @@ class StreamingLLM(EvictionPolicy):
         keys = slots["keys"].transpose(1, 2)
         y = softmax_attention(
             q, keys, values_of(keys, slots["values"].transpose(1, 2)), scale=layer.scale,
-            window=limit - self.sinks, sinks=self.sinks, slopes=layer.slopes,
+            window=limit - self.sinks, sinks=self.sinks, slopes=layer.slopes, sink=layer.sink,
             q_position=None if at is None else places, k_position=at,
         )  # fmt: skip
         return y, None

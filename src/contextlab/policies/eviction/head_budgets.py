@@ -53,6 +53,7 @@ class AdaKV(EvictionPolicy):
     """
 
     only_scores = False
+    serves_sinks = False
 
     def __init__(
         self,

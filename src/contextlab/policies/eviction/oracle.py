@@ -96,6 +96,8 @@ class Oracle(TwoPassPolicy):
     ahead: how many queries to come count; default all that were watched.
     """
 
+    serves_sinks = False
+
     sinks: int = 0
     window: int = 1
     ahead: int | None = None

@@ -35,6 +35,7 @@ class PrecisionPolicy(Policy):
     """
 
     storage: Precision
+    serves_sinks = True
 
     @property
     def lossless(self) -> bool:
@@ -71,7 +72,8 @@ class PrecisionPolicy(Policy):
         padded = mask is not None or packed.have is not None
         y = attend_cached(
             q, keys, values, scale=layer.scale, visible=places >= 0 if padded else None, slopes=layer.slopes,
-            q_position=places[:, packed.used :], k_position=places[:, None].expand(-1, layer.kv_heads, -1),
+            sink=layer.sink, q_position=places[:, packed.used :],
+            k_position=places[:, None].expand(-1, layer.kv_heads, -1),
         )  # fmt: skip
         if not keep_state:
             return y, None
