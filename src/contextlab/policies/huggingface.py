@@ -113,6 +113,9 @@ class KeptLayer(CacheLayerMixin):
 class KeptHybridLayer(LinearAttentionLayer, KeptLayer):
     """The same for a layer that runs a recurrence beside its attention; the recurrence keeps what it keeps."""
 
+    is_croppable = False
+    is_compileable = False
+
     def __init__(self, number_of_states: int = 1) -> None:
         KeptLayer.__init__(self)
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
@@ -128,7 +131,7 @@ class KeptHybridLayer(LinearAttentionLayer, KeptLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, indices [N] int64."""
-        LinearAttentionLayer.reorder_cache(self, indices)
+        LinearAttentionLayer.reorder_cache(self, indices)  # type: ignore[arg-type]
         KeptLayer.batch_select_indices(self, indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -287,7 +290,7 @@ def _layer_of(cache: Any, index: int) -> KeptLayer:
         raise InputError("policies serve a DynamicCache that is not offloaded; give the model no cache of your own")
     while cache.layer_class_to_replicate is not None and len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())
-    layer = cache.layers[index]
+    layer: Any = cache.layers[index]
     kept = _kept(layer)
     if kept is not None:
         if layer.get_seq_length():
