@@ -190,7 +190,7 @@ def test_prompts_are_the_texts_of_their_operands_and_only_answers_are_scored(ope
 
 @pytest.mark.parametrize("operation", ["addition", "subtraction"])
 def test_digits_and_carries_are_balanced(operation: str) -> None:
-    task = Arithmetic(operation=operation, digits=3)
+    task = Arithmetic(operation=operation, digits=3, operands="carries")
     prompt = task.sample(20_000, generator(2))
     x, y = (prompt.hidden[name][:, 0] for name in "xy")
     # Both below 10^k with weights 1, 9, 90; each number of carries that k places can have equally likely.

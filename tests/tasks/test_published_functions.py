@@ -1,4 +1,4 @@
-"""The tasks of the suite garg draw as the authors' code does."""
+"""The tasks of the suites garg, mambaformer and multitask draw as their authors' code does."""
 
 from __future__ import annotations
 
@@ -48,9 +48,42 @@ GARG_MORE: dict[str, Figure] = {
 """Others, of the same code: the noise by least squares on the prompt, |x|^2 of a prompt's mean or of its first x."""
 
 
-def draw(task: str, split: str = "train", **options: Any) -> Prompt:
-    entry = load_recipe("garg").build_task(task).replace(**options)
-    return entry.splits()[split].sample(PROMPTS, torch.Generator().manual_seed(len(task + split)))
+MAMBAFORMER: dict[str, Figure] = {
+    "share of outliers, many_outliers": (0.90044, 0.01272, 512),
+    "y^2, many_outliers": (19.823, 7.067, 512),
+    "y^2, many_outliers, 5 dimensions": (4.9317, 3.431, 512),
+    "|x| of an outlier, many_outliers, 5 dimensions": (4.4721, 0.0, 512),
+    "share of outliers, orthogonal_outliers": (0.49814, 0.05451, 512),
+    "y^2, orthogonal_outliers": (19.891, 7.808, 512),
+    "y^2, orthogonal_outliers, 5 dimensions": (4.8579, 3.184, 512),
+    "share of +1, sparse_parity": (0.50117, 0.04164, 2048),
+    "|key|, vector_recall": (4.4721, 0.0, 528384),
+    "largest cosine of another key, vector_recall": (0.49863, 0.08011, 4096),
+    "place of the key, vector_recall": (31.421, 18.49, 4043),
+}
+"""Of src/tasks.py, src/samplers.py and src/filtering_utils.py of github.com/krafton-ai/mambaformer-icl at commit
+7e202841c7c54e87c62fb2d34f263c56f23cc0c7; y^2 as above, of the examples that are no outliers. The place is that of the
+pairs, where the query is a key: there it is not in one of 65 prompts (0.013 of 4096)."""
+
+MULTITASK: dict[str, Figure] = {
+    "y^2, linear": (1.0051, 0.1419, 2048),
+    "y^2, quadratic": (1.0048, 0.337, 2048),
+    "y^2, cubic": (1.0042, 0.7999, 2048),
+    "mean of y, linear": (-0.0018712, 0.09859, 2048),
+    "mean of y, quadratic": (-0.0011254, 0.1014, 2048),
+    "mean of y, cubic": (-0.00053275, 0.1026, 2048),
+    "largest |y|, linear": (2.7474, 0.401, 2048),
+    "largest |y|, quadratic": (4.561, 1.515, 2048),
+    "largest |y|, cubic": (6.0574, 3.145, 2048),
+    "y^2, quadratic, skewed inputs": (1.4458, 2.504, 2048),
+}
+"""Of src/tasks.py and src/samplers.py of github.com/harmonbhasin/curriculum_learning_icl at commit
+1c896e348c54f4437fe29cc48bd50ddbba20adfb, with `weight_type` "normalized" and 100 examples."""
+
+
+def draw(task: str, split: str = "train", suite: str = "garg", count: int = PROMPTS, **options: Any) -> Prompt:
+    entry = load_recipe(suite).build_task(task).replace(**options)
+    return entry.splits()[split].sample(count, torch.Generator().manual_seed(len(task + split)))
 
 
 @pytest.mark.parametrize("name", GARG)
@@ -99,3 +132,55 @@ def test_the_rest_is_as_in_the_code_of_garg_et_al() -> None:
     assert list(found) == list(GARG_MORE)
     for name, own in found.items():
         hold(name, own, GARG_MORE[name])
+
+
+def test_mambaformers_regressions_are_those_of_garg_et_al() -> None:
+    """Their classes are copies of those of the other code, so that its figures hold."""
+    own, garg = load_recipe("mambaformer"), load_recipe("garg")
+    for name in ("linear", "sparse_linear", "relu_network", "decision_tree"):
+        assert own.build_task(name) == garg.build_task(name)
+        changed = own.train_spec("transformer", name).curriculum
+        assert changed == garg.train_spec("transformer", name).curriculum
+
+
+@pytest.mark.parametrize("name", ["many_outliers", "orthogonal_outliers"])
+def test_outliers_are_as_many_as_in_mambaformers_code(name: str) -> None:
+    """All but the last example, which we keep whole."""
+    prompt = draw(name, suite="mambaformer", count=500)
+    scored = prompt.scored[:, prompt.at]
+    hold("outliers", (~scored[:, :-1]).float().mean(1), MAMBAFORMER[f"share of outliers, {name}"])
+    for each, key in (
+        (prompt, f"y^2, {name}"),
+        (draw(name, suite="mambaformer", count=500, active_dimensions=5), f"y^2, {name}, 5 dimensions"),
+    ):
+        scored = each.scored[:, each.at]
+        hold(key, (each.ys[..., 0].square() * scored).sum(1) / scored.sum(1), MAMBAFORMER[key], 0.2)
+    outliers = prompt.xs[~prompt.scored[:, prompt.at]]
+    if name == "many_outliers":
+        hold("|x|", outliers.norm(dim=1), MAMBAFORMER["|x| of an outlier, many_outliers, 5 dimensions"])
+
+
+def test_parity_and_recall_are_those_of_mambaformers_code() -> None:
+    parity = draw("sparse_parity", suite="mambaformer")
+    hold("parity", (parity.ys > 0).float().mean((1, 2)), MAMBAFORMER["share of +1, sparse_parity"])
+    both = [x[w != 0] for x, w in zip(parity.xs.mT, parity.hidden["weights"], strict=True)]
+    product = torch.stack([x.prod(0) for x in both])  # the label there, ours with the other sign
+    assert torch.equal(product, -parity.ys[..., 0])
+    recall = draw("vector_recall", suite="mambaformer", count=2000)
+    keys, query = recall.inputs[:, :-1:2], recall.inputs[:, -1:]
+    hold("|key|", keys.norm(dim=2), MAMBAFORMER["|key|, vector_recall"])
+    cosines = torch.cosine_similarity(keys, query, dim=2).topk(2)
+    hold("others", cosines.values[:, 1], MAMBAFORMER["largest cosine of another key, vector_recall"])
+    assert (cosines.values[:, 0] > 0.999).all()
+    hold("place", cosines.indices[:, 0], MAMBAFORMER["place of the key, vector_recall"])
+
+
+@pytest.mark.parametrize("name", ["linear", "quadratic", "cubic"])
+def test_hermite_polynomials_are_those_of_the_multitask_code(name: str) -> None:
+    ys = draw(name, suite="multitask").ys[..., 0]
+    hold("y^2", ys.square().mean(1), MULTITASK[f"y^2, {name}"], 0.25)
+    hold("mean", ys.mean(1), MULTITASK[f"mean of y, {name}"])
+    hold("largest", ys.abs().amax(1), MULTITASK[f"largest |y|, {name}"])
+    if name == "quadratic":
+        ys = draw(name, "skewed inputs", "multitask").ys[..., 0]
+        hold("skewed", ys.square().mean(1), MULTITASK["y^2, quadratic, skewed inputs"], 0.5)

@@ -67,10 +67,11 @@ class Arithmetic(TokenTask):
     format: "plain", "reversed", "simple" or "detailed".
     digits: most digits of an operand; of functions, digits after the point. None for 3 in addition and subtraction, 2
         in multiplication, 4 in functions.
-    operands: how two operands are drawn. "balanced": both below 10^k, where k = 1, 2, 3, ... have weights 1, 9, 90,
-        ...; in addition and subtraction, each number of carries that k places can have in x + y is then equally
-        likely. "digits": the same without regard to carries. "uniform": both below 10^digits. "longest": both with
-        exactly so many digits.
+    operands: how two operands are drawn. "digits": both below 10^k, where k = 1, 2, 3, ... have weights 1, 9, 90, ....
+        "balanced", as in the code: the same, but in addition and subtraction those of the greatest k are drawn so that
+        all numbers of carries that x + y can have, 0 to `digits`, are equally likely in the end. "carries": in addition
+        and subtraction, all numbers of carries that k places can have, for each k. "uniform": both below 10^digits.
+        "longest": both with exactly so many digits.
     problems: in one prompt, one after another.
     part: "train", or "test" for the tenth of operands, chosen by a hash, that the train part never has (in either
         order).
@@ -84,7 +85,7 @@ class Arithmetic(TokenTask):
     operation: Operation = "addition"
     format: Format = "plain"
     digits: PositiveInt | None = None
-    operands: Literal["balanced", "digits", "uniform", "longest"] = "balanced"
+    operands: Literal["balanced", "digits", "carries", "uniform", "longest"] = "balanced"
     problems: PositiveInt = 1
     part: Literal["train", "test"] = "train"
 
@@ -168,7 +169,10 @@ class Arithmetic(TokenTask):
         if self.operands == "digits" or self.operation == "multiplication":
             x, y = (uniform(2) * 10**length).long()
             return x, y
-        left = (uniform()[0] * (length + 1)).long()  # carries still to come
+        table_of_counts = _carry_shares(self.size, self.operands == "balanced").to(device).cumsum(1)
+        left = (
+            (uniform()[0].unsqueeze(1) >= table_of_counts[length]).sum(1).clamp(max=self.size)
+        )  # carries still to come
         table, pairs = _carry_table(self.size).to(device), _pairs().to(device)
         carry, x, y = torch.zeros_like(left), torch.zeros_like(left), torch.zeros_like(left)
         for i in range(self.size):
@@ -242,15 +246,43 @@ def _carry_table(size: int) -> Tensor:
 
     [more, carry from before, left], from the probability of each number of carries in so many places.
     """
-    mass = torch.zeros(size + 1, 2, size + 2, dtype=torch.float64)
-    mass[0, :, 0] = 1
-    table = torch.zeros_like(mass)
+    mass, table = _carry_mass(size), torch.zeros(size + 1, 2, size + 2, dtype=torch.float64)
     for more in range(1, size + 1):
         for carry, share in enumerate(CARRIES):
             with_carry = share * torch.cat([mass.new_zeros(1), mass[more - 1, 1, :-1]])
-            mass[more, carry] = (1 - share) * mass[more - 1, 0] + with_carry
             table[more, carry] = with_carry / mass[more, carry].clamp(min=1e-300)
     return table
+
+
+@lru_cache(maxsize=8)
+def _carry_mass(size: int) -> Tensor:
+    """The probability of each number of carries in places of random digits, [places, carry from before, count]."""
+    mass = torch.zeros(size + 1, 2, size + 2, dtype=torch.float64)
+    mass[0, :, 0] = 1
+    for more in range(1, size + 1):
+        for carry, share in enumerate(CARRIES):
+            mass[more, carry] = (1 - share) * mass[more - 1, 0]
+            mass[more, carry, 1:] += share * mass[more - 1, 1, :-1]
+    return mass
+
+
+@lru_cache(maxsize=8)
+def _carry_shares(size: int, balanced: bool) -> Tensor:
+    """The share of each number of carries among operands below 10^k, [k, count].
+
+    Equal ones for each k; or, `balanced`, those of random digits for all k but the last, and of the last what makes the
+    shares of all operands equal.
+    """
+    count = torch.arange(size + 2)
+    places = torch.arange(size + 1).unsqueeze(1)
+    if not balanced:
+        return (count <= places) / (places + 1.0).double()
+    shares = _carry_mass(size)[:, 0].clone()
+    weight = torch.tensor([0.0, 1.0, *(9.0 * 10**k for k in range(size - 1))], dtype=torch.float64)
+    weight = weight / weight.sum()
+    rest = (count <= size) / (size + 1.0) - weight[:-1] @ shares[:-1]
+    shares[size] = rest / weight[size]
+    return shares
 
 
 @lru_cache(maxsize=1)

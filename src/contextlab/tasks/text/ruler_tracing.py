@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.tasks.text.page import SPACE, Page, Pieces, Story, cat, digits, distinct, letters
-from contextlab.tasks.text.ruler_parts import NOISE, one_by_one
+from contextlab.tasks.text.ruler_parts import NOISE, one_by_one, room
 
 if TYPE_CHECKING:
     from contextlab.tasks.text.ruler import Ruler
@@ -59,7 +59,13 @@ def variables(task: Ruler, page: Page, batch: int, generator: torch.Generator) -
         before = cat(head, *shown, question(value), *solved, page.text("\n"), head)
     codes, names, value, told = chain(LINE)
     answer = answers(names)
-    depths = torch.rand(batch, HOPS + 1, generator=generator, device=device).sort(1).values
+    free = room(task.length, [before, *told, question(value)], answer)
+    line = len(page.codec.encode(NOISE))
+    if (lines := int(free.min()) // line) > HOPS:  # as published, noise between any two assignments
+        drawn = torch.rand(batch, lines, generator=generator, device=device)
+        depths = (drawn.topk(HOPS + 1, 1).indices.sort(1).values + 0.5) * line / free
+    else:
+        depths = torch.rand(batch, HOPS + 1, generator=generator, device=device).sort(1).values
     parts, places = task.fill(page, generator, before, told, depths, question(value), answer)
     return Story(parts, answer, places[:1].expand(batch), codes)
 
