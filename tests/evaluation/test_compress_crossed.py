@@ -181,7 +181,8 @@ def test_policies_that_were_made_are_measured_like_those_that_are_written() -> N
     found = compress(model(), made, [BUDGET], ["text"], [96], prompts=2, batch=2, decoded=3)
     losses = found[found["metric"] == "cross_entropy"].set_index("model")["value"]
     assert set(losses.index) == {"full", *made}
-    assert losses["later"] == losses["heads"] == pytest.approx(by_hand(later.with_budget(BUDGET)), rel=1e-5)
+    assert losses["later"] == pytest.approx(by_hand(later.with_budget(BUDGET)), rel=1e-5)
+    assert losses["heads"] == pytest.approx(losses["later"], rel=1e-6)  # the same tokens, laid out another way
     assert losses["few bits"] != losses["later"]
     own = compress(model(), [Later("20tok", window=4), "fp8"], [BUDGET], ["text"], [96], prompts=2, decoded=1)
     assert set(zip(own["model"], own["split"], strict=True)) == {("full", "full"), ("Later", "20tok"), ("fp8", "own")}
