@@ -124,6 +124,7 @@ def test_a_method_may_take_more_options_or_whatever_there_is():
 
 
 def test_an_unknown_name_that_is_like_no_other_asks_for_the_plugin():
+    import_module("contextlab.tasks")
     with pytest.raises(InputError, match="one of your own is found where --plugin names its file"):
         registry.lookup("task", "zzzzqqqq")
     with pytest.raises(InputError) as told:
