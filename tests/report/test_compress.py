@@ -56,6 +56,14 @@ def test_a_sentence_names_the_best_policy_of_each_budget() -> None:
     assert "b is the best policy (and c, which is as good)" in compress_words(twin)[1]
 
 
+@pytest.mark.parametrize(("size", "best"), [(245, "bits"), (250, "bits"), (251, "a")])
+def test_what_has_no_budget_is_compared_where_some_policy_holds_as_much(size: int, best: str) -> None:
+    """At 25%, a holds 240 bytes and b 250."""
+    found = results()
+    found.loc[found["model"].eq("bits") & found["metric"].eq("state_bytes"), "value"] = size
+    assert compress_words(found)[0].startswith(f"At 25%, {best} is the best policy")
+
+
 def test_what_has_no_budget_is_not_told_as_the_best_where_nothing_else_is_held() -> None:
     """A quantizer's state is compared with the states of policies that keep to a budget, and at 10% there is none."""
     found = results()

@@ -12,7 +12,7 @@ from contextlab.kinds import PAGES
 from contextlab.report import build_report, write_compress_page, write_cost_figure
 from contextlab.report.sections import Drawn, TaskData, drawn_figures
 from tests.evaluation.test_results import rows as cost_rows
-from tests.report.conftest import make_results
+from tests.report.conftest import LEARNERS, MODELS, make_results
 from tests.report.test_compress import results as compressed
 
 
@@ -83,6 +83,21 @@ def test_the_reports_own_figures_are_registered_and_keep_their_order(results, re
         "cost_by_length",
         "quality_against_bytes",
     ]
+
+
+def test_curves_show_what_they_are_of(results):
+    """Learners are shown beside the models, but for the figure of what models lose against the best of them."""
+    made = {each.title: each for each in drawn_figures(TaskData("regression", Measured(results), []))}
+    for title, names, metric, switch in (
+        ("Squared error by the number of in-context examples", {*MODELS, *LEARNERS}, "squared_error", True),
+        ("How far above the best known learner", {*MODELS}, "excess_squared_error", False),
+    ):
+        lines = {trace.name: trace for trace in made[title].figure.data if trace.name}
+        assert lines.keys() == names
+        assert made[title].switch is switch
+        for name, line in lines.items():
+            rows = results[(results["model"] == name) & (results["metric"] == metric) & (results["split"] == "train")]
+            assert list(line.y) == pytest.approx(list(rows.loc[rows["shot"].notna(), "value"]))
 
 
 def test_a_task_without_data_for_a_figure_leaves_it_out(results, records):

@@ -83,8 +83,11 @@ def sees_of(policy: AnLLM, x: Tensor, pads: tuple[int, ...]) -> Tensor:
     return sees
 
 
+FIRSTS = [int(row[pad]) for row, pad in zip(tokens(), PADS, strict=True)]  # a text may begin with an anchor
 options = pytest.mark.parametrize(
-    "options", [{"segment": 1}, {"segment": 5}, {"segment": 16}, {"anchors": IDS}, {"anchors": [3]}], ids=str
+    "options",
+    [{"segment": 1}, {"segment": 5}, {"segment": 16}, {"anchors": [*IDS, *FIRSTS]}, {"anchors": [3]}],
+    ids=str,
 )
 PIECES = {"whole": [60], "steps": [1] * 60, "pieces": [1, 4, 1, 23, 6]}
 
