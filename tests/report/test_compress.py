@@ -7,6 +7,7 @@ import pytest
 
 from contextlab.evaluation.results import table
 from contextlab.report import (
+    build_report,
     compress_table,
     compress_words,
     kept_tables,
@@ -15,6 +16,7 @@ from contextlab.report import (
     write_compress_page,
 )
 from contextlab.report.compress import over_seeds
+from tests.report.conftest import make_results
 
 
 def results() -> pd.DataFrame:
@@ -203,3 +205,15 @@ def test_the_oracle_is_a_ceiling_and_never_the_best_policy() -> None:
     assert at10.startswith("At 10%, a keeps 66.7%")  # the only one of those that hold so little
     assert ceiling10 == "At 10%, oracle:sinks=2, which knows what follows, keeps 78.1%: a bound, not a method."
     assert ceiling25.startswith("At 25%, oracle")
+
+
+def test_a_report_tells_what_was_not_served_of_each_run_by_its_own_name(tmp_path) -> None:
+    """Two runs of one recipe go by their folders' names; what was asked for stands in the spec of each."""
+    spec = {"name": "twice", "compress": {"policies": ["a", "b", "topk"]}}
+    runs = [{"name": name, "status": "finished"} for name in ("one", "two")]
+    measured = {name: results().assign(run=name) for name in ("one", "two", "unknown")}
+    empty = make_results().head(0)
+    page = build_report(empty, [], runs, [spec, {"name": "twice"}], tmp_path / "r.html", compressed=measured).read_text()
+    parts = page.split("<h2>What ")[1:]
+    assert len(parts) == 3
+    assert ["any task at any budget: topk" in part for part in parts] == [True, False, False]

@@ -36,7 +36,7 @@ def report(
     build_report(
         pd.concat([each.results for each in opened], ignore_index=True),
         [{**record, "run": name} for each, name in zip(opened, names, strict=True) for record in each.records],
-        [each.record for each in opened],
+        [{**each.record, "name": name} for each, name in zip(opened, names, strict=True)],
         [read_yaml(each.folder / "experiment.yaml") for each in opened],
         out,
         facets=pd.concat([each.facets for each in opened], ignore_index=True),

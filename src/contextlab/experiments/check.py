@@ -39,6 +39,7 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
         prompts = {name: _try_task(spec, name) for name in spec.tasks}
         tried: list[tuple[object, ...]] = []
         readers: dict[str, _Reader] = {}
+        sets: set[tuple[str, int]] = set()  # those tried
         for training in spec.trainings():
             known = (training.task_name, training.model, training.train)
             if known in tried:  # another seed
@@ -52,8 +53,7 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
             for name, task in training.tasks.items():
                 _try_model(training, reader, task, prompts[name])
                 _try_room(training, prompts[name].length, device)
-            if training.train.examples is not None:
-                _try_examples(training, prompts)
+            _try_examples(training, prompts, sets)
             first = Turns(list(training.tasks.values()), training.train, training.seed)(0)
             if all(first is not task for task in training.tasks.values()):
                 with _trying(f"{_of(training)}.train.curriculum: at step 0"):
@@ -142,11 +142,13 @@ def _try_room(training: Training, length: int, device: torch.device) -> None:
             require_room_for_training(training.model, length, train.batch // train.accumulate, size)
 
 
-def _try_examples(training: Training, prompts: dict[str, Prompt]) -> None:
-    """The set must fit into memory, and its draws must have one form: two of them are tried."""
+def _try_examples(training: Training, prompts: dict[str, Prompt], tried: set[tuple[str, int]]) -> None:
+    """A fixed set must fit into memory, and its draws must have one form: two of them are made."""
     size = training.train.examples
-    assert size is not None
     for name, task in training.tasks.items():
+        if size is None or (name, size) in tried:
+            continue
+        tried.add((name, size))
         with _trying(_of(training)):
             require_examples(size, prompts[name].nbytes)
             draw_examples(task, min(size, CHUNK + 1))

@@ -66,7 +66,7 @@ def build_report(
                     name,
                     compress_words(found),
                     kept_tables(found),
-                    not_served(found, asked[name]),
+                    not_served(found, asked.get(name, ())),
                 )
                 for name, found in (compressed or {}).items()
                 if not found.empty
