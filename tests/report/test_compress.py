@@ -213,7 +213,7 @@ def test_a_report_tells_what_was_not_served_of_each_run_by_its_own_name(tmp_path
     runs = [{"name": name, "status": "finished"} for name in ("one", "two")]
     measured = {name: results().assign(run=name) for name in ("one", "two", "unknown")}
     empty = make_results().head(0)
-    page = build_report(empty, [], runs, [spec, {"name": "twice"}], tmp_path / "r.html", compressed=measured).read_text()
-    parts = page.split("<h2>What ")[1:]
+    path = build_report(empty, [], runs, [spec, {"name": "twice"}], tmp_path / "r.html", compressed=measured)
+    parts = path.read_text().split("<h2>What ")[1:]
     assert len(parts) == 3
     assert ["any task at any budget: topk" in part for part in parts] == [True, False, False]
