@@ -36,6 +36,7 @@ from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer, attend_cached
 from contextlab.policies.core.adapters import Adapter, Places, register_adapter
 from contextlab.policies.core.base import Policy, Served
+from contextlab.policies.huggingface_latent import attend_latent, entry, noting
 from contextlab.policies.huggingface_layers import NAME, attention_layers, forward_of, model_within
 from contextlab.state import KVState, State
 
@@ -219,6 +220,7 @@ def attached(modules: list[nn.Module]) -> Iterator[None]:
             stack.callback(module.register_forward_pre_hook(_enter, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(_leave).remove)
             stack.callback(vars(module).pop, "kept", None)  # where an error left it
+        stack.enter_context(noting(modules))
         yield
 
 
@@ -240,7 +242,11 @@ def applied(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> A
                 raise InputError(
                     "apply: a policy was attached when this state was read; give one that was read without"
                 )
-            plain = KVState(layer.keys, layer.values, start, padded, length=layer.get_seq_length())
+            keys, values = layer.keys, layer.values
+            if served.layer.latent:
+                keys = entry(keys, values).transpose(1, 2)
+                values = keys[..., :0]
+            plain = KVState(keys, values, start, padded, length=layer.get_seq_length())
             layers[index] = kept
             kept.state = served.policy.convert(served.layer, plain)
 
@@ -275,9 +281,13 @@ def _enter(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
 def _leave(module: Any, _args: Any, _result: Any) -> None:
     """After a module's forward."""
     own = vars(module)
-    del own["kept"]
+    kept = own.pop("kept")
     if not own.pop("answered"):
         raise InputError(f"{type(module).__name__} did not call the attention of its configuration; it is not served")
+    if kept is not None and kept.open:
+        raise InputError(
+            f"{type(module).__name__} writes into another layer of the cache than its own; it is not served"
+        )
 
 
 def _own(cache: Any) -> Any:
@@ -323,19 +333,25 @@ def _attend(
         raise InputError(f"{name}: a policy serves no attention with dropout; call model.eval()")
     if attention_mask is not None and attention_mask.ndim != 2:
         raise InputError(f"attention_mask: expected [batch, tokens], got {list(attention_mask.shape)}")
-    repeated = key.shape[1] // layer.kv_heads if key.shape[1] == layer.heads else 1
+    repeated = key.shape[1] // layer.kv_heads if key.shape[1] == layer.heads and not layer.latent else 1
     if repeated > 1:  # some repeat the row of key heads before they call: 0, 1, 0, 1 for the queries' heads in order
         key, value = (_once(name, x, layer.kv_heads) for x in (key, value))
         query = query.unflatten(1, (repeated, -1)).transpose(1, 2).flatten(1, 2)
     got = (query.shape[1], key.shape[1], key.shape[3], value.shape[3])
-    if got != (layer.heads, layer.kv_heads, layer.key_dim, layer.value_dim):
+    if not layer.latent and got != (layer.heads, layer.kv_heads, layer.key_dim, layer.value_dim):
         raise InputError(f"{name}: heads, key heads, sizes of key and value are {got}, not as its configuration says")
     if options.get("scaling") not in (None, layer.scale):  # some scale the queries themselves
         served = dataclasses.replace(served, layer=dataclasses.replace(layer, scale=float(options["scaling"])))
+    if vars(module)["answered"]:
+        raise InputError(f"{name} calls attention more than once in a forward, so no policy can serve it")
     vars(module)["answered"] = True
     kept = module.kept
-    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    y, after = served.attend(q, k, v, None if kept is None else kept.state, attention_mask, kept is not None)
+    state = None if kept is None else kept.state
+    if layer.latent:
+        y, after = attend_latent(served, module, query, state, attention_mask, kept is not None)
+    else:
+        q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        y, after = served.attend(q, k, v, state, attention_mask, kept is not None)
     if kept is not None:
         kept.state = after
     if repeated > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import functools
 import inspect
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from transformers.cache_utils import (
 from contextlab.compat import cache_argument
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
+from contextlab.policies.huggingface_latent import entry, keeps_latent, latent_sizes
 
 NAME = "contextlab"
 UNTURNED = ("dynamic", "longrope")
@@ -71,6 +74,13 @@ def attention_layers(model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
             raise InputError(f"{name} computes attention by itself (no attention interface), so no policy can serve it")
         if getattr(module, "attn_logit_softcapping", None) is not None:
             raise InputError(f"{name} has soft-capped scores (attn_logit_softcapping), which policies do not serve")
+        if _times_called(theirs, module) > 1:
+            raise InputError(f"{name} calls attention more than once in a forward, so no policy can serve it")
+        if any(other.layer_idx == module.layer_idx and other.config is module.config for other, _ in found):
+            raise InputError(
+                f"{theirs.config.model_type} runs its layers more than once in a forward, each time with a memory of "
+                "its own, so no policy can serve it"
+            )
         found.append((module, _described(theirs, module)))
     if windows and not found:
         raise InputError(
@@ -88,6 +98,12 @@ def forward_of(module: nn.Module) -> Any:
 def _described(model: PreTrainedModel, module: Any) -> KVLayer:
     config = module.config
     heads = config.num_attention_heads
+    if keeps_latent(module):
+        rank, rotary = latent_sizes(module)
+        return KVLayer(
+            index=0, count=1, heads=heads, kv_heads=1, key_dim=rank + rotary, value_dim=0, latent=rank,
+            scale=float(module.scaling), turn=_turn(model, module, rank + rotary), by_row=True,
+        )  # fmt: skip
     kv_heads = heads // (getattr(module, "num_key_value_groups", 1) or 1)
     size = getattr(module, "head_dim", None) or getattr(module, "head_size", None) or config.hidden_size // heads
     key_dim = getattr(module, "qk_head_dim", None) or size
@@ -152,20 +168,55 @@ def _raise(_module: Any, _query: Tensor, key: Tensor, *_: Any, **__: Any) -> Any
     raise _Asked(key)
 
 
+def _raise_entry(latent: Tensor, rotary: Tensor) -> Any:
+    raise _Asked(entry(latent, rotary).transpose(1, 2))
+
+
 @torch.no_grad()
 def _key_at(module: Any, rotary: Any, by_layer: dict[str, Any], place: int, dtype: torch.dtype) -> Tensor:
-    """The key [1, 1, Hkv, D] that a module makes of one token at a place."""
+    """The key [1, 1, Hkv, D] that a module makes of one token at a place; of a latent, what is cached of the token."""
+    if keeps_latent(module):
+        vars(module)["expand_kv"] = _raise_entry
+    try:
+        _forward(module, _raise, rotary, by_layer, place, dtype)
+    except _Asked as asked:
+        return asked.key.transpose(1, 2)
+    finally:
+        vars(module).pop("expand_kv", None)
+    raise TypeError(f"{type(module).__name__} makes no keys for its attention")
+
+
+def _forward(
+    module: Any, attend: Callable[..., Any], rotary: Any, by_layer: dict[str, Any], place: int, dtype: torch.dtype
+) -> None:
+    """Run a module on one token at a place, with `attend` for its attention."""
     device = next(module.parameters()).device
     token = torch.linspace(-1, 1, module.config.hidden_size, device=device).sin().to(dtype)[None, None]
     where = rotary(token, torch.full((1, 1), place, device=device), **by_layer)
     before = module.config._attn_implementation
-    AttentionInterface.register(f"{NAME}_keys", _raise)
+    AttentionInterface.register(f"{NAME}_keys", attend)
     try:
         module.config._attn_implementation = f"{NAME}_keys"
         cache = cache_argument(module.forward)
         module(hidden_states=token, position_embeddings=where, attention_mask=None, **({cache: None} if cache else {}))
-    except _Asked as asked:
-        return asked.key.transpose(1, 2)
     finally:
         module.config._attn_implementation = before
-    raise TypeError(f"{type(module).__name__} makes no keys for its attention")
+
+
+@torch.no_grad()
+def _times_called(model: PreTrainedModel, module: Any) -> int:
+    """How often the module calls attention in a forward, as far as one token on its own tells."""
+    mentions = [each.argval for each in dis.get_instructions(forward_of(module)) if each.opname.startswith("LOAD_FAST")]
+    if mentions.count("attention_interface") < 2:
+        return 1
+    rotary: Any = next((m.rotary_emb for m in model.modules() if hasattr(m, "rotary_emb")), None)
+    times = []
+
+    def count(_module: Any, query: Tensor, _key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        times.append(1)
+        return query.new_zeros(*query.transpose(1, 2).shape[:3], value.shape[3]), None
+
+    # Where it cannot be run so, what attends while a policy is attached finds it out.
+    with contextlib.suppress(TypeError, RuntimeError, AttributeError):
+        _forward(module, count, rotary, {}, 3, model.dtype)
+    return len(times)
