@@ -1,4 +1,4 @@
-"""Policies at transformers models that cache a latent, and at those whose modules attend more than once in a forward."""
+"""Policies at transformers models that cache a latent, and at modules that attend more than once in a forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.evaluation import compress
+from contextlab.evaluation.compress import compress
 from contextlab.models import HuggingFaceModel
 from contextlab.policies import build_policy
 from contextlab.policies.storage.packed import Packed
@@ -65,13 +65,13 @@ def test_a_policy_with_room_for_all_changes_nothing(kind: str, name: str) -> Non
 def test_a_budget_is_of_what_the_model_holds(kind: str, budget: int) -> None:
     reader, x = latent(kind), tokens(200, batch=1)
     _, full = reader.read(x)
-    assert full.nbytes == 200 * TOKEN + 16 * (full.nbytes > 200 * TOKEN)  # and a row's padding
+    assert full.nbytes == 200 * TOKEN + 8  # and the row's padding
     for name in ("h2o", "keydiff", "pyramid_kv", "ada_kv"):
         with build_policy(name, budget=f"{budget}%", window=4).attach(reader):
             _, state = reader.read(x)
         asked = 200 * TOKEN * budget / 100
         # What is left over is less than a token of each layer, or 1%.
-        assert asked - max(0.01 * asked, 2 * (TOKEN / 2 + 8)) <= state.nbytes - 16 <= asked, name
+        assert asked - max(0.01 * asked, 2 * (TOKEN / 2 + 8)) <= state.nbytes - 8 <= asked, name
 
 
 def test_the_latent_is_what_is_quantized() -> None:
@@ -94,8 +94,8 @@ def test_the_latent_is_what_is_quantized() -> None:
         off = (packed["keys"].unflatten(2, (4, 8)) - groups).abs()
         assert bool((off <= step * 0.502 + 1e-12).all())
         assert float(off.max()) > 0
-    eighth = 32 * 2 * TOKEN / 8
-    assert eighth < state.nbytes < 1.6 * eighth  # a scale and a zero for each group of eight tokens, too
+    codes = 32 * 2 * TOKEN / 8
+    assert 3 * codes < state.nbytes < 3 * codes + 100  # with a scale and a zero, of 8 bytes, for eight codes
 
 
 @pytest.mark.parametrize("kind", ["deepseek_v2", "kimi_linear"])
@@ -109,7 +109,7 @@ def test_a_state_that_was_read_without_it_is_compressed(kind: str) -> None:
         expected, _ = reader.read(x[:, 36:], state)
         got, _ = reader.read(x[:, 36:], kept)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
-    assert kept.nbytes == state.nbytes
+    assert abs(kept.nbytes - state.nbytes) <= 16  # the rows' padding may be shared
 
 
 def test_positions_are_changed_as_the_model_turns_them() -> None:
@@ -121,7 +121,7 @@ def test_positions_are_changed_as_the_model_turns_them() -> None:
 def test_compress_measures_a_model_that_keeps_a_latent() -> None:
     torch.manual_seed(0)
     reader = HuggingFaceModel(other("deepseek_v3", **{**LATENT, "vocab_size": 300}))
-    found = compress(reader, ["h2o:window=4", "quantize:group=8,window=8"], ["50%"], ["needle"], [96], prompts=2)
+    found = compress(reader, ["h2o:window=4", "quantize:group=8,window=8"], ["50%"], ["needle"], [192], prompts=2)
     size = found[found["metric"] == "state_bytes"].set_index("model")["value"]
     full = found[(found["metric"] == "state_bytes") & (found["split"] == "full")]["value"].iloc[0]
     assert 0.4 * full < size["h2o:window=4"] <= 0.5 * full + 16

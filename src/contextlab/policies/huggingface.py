@@ -285,9 +285,7 @@ def _leave(module: Any, _args: Any, _result: Any) -> None:
     if not own.pop("answered"):
         raise InputError(f"{type(module).__name__} did not call the attention of its configuration; it is not served")
     if kept is not None and kept.open:
-        raise InputError(
-            f"{type(module).__name__} writes into another layer of the cache than its own; it is not served"
-        )
+        raise InputError(f"{type(module).__name__} writes into another layer of the cache, not its own")
 
 
 def _own(cache: Any) -> Any:

@@ -56,7 +56,7 @@ def noting(modules: list[nn.Module]) -> Iterator[None]:
 
 def _noted(module: Any, latent: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
     vars(module)["entry"] = entry(latent, rotary)
-    return type(module).expand_kv(module, latent, rotary)  # type: ignore[no-any-return]
+    return type(module).expand_kv(module, latent, rotary)
 
 
 def attend_latent(

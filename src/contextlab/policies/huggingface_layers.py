@@ -48,7 +48,7 @@ def attention_layers(model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
     if theirs.config.is_encoder_decoder or getattr(theirs.config, "add_cross_attention", False):
         raise InputError(f"{theirs.config.model_type}: policies serve decoders without cross-attention")
     caches = {}
-    found = []
+    found: list[tuple[Any, KVLayer]] = []
     windows = False
     for module in theirs.modules():
         causal = getattr(module, "is_causal", type(module).__name__.endswith("Attention"))
