@@ -213,6 +213,14 @@ class RootOfZero(Sum):
         return y + (x.square().sum(-1, keepdim=True) + 1e-30).sqrt(), after
 
 
+class Overflows(Sum):
+    """Divides what float16 does not hold by its size."""
+
+    def forward(self, x: Tensor, state: Any = None, mask: Any = None, keep_state: bool = True) -> Any:
+        y, after = super().forward(x, state, mask, keep_state)
+        return y * 2000 / (1 + (y * 2000).abs().amax(-1, keepdim=True)), after
+
+
 class Lawful(Sum):
     """Keeps all laws."""
 
@@ -284,6 +292,7 @@ CAUGHT: list[tuple[type[Mixer], str]] = [
     (Float32Only, "bfloat16"),
     (LosesDigits, "autocast"),
     (RootOfZero, "zeros"),
+    (Overflows, "large inputs"),
     (Sum, "description"),
     (ReadsItsWeight, "adapters"),
     (ReadsItsWeight, "int8"),

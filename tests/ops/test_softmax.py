@@ -176,3 +176,29 @@ def test_short_sequences_on_many_threads_are_the_same() -> None:
 
     torch.testing.assert_close(answers(2), answers(1), atol=1e-12, rtol=0)
     torch.testing.assert_close(answers(2)[0], naive_softmax_attention(q, k, v, scale=0.3), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("length", [1, 40, 300])
+@pytest.mark.parametrize("kind", ["causal", "window", "grouped", "padded", "alibi"])
+def test_gradients_of_vast_scores_are_those_of_float64(kind: str, length: int) -> None:
+    """Of 1e9, where a kernel that makes its weights again as exp of a difference gives NaN or anything."""
+    generator = torch.Generator().manual_seed(0)
+    kv_heads = 1 if kind == "grouped" else 2
+    q, k, v = (torch.randn(1, length, heads, 6, generator=generator) for heads in (2, kv_heads, kv_heads))
+    at = torch.arange(length)[None] - 3
+    options = {
+        "window": {"window": 8},
+        "padded": {"q_position": at, "k_position": at},
+        "alibi": {"slopes": torch.ones(2)},
+    }
+    # Whole numbers, of which float32 holds every product and sum: the scores are the same in both dtypes.
+    q, k = (q * 1e4).round() * 4, (k * 10).round() * 1000
+
+    def slopes(dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        y = softmax_attention(*leaves, scale=1.0, **options.get(kind, {}))
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+
+    for got, due in zip(slopes(torch.float32), slopes(torch.float64), strict=True):
+        assert got.isfinite().all()
+        torch.testing.assert_close(got.double(), due, rtol=1e-4, atol=1e-4 * float(due.abs().max()))

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.convolution import ShortConv, without_padding
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, project_wide
 from contextlab.mixers.matrix import recurrent
 from contextlab.ops.linear import working_dtype
+from contextlab.ops.precision import roomy
 from contextlab.ops.scan import linear_scan
 from contextlab.state import RecurrentState, State, own, tensor_bytes
 
@@ -46,7 +47,7 @@ class ElementwiseMixer(Mixer):
             first, conv = self.conv(first, None if before is None else before["conv"], keep_state, self.activation)
             projected = torch.cat((first, rest), -1)
         y, h = self._recur(projected, None if before is None else before["h"], mask)
-        y = self.out_proj(y.to(dtype))
+        y = project_wide(y.to(roomy(dtype)), self.out_proj, x)
         if not keep_state:
             return y, None
         memory = {"h": own(h)}

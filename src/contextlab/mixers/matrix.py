@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.convolution import ShortConv
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, project_wide
 from contextlab.ops.linear import (
     simple_gla_flops,
     working_dtype,
 )
+from contextlab.ops.precision import with_room
 from contextlab.state import RecurrentState, State, own, tensor_bytes
 
 
@@ -45,10 +46,15 @@ class MatrixMixer(Mixer):
     def _convolved(
         self, x: Tensor, state: RecurrentState | None, keep: bool, activation: Literal["silu"] | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The short convolution (if any) and the activation."""
-        if self.conv is not None:
-            return self.conv(x, None if state is None else state["conv"], keep, activation)
-        return (F.silu(x) if activation == "silu" else x), None
+        """The short convolution (if any) and the activation, of `with_room`: products of what it makes are summed."""
+        if self.conv is None:
+            return with_room(F.silu(x) if activation == "silu" else x), None
+        y, last = self.conv(x, None if state is None else state["conv"], keep, activation)
+        return with_room(y), last
+
+    def _answer(self, y: Tensor, x: Tensor) -> Tensor:
+        """The output projection of y [..., inner] for the input x; see `project_wide`."""
+        return project_wide(y, self.out_proj, x)
 
     def _kept(
         self, x: Tensor, state: RecurrentState | None, matrix: Tensor | None, conv: Tensor | None

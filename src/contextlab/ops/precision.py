@@ -36,6 +36,19 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def roomy(dtype: torch.dtype) -> torch.dtype:
+    """float32 for float16, which ends at 65504; any other dtype as it is.
+
+    In what products, or sums over a stream, are held until they are normalised or projected.
+    """
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def with_room(x: Tensor) -> Tensor:
+    """x [...] in the dtype that `roomy` gives."""
+    return x.to(roomy(x.dtype))
+
+
 def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(|x|^2 + eps) over the last dimension, computed in float32 at least; zero stays zero.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from contextlab.errors import InputError
 
@@ -124,10 +125,22 @@ def attend(
     On a CPU with several threads SDPA takes as long as with one where sequences are short: there plain matrix
     products are 1.2 to 1.9 times as fast (two threads, forward and backward, 16 to 128 tokens;
     `python benchmarks/training.py` measures the whole step).
+
+    Gradients of scores beyond 1e5 are those of matrix products on a CPU, with memory O(Tq Tk). On CUDA nothing is
+    checked, for that would wait for the device: such gradients are what PyTorch's kernels give.
     """
-    batch, length, heads, dim = q.shape
+    length, heads, dim = q.shape[1:]
+    if _scores_may_be_vast(q, k, scale):
+        with sdpa_kernel(SDPBackend.MATH):
+            return _sdpa(q, k, v, scale, mask, is_causal)
     if is_causal and length <= 128 and heads == k.shape[2] and _many_threads(q):
         return _short(q, k, v, dim**-0.5 if scale is None else scale)
+    return _sdpa(q, k, v, scale, mask, is_causal)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """See `attend`."""
+    batch, length, heads, dim = q.shape
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     shared = heads // k.shape[1]
     if length == 1 and shared > 1:
@@ -142,6 +155,26 @@ def attend(
         v, scale = F.pad(v, (0, dim - value)), dim**-0.5 if scale is None else scale
     y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale, enable_gqa=shared > 1)
     return (y[..., :value] if value < dim else y).transpose(1, 2)
+
+
+VAST = 1e5
+"""Scores from which on a kernel that makes its weights again in the backward pass, as exp of a difference of scores,
+errs by more than a hundredth in float32; from 1e9 on its gradients are NaN."""
+
+
+def _scores_may_be_vast(q: Tensor, k: Tensor, scale: float | None) -> bool:
+    """Whether gradients are wanted, on a CPU, of scores of q and k that may be beyond `VAST`."""
+    if q.device.type != "cpu" or not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad):
+        return False
+    if torch.compiler.is_compiling() or type(q) is not Tensor or torch._C._are_functorch_transforms_active():
+        return False  # what a tensor holds cannot be asked
+    if not q.numel() or not k.numel():
+        return False
+    dim, most = q.shape[-1], 1.0
+    for x in (q, k):
+        low, high = torch.aminmax(x.detach())  # one pass; a norm takes twenty times as long
+        most *= max(-low.item(), high.item())
+    return dim * most * (dim**-0.5 if scale is None else abs(scale)) > VAST
 
 
 def _many_threads(q: Tensor) -> bool:

@@ -193,9 +193,10 @@ def block_means(x: Tensor, at: Tensor, block: int) -> Tensor:
     count = max(1, -(-x.shape[1] // block))
     number = torch.where(at < 0, count, at.div(block, rounding_mode="floor")).expand(len(x), -1)
     index = number[..., None, None].expand_as(x)
-    sums = x.new_zeros(len(x), count + 1, *x.shape[2:]).scatter_add(1, index, x)[:, :-1]
-    sizes = x.new_zeros(len(x), count + 1).scatter_add(1, number, x.new_ones(number.shape))[:, :-1]
-    return sums / sizes.clamp_min(1)[..., None, None]
+    wide = x.to(working_dtype(x.dtype))  # half precision counts to 2048, bfloat16 to 256
+    sums = wide.new_zeros(len(x), count + 1, *x.shape[2:]).scatter_add(1, index, wide)[:, :-1]
+    sizes = wide.new_zeros(len(x), count + 1).scatter_add(1, number, wide.new_ones(number.shape))[:, :-1]
+    return (sums / sizes.clamp_min(1)[..., None, None]).to(x.dtype)
 
 
 def _best_blocks(scores: Tensor, own: Tensor, numbers: Tensor, top_k: int) -> Tensor:

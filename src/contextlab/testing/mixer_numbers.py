@@ -215,6 +215,34 @@ def zeros(component: Component) -> None:
     hold_to_zero(component, torch.bfloat16, autocast=False)
 
 
+@law("mixer", "large inputs", "Inputs of size 20 in float16 give what is finite wherever float32's outcome fits in it.")
+def large_inputs(component: Component) -> None:
+    """Outputs, those read from the state, and gradients of a loss so small that the format holds them."""
+    torch.manual_seed(0)
+    mixer, exact = component.build(noise=False).half(), component.build(noise=False)
+    exact.load_state_dict(mixer.state_dict())
+    x, weight = (20 * torch.randn(2, 24, WIDTH)).half(), torch.randn(2, 24, WIDTH)
+
+    def answered(read: Mixer, given: Tensor, size: float) -> tuple[list[Tensor], list[Tensor]]:
+        given = given.detach().requires_grad_()
+        y, state = read(given)
+        more = read(given[:, :2], state)[0] if state is not None else y
+        leaves = [given, *(p for p in read.parameters() if p.requires_grad)]
+        loss = (y.float() * weight).sum() * size
+        return [y.detach(), more.detach()], list(torch.autograd.grad(loss, leaves, materialize_grads=True))
+
+    largest = max(float(each.abs().nan_to_num(math.inf).max()) for each in answered(exact, x.float(), 1.0)[1])
+    if not math.isfinite(largest):
+        return  # float32 does not hold them either
+    size = min(1.0, 100 / max(largest, 1.0))
+    for what, found, expected in zip(
+        ("outputs", "gradients"), answered(mixer, x, size), answered(exact, x.float(), size), strict=True
+    ):
+        for got, due in zip(found, expected, strict=True):
+            fits = due.abs() < 60000  # float16 ends at 65504
+            require(got[fits].isfinite().all(), f"{what} are not finite where float32's are")
+
+
 @law("mixer", "description", "It says how it works: parallel_form is set, its costs are of a known order.")
 def description(component: Component) -> None:
     """What `contextlab list mixers` prints."""

@@ -81,7 +81,7 @@ class DeltaNet(MatrixMixer):
         )
         o = self.norm(o).flatten(2)
         o = o * F.silu(rest[1]) if self.gated else o
-        return self.out_proj(o), self._kept(x, before, matrix, conv) if keep_state else None
+        return self._answer(o, x), self._kept(x, before, matrix, conv) if keep_state else None
 
     def _decay(self, rest: list[Tensor]) -> Tensor | None:
         return None

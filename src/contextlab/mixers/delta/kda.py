@@ -85,7 +85,7 @@ class KimiDeltaAttention(MatrixMixer):
             keep_state,
         )
         o = self.norm(o).flatten(2) * self.gate_proj(gate).sigmoid()
-        return self.out_proj(o), self._kept(x, before, matrix, conv) if keep_state else None
+        return self._answer(o, x), self._kept(x, before, matrix, conv) if keep_state else None
 
     def _op_flops(self, length: int) -> int:
         gates = self.decay_proj.weight.numel() + self.gate_proj.weight.numel()

@@ -14,7 +14,7 @@ from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import Linear, each_its_part
 from contextlab.mixers.matrix import MatrixMixer, after_token_before, recurrent
 from contextlab.ops.dplr import dplr_delta_rule, dplr_flops
-from contextlab.ops.precision import unit_length
+from contextlab.ops.precision import unit_length, with_room
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
 
@@ -75,7 +75,7 @@ class Rwkv7(MatrixMixer):
         x = without_padding(x, mask)
         seen = after_token_before(x, before)
         mixed = x.unsqueeze(2) + (seen[:, :-1] - x).unsqueeze(2) * self.shift
-        r, k, v = each_its_part(mixed[:, :, :3], self.in_proj).unbind(2)
+        r, k, v = with_room(each_its_part(mixed[:, :, :3], self.in_proj)).unbind(2)
         for_decay, for_rate, for_gate = mixed[:, :, 3:].unbind(2)
         g = -math.exp(-0.5) * self.decay_out(self.decay_in(for_decay).tanh()).sigmoid()
         rate = self.rate_out(self.rate_in(for_rate)).sigmoid()
@@ -88,7 +88,7 @@ class Rwkv7(MatrixMixer):
         o, matrix = dplr_delta_rule(r, k, v, -removed, removed * rate, g, 1.0, initial, keep_state)
         o = F.layer_norm(o, o.shape[-1:], eps=GROUP_EPS).flatten(2) * self.norm_weight + self.norm_bias
         o = o + ((r * k * self.bonus).sum(-1, keepdim=True) * v).flatten(2)
-        y = self.out_proj(o * gate)
+        y = self._answer(o * gate, x)
         if not keep_state:
             return y, None
         kept = self._kept(x, before, matrix, None)

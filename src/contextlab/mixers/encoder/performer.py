@@ -13,6 +13,7 @@ from contextlab.mixers.encoder.base import Encoder
 from contextlab.mixers.layers import Linear
 from contextlab.mixers.linear.features import Performer as PerformerFeatures
 from contextlab.ops.linear import working_dtype
+from contextlab.ops.precision import with_room
 from contextlab.registry import register
 
 
@@ -44,7 +45,7 @@ class Performer(Encoder):
 
     def mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """See `Encoder.mix`."""
-        q, k, v = self.in_proj(without_padding(x, mask)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = with_room(self.in_proj(without_padding(x, mask))).unflatten(-1, (3, self.heads, -1)).unbind(2)
         places, work = torch.arange(x.shape[1], device=x.device), working_dtype(x.dtype)
         q = self.feature(q, places, True).to(work)
         k = without_padding(self.feature(k, places, False), mask).to(work)

@@ -69,7 +69,9 @@ class ReBased(FeatureMap):
         self.q_norm, self.k_norm = nn.LayerNorm(size), nn.LayerNorm(size)
 
     def forward(self, x: Tensor, places: Tensor, query: bool) -> Tensor:
-        x = (self.q_norm if query else self.k_norm)(x) * x.shape[-1] ** -0.25
+        norm = self.q_norm if query else self.k_norm
+        x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+        x = x * x.shape[-1] ** -0.25
         return (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
 
 
@@ -84,7 +86,7 @@ class Hedgehog(FeatureMap):
         self.k_weight = nn.Parameter(torch.eye(size).repeat(heads, 1, 1))
 
     def forward(self, x: Tensor, places: Tensor, query: bool) -> Tensor:
-        x = torch.einsum("bthd,hde->bthe", x, self.q_weight if query else self.k_weight)
+        x = torch.einsum("bthd,hde->bthe", x, (self.q_weight if query else self.k_weight).to(x.dtype))
         return torch.cat((x.softmax(-1), (-x).softmax(-1)), -1)
 
 

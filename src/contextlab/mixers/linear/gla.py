@@ -15,6 +15,7 @@ from contextlab.mixers.gates import bounded_forget, exp_of_decay
 from contextlab.mixers.layers import Linear, RMSNorm, each_its_part
 from contextlab.mixers.matrix import MatrixMixer, after_token_before, recurrent
 from contextlab.ops.gla import gla, gla_flops, rwkv6
+from contextlab.ops.precision import with_room
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
 
@@ -85,7 +86,7 @@ class GatedLinearAttention(ChannelDecayMixer):
             None if before is None else before["matrix"],
             keep_state,
         )
-        y = self.out_proj(self.norm(o).flatten(2) * F.silu(gate))
+        y = self._answer(self.norm(o).flatten(2) * F.silu(gate), x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
     def _gate_products(self) -> int:
@@ -140,7 +141,7 @@ class Hgrn2(ChannelDecayMixer):
             None if before is None else before["matrix"],
             keep_state,
         )
-        y = self.out_proj(self.norm(o.flatten(2)))
+        y = self._answer(self.norm(o.flatten(2)), x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
 
@@ -194,10 +195,10 @@ class Rwkv6(ChannelDecayMixer):
         mixed = x.unsqueeze(2) + delta.unsqueeze(2) * mix
         r, k, v, gate = each_its_part(mixed[:, :, 1:], self.in_proj).unbind(2)
         decay = -exp_of_decay(self.decay + self.decay_in(mixed[:, :, 0]).tanh() @ self.decay_out)
-        r, k, v, decay = (y.unflatten(-1, (self.heads, -1)) for y in (r, k, v, decay))
+        r, k, v, decay = (with_room(y).unflatten(-1, (self.heads, -1)) for y in (r, k, v, decay))
         o, matrix = rwkv6(r, k, v, decay, self.bonus, None, None if before is None else before["matrix"], keep_state)
         o = F.layer_norm(o, o.shape[-1:], eps=64e-5).flatten(2) * self.norm_weight
-        y = self.out_proj(o * F.silu(gate))
+        y = self._answer(o * F.silu(gate), x)
         if not keep_state:
             return y, None
         kept = self._kept(x, before, matrix, None)

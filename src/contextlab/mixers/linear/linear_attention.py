@@ -91,7 +91,7 @@ class LinearAttention(MatrixMixer):
         o, matrix = simple_gla(q, k, v, None, None, scale, _matrix(before), keep_state)
         if self.normalise:
             o = (o[..., :-1] / (o[..., -1:] + self.feature.floor)).to(qkv.dtype)
-        return self.out_proj(o.flatten(2)), self._kept(x, before, matrix, conv) if keep_state else None
+        return self._answer(o.flatten(2), x), self._kept(x, before, matrix, conv) if keep_state else None
 
     def _op_flops(self, length: int) -> int:
         return super()._op_flops(length) + 2 * length * self.feature.products
@@ -130,7 +130,7 @@ class LightningAttention(MatrixMixer):
         qkv, conv = self._convolved(qkv, before, keep_state, "silu")
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
         o, matrix = simple_gla(q, k, v, None, self.decay, None, _matrix(before), keep_state)
-        y = self.out_proj(self.norm(o.flatten(2)) * gate.sigmoid())
+        y = self._answer(self.norm(o.flatten(2)) * gate.sigmoid(), x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
 
@@ -182,7 +182,7 @@ class Retention(MatrixMixer):
         o, matrix = simple_gla(q, k, v, None, self.decay, None, _matrix(before), keep_state)
         o = F.layer_norm(o, (self.value,), eps=1e-6)
         return (
-            self.out_proj(o.flatten(2) * F.silu(gate)),
+            self._answer(o.flatten(2) * F.silu(gate), x),
             self._kept(x, before, matrix, conv) if keep_state else None,
         )
 

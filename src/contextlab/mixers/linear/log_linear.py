@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
-from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.layers import Linear, RMSNorm, project_wide
 from contextlab.mixers.segment.base import SegmentMixer
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.log_linear import log_linear_chunk
+from contextlab.ops.precision import roomy
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
 
@@ -104,9 +105,9 @@ class LogLinearAttention(SegmentMixer):
             here, on = (moving & ~bit)[:, None, None, None], (moving & bit)[:, None, None, None]
             after.append(torch.where(here, carry, torch.where(on, 0.0, kept)))
             carry, moving = torch.where(on, carry + kept, carry), moving & bit
-        y = self.norm(o.to(tokens.dtype)).flatten(2) * F.silu(gate)
+        y = self.norm(o.to(roomy(tokens.dtype))).flatten(2) * F.silu(gate)
         written = torch.stack(after, 1) if after else matrices
-        return self.out_proj(y), {"matrices": written, "chunks": chunks + 1}
+        return project_wide(y, self.out_proj, tokens), {"matrices": written, "chunks": chunks + 1}
 
     def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         count = (length // self.segment).bit_length()

@@ -13,7 +13,7 @@ from contextlab.mixers.layers import Linear
 from contextlab.mixers.linear.gla import ChannelDecayMixer
 from contextlab.mixers.matrix import recurrent
 from contextlab.ops.gla import gla
-from contextlab.ops.precision import unit_length
+from contextlab.ops.precision import unit_length, with_room
 from contextlab.registry import register
 from contextlab.state import State
 
@@ -61,16 +61,16 @@ class Rodimus(ChannelDecayMixer):
         before = recurrent(state)
         up, gate = self.in_proj(without_padding(x, mask)).chunk(2, -1)
         shifted, conv = self._convolved(up, before, keep_state, "silu" if self.conv_size else None)
-        q, k, g, tau = self.select_proj(shifted).chunk(4, -1)
+        q, k, g, tau = with_room(self.select_proj(shifted.to(up.dtype))).chunk(4, -1)
         tau = tau.sigmoid()
         k = unit_length(k, eps=1e-12) * softplus_power(g, tau)
         g = F.softplus(g)
-        v = self.gate_out(self.gate_in(up)).sigmoid() * up
+        v = with_room(self.gate_out(self.gate_in(up)).sigmoid() * up)
         initial = None if before is None else before["matrix"]
         q, k, v, decay = (y.unsqueeze(2) for y in (q, k, v, -g * tau))
         o, matrix = gla(q, k, v, decay, None, initial, keep_state)
         o = (o.squeeze(2) + shifted * self.residual) * F.silu(gate)
-        y = self.out_proj(F.rms_norm(o, o.shape[-1:], eps=1e-5) * self.norm_weight)
+        y = self._answer(F.rms_norm(o, o.shape[-1:], eps=1e-5) * self.norm_weight, x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
     def _gate_products(self) -> int:

@@ -16,6 +16,7 @@ from contextlab.mixers.layers import Linear, RMSNorm, with_loss
 from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.ops.gla import gla, gla_flops
 from contextlab.ops.linear import working_dtype
+from contextlab.ops.precision import with_room
 from contextlab.registry import register
 from contextlab.state import State, tensor_bytes
 
@@ -108,7 +109,7 @@ class SparseStateExpansion(MatrixMixer):
             k, g = k.masked_fill(~written, -torch.inf), g.masked_fill(~written, 0.0)
         k = without_padding(k.softmax(-1), mask)
         q, v = F.silu(q), F.silu(v).unflatten(-1, (self.heads, self.value))
-        e = self.class_proj(x).softmax(-1)
+        e = with_room(self.class_proj(x)).softmax(-1)
         chosen = torch.zeros_like(e, dtype=torch.bool).scatter(-1, e.topk(self.top_k, -1).indices, True)
         initial = [None, None] if before is None else before["matrix"].split(self._states(), 1)
         read = self._masked if self.layout == "masked" or x.shape[1] < 2 else self._packed
@@ -117,7 +118,7 @@ class SparseStateExpansion(MatrixMixer):
             near, first = gla(q, k, v, g, None, initial[0], keep_state)
             o = o + near
             matrix = torch.cat((first, matrix), 1) if first is not None and matrix is not None else None
-        y = self.out_proj(self.norm(o).flatten(2) * F.silu(gate))
+        y = self._answer(self.norm(o).flatten(2) * F.silu(gate), x)
         if self.balance and self.training and torch.is_grad_enabled() and not keep_state:
             # Whole sequences only: a mean over pieces would depend on how they are cut.
             y = with_loss(y, self._imbalance(x.detach(), chosen, mask))

@@ -14,6 +14,7 @@ from contextlab.mixers.elementwise import ElementwiseMixer
 from contextlab.mixers.gates import bounded_forget, root_of_rest
 from contextlab.mixers.layers import TernaryLinear
 from contextlab.ops.linear import working_dtype
+from contextlab.ops.precision import roomy
 from contextlab.registry import register
 
 
@@ -180,7 +181,7 @@ class RgLru(ElementwiseMixer):
         enter, forget = gates.to(working_dtype(gates.dtype)).sigmoid().unbind(2)
         log_decay = -8 * F.softplus(self.Lambda) * forget
         hs, h = self._scan(root_of_rest(log_decay) * enter * x, log_decay, h, mask)
-        return hs.to(branch.dtype) * F.gelu(branch, approximate="tanh"), h
+        return hs.to(roomy(branch.dtype)) * F.gelu(branch, approximate="tanh"), h
 
     def _products(self) -> int:
         return self.inner + self.gate_weight.numel()

@@ -13,6 +13,7 @@ from contextlab.mixers.layers import Linear
 from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.mlstm import mlstm
+from contextlab.ops.precision import with_room
 from contextlab.ops.slstm import slstm
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
@@ -67,7 +68,7 @@ class Mlstm(MatrixMixer):
         h, last = mlstm(
             q,
             k,
-            v.unflatten(-1, (self.heads, -1)),
+            with_room(v).unflatten(-1, (self.heads, -1)),
             i,
             f,
             None,
@@ -75,7 +76,7 @@ class Mlstm(MatrixMixer):
             keep_state,
         )
         y = F.layer_norm(h, h.shape[-1:], eps=1e-6).flatten(2) * self.norm_weight
-        y = self.out_proj(y * gate.sigmoid())
+        y = self._answer(y * gate.sigmoid(), x)
         if last is None:
             return y, None
         kept = self._kept(x, before, last[0], conv)

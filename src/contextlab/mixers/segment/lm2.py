@@ -100,9 +100,10 @@ class Lm2(SegmentAttention):
         new, keep = enter.sigmoid() * read.tanh(), self.forget_gate(read).sigmoid()
         weights, new, keep = (x.to(slots.dtype) for x in (weights.mT, new, keep))
         total = weights.sum(-1, keepdim=True)
-        share = weights / total.masked_fill(total == 0, 1.0)
-        # A slot that no token read (by `top`) stays what it was.
-        return torch.where(total == 0, slots, share @ new + (share @ keep) * slots)
+        # A slot that no token read (by `top`, or for its weight is as good as nothing) stays what it was.
+        unread = total <= torch.finfo(total.dtype).tiny ** 0.5
+        share = weights / total.masked_fill(unread, 1.0)
+        return torch.where(unread, slots, share @ new + (share @ keep) * slots)
 
     def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         return tensor_bytes(batch, self.slots, self.width, dtype=working_dtype(dtype))

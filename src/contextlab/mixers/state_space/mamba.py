@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.elementwise import ElementwiseMixer
 from contextlab.mixers.layers import Linear, initial_dt_bias
+from contextlab.ops.precision import with_room
 from contextlab.ops.scan import selective_scan
 from contextlab.registry import register
 
@@ -57,7 +58,7 @@ class Mamba(ElementwiseMixer):
         x, gate = projected.chunk(2, -1)
         x = without_padding(x if self.conv is not None else F.silu(x), mask)
         low, B, C = self.x_proj(x).split((self.dt_rank, self.state_size, self.state_size), -1)
-        y, h = selective_scan(x, F.softplus(self.dt_proj(low)), -self.A_log.exp(), B, C, self.D, h, True)
+        y, h = selective_scan(with_room(x), F.softplus(self.dt_proj(low)), -self.A_log.exp(), B, C, self.D, h, True)
         assert h is not None
         return y * F.silu(gate), h
 

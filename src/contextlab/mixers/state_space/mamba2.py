@@ -83,4 +83,4 @@ class Mamba2(MatrixMixer):
         )
         gated = (o.flatten(2) * F.silu(z)).unflatten(-1, (self.groups, -1))
         y = F.rms_norm(gated, gated.shape[-1:], eps=1e-5).flatten(2) * self.norm_weight
-        return self.out_proj(y), self._kept(x, before, matrix, conv) if keep_state else None
+        return self._answer(y, x), self._kept(x, before, matrix, conv) if keep_state else None

@@ -17,6 +17,7 @@ from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.mixers.state_space.base import heads_and_size
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.mamba3 import Mamba3State, mamba3
+from contextlab.ops.precision import with_room
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
 
@@ -90,7 +91,7 @@ class Mamba3(MatrixMixer):
         work = working_dtype(x.dtype)
         z, values, B, C, dt, A, mix, theta = self.in_proj(without_padding(x, mask)).split(self.sizes, -1)
         o, after = mamba3(
-            values.unflatten(-1, (self.heads, self.value)),
+            with_room(values).unflatten(-1, (self.heads, self.value)),
             F.softplus((dt + self.dt_bias).to(work)),
             -F.softplus(A.to(work)).clamp_min(self.slowest),
             self._per_head(self.B_norm, B, self.B_bias),
@@ -103,9 +104,10 @@ class Mamba3(MatrixMixer):
         )
         if self.norm_weight is not None:
             o = F.rms_norm(o, o.shape[-1:], eps=1e-5) * self.norm_weight.view(self.heads, self.value)
-        y = self.out_proj(o.flatten(2) * F.silu(z))
+        y = self._answer(o.flatten(2) * F.silu(z), x)
         if after is None:
             return y, None
+        after = after._replace(value=after.value.to(values.dtype))
         memory = {name: own(tensor) for name, tensor in after._asdict().items() if tensor is not None}
         return y, RecurrentState(memory, length=x.shape[1] + (0 if before is None else before.length))
 

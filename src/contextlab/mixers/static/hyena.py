@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.convolution import ShortConv, without_padding
-from contextlab.mixers.layers import Linear, in_dtype_of
+from contextlab.mixers.layers import Linear, in_dtype_of, project_wide
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.long_convolution import fast_size, long_convolution
+from contextlab.ops.precision import roomy, with_room
 from contextlab.registry import register
 from contextlab.state import State, own, tensor_bytes
 
@@ -100,7 +101,7 @@ class Hyena(Mixer):
         if self.conv is not None:
             z, last = self.conv(z, next(before), keep_state)
             after.append(last)
-        z, *gates = z.chunk(self.order + 1, -1)
+        z, *gates = with_room(z).chunk(self.order + 1, -1)
         # One lag more than was read, when the filter has it: then the state keeps all that was read.
         filters = self.filters(min(self.filter_length, read + 1))
         for gate, filter, skip, past in zip(gates, filters, self.skip, before, strict=False):
@@ -108,7 +109,7 @@ class Hyena(Mixer):
             y, last = long_convolution(z, filter, past, keep_state)
             z = y + skip * z
             after.append(last)
-        y = self.out_proj(gates[-1] * z)
+        y = project_wide(gates[-1] * z, self.out_proj, x)
         return y, HyenaState([own(past) for past in after], length=read) if keep_state else None
 
     def filters(self, lags: int) -> Tensor:
@@ -129,9 +130,12 @@ class Hyena(Mixer):
         return torch.exp(-rates * lags.to(rates.dtype).unsqueeze(1) / self.filter_length) + self.FLOOR
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
-        """See `Mixer.state_nbytes`: grows with the tokens read until the filters are full."""
+        """See `Mixer.state_nbytes`: grows with the tokens read until the filters are full.
+
+        Products are kept in float32 where tokens are of float16, which does not hold them.
+        """
         reach = min(length, self.filter_length - 1)
-        past = tensor_bytes(self.order - 1, batch, reach, self.width, dtype=dtype)
+        past = tensor_bytes(self.order - 1, batch, reach, self.width, dtype=roomy(dtype))
         return past + (0 if self.conv is None else self.conv.state_nbytes(batch, dtype))
 
     def flops(self, length: int) -> int:

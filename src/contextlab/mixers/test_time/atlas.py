@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
-from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.layers import Linear, RMSNorm, project_wide
 from contextlab.mixers.segment.base import SegmentMixer
 from contextlab.ops.atlas import atlas
 from contextlab.ops.linear import working_dtype
-from contextlab.ops.precision import unit_length
+from contextlab.ops.precision import roomy, unit_length, with_room
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
 
@@ -83,6 +83,8 @@ class Atlas(SegmentMixer):
         q, past, steps = self.in_proj(x).split(self._parts(), -1)
         inner = 2 * self.heads * self.head_dim
         # The gate is stored as it is used, so that zeros before the first token weigh nothing.
+        # Slopes of a gate that is shut are large before the sigmoid makes them small.
+        q, past, steps = with_room(q), with_room(past), with_room(steps)
         return torch.cat((q, past[..., :inner], past[..., inner:].sigmoid(), steps), -1)
 
     def _parts(self) -> tuple[int, int, int]:
@@ -93,7 +95,7 @@ class Atlas(SegmentMixer):
         return {
             "matrix": x.new_zeros(shape, dtype=work),
             "momentum": x.new_zeros(shape, dtype=work),
-            "past": x.new_zeros(x.shape[0], self.window - 1, self._parts()[1]),
+            "past": x.new_zeros(x.shape[0], self.window - 1, self._parts()[1], dtype=roomy(x.dtype)),
         }
 
     def _read(self, tokens: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -111,7 +113,8 @@ class Atlas(SegmentMixer):
         )  # fmt: skip
         o = self.norm(o.transpose(1, 2).to(tokens.dtype)).flatten(2)
         kept = seen[:, seen.shape[1] - self.window + 1 :]
-        return self.out_proj(o), {"matrix": matrix, "momentum": momentum, "past": kept}
+        o = project_wide(o, self.out_proj, self.norm.weight)
+        return o, {"matrix": matrix, "momentum": momentum, "past": kept}
 
     def _features(self, x: Tensor) -> Tensor:
         """x [B, H, S, D] -> monomials up to `degree` of x / |x|, weighted, of unit length: [B, H, S, F]."""
@@ -121,6 +124,10 @@ class Atlas(SegmentMixer):
             parts.append(x[..., self.rows] * x[..., self.columns] * self.twice.to(x.dtype))
         weights = self.coefficients[:, None, :, None]
         return unit_length(torch.cat([w * p for w, p in zip(weights.unbind(2), parts, strict=True)], -1), eps=1e-12)
+
+    def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """See `Mixer.state_nbytes`: the same at every length; float16 tokens are kept in float32."""
+        return super().state_nbytes(length, batch, roomy(dtype))
 
     def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         past = tensor_bytes(batch, self.window - 1, self._parts()[1], dtype=dtype)

@@ -71,7 +71,7 @@ class MesaNet(MatrixMixer):
         initial = None if before is None else (before["keys"], before["matrix"])
         ridge = F.softplus(self.ridge) + self.least_ridge
         o, after = mesa(q, k, v, F.logsigmoid(g), beta.sigmoid(), ridge, initial, keep_state, self.steps)
-        y = self.out_proj(self.norm(o).flatten(2))
+        y = self._answer(self.norm(o).flatten(2), x)
         if after is None:
             return y, None
         kept = self._kept(x, before, after[1], conv)

@@ -68,7 +68,7 @@ class Titans(MatrixMixer):
         theta, m, g = (y + bias for y, bias in zip(steps, self.gate_bias, strict=True))
         initial = None if before is None else before["matrix"]
         o, matrix = titans(q, k, v, theta.sigmoid(), F.logsigmoid(m), F.logsigmoid(g), None, initial, keep_state)
-        y = self.out_proj(self.norm(o).flatten(2) * F.silu(gate))
+        y = self._answer(self.norm(o).flatten(2) * F.silu(gate), x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:

@@ -14,6 +14,7 @@ from contextlab.mixers.layers import Linear
 from contextlab.mixers.segment.base import SegmentMixer
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.position import rope_table, rotary_size, rotate
+from contextlab.ops.precision import with_room
 from contextlab.ops.ttt import InnerNorm, ttt_linear, ttt_mlp
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
@@ -53,7 +54,7 @@ class TttMixer(SegmentMixer):
         table = rope_table(torch.arange(tokens.shape[1], device=tokens.device), self.rotary, self.rope_base, q.dtype)
         q, k = (rotate(y.contiguous(), table) for y in (q, k))
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        step = (rate + self.rate_bias).sigmoid().transpose(1, 2) * (self.learning_rate / self.head_dim)
+        step = (with_room(rate) + self.rate_bias).sigmoid().transpose(1, 2) * (self.learning_rate / self.head_dim)
         return q, k, v, self.share.clamp_min(0)[:, None] * step.unsqueeze(-2)
 
     def _answer(self, o: Tensor) -> Tensor:
