@@ -212,7 +212,7 @@ def test_a_policy_may_hold_the_queries_that_it_looks_at(monkeypatch) -> None:
     (component,) = components("policy", "watchful")
     (law,) = [law for law in laws("policy") if law.name == "budget of 50%"]
     law(component)
-    monkeypatch.setattr(Watchful, "slots", lambda self, layer, length, batch, dtype: length)  # all are kept
+    monkeypatch.setattr(Watchful, "slots", lambda self, layer, length, *more: length)  # all are kept
     with pytest.raises(LawBroken, match=r"with a budget of 50% it holds \d+ bytes after 30, allowed"):
         law(component)
 

@@ -185,12 +185,14 @@ def hold_to_budget_used(component: Component) -> None:
 @law(
     "policy",
     "budget used",
-    "Of a budget in per cent it holds all but 1%, or all but one token of each layer where that is more, once a text "
-    "was read at once.",
+    "Of a budget in per cent it holds all but 1%, or all but one token of each layer.",
     holds_for=holds_to_budget,
 )
 def budget_used(component: Component) -> None:
-    """While decoding an eviction policy makes slots free ahead (`every`), and then holds less for a while."""
+    """Right after a text was read at once; whichever of the two is more.
+
+    While decoding an eviction policy makes slots free ahead (`every`), and then holds less for a while.
+    """
     hold_to_budget_used(component)
 
 
