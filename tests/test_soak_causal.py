@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("transformers", minversion="5")
 
+from contextlab.models.hub_pieces import APART
 from tests.soak.causal import COLUMNS, held
 
 WINDOWS = "all of its attention layers have windows"
@@ -26,6 +27,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*answers in pieces differ")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_type_of_each_kind_holds_or_is_refused(kind):
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
@@ -41,10 +43,13 @@ def test_a_type_of_each_kind_holds_or_is_refused(kind):
         if column in refused:
             assert what.startswith("refused: "), what
             assert refused[column] in what
+        elif column == "pieces" and kind in APART:
+            assert what.startswith("known: "), what
         else:
             assert what == "ok", f"{column}: {what}"
 
 
+@pytest.mark.filterwarnings("ignore:.*answers in pieces differ")
 def test_compressed_caches_are_foretold():
     """At lengths around its blocks of 3 and 5 tokens and its window of 6."""
     from tests.soak.causal import Held

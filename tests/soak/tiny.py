@@ -139,6 +139,10 @@ FIXES: dict[str, dict[str, Any]] = {
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": HYBRID, "attention_head_dim": 2 * WIDTH // HEADS,
                "attention_hidden_size": 2 * WIDTH, "hybrid_layer_ids": [1, 3], "num_mem_blocks": 1,
                "n_mamba_heads": HEADS, "mamba_headdim": 2 * WIDTH // HEADS},
+    "xlstm": {
+        "hidden_size": 128, "embedding_dim": 128, "num_hidden_layers": 2, "num_blocks": 2, "num_heads": 4,
+        "chunk_size": 16,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """What the rules get wrong, by type: fields of the configuration of the text."""

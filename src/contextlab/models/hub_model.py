@@ -14,6 +14,7 @@ from contextlab.errors import InputError
 from contextlab.models.generation import generate
 from contextlab.models.hub_cache import Growth, Place, emptied, filled, grown, places, products, without_rows
 from contextlab.models.hub_faults import first_fault
+from contextlab.models.hub_pieces import warn_of_pieces
 from contextlab.models.hub_rows import (
     begins,
     heeds_padding,
@@ -76,6 +77,7 @@ class HuggingFaceModel(nn.Module):
                 "with is_decoder=True"
             )
         self._grown: list[tuple[Place, Growth]] | None = None
+        self._told = False  # whether it was said how answers in pieces differ
         self.train(model.training)
 
     @torch.no_grad()
@@ -150,7 +152,8 @@ class HuggingFaceModel(nn.Module):
     ) -> tuple[Tensor, HuggingFaceState | RaggedState]:
         """Read inputs [B, T] on from `state` (None at the start) -> logits [B, T, V], state; see `Model.read`.
 
-        The state passed in stays valid.
+        The state passed in stays valid. Where transformers' code answers pieces unlike the whole, this is said once as
+        a warning (`contextlab.models.hub_pieces`).
         """
         self._check(inputs, state)
         if cu_seqlens is not None:
@@ -163,6 +166,9 @@ class HuggingFaceModel(nn.Module):
             logits, after = self.read(batch.of(inputs), None, batch.mask)
             return documents.back([batch], [logits]), after
         begun = state is not None and state.length > 0
+        if begun and state is not None and not self._told:
+            text = self.model.config.get_text_config()
+            self._told = warn_of_pieces(self.spec.kind, text, state.length + inputs.shape[1])
         waiting = None if state is None or mask is None else tuple((state.start >= state.length).tolist())
         placed = padding(mask, inputs, begun, waiting)
         logits, after = self._read(placed.moved(inputs), state, placed)

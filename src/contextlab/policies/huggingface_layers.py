@@ -97,7 +97,7 @@ def forward_of(module: nn.Module) -> Any:
 
 def _described(model: PreTrainedModel, module: Any) -> KVLayer:
     config = module.config
-    heads = config.num_attention_heads
+    heads = getattr(module, "num_heads", None) or config.num_attention_heads  # some layers have more than others
     if keeps_latent(module):
         rank, rotary = latent_sizes(module)
         return KVLayer(
