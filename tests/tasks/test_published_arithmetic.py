@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -29,6 +31,17 @@ MULTIPLICATION: dict[str, Figure] = {
     "characters of a line": (9.4192, 0.959, 6872),
 }
 """Of the lines of data/bal/train_multiplication_7000.txt whose longer operand has two digits."""
+
+
+FUNCTIONS: dict[str, Figure] = {
+    "operand, sine": (-0.0068631, 0.9179, 10_000),
+    "result, sine": (-0.0049762, 0.7144, 10_000),
+    "characters, sine": (12.78, 1.11, 10_000),
+    "operand, square_root": (5.5057, 2.6, 10_000),
+    "result, square_root": (2.2698, 0.5945, 10_000),
+    "characters, square_root": (11.774, 0.5018, 10_000),
+}
+"""Of data/sin/train_sin_10000.txt and data/sqrt/train_sqrt_10000.txt; characters of both numbers together."""
 
 
 def size(values: Tensor) -> Tensor:
@@ -79,3 +92,15 @@ def test_factors_of_two_digits_are_those_of_the_authors_file() -> None:
     both = torch.maximum(x, y) >= 10
     hold("first operand", x[both], MULTIPLICATION["first operand"])
     hold("characters of a line", line(x, y, x * y)[both], MULTIPLICATION["characters of a line"])
+
+
+@pytest.mark.parametrize("name", ["sine", "square_root"])
+def test_functions_are_those_of_the_authors_files(name: str) -> None:
+    task = load_recipe("arithmetic").build_task(name)
+    prompt = task.sample(3000, torch.Generator().manual_seed(3))
+    found = []
+    for row in prompt.inputs.tolist():
+        asked, result = re.findall(r"-?\d+\.\d+", "".join(map(task.symbol, row)))
+        found.append((float(asked), float(result), len(asked) + len(result)))
+    for what, own in zip(("operand", "result", "characters"), zip(*found, strict=True), strict=True):
+        hold(what, torch.tensor(own), FUNCTIONS[f"{what}, {name}"])

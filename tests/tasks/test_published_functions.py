@@ -65,6 +65,14 @@ MAMBAFORMER: dict[str, Figure] = {
 7e202841c7c54e87c62fb2d34f263c56f23cc0c7; y^2 as above, of the examples that are no outliers. The place is that of the
 pairs, where the query is a key: there it is not in one of 65 prompts (0.013 of 4096)."""
 
+CHAIN: dict[str, Figure] = {
+    "y^2": (9.9878, 9.827, 2048),
+    "squared features": (10.068, 2.648, 2048),
+    "share of features that are zero": (0.50036, 0.02432, 2048),
+}
+"""Of src/tasks.py and src/samplers.py of github.com/yingcong-li/Dissecting-CoT at commit
+d6a168a5d7763d251e07a0336b19d96b7964859b, with src/conf/cot_2nn.yaml; the features are summed over units."""
+
 MULTITASK: dict[str, Figure] = {
     "y^2, linear": (1.0051, 0.1419, 2048),
     "y^2, quadratic": (1.0048, 0.337, 2048),
@@ -173,6 +181,17 @@ def test_parity_and_recall_are_those_of_mambaformers_code() -> None:
     hold("others", cosines.values[:, 1], MAMBAFORMER["largest cosine of another key, vector_recall"])
     assert (cosines.values[:, 0] > 0.999).all()
     hold("place", cosines.indices[:, 0], MAMBAFORMER["place of the key, vector_recall"])
+
+
+def test_chains_of_thought_are_those_of_their_authors_code() -> None:
+    prompt = draw("chain_of_thought", suite="mambaformer")
+    tokens = prompt.inputs.unflatten(1, (101, 3))  # x, the features, y
+    features = tokens[:, :, 1, 10:-1]
+    hold("y^2", tokens[:, :, 2, -1].square().mean(1), CHAIN["y^2"], 0.3)
+    hold("features", features.square().sum(2).mean(1), CHAIN["squared features"])
+    hold("zeros", (features == 0).float().mean((1, 2)), CHAIN["share of features that are zero"])
+    sizes = load_recipe("mambaformer").train_spec("mamba", "chain_of_thought").curriculum["examples"]
+    assert [sizes.value(step) for step in (0, 2000, 29_999, 30_000, 500_000)] == [26, 31, 96, 101, 101]
 
 
 @pytest.mark.parametrize("name", ["linear", "quadratic", "cubic"])
