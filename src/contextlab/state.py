@@ -183,10 +183,7 @@ class KVState(State):
     @lru_cache(maxsize=64)  # all layers ask the same
     def capacity(length: int) -> int:
         """Tokens that the buffers have room for: 32, then 1.25 times more, in multiples of 32."""
-        room = 0
-        while room < length:
-            room = -(-max(room * 5 // 4, room + 1) // 32) * 32
-        return room
+        return _room(length)
 
     @staticmethod
     def bytes_at(length: int, batch: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
@@ -200,7 +197,7 @@ class KVState(State):
         mask: [B, T] bool, False at left padding.
         """
         length = self.length + k.shape[1]
-        room = self.capacity(length)
+        room = _room(length) if torch.compiler.is_compiling() else self.capacity(length)  # a cache has no graph
         mark: list[int] | None = None
         if torch.is_grad_enabled():
             keys = _extended(self.keys[:, :, : self.length], k, room)
@@ -312,6 +309,14 @@ class WindowState(State):
             values = torch.cat([values[:, :sunk], values[:, first:]], 1)
             at = torch.cat([at[:, :sunk], at[:, first:]], 1)
         return keys, values, at
+
+
+def _room(length: int) -> int:
+    """See `KVState.capacity`."""
+    room = 0
+    while room < length:
+        room = -(-max(room * 5 // 4, room + 1) // 32) * 32
+    return room
 
 
 def _extended(old: Tensor, new: Tensor, room: int) -> Tensor:

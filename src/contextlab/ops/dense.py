@@ -34,8 +34,11 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     given to that function.
     """
     if (
-        (x.numel() * weight.shape[0] >= _FORWARD_FROM or (weight.numel() >= _READ_FROM and not torch.is_grad_enabled()))
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()  # first: an exported program would be bound to the sizes below the threshold
+        and (
+            x.numel() * weight.shape[0] >= _FORWARD_FROM
+            or (weight.numel() >= _READ_FROM and not torch.is_grad_enabled())
+        )
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and _serves(x, weight)

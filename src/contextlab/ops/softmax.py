@@ -133,7 +133,7 @@ def attend(
     if _scores_may_be_vast(q, k, scale):
         with sdpa_kernel(SDPBackend.MATH):
             return _sdpa(q, k, v, scale, mask, is_causal)
-    if is_causal and length <= 128 and heads == k.shape[2] and _many_threads(q):
+    if is_causal and _many_threads(q) and length <= 128 and heads == k.shape[2]:
         return _short(q, k, v, dim**-0.5 if scale is None else scale)
     return _sdpa(q, k, v, scale, mask, is_causal)
 
@@ -178,8 +178,9 @@ def _scores_may_be_vast(q: Tensor, k: Tensor, scale: float | None) -> bool:
 
 
 def _many_threads(q: Tensor) -> bool:
+    """Asked before any length is: an exported program would be bound to the lengths that go the short way."""
     plain = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
-    return plain and torch.get_num_threads() > 1 and not torch.compiler.is_compiling()
+    return plain and not torch.compiler.is_compiling() and torch.get_num_threads() > 1
 
 
 def _short(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -130,7 +130,8 @@ def block_local_attention(
         return attend(q, k, v, scale, _mask(at, places, block, slopes, q.dtype))
     # Rows are shifted so that every block begins at a multiple of the block's size, whatever the padding.
     shift = at[:, :1] % block
-    most = int(shift) if len(shift) == 1 else block - 1
+    known = len(shift) == 1 and not torch.compiler.is_compiling()  # a graph knows no values
+    most = int(shift) if known else block - 1
     count = -(-(length + most) // block)
     line = torch.arange((count + 1) * block, device=q.device) - shift
     q_index, k_index = line[:, : count * block], line + before - block
