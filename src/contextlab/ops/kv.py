@@ -43,6 +43,7 @@ class KVLayer:
     by_row: whether rotary positions count from each row's first token, as in transformers; otherwise, as in our
         mixers, they count its padding, too. Only distances matter to attention.
     latent: where keys are the values, too, how many of a key's first numbers are a value; 0 elsewhere.
+    times: how often the model runs the layer in a forward, each time with a state of its own (looped models).
     peers: the layers among which a policy divides its budget, this one at its place, each without peers; empty
         where all `count` layers are like this one.
     """
@@ -59,12 +60,18 @@ class KVLayer:
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
     by_row: bool = False
     latent: int = 0
+    times: int = 1
     peers: tuple[KVLayer, ...] = ()
 
     @cached_property
     def unlike(self) -> bool:
         """Whether tokens of its peers differ in size."""
         return len({(each.kv_heads, each.key_dim, each.value_dim) for each in self.peers}) > 1
+
+    @property
+    def states(self) -> int:
+        """States of layers like this one that the model has, among which a budget in bytes is divided."""
+        return self.count * self.times
 
     def values(self, keys: Tensor, values: Tensor) -> Tensor:
         """The values themselves, of keys [..., D] and what is held of values [..., V]."""

@@ -13,7 +13,7 @@ from contextlab.policies.core.parse import parse_options, parse_policy, takes_bu
 from contextlab.policies.core.per_layer import PerLayer
 from contextlab.policies.core.slots import KeptState, Slots
 from contextlab.policies.eviction.anchors import AnLLM
-from contextlab.policies.eviction.base import EvictionPolicy, Seen
+from contextlab.policies.eviction.base import EvictionPolicy
 from contextlab.policies.eviction.by_attention import A2SF, ALISA, H2O, TOVA, VATP, PyramidInfer, PyramidKV, SnapKV
 from contextlab.policies.eviction.by_estimate import ExpectedAttention, HashEvict
 from contextlab.policies.eviction.by_key import KeyDiff, KeyNorm, Random, StreamingLLM
@@ -25,6 +25,7 @@ from contextlab.policies.eviction.merged_slots import MergedState
 from contextlab.policies.eviction.merging import D2O, CaM, WeightedKV
 from contextlab.policies.eviction.oracle import Oracle
 from contextlab.policies.eviction.paged import PagedState
+from contextlab.policies.eviction.seen import Seen
 from contextlab.policies.eviction.trained import Locret
 from contextlab.policies.prompt.infinite_retrieval import infinite_retrieval
 from contextlab.policies.prompt.shorten import ShortPrompt, compress_prompt, evaluator_heads

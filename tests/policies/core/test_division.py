@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from contextlab.errors import InputError
+from contextlab.models import build_model
 from contextlab.policies import build_policy
 from contextlab.policies.core.division import divided, rounded_down
 from contextlab.testing import policies as laws
@@ -89,3 +90,32 @@ def test_what_a_layer_was_lent_it_gives_back(name: str, budget: str) -> None:
         held = [layer.slots.used for layer in state.layers]
         assert held == sorted(held, reverse=True)
         assert min(held) >= 9
+
+
+def looped(loops: int = 3) -> Any:
+    """Two layers that are run so often, each time with a state of its own."""
+    layer = {"mixer": "attention", "options": {"kv_heads": 2}}
+    spec = {"width": 32, "position": "rope", "depth": 2, "loops": loops, "heads": 4, "mlp_ratio": 1, "layers": [layer]}
+    ends = {"input_size": laws.SIZE, "output_size": laws.SIZE, "read_in": "token"}
+    return build_model({**spec, **ends}, seed=0).double()
+
+
+@pytest.mark.parametrize("name", ["h2o", "pyramid_kv", "ada_kv", "dmc"])
+def test_bytes_are_divided_among_the_states_of_a_looped_model(name: str) -> None:
+    reader, x = looped(), laws.tokens(1, 100)
+    options = {} if name == "dmc" else {"window": 4}
+    policy = build_policy(name, budget="40kB", **options)
+    if policy.untrained:
+        policy.train_on(reader, laws.tokens(2, 24), 4, steps=2)
+    with policy.attach(reader), torch.no_grad():
+        _, state = reader.read(x)
+    assert len(state.layers) == 6
+    assert 36_000 < state.nbytes <= 40_000
+
+
+@pytest.mark.parametrize("name", ["oracle", "kvzip"])
+def test_what_watches_each_layer_once_is_refused_by_a_looped_model(name: str) -> None:
+    reader, policy = looped(), build_policy(name, window=4)
+    policy.prepare(reader, laws.tokens(1, 40), 40)
+    with pytest.raises(InputError, match="this model runs them 3 times"):
+        policy.layers(reader)

@@ -86,3 +86,24 @@ def test_a_budget_is_of_what_the_model_holds(name: str) -> None:
     for layer in state.layers:
         values = getattr(getattr(layer, "slots", None), "values", {}).get("values")
         assert values is None or values.shape[-1] == 0  # held once
+
+
+def test_what_stands_before_the_weights_counts() -> None:
+    """An adapter's layer is called, its weight not read: the map into the latent's space is that of the call."""
+
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner, self.weight = inner, inner.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.inner(x)
+
+    reader, x = latent_model(), laws.tokens(2, 20)
+    for block in reader.blocks:
+        block.mixer.kv_up = Doubled(block.mixer.kv_up)
+    with torch.no_grad():
+        expected, _, _ = laws.read(reader, x, [20])
+        with registry.lookup("policy", "h2o").build(window=4).attach(reader):
+            got, _, _ = laws.read(reader, x, [12])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)

@@ -6,60 +6,22 @@ import copy
 import dataclasses
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
-from contextlab.ops.kv import KVLayer, attend_cached, attention_rows, attention_with_mass
+from contextlab.ops.kv import KVLayer, attend_cached, attention_with_mass
 from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.core.budget import OPEN, Amount, Budget
 from contextlab.policies.core.division import divided, rounded_down
 from contextlab.policies.core.holders import Dense, Holder
 from contextlab.policies.core.ranking import in_order
 from contextlab.policies.core.slots import KeptState, Slots, gathered, places_after, read_on, room_for, tokens_in_slots
+from contextlab.policies.eviction.seen import Seen
 from contextlab.state import KVState, State, tensor_bytes
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What an eviction policy judges tokens by.
-
-    keys: [B, Hkv, N, D] as held (rotary positions applied). values: [B, Hkv, N, V].
-    positions: [B, Hkv, N] int64, places of the tokens in their rows, -1 where a slot holds none.
-    queries: [B, n, H, D], the last `observe` ones (fewer when fewer were read), or None.
-    mass: [B, Hkv, N], the attention that each token got from all queries so far, or the number that `mark` gave it; or
-        None.
-    length: tokens read so far, padding included. layer: the layer.
-    notes: what `EvictionPolicy.remember` returned last.
-    visible: [B, N] or, where heads hold different numbers of tokens, [B, Hkv, N] bool, False at slots that hold no
-        token; None for all True.
-    """
-
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-    queries: Tensor | None
-    mass: Tensor | None
-    length: int
-    layer: KVLayer
-    notes: dict[str, Tensor] = field(default_factory=dict)
-    visible: Tensor | None = None
-
-    @cached_property
-    def attention(self) -> Tensor | None:
-        """[B, H, n, N], the attention weights of `queries`; None without any."""
-        if self.queries is None or not self.queries.shape[1]:
-            return None
-        last, count = self.positions[:, 0, -1:], self.queries.shape[1]  # the last slot is the last query's own
-        return attention_rows(
-            self.queries, self.keys, scale=self.layer.scale, visible=self.visible, slopes=self.layer.slopes,
-            sink=self.layer.sink, q_position=last + torch.arange(1 - count, 1, device=last.device),
-            k_position=self.positions,
-        )  # fmt: skip
 
 
 def _full_nbytes(layer: KVLayer, length: int, batch: int, dtype: torch.dtype) -> int:
@@ -238,12 +200,12 @@ class EvictionPolicy(Policy):
         if self.allowed.kind == "ratio":
             allowed = self.allowed.amount * _full_nbytes(layer, length, batch, dtype)
         else:
-            allowed = self.allowed.amount / layer.count
+            allowed = self.allowed.amount / layer.states
         fixed, each = self._beside(layer, batch, dtype)
         low = self.holder.fitting(allowed - fixed, each, length + 1, layer, batch, dtype)
         least = self.protected + 1
         if low < least and self.allowed.kind == "bytes" and length >= least:
-            self._refuse(batch, layer.count * self._nbytes(least, layer, batch, dtype))
+            self._refuse(batch, layer.states * self._nbytes(least, layer, batch, dtype))
         return max(low, least)
 
     def _divided(
@@ -270,10 +232,10 @@ class EvictionPolicy(Policy):
             if self.allowed.kind == "ratio":
                 total = self.allowed.amount * sum(_full_nbytes(layer, length, batch, dtype) for layer in peers)
             else:
-                total /= peers[0].count
+                total /= peers[0].states
             needed = [self._nbytes(least, layer, batch, dtype) for layer in peers]
             if self.allowed.kind == "bytes" and sum(needed) > total and length > self.protected:
-                self._refuse(batch, sum(needed) * peers[0].count / len(peers))
+                self._refuse(batch, sum(needed) * peers[0].states / len(peers))
             parts = divided(total, weights, needed, [self._nbytes(most, layer, batch, dtype) for layer in peers])
             whole = []
             for layer, part in zip(peers, parts, strict=True):

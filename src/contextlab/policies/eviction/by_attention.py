@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.policies.eviction.base import EvictionPolicy, Seen
+from contextlab.policies.eviction.base import EvictionPolicy
+from contextlab.policies.eviction.seen import Seen
 from contextlab.registry import register
 
 

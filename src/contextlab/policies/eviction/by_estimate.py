@@ -11,7 +11,8 @@ from torch import Tensor
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.core.base import in_own_places
-from contextlab.policies.eviction.base import EvictionPolicy, Seen
+from contextlab.policies.eviction.base import EvictionPolicy
+from contextlab.policies.eviction.seen import Seen
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
 

@@ -14,7 +14,8 @@ from contextlab.ops.precision import working_dtype
 from contextlab.ops.softmax import softmax_attention
 from contextlab.policies.core.ranking import coarse
 from contextlab.policies.core.slots import KeptState, Slots
-from contextlab.policies.eviction.base import EvictionPolicy, Seen
+from contextlab.policies.eviction.base import EvictionPolicy
+from contextlab.policies.eviction.seen import Seen
 from contextlab.registry import register
 
 

@@ -156,11 +156,11 @@ class DMC(Policy):
             full = tensor_bytes(length, batch, layer.kv_heads, layer.key_dim + layer.value_dim, dtype=dtype)
             allowed = self.allowed.amount * full
         else:
-            allowed = self.allowed.amount / layer.count
+            allowed = self.allowed.amount / layer.states
             if allowed < fixed:
                 raise InputError(
                     f"budget: {self.allowed} does not hold one slot of each of {layer.kv_heads} heads in {batch} rows "
-                    f"of {layer.count} layers; it takes {fixed * layer.count}B"
+                    f"of {layer.states} layers; it takes {fixed * layer.states}B"
                 )
         return max(0, int((allowed - fixed) // (batch * (slot + 2))))
 

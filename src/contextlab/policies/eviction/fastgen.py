@@ -11,8 +11,8 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.core.slots import KeptState
-from contextlab.policies.eviction.base import Seen
 from contextlab.policies.eviction.by_attention import WindowJudged
+from contextlab.policies.eviction.seen import Seen
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
 

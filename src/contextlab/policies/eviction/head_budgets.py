@@ -18,8 +18,9 @@ from contextlab.policies.core.budget import Amount, Budget
 from contextlab.policies.core.holders import Dense
 from contextlab.policies.core.ranking import in_order
 from contextlab.policies.core.slots import Slots, places_after, read_on, room_for, tokens_in_slots
-from contextlab.policies.eviction.base import EvictionPolicy, Seen
+from contextlab.policies.eviction.base import EvictionPolicy
 from contextlab.policies.eviction.paged import Paged, PagedState, places_in_pages
+from contextlab.policies.eviction.seen import Seen
 from contextlab.registry import entries, lookup, register
 from contextlab.state import KVState, State
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import SCORES, KVLayer, attention_rows
 from contextlab.policies.core.slots import gathered
-from contextlab.policies.eviction.base import Seen
+from contextlab.policies.eviction.seen import Seen
 from contextlab.policies.eviction.two_pass import Recorder, TwoPassPolicy
 from contextlab.registry import register
 

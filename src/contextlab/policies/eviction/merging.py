@@ -13,9 +13,9 @@ from torch.nn.functional import normalize, pad
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import SCORES, KVLayer
 from contextlab.policies.core.slots import KeptState, gathered
-from contextlab.policies.eviction.base import Seen
 from contextlab.policies.eviction.by_attention import H2O, within
 from contextlab.policies.eviction.by_key import mixed
+from contextlab.policies.eviction.seen import Seen
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
 

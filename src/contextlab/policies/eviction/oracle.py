@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.ops.kv import SCORES, KVLayer
-from contextlab.policies.eviction.base import Seen
+from contextlab.policies.eviction.seen import Seen
 from contextlab.policies.eviction.two_pass import Read, Recorder, TwoPassPolicy
 from contextlab.registry import register
 

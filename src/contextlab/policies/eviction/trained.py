@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import SCORES, KVLayer
 from contextlab.policies.core.training import read_trained, write_trained
-from contextlab.policies.eviction.base import EvictionPolicy, Seen
+from contextlab.policies.eviction.base import EvictionPolicy
+from contextlab.policies.eviction.seen import Seen
 from contextlab.policies.eviction.two_pass import Read, Recorder
 from contextlab.registry import register
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.core.slots import gathered
-from contextlab.policies.eviction.base import EvictionPolicy, Seen
+from contextlab.policies.eviction.base import EvictionPolicy
+from contextlab.policies.eviction.seen import Seen
 from contextlab.state import State
 
 
@@ -110,6 +111,11 @@ class TwoPassPolicy(EvictionPolicy):
         if not self.watched:
             raise InputError(
                 f"{name} chooses what to keep after a first reading; call policy.watch(model, tokens) first"
+            )
+        if layers[0].times > 1:
+            raise InputError(
+                f"{name} watches what each layer reads, but this model runs them {layers[0].times} times, each time "
+                "with other queries; take snapkv"
             )
         if layers[0].count != self.layers_watched:
             raise InputError(f"{name} watched a model of {self.layers_watched} layers, this one has {layers[0].count}")

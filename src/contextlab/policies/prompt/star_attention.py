@@ -46,7 +46,7 @@ class StarAttention(Policy):
         if self.budget.kind == "ratio":
             amount *= length
         elif self.budget.kind == "bytes":
-            amount /= layer.count * tensor_bytes(batch, layer.kv_heads, layer.key_dim + layer.value_dim, dtype=dtype)
+            amount /= layer.states * tensor_bytes(batch, layer.kv_heads, layer.key_dim + layer.value_dim, dtype=dtype)
         if amount < 2:
             raise InputError(
                 f"budget: {self.budget} is {amount:.3g} tokens of {length} in {batch} rows, and a token reads at least "

@@ -194,7 +194,7 @@ class SelectivePolicy(Policy):
         summaries = self.summary_nbytes(layer, length, batch, dtype)
         if self.budget.kind == "ratio":  # where the context is short, the latest tokens at least
             return int(self.budget.amount * length * each - summaries) // each
-        served = layer.count - self.skip
+        served = (layer.count - self.skip) * layer.times
         fits = int(self.budget.amount / served - summaries) // each
         least = self.latest + self.page
         if fits < min(least, length):
