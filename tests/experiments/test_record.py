@@ -7,11 +7,14 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from contextlab import run
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
-from contextlab.experiments.record import differs_in_evaluation_only, shares
+from contextlab.experiments.folder import RunFolder, evaluations
+from contextlab.experiments.jobs import first_jobs
+from contextlab.experiments.record import change_evaluation, differs_in_evaluation_only, shares
 from contextlab.files import read_json, read_record, write_record
 from tests.experiments.test_run import Tape, one, tiny
 
@@ -29,6 +32,26 @@ def test_no_plugin_is_imported_because_a_record_names_it(tmp_path):
     with pytest.raises(InputError, match=f"started with 1 plugin, and plugins .* add --plugin {evil}"):
         run(one(), out=folder, resume=True, jobs=2)
     assert not (tmp_path / "evil.txt").exists()
+
+
+def test_what_was_measured_keeps_the_evaluation_that_it_was_measured_with(tmp_path):
+    """In runs of older versions a record does not say it, and the table of a learner may have no record."""
+    folder, before = RunFolder(tmp_path), ExperimentSpec.parse(tiny())
+    spec = ExperimentSpec.parse(tiny(evaluate={"prompts": 24, "batch": 16}))
+    stopped, measured, told, nothing, *_ = first_jobs(before)
+    for job in (stopped, measured, told):
+        folder.job_record(job).parent.mkdir(parents=True, exist_ok=True)
+    write_record(folder.job_record(stopped), {**stopped.fields, "status": "failed", "message": "killed"})
+    folder.table(measured).write_bytes(b"")
+    own = {**told.fields, "status": "finished", "message": "", "evaluate_spec": {"recall": {"prompts": 3}}}
+    write_record(folder.job_record(told), own)
+    change_evaluation(folder, before, spec)
+    first, second, third = (read_record(folder.job_record(job)) for job in (stopped, measured, told))
+    assert (first["status"], first["evaluate_spec"]) == ("failed", evaluations(stopped, before))
+    assert (second["status"], second["evaluate_spec"]) == ("finished", evaluations(measured, before))
+    assert third["evaluate_spec"] == own["evaluate_spec"]
+    assert not folder.job_record(nothing).exists()
+    assert ExperimentSpec.parse(yaml.safe_load(folder.spec.read_text())) == spec
 
 
 class FailsAtStep3(Tape):
