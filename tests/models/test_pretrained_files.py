@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -184,3 +185,21 @@ def test_a_damaged_configuration_is_told(wrapped, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(data))
     with pytest.raises(InputError, match=r"config.json is of another model than model.json"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["from_pretrained", "save_pretrained"])
+def test_what_transformers_does_by_itself_is_taken_and_the_opposite_refused(method):
+    from contextlab.models.pretrained import files
+
+    table, served = {
+        "from_pretrained": (files.LOADING, files.SERVED_LOADING),
+        "save_pretrained": (files.SAVING, ()),
+    }[method]
+    parameters = inspect.signature(getattr(transformers.PreTrainedModel, method)).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.name in table}
+    assert len(defaults) >= 3
+    for name, value in defaults.items():
+        files.check_keywords(method, {name: value}, table, served)
+        if isinstance(value, bool):
+            with pytest.raises(InputError, match=f"^{method}: {name} is not taken for a model of contextlab"):
+                files.check_keywords(method, {name: not value}, table, served)
