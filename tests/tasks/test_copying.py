@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -84,6 +86,18 @@ def test_induction_head_has_its_trigger_twice(trigger: str) -> None:
     seen = torch.bincount(offset, minlength=5).numpy()
     assert stats.chisquare(seen[1:] if trigger == "any" else seen).pvalue > 1e-4
     assert (seen[0] == 0) == (trigger == "any")
+
+
+@pytest.mark.parametrize("digits", [1, 4])
+def test_chance_of_a_phonebook_counts_the_digits_that_come_up_at_each_place(digits: int) -> None:
+    task = build_task("phonebook", entries=5, digits=digits, names=3)
+    prompt = task.sample(1000, torch.Generator().manual_seed(0))
+    answers = prompt.targets[prompt.scored].view(1000, digits)
+    kinds = [len(answers[:, place].unique()) for place in range(digits)]
+    assert task.chance() == {
+        "accuracy": pytest.approx(sum(1 / kind for kind in kinds) / digits),
+        "cross_entropy": pytest.approx(sum(map(math.log, kinds)) / digits),
+    }
 
 
 def test_phonebook_asks_for_a_number_that_is_in_the_book() -> None:
