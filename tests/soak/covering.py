@@ -65,7 +65,7 @@ def plan(root: Path, found: Map, file: str, line: int, seconds: float) -> Plan:
 def tests_of(root: Path, found: Map, file: str, line: int) -> tuple[int, int]:
     """Bits of the tests that execute a line, and of others that its change may reach.
 
-    The others are tests beside the first that may use what those left in a cache; where the line is outside of
+    The others are tests beside them that may use what those left in a cache; where the line is outside of
     functions, all tests of the file.
     """
     where = place(ast.parse((root / file).read_text()), line)
@@ -76,7 +76,9 @@ def tests_of(root: Path, found: Map, file: str, line: int) -> tuple[int, int]:
         bits = _union(own.get(n, 0) for n in where.lines)
         if not bits and set(found.imported.get(file, ())) & set(where.lines):
             return everywhere, 0
-        cached = {test for test in {name.split("::")[0] for name in found.of(bits)} if _caches(root, test)}
+        cached = {name.split("::")[0] for name in found.of(bits)}
+        if not _caches(root, file):
+            cached = {test for test in cached if _caches(root, test)}
         return bits, _union(1 << n for n, name in enumerate(found.tests) if name.split("::")[0] in cached)
     bits = _union(own.get(n, 0) for n in where.body)
     if not bits and where.names:
@@ -192,8 +194,9 @@ def _functions(root: Path, file: str) -> tuple[list[str], frozenset[int]]:
 
 
 @cache
-def _caches(root: Path, test: str) -> bool:
-    return re.search(r"^@(functools\.)?(lru_)?cache", (root / test).read_text(), re.M) is not None
+def _caches(root: Path, file: str) -> bool:
+    """Whether a file keeps what its functions returned: then the first test alone executes them."""
+    return re.search(r"^ *@(functools\.)?(lru_)?cache", (root / file).read_text(), re.M) is not None
 
 
 @cache
