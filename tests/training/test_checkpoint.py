@@ -257,7 +257,9 @@ def test_seconds_go_on_where_they_stopped(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         train(Tiny(), Sums(), short, folder=tmp_path, progress=stop)
     before = json.loads((tmp_path / "step_00000020" / "training.json").read_text())["seconds"]
-    seconds = train(Tiny(), Sums(), short, folder=tmp_path, resume=True).history["seconds"]
+    resumed = train(Tiny(), Sums(), short, folder=tmp_path, resume=True)
+    assert resumed.steps_per_second == pytest.approx((resumed.step - 20) / resumed.seconds)  # its own, not those before
+    seconds = resumed.history["seconds"]
     assert seconds.is_monotonic_increasing
     assert seconds.iloc[-1] > before > 0
     assert seconds[2] >= before  # the first row after the resume, that of step 21
