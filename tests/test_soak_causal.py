@@ -52,13 +52,14 @@ def test_a_type_of_each_kind_holds_or_is_refused(kind):
 @pytest.mark.filterwarnings("ignore:.*answers in pieces differ")
 def test_compressed_caches_are_foretold():
     """At lengths around its blocks of 3 and 5 tokens and its window of 6."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+
     from tests.soak.causal import Held
 
+    if "deepseek_v4" not in known:
+        pytest.skip("this release of transformers has no deepseek_v4")
     with torch.no_grad():
-        try:
-            soak = Held("deepseek_v4")
-        except KeyError:
-            pytest.skip("this release of transformers has no deepseek_v4")
+        soak = Held("deepseek_v4")
         soak.bytes()
         soak.pieces()
         soak.select()

@@ -357,8 +357,12 @@ SERVED_IN_PART = ("gpt_oss", "granite_swa", "falcon_h1", "minimax", "jetmoe")
 
 @pytest.mark.parametrize("kind", SERVED_IN_PART)
 def test_layers_that_keep_all_are_served_and_others_left_alone(kind: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+
     from tests.soak.causal import model_of
 
+    if kind not in known:
+        pytest.skip(f"this release of transformers has no {kind}")
     model, x = model_of(kind), tokens() % 40 + 3
     plain = HuggingFaceModel(model)
     cut = [30]

@@ -17,7 +17,8 @@ names those that cannot), where transformers computes parts in float32, errors a
 - policy: h2o at 100% changes nothing, in the whole and in pieces; at few tokens it runs.
 - apply: streaming_llm at 100% of a state that was read without it changes nothing; at few tokens it runs.
 
-A column is "ok", "known" with a figure, a refusal (one line of `InputError`), or a fault: another error, or a figure.
+A type that cannot be built here is told with the reason. A column is "ok", "known" with a figure, a refusal (a line of
+`InputError`), or a fault: another error, or a figure.
 """
 
 from __future__ import annotations
@@ -69,12 +70,21 @@ def model_of(kind: str) -> Any:
     return model.to(torch.float32 if kind in SINGLE else torch.float64).eval()
 
 
+class NotBuilt(Exception):
+    """transformers makes no model of the tiny configuration here."""
+
+
 class Held:
     """One type, and what was found of it."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.model = HuggingFaceModel(model_of(kind))
+        try:
+            theirs = model_of(kind)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise NotBuilt(next((line.strip() for line in lines if "rror: " in line), lines[0])) from error
+        self.model = HuggingFaceModel(theirs)
         self.tokens = torch.randint(3, VOCABULARY - 16, (2, 24), generator=torch.Generator().manual_seed(0))
         self.exact = 2e-4 if kind in SINGLE else EXACT
         self.whole = self.model(self.tokens[:, :20])
@@ -185,6 +195,8 @@ def outcome(check: Callable[[], Any], full: bool) -> str:
     """What a check came to, in one line."""
     try:
         return check() or "ok"
+    except NotBuilt as error:
+        return f"not built: {error}"
     except InputError as error:
         line = str(error)
         return f"refused: {line}" if "\n" not in line else f"fault: a refusal of several lines, {line!r}"
@@ -258,10 +270,12 @@ def table(found: dict[str, Any]) -> str:
     lines += ["| what holds | types | which |", "| --- | --- | --- |"]
     order = sorted(groups.items(), key=lambda each: (each[0] != HOLDS, "all but" not in each[0], -len(each[1])))
     lines += [f"| {what} | {len(kinds)} | {', '.join(kinds)} |" for what, kinds in order]
-    lines += ["", "| answers in pieces differ | by up to | why |", "| --- | --- | --- |"]
+    lines += ["", "| answers in pieces differ from the whole | by up to, of the largest logit |", "| --- | --- |"]
+    apart: dict[str, list[str]] = {}
     for kind, columns in sorted(found.items()):
         if kind in APART and columns.get("pieces", "").startswith("known: "):
-            lines.append(f"| {kind} | {float(columns['pieces'][7:]):.2g} | {APART[kind].why} |")
+            apart.setdefault(APART[kind].why, []).append(f"{kind} {float(columns['pieces'][7:]):.2g}")
+    lines += [f"| {why} | {', '.join(figures)} |" for why, figures in apart.items()]
     return "\n".join(lines)
 
 
@@ -275,7 +289,7 @@ def _summary(columns: dict[str, str]) -> str:
     off = {name: what for name, what in columns.items() if what != "ok" and not what.startswith("known")}
     if not off:
         return HOLDS
-    reasons = {_plain(what) for what in off.values()}
+    reasons = {_plain(what).removeprefix("refused: ") for what in off.values()}
     named = "policies" if set(off) <= {"policy", "apply"} else ", ".join(off)
     return f"all but {named}: " + "; ".join(sorted(reasons))
 
@@ -285,9 +299,12 @@ def _plain(what: str) -> str:
     verdict, _, line = what.partition(": ")
     line = re.sub(r"^[\w-]+: (?=[a-z])", "", line)
     line = re.sub(r"^[A-Z]\w*?(Attention|SelfAttention|Attention\w*)\b:? ?", "the attention ", line)
+    line = re.sub(r"^expected \[batch, tokens\].*", "it makes masks of its own", line)
+    line = re.sub(r"(;| You can) .*", "", line)
     line = re.sub(r"^(H2O|StreamingLLM) needs a model with a KV state.*", "no layer keeps all keys and values", line)
     line = line.removesuffix(", so no policy can serve it").removesuffix(", so it has no state to hand on")
-    return line if verdict == "refused" else f"{verdict}: {line}"
+    line = line.removesuffix(", so there is no state to hand on").removesuffix(" in your environment.")
+    return {"refused": f"refused: {line}", "not built": f"cannot be built here: {line}"}.get(verdict, what)
 
 
 if __name__ == "__main__":

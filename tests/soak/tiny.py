@@ -68,6 +68,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_nextn_predict_layers", "dropout", "layerdrop"), 0),
     **dict.fromkeys(("encoder_layers", "num_encoder_layers"), 2),
     **dict.fromkeys(("num_mem_blocks", "num_layers_per_stack"), 1),
+    **dict.fromkeys(("adapter_in_dim", "adapter_input_size", "adapter_out_dim"), WIDTH),
     **dict.fromkeys(("num_codebooks",), 2),
     **dict.fromkeys(("audio_vocab_size", "codebook_size"), VOCABULARY),
     "compress_rates": {"compressed_sparse_attention": 3, "heavily_compressed_attention": 5},
