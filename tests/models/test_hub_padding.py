@@ -13,6 +13,7 @@ import torch
 from contextlab.errors import InputError
 from contextlab.models.hub_model import HuggingFaceModel
 from contextlab.models.hub_state import HuggingFaceState, RaggedState
+from contextlab.policies import build_policy
 
 from .checkpoints import CONFIGS, reference
 
@@ -193,3 +194,22 @@ def test_places_are_told_where_a_model_would_begin_again_at_zero():
         logits, state = model.read(piece, state)
         read.append(logits)
     torch.testing.assert_close(torch.cat(read, 1), model(tokens), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("way", ["places from the ids", "a rotation stretched by the batch", "llama"])
+@torch.no_grad()
+def test_a_policy_keeps_of_each_row_what_it_keeps_of_it_alone(way):
+    """In `forward`, `read` and after `apply`; parts of a ragged state are each compressed."""
+    model, lengths, policy = built(way), [9, 12, 9], build_policy("key_norm", budget="6tok", sinks=1, window=2)
+    tokens, batch, mask = rows("left", lengths, 12)
+    each = list(zip(tokens, lengths, strict=True))
+    following = torch.stack([row[n : n + 1] for row, n in each])
+    plain = model.read(batch, mask=mask)[1]
+    compressed, alone = policy.apply(plain, model), [policy.apply(model.read(r[None, :n])[1], model) for r, n in each]
+    with policy.attach(model):
+        whole = torch.cat([model(row[None, :n])[0] for row, n in each])
+        torch.testing.assert_close(model(batch, mask)[mask], whole, rtol=0, atol=1e-6)
+        after = [model.read(row[None, :n])[1] for row, n in each]
+        for states, state in ((after, model.read(batch, mask=mask)[1]), (alone, compressed)):
+            due = torch.cat([model.read(following[[i]], own)[0] for i, own in enumerate(states)])
+            torch.testing.assert_close(model.read(following, state)[0], due, rtol=0, atol=1e-6)
