@@ -29,8 +29,8 @@ class _Slot:
     dim: int = 0
 
 
-BATCH_SECOND = ("indexer_position_ids",)
-"""Tensors of caches that have the batch second: [kinds of position, B, T]."""
+BATCH_SECOND = ("indexer_position_ids", "position_ids")
+"""Tensors of caches that have the batch second: [kinds of position, B, T]. The latter is its name before 5.24."""
 
 
 def _is_cache(value: Any) -> bool:
@@ -56,7 +56,7 @@ def emptied(
         leaves.append(value)
         return _Slot(len(leaves) - 1, fresh=False)
     if isinstance(value, Tensor):
-        dim = 1 if name in BATCH_SECOND else 0
+        dim = 1 if name in BATCH_SECOND and value.ndim == 3 else 0
         if value.ndim > 1 and value.shape[dim] == batch and value.numel():
             leaves.append(own(value.movedim(dim, 0)))
             slot = seen[id(value)] = _Slot(len(leaves) - 1, name not in ("keys", "values"), dim)
