@@ -54,7 +54,10 @@ def built(way):
     kind, config = {**APART, **TOGETHER}[way]
     if way == "mamba2":  # of float64 without attention it is not known that nothing is masked
         return HuggingFaceModel(reference(kind, torch.float32))
-    return HuggingFaceModel(reference(kind, **config) if kind in CONFIGS else other(kind, config))
+    model = reference(kind, **config) if kind in CONFIGS else other(kind, config)
+    if kind == "gemma2":
+        model.set_attn_implementation("eager")  # older releases take another by default, which needs no care
+    return HuggingFaceModel(model)
 
 
 def other(kind, config):
