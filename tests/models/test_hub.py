@@ -164,6 +164,15 @@ def test_a_state_of_another_batch_or_model_is_refused():
         model.read(torch.zeros(2, 1, dtype=torch.int64), other)
 
 
+def test_a_decoder_deeper_than_its_cache_is_refused():
+    bart = transformers.BartConfig(vocab_size=V, d_model=16, encoder_layers=1, decoder_layers=2, decoder_ffn_dim=16)
+    with pytest.raises(InputError, match="its decoder has 2 layers, but transformers makes a cache of 1"):
+        HuggingFaceModel(transformers.BartForCausalLM(bart))
+    bart.encoder_layers = 2
+    _, state = HuggingFaceModel(transformers.BartForCausalLM(bart)).read(torch.ones(1, 3, dtype=torch.int64))
+    assert state.length == 3
+
+
 def rewritten(folder, change):
     from safetensors.torch import load_file, save_file
 

@@ -62,6 +62,12 @@ class HuggingFaceModel(nn.Module):
         )
         if why := NO_STATE.get(self.spec.kind):
             raise InputError(f"{self.spec.kind}: {why}, so there is no state to hand on")
+        deep, cached = getattr(config, "decoder_layers", None), getattr(config, "num_hidden_layers", None)
+        if isinstance(deep, int) and isinstance(cached, int) and deep > cached:
+            raise InputError(
+                f"{self.spec.kind}: its decoder has {deep} layers, but transformers makes a cache of {cached} (as the "
+                "encoder has), so there is no state to hand on; set encoder_layers to as many"
+            )
         known = inspect.signature(model.forward).parameters
         cache = cache_argument(model.forward)
         if cache is None:
