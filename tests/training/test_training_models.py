@@ -12,6 +12,7 @@ from contextlab.models import build_model, load_model, preset
 from contextlab.prompt import Task
 from contextlab.tasks import build_task
 from contextlab.training import CurriculumSpec, TrainSpec, optim, train
+from contextlab.training.step import TrainState
 
 TASKS = {
     "linear_regression": {"dimensions": 3, "examples": 6, "noise": 0.1},
@@ -33,6 +34,17 @@ def test_a_checkpoint_is_a_model_that_loads(name: str, tmp_path: Path) -> None:
     prompt = task.sample(4, torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(load_model(result.checkpoint)(prompt.inputs), model(prompt.inputs))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_each_parameter_is_updated_by_the_optimizer_that_is_asked_for(optimizer: str) -> None:
+    """Momentum alone is Muon's memory; the squares are AdamW's."""
+    model = build_model("transformer", width=16, depth=1, heads=2, input_size=3, output_size=1)
+    state = TrainState.start(model, TrainSpec(optimizer=optimizer)).optimizer
+    muon = set(optim.matrices(model)) if optimizer == "muon" else set()
+    assert {name.removeprefix("momentum.") for name in state if name.startswith("momentum.")} == muon
+    squares = {name.removeprefix("exp_avg_sq.") for name in state if name.startswith("exp_avg_sq.")}
+    assert squares == {name for name, _ in model.named_parameters()} - muon
 
 
 def test_muon_takes_the_projections_of_a_transformer() -> None:
