@@ -128,6 +128,13 @@ def test_our_own_folders_are_loaded_too(tmp_path):
     assert load_tokenizer(tmp_path / "ours").decode(load_tokenizer(tmp_path / "ours").encode("né")) == "né"
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16])
+def test_a_saved_model_is_loaded_in_the_dtype_that_is_asked_for(dtype, tmp_path):
+    save_model(build_model("transformer", width=8, depth=1, heads=1, input_size=2, output_size=1), tmp_path / "own")
+    found = {each.dtype for each in load(tmp_path / "own", dtype=dtype).parameters()}
+    assert found == {torch.float32 if dtype is None else dtype}
+
+
 def test_costs_of_a_checkpoint_are_measured(tmp_path):
     checkpoint("llama", tmp_path, torch.float32)
     spec = describe_checkpoint(tmp_path)

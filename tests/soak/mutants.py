@@ -42,7 +42,7 @@ from tests.soak.chosen import Stage, stages
 from tests.soak.covering import Plan, plan
 from tests.soak.executed import Map
 from tests.soak.mutate import Mutant, sample
-from tests.soak.verdicts import described, read, report
+from tests.soak.verdicts import described, equivalent, read, report
 
 ROOT = Path(__file__).parent.parent.parent
 COPIED = ("src", "tests", "docs", "examples", "benchmarks", ".ci", "README.md", "pyproject.toml", "Makefile")
@@ -66,7 +66,9 @@ def main() -> int:
     parser.add_argument("--room", help="one room of src/contextlab only; top: the files beside the rooms")
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"))
     parser.add_argument("--resume", action="store_true", help="leave out the mutants that --out has")
-    parser.add_argument("--retry", action="store_true", help="leave out those that --out has as killed")
+    parser.add_argument(
+        "--retry", action="store_true", help="leave out those that --out has as killed or that no test can kill"
+    )
     parser.add_argument("--report", action="store_true", help="run nothing, print the table of --out")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--stage", type=float, default=120, help="seconds of processor time for a stage of tests")
@@ -84,7 +86,8 @@ def main() -> int:
         return report(read(options.out), options.least)
     known = {Mutant(**each["mutant"]).key: each for each in read(options.out)} if options.out.exists() else {}
     wanted = sample(ROOT, options.count, options.seed, options.room)
-    left = [m for m in wanted if m.key not in known or (options.retry and known[m.key]["verdict"] == "survived")]
+    again = {key for key, each in known.items() if options.retry and each["verdict"] == "survived"} - set(equivalent())
+    left = [m for m in wanted if m.key not in known or m.key in again]
     print(f"{len(wanted)} mutants, {len(left)} to run", flush=True)
     for name in LOADED_ONCE:
         importlib.import_module(name)

@@ -22,6 +22,11 @@ def read(out: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def equivalent() -> dict[tuple[str, str, str], str]:
+    """The keys of the mutants that no test can kill, with the reasons."""
+    return {(e["file"], e["before"], e["after"]): e["reason"] for e in json.loads(EQUIVALENT.read_text())}
+
+
 def described(record: dict[str, Any]) -> str:
     m = Mutant(**record["mutant"])
     return f"{m.file}:{m.line}: {m.before.strip()}  ->  {m.after.strip()}"
@@ -29,7 +34,7 @@ def described(record: dict[str, Any]) -> str:
 
 def report(records: list[dict[str, Any]], least: float) -> int:
     """Print the table and the survivors. Returns 1 where too few were killed."""
-    reasons = {(e["file"], e["before"], e["after"]): e["reason"] for e in json.loads(EQUIVALENT.read_text())}
+    reasons = equivalent()
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     survivors = []
     for record in records:
