@@ -209,15 +209,19 @@ def test_documents_that_run_out_come_again_and_fill_the_length(files) -> None:
 
 
 def test_every_document_of_a_file_comes_by_chance(tmp_path: Path) -> None:
-    """Chi-square of the other documents over 5000 draws; the 99.99% quantile at 19 degrees of freedom is 52."""
+    """Chi-square of the documents of other articles; the 99.99% quantile at 21 degrees of freedom is 55.
+
+    The first article has two documents, the others one: the table of articles is filled up.
+    """
+    train = [n for n in range(60) if part_of(f"title {n}") == "train"][:21]
+    twins = {train[0], 99}
+
+    def told(i: int) -> dict[str, object]:
+        return {"context": f"Town {i:02} is old.", "qas": [{"question": f"{i}?", "answers": [{"text": "x"}]}]}
+
     articles = [
-        {
-            "title": f"title {i}",
-            "paragraphs": [
-                {"context": f"Town {i:02} is old.", "qas": [{"question": f"{i}?", "answers": [{"text": "x"}]}]}
-            ],
-        }
-        for i in [n for n in range(60) if part_of(f"title {n}") == "train"][:21]
+        {"title": f"title {i}", "paragraphs": [told(each) for each in (sorted(twins) if i in twins else [i])]}
+        for i in train
     ]
     (tmp_path / "squad").write_text(json.dumps({"data": articles}))
     task = build_task("ruler", task="qa_1", data=str(tmp_path / "squad"), length=350)
@@ -226,10 +230,11 @@ def test_every_document_of_a_file_comes_by_chance(tmp_path: Path) -> None:
         own, shown = re.search(r"Question: (\d+)", text)[1], re.findall(r"Town (\d+) is", text)
         assert f"{int(own):02}" in shown
         assert len(shown) == len(set(shown)) > 3
-        counts.update(int(each) for each in shown if int(each) != int(own))
+        article = twins if int(own) in twins else {int(own)}
+        counts.update(int(each) for each in shown if int(each) not in article)
     found = torch.tensor(list(counts.values())).double()
-    assert len(found) == 21
-    assert ((found - found.mean()) ** 2 / found.mean()).sum() < 52
+    assert len(found) == 22
+    assert ((found - found.mean()) ** 2 / found.mean()).sum() < 55
 
 
 def test_the_fact_is_the_first_supporting_paragraph(tmp_path: Path) -> None:
