@@ -340,5 +340,5 @@ def test_each_law_is_broken_by_a_mixer() -> None:
 def test_the_smallest_case_is_told() -> None:
     with pytest.raises(LawBroken) as caught:
         BY_NAME["split"](component(Forgets), examples=20)
-    assert caught.value.case == "reading: batch 1, 2 tokens, cut at [1], position 0, x of seed 0, seed 0"
+    assert caught.value.case == "reading: batch 1, 2 tokens, cut at [1], position 0, x of seed 0, parameters of seed 0"
     assert caught.value.reason.startswith("outputs in pieces differ by")

@@ -37,11 +37,11 @@ class KVLayer:
         are handed on or held, answers are means of whole keys, and of these `latent` numbers are wanted.
     scale: of the scores.
     slopes: [H], ALiBi's; None for none.
-    sink: [H], the scores of learned sinks, which take attention and give nothing; None for none.
     turn: rotates what was rotated already by further steps: x [B, T, H, D], steps [B or 1, T, H or 1] int64; None
         when positions are not rotary.
     by_row: whether rotary positions count from each row's first token, as in transformers; otherwise, as in our
         mixers, they count its padding, too. Only distances matter to attention.
+    sink: [H], the scores of learned sinks, which take attention and give nothing; None for none.
     latent: where keys are the values, too, how many of a key's first numbers are a value; 0 elsewhere.
     times: how often the model runs the layer in a forward, each time with a state of its own (looped models).
     peers: the layers among which a policy divides its budget, this one at its place, each without peers; empty
@@ -56,9 +56,9 @@ class KVLayer:
     value_dim: int
     scale: float
     slopes: Tensor | None = None
-    sink: Tensor | None = None
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
     by_row: bool = False
+    sink: Tensor | None = None
     latent: int = 0
     times: int = 1
     peers: tuple[KVLayer, ...] = ()
