@@ -44,7 +44,8 @@ SMALL = {
         "evaluate.prompts=4",
     ],
 }
-COPIES = {"runs/three-seeds", "runs/two-mixers", "runs/demo-1", "runs/mad-800", "runs/mad-1600"}  # of the demo's run, which does for them
+# Of the demo's run, which does for them.
+COPIES = {"runs/three-seeds", "runs/two-mixers", "runs/demo-1", "runs/mad-800", "runs/mad-1600"}
 RUNS = {"runs/demo": "demo", "runs/byte-lm": "byte-lm-quick"}
 LLAMA = """
 import transformers
