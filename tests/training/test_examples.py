@@ -139,6 +139,9 @@ def test_fingerprints_tell_prompts_apart() -> None:
     near = tokens[:1].repeat(30, 1)
     near[torch.arange(30), torch.arange(30)] += 1  # one token differs
     assert len(fingerprints(near).unique()) == 30
+    signs = (torch.randint(2, (2000, 32), generator=generator) * 2 - 1).float().unique(dim=0)
+    low = fingerprints(signs) & 0xFFFFFF  # as 1 and -1 differ in one bit, the highest, sums could agree in all below it
+    assert len(low.unique()) > 1990
     floats = torch.randn(100, 4, 3, generator=generator)
     for each in (floats, floats.double()):
         assert len(fingerprints(torch.cat([each, each])).unique()) == 100

@@ -105,5 +105,10 @@ def resolve(device: str | torch.device) -> torch.device:
 
 def generator(seed: int, rank: int, device: torch.device) -> torch.Generator:
     """The source of a process' training prompts, a stream of its own for each seed and rank."""
-    digest = hashlib.sha256(f"training {seed} {rank}".encode()).digest()
+    return seeded("training", seed, rank, device=device)
+
+
+def seeded(what: str, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A stream of random numbers of its own for each purpose, in a word or few, and each choice of numbers."""
+    digest = hashlib.sha256(" ".join([what, *map(str, numbers)]).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)

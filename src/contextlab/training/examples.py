@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.memory import require_room
 from contextlab.prompt import Prompt, Task
-from contextlab.training.distributed import Workers
+from contextlab.training.distributed import Workers, seeded
 from contextlab.training.schedule import Turns
 from contextlab.training.spec import TrainSpec
 
@@ -31,7 +30,7 @@ def draw_examples(task: Task, count: int, seed: int = 0) -> Prompt:
     """
     drawn: list[Prompt] = []
     for start in range(0, count, CHUNK):
-        prompt = task.sample(CHUNK, _generator(f"examples of {type(task).__name__}", seed, start // CHUNK))
+        prompt = task.sample(CHUNK, seeded(f"examples of {type(task).__name__}", seed, start // CHUNK))
         if not drawn:
             require_examples(count, prompt.nbytes / CHUNK)
         drawn.append(prompt)
@@ -60,12 +59,13 @@ def _require_same_form(task: Task, first: Prompt, other: Prompt) -> None:
 def fingerprints(inputs: Tensor) -> Tensor:
     """A whole number for each prompt's inputs, [B] int64: the same for the same inputs, else another.
 
-    inputs: [B, T] int64 or [B, T, d] float. Two different prompts share one with a probability of about 2^-63.
+    inputs: [B, T] int64 or [B, T, d] float. Two different prompts share one with a probability of about 2^-60.
     """
     bits = inputs.contiguous().view(torch.int32) if inputs.dtype == torch.float32 else inputs
     bits = bits.view(torch.int64) if bits.dtype == torch.float64 else bits
     bits = bits.flatten(1).to(torch.int64)
-    # Products and sums of int64 wrap around: a linear hash modulo 2^64.
+    bits = bits * 0x1E3779B97F4A7C15  # products and sums of int64 wrap around
+    bits = bits ^ (bits >> 32)  # numbers that differ in high bits alone, as x and -x do, now differ in low ones, too
     odd = torch.randint(1 << 62, (bits.shape[1],), generator=torch.Generator().manual_seed(bits.shape[1])) * 2 + 1
     return (bits * odd.to(bits.device)).sum(1)
 
@@ -112,10 +112,8 @@ class Examples:
 
     def _order(self, which: int, epoch: int) -> Tensor:
         if self._orders.get(which, (-1,))[0] != epoch:
-            self._orders[which] = (
-                epoch,
-                torch.randperm(self.size, generator=_generator("order", self.seed, which, epoch)),
-            )
+            order = torch.randperm(self.size, generator=seeded("order", self.seed, which, epoch))
+            self._orders[which] = (epoch, order)
         return self._orders[which][1]
 
 
@@ -127,9 +125,3 @@ def without_known(known: Tensor) -> Callable[[Prompt], Prompt]:
         return prompt.take((~seen).nonzero().squeeze(1)) if bool(seen.any()) else prompt
 
     return apart
-
-
-def _generator(what: str, *numbers: int) -> torch.Generator:
-    """On the CPU, so that every device gets the same."""
-    digest = hashlib.sha256(" ".join([what, *map(str, numbers)]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
