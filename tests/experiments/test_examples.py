@@ -72,6 +72,10 @@ def test_the_check_tells_prompts_and_epochs(tmp_path):
     printed = CliRunner().invoke(app, ["run", str(path), "--check"])
     assert printed.exit_code == 0
     assert "10 x 3.2" in printed.output
+    path.write_text(json.dumps(one()))
+    printed = CliRunner().invoke(app, ["run", str(path), "--check"])
+    assert printed.exit_code == 0
+    assert "prompts" not in printed.output.split("An estimate")[0], "a column that would tell nothing"
 
 
 def test_steps_and_epochs_in_a_recipe():

@@ -146,6 +146,8 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         check(spec, chosen)
     with console.status("timing a few steps of each training ..."):
         found = estimate(spec, chosen, jobs, threads)
+    # Where all are drawn afresh there is nothing to tell, and a column less leaves room for names.
+    fixed = any(training.train.examples for training in spec.trainings())
     rows = [
         {
             "task": each.task,
@@ -153,7 +155,7 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
             "seeds": str(each.seeds),
             "parameters": count_in_words(each.parameters),
             "steps": f"{each.steps:,}",
-            "prompts": f"{each.prompts:,}" + (f" x {each.epochs:.4g}" if each.epochs != 1 else ""),
+            **({"prompts": f"{each.prompts:,} x {each.epochs:.4g}"} if fixed else {}),
             "training": seconds_in_words(each.training),
             "evaluation": seconds_in_words(each.evaluating),
         }
@@ -175,7 +177,7 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         *(["compiling"] if any(t.train.compile == "on" for t in spec.trainings()) else []),
     ]
     console.print(
-        "[dim]prompts: drawn for each seed, and how often each of a fixed set is shown (epochs). "
+        f"[dim]{'prompts: drawn for each seed, and how often each is shown (epochs). ' * fixed}"
         "An estimate: each training's steps and one batch of prompts were timed alone; one training's columns are "
         "seconds of one seed." + (f" Not counted: {', '.join(left_out)}." if left_out else "") + " Nothing was written."
         "[/dim]"
