@@ -120,9 +120,9 @@ class Entry:
             try:
                 bound = given.bind(*positional, **named).arguments
             except TypeError:
-                bound = {"": None}
-            # Each must arrive under the name that it has in the base, as callers may name it, or among *args, **kwargs.
-            fits = all(key == value or not isinstance(value, str | None) for key, value in bound.items())
+                fits = False
+            else:  # each must arrive under the name that it has in the base, as callers may name it, or among the rest
+                fits = all(key == value for key, value in bound.items() if isinstance(value, str))
             if not fits:
                 raise InputError(
                     f"{self.kind} {self.name!r}: {name} takes ({', '.join(given.parameters)}); expected what "

@@ -47,7 +47,7 @@ class ElementwiseMixer(Mixer):
             first, conv = self.conv(first, None if before is None else before["conv"], keep_state, self.activation)
             projected = torch.cat((first, rest), -1)
         y, h = self._recur(projected, None if before is None else before["h"], mask)
-        y = project_wide(y.to(roomy(dtype)), self.out_proj, x)
+        y = project_wide(y.to(roomy(dtype)), self.out_proj, x.dtype)
         if not keep_state:
             return y, None
         memory = {"h": own(h)}

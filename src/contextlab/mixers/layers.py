@@ -59,21 +59,21 @@ def in_dtype_of(x: Tensor, layer: nn.Module) -> Tensor:
     return y.to(x.dtype)
 
 
-def project_wide(y: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(y) in the dtype of x, of a linear or ternary layer without bias, where float16 may not hold y.
+def project_wide(y: Tensor, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    """layer(y) for an input of this dtype, of a linear or ternary layer without bias, where float16 may not hold y.
 
-    y: [..., inputs], of `ops.precision.with_room`. x: [...], the mixer's input. Returns [..., outputs]. Where x is
-    float16, rows of y above 4096 are divided by a power of two before the layer and multiplied by it after, so that
-    what comes out is infinite only where float16 does not hold it. Any other x leaves all to the layer.
+    y: [..., inputs], of `ops.precision.with_room`. dtype: of the mixer's input. Returns [..., outputs]. For float16,
+    rows of y above 4096 are divided by a power of two before the layer and multiplied by it after, so that what comes
+    out is infinite only where float16 does not hold it. Any other dtype leaves all to the layer.
     """
-    if x.dtype != torch.float16:
+    if dtype != torch.float16:
         plain: Tensor = layer(y)
         return plain
     if isinstance(layer, TernaryLinear):  # it normalises its inputs
-        return layer(y.to(x.dtype))
+        return layer(y.to(dtype))
     largest = y.detach().abs().amax(-1, keepdim=True).to(torch.float32)
     factor = torch.exp2((largest / 4096).clamp_min(1).log2().ceil())
-    return (layer((y / factor).to(x.dtype)) * factor).to(x.dtype)
+    return (layer((y / factor).to(dtype)) * factor).to(dtype)
 
 
 def each_its_part(x: Tensor, layer: nn.Module) -> Tensor:

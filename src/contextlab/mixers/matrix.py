@@ -54,7 +54,7 @@ class MatrixMixer(Mixer):
 
     def _answer(self, y: Tensor, x: Tensor) -> Tensor:
         """The output projection of y [..., inner] for the input x; see `project_wide`."""
-        return project_wide(y, self.out_proj, x)
+        return project_wide(y, self.out_proj, x.dtype)
 
     def _kept(
         self, x: Tensor, state: RecurrentState | None, matrix: Tensor | None, conv: Tensor | None

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 # Types whose code in transformers (5.x) cannot do what `read` needs, found by holding them to the laws:
 STEPWISE = ("mamba", "falcon_mamba", "jamba", "prophetnet")  # continue a state by one token at a time only
 ROW_BY_ROW = ("rwkv",)  # mix up the rows of a batch when they read one token
-BOTH_WAYS = ("cpmant",)  # each token sees those behind it
 NO_STATE = {
+    "cpmant": "the model reads both ways",
     "blt": "its patches have a cache of their own, which transformers cannot make",
     "musicgen_decoder": "it reads several codebooks at each place, not one token",
     "musicgen_melody_decoder": "it reads several codebooks at each place, not one token",
@@ -75,8 +75,6 @@ class HuggingFaceModel(nn.Module):
         self._cache = cache
         self._knows_positions = "position_ids" in known and not makes_places(model)
         self._heeds_padding = heeds_padding(model, set(known)) and not length_matters(model.config)
-        if self.spec.kind in BOTH_WAYS:
-            raise InputError(f"{self.spec.kind}: the model reads both ways, so it has no state to hand on")
         if getattr(config, "is_decoder", None) is False and not self._causal():
             raise InputError(
                 f"{self.spec.kind}: the model reads both ways, so it has no state to hand on; expected a configuration "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError, nearest_divisor
 from contextlab.ops.softmax import attend, resolve_positions, softmax_attention
-from contextlab.ops.sparse import blocks_seen, causal_mask, chunks, masked_softmax, scores_of
+from contextlab.ops.sparse import best_blocks, blocks_seen, causal_mask, chunks, masked_softmax, scores_of
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -116,9 +116,7 @@ def native_sparse_attention(
             importance = weights.unflatten(1, (-1, shared)).sum(2) @ overlap.to(weights.dtype)
             own = at.div(block, rounding_mode="floor")
             always = (numbers < initial_blocks) | (numbers > own - local_blocks)
-            ranked = importance.masked_fill(always, torch.inf).masked_fill(numbers > own, -torch.inf)
-            best = ranked.topk(min(top_k, len(numbers)), -1).indices
-            chosen = torch.zeros_like(ranked, dtype=torch.bool).scatter(-1, best, True) & (numbers <= own)
+            chosen = best_blocks(importance, always, own, top_k)
             seen = blocks_seen(chosen, of_keys).repeat_interleave(shared, 1) & causal_mask(q_at[:, queries], k_at)
         far = torch.einsum("bhqn,bnhv->bqhv", weights.to(values.dtype), values.repeat_interleave(shared, 2))
         full = attend(q[:, queries], k, v, scale, seen)

@@ -162,12 +162,14 @@ def step_table(
     """
     if torch.compiler.is_compiling():
         return rope_table(torch.full((1,), place, device=device), size, base, dtype, scaling)
-    return _step_table(place, size, base, dtype, scaling, device, torch.is_inference_mode_enabled())
+    block, row = divmod(place, STEPS)
+    table = _step_tables(block, size, base, dtype, scaling, device, torch.is_inference_mode_enabled())
+    return table[row : row + 1]
 
 
 @lru_cache(maxsize=8)
-def _step_table(
-    place: int,
+def _step_tables(
+    block: int,
     size: int,
     base: float,
     dtype: torch.dtype,
@@ -175,16 +177,8 @@ def _step_table(
     device: torch.device,
     inference: bool,  # what was made in inference mode cannot be used by autograd
 ) -> Tensor:
-    """See `step_table`. A table is made for a block of places: its making costs little more than that of one row."""
-    first = place - place % STEPS
-    return _block_table(first, size, base, dtype, scaling, device, inference)[place - first : place - first + 1]
-
-
-@lru_cache(maxsize=4)
-def _block_table(
-    first: int, size: int, base: float, dtype: torch.dtype, scaling: RopeScaling | None, device: torch.device, _: bool
-) -> Tensor:
-    """`rope_table` of the STEPS places from `first` on, [STEPS, 1, size / 2, 2]."""
+    """`rope_table` of a block's places, [STEPS, 1, size / 2, 2]: its making costs little more than that of one row."""
+    first = block * STEPS
     return rope_table(torch.arange(first, first + STEPS, device=device), size, base, dtype, scaling)
 
 

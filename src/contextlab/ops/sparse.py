@@ -71,7 +71,7 @@ def block_topk(
 
     def sees(queries: slice, causal: Tensor) -> Tensor:
         own = q_at[:, None, queries, None].div(block, rounding_mode="floor")
-        chosen = _best_blocks(scores_of(q[:, queries], means), own, numbers, top_k)
+        chosen = best_blocks(scores_of(q[:, queries], means), numbers == own, own, top_k)
         return causal & blocks_seen(chosen, of_keys)
 
     return _masked(q, k, v, scale, q_at, k_at, sees)
@@ -199,12 +199,16 @@ def block_means(x: Tensor, at: Tensor, block: int) -> Tensor:
     return (sums / sizes.clamp_min(1)[..., None, None]).to(x.dtype)
 
 
-def _best_blocks(scores: Tensor, own: Tensor, numbers: Tensor, top_k: int) -> Tensor:
-    """[B, H, Tq, blocks] bool: the query's own block and the best before it, `top_k` in all."""
-    ranked = scores.masked_fill(numbers > own, -torch.inf).masked_fill(numbers == own, torch.inf)
+def best_blocks(scores: Tensor, always: Tensor, own: Tensor, top_k: int) -> Tensor:
+    """Which blocks each query reads: those of `always` and the best of the others up to its own, `top_k` in all.
+
+    scores: [B, H, Tq, blocks]. always: bool, broadcasts to them. own: [B or 1, 1, Tq, 1], the query's own block.
+    Returns [B, H, Tq, blocks] bool.
+    """
+    sight = torch.arange(scores.shape[-1], device=scores.device) <= own
+    ranked = scores.masked_fill(always, torch.inf).masked_fill(~sight, -torch.inf)
     best = ranked.topk(min(top_k, scores.shape[-1]), -1).indices
-    chosen = torch.zeros_like(ranked, dtype=torch.bool).scatter(-1, best, True)
-    return chosen & (numbers <= own)
+    return torch.zeros_like(ranked, dtype=torch.bool).scatter(-1, best, True) & sight
 
 
 def blocks_seen(chosen: Tensor, of_keys: Tensor) -> Tensor:

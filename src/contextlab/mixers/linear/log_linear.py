@@ -107,7 +107,7 @@ class LogLinearAttention(SegmentMixer):
             carry, moving = torch.where(on, carry + kept, carry), moving & bit
         y = self.norm(o.to(roomy(tokens.dtype))).flatten(2) * F.silu(gate)
         written = torch.stack(after, 1) if after else matrices
-        return project_wide(y, self.out_proj, tokens), {"matrices": written, "chunks": chunks + 1}
+        return project_wide(y, self.out_proj, tokens.dtype), {"matrices": written, "chunks": chunks + 1}
 
     def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         count = (length // self.segment).bit_length()

@@ -109,7 +109,7 @@ class Hyena(Mixer):
             y, last = long_convolution(z, filter, past, keep_state)
             z = y + skip * z
             after.append(last)
-        y = project_wide(gates[-1] * z, self.out_proj, x)
+        y = project_wide(gates[-1] * z, self.out_proj, x.dtype)
         return y, HyenaState([own(past) for past in after], length=read) if keep_state else None
 
     def filters(self, lags: int) -> Tensor:

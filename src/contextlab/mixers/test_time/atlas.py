@@ -113,7 +113,7 @@ class Atlas(SegmentMixer):
         )  # fmt: skip
         o = self.norm(o.transpose(1, 2).to(tokens.dtype)).flatten(2)
         kept = seen[:, seen.shape[1] - self.window + 1 :]
-        o = project_wide(o, self.out_proj, self.norm.weight)
+        o = project_wide(o, self.out_proj, self.norm.weight.dtype)
         return o, {"matrix": matrix, "momentum": momentum, "past": kept}
 
     def _features(self, x: Tensor) -> Tensor:

@@ -248,15 +248,11 @@ class Policy(ABC):
                 f"({', '.join(kinds) or type(model).__name__}) keeps all keys and values; preset 'transformer' does"
             )
         layers = [dataclasses.replace(layer, index=i, count=len(described)) for i, (_, layer) in enumerate(described)]
-        for layer in layers:
-            one = self.at(layer) if layer.latent else None
-            if one is not None and one.values_apart:
-                raise InputError(
-                    f"{type(one).__name__} {one.values_apart}, but this model keeps keys and values as one latent; "
-                    "take a policy that keeps tokens as they are, such as snapkv"
-                )
-        self.check(layers)
         policies = [self.at(layer) for layer in layers]
+        for one, layer in zip(policies, layers, strict=True):
+            if one is not None:
+                one._require_served(layer)
+        self.check(layers)
         groups = {id(one): tuple(x for x, p in zip(layers, policies, strict=True) if p is one) for one in policies}
         layers = [
             dataclasses.replace(x, peers=groups[id(one)] if one else ())
@@ -266,10 +262,18 @@ class Policy(ABC):
             (m, policy or adapter.everything, layer)
             for (m, _), policy, layer in zip(described, policies, layers, strict=True)
         ]
-        for _, policy, layer in served:
-            if policy is not None and layer.sink is not None and not policy.serves_sinks:
-                raise InputError(f"{type(policy).__name__} does not serve layers with learned sinks; h2o and snapkv do")
         return [(m, Served(policy, layer)) for m, policy, layer in served if policy is not None]
+
+    def _require_served(self, layer: KVLayer) -> None:
+        """Raises InputError on a layer of a kind that this policy, by what it declares, does not serve."""
+        name = type(self).__name__
+        if layer.latent and self.values_apart:
+            raise InputError(
+                f"{name} {self.values_apart}, but this model keeps keys and values as one latent; take a policy that "
+                "keeps tokens as they are, such as snapkv"
+            )
+        if layer.sink is not None and not self.serves_sinks:
+            raise InputError(f"{name} does not serve layers with learned sinks; h2o and snapkv do")
 
     def apply(self, state: Any, model: nn.Module) -> Any:
         """Compress the state that `model` left when it read without a policy.
