@@ -107,8 +107,10 @@ def test_two_processes_train_as_one(tmp_path):
         sys.path.insert(0, {os.getcwd()!r})
         from pathlib import Path
         from tests.models.test_pretrained_trainer import build, trained
+        from tests.training.leaving import leave_together
         folder = Path({str(tmp_path)!r})
         trained(folder, build(), per_device_train_batch_size=2, ddp_backend="gloo").save_model(folder / "two")
+        leave_together(folder)
         """)
     )
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
