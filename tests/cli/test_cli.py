@@ -11,13 +11,13 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from rich.console import Console
 
 import contextlab
 from contextlab import registry
-from contextlab.cli import tables, threads
+from contextlab.cli import shared, threads
 from contextlab.cli.shared import _no_collection
-from contextlab.experiments import find_recipe
+from contextlab.experiments import find_recipe, load_recipe
+from contextlab.experiments.recipes import recipe_files
 from tests.experiments.test_run import one, tiny
 
 
@@ -44,19 +44,15 @@ def test_examples_that_show_prints_can_be_run(call):
             assert eval(example.splitlines()[0], {"contextlab": contextlab}) is not None
 
 
-def test_a_recipe_that_is_shown_is_a_recipe(call, tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    code, out, _ = call("show", "recipe", "demo")
-    assert code == 0
-    assert yaml.safe_load(out) == yaml.safe_load(find_recipe("demo").read_text())
-
-
-def test_a_heading_is_broken_between_words_only(capsys, monkeypatch):
-    monkeypatch.setattr(tables, "console", Console(width=40))
-    tables.print_table("t", [{"model": "a model of a long name", "parameters": "1", "squared error": "2"}])
-    lines = capsys.readouterr().out.splitlines()
-    assert all(len(line) <= 40 for line in lines)
-    assert "parameters" in lines[2]
+@pytest.mark.parametrize("name", recipe_files())
+def test_a_recipe_that_is_shown_is_a_recipe(call, tmp_path, monkeypatch, name):
+    """`contextlab show recipe NAME > my.yaml && contextlab run my.yaml`."""
+    monkeypatch.setattr(shared.console, "width", 40)
+    code, out, err = call("show", "recipe", name)
+    assert (code, err) == (0, "")
+    (tmp_path / "my.yaml").write_text(out)
+    assert load_recipe("my.yaml") == load_recipe(name)
+    assert out.count("\n") == find_recipe(name).read_text().rstrip().count("\n") + 1
 
 
 def test_the_package_is_the_command_line():
@@ -176,6 +172,14 @@ def test_mixers_are_listed_with_what_their_state_costs(call):
 def test_components_are_listed_family_by_family(call):
     rows = json.loads(call("list", "tasks", "--json")[1])
     assert {row["name"]: row["family"] for row in rows}["copy"] == "recall"
+    found = [row["name"] for row in json.loads(call("list", "mixers", "--search", "Delta-rule STATE", "--json")[1])]
+    assert "gated_delta_net" in found
+    assert "attention" not in found
+    assert [row["name"] for row in json.loads(call("list", "recipes", "--search", "byte-level", "--json")[1])]
+    for kind in ("tasks", "policies", "figures"):  # a summary in each list, whole, however narrow
+        told = json.loads(call("list", kind, "--json")[1])
+        shown = set(call("list", kind)[1].split())
+        assert all(set(row["summary"].split()) <= shown for row in told)
     code, out, _ = call("list", "tasks", "--family", "state tracking")
     assert code == 0
     assert "counters" in out
@@ -260,6 +264,8 @@ def test_a_plugin_adds_a_figure_to_the_report(call, tmp_path, monkeypatch):
             "--family: unknown family of mixers 'linaer'; did you mean 'linear'?",
         ),
         (["list", "recipes", "--family", "x"], "--family: recipes have none"),
+        (["list", "mixers", "--search", "deltoid"], "no mixer is described by 'deltoid'; did you mean 'delta_net'?"),
+        (["list", "recipes", "--search", "qqq zz"], "no recipe is described by 'qqq zz'; without it "),
         (["show", "mixer", "atention"], "did you mean 'attention'?"),
         (["show", "mxer", "attention"], "did you mean 'mixers'?"),
         (["show", "recipe", "dem"], "did you mean 'demo'?"),

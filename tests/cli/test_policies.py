@@ -17,6 +17,10 @@ def test_policies_are_listed_and_shown_with_what_they_need(call):
     assert rows["h2o"]["needs"] == "the attention of all queries"
     assert rows["snapkv"]["needs"] == "the last 32 queries"
     assert rows["streaming_llm"]["needs"] == "nothing"
+    assert rows["kvzip"]["needs"] == "a second reading of the prompt"
+    assert rows["locret"]["needs"] == "each token's own query; training of its heads"
+    assert rows["dmc"]["needs"] == "training of its gates"
+    assert rows["oracle"]["needs"] == "the future: all that will be read"
     code, out, _ = call("list", "policies")
     assert code == 0
     assert "by attention" in out

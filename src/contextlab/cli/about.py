@@ -6,10 +6,9 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from contextlab.cli.shared import JsonOption, console
+from contextlab.cli.shared import JsonOption
+from contextlab.cli.tables import print_table
 from contextlab.errors import InputError, unknown
 from contextlab.words import flat
 
@@ -25,16 +24,8 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps({**record, "backends": found}, indent=2))
         return
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for key, value in flat(record):
-        table.add_row(key, escape(value))
-    console.print(table)
-    ops = Table(title="ops", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in found[0]:
-        ops.add_column(column)
-    for each in found:
-        ops.add_row(*(escape(str(value)) for value in each.values()))
-    console.print(ops)
+    print_table("", [{"key": key, "value": value} for key, value in flat(record)], prose=["value"], header=False)
+    print_table("ops", [{key: str(value) for key, value in each.items()} for each in found], prose=["why"])
 
 
 def schema(

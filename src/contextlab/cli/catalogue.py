@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from contextlab.cli.shared import JsonOption, PluginOption, console, load_components
-from contextlab.errors import InputError, unknown
+from contextlab.cli.tables import print_table
+from contextlab.errors import InputError, nearest, unknown
 from contextlab.kinds import KINDS
 from contextlab.words import bytes_in_words
 
@@ -19,38 +19,56 @@ if TYPE_CHECKING:
     from contextlab.registry import Entry
 
 LISTED = {**KINDS, "recipe": "recipes"}
-FACTS = {"mixer": ("state", "sequence", "token"), "policy": ("needs",)}
 LEGENDS = {
     "mixer": "state: how it grows with the T tokens read, and its size after 4096 of them at width 64. sequence: "
     "operations for T tokens at once, and how they are done. token: time of one more after T.",
-    "policy": "needs: what it must see of a prompt besides the keys and values.",
+    "policy": "needs: what it must have besides the keys and values: queries, training, a second reading of the "
+    "prompt, or what follows it, which no one has who serves a model.",
 }
 
 
 def list_(
     kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(LISTED.values())}.")],
     family: Annotated[str | None, typer.Option(help="Only those of this family.")] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only those whose name, description or papers have these words.")
+    ] = None,
     as_json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """List what is known by name, family by family: mixers, tasks, policies, the report's figures and others."""
+    """List what is known by name, family by family: mixers, tasks, policies, the report's figures and others.
+
+    Examples:
+
+      contextlab list mixers --family delta
+
+      contextlab list tasks --search 'group word'
+    """
     kind = read_kind(kind)
     if kind == "recipe":
         if plugin:
             raise InputError("--plugin: recipes are files; contextlab show recipe FILE shows yours")
-        rows = _recipes(family)
+        rows = _recipes(family, search)
     else:
         load_components(plugin, (kind,))
         from contextlab import registry
 
         rows = [
             {"name": entry.name, "summary": entry.summary, "papers": list(entry.papers), **facts_of(entry)}
-            for entry in _of_family(registry.entries(kind), kind, family)
+            for entry in _searched(_of_family(registry.entries(kind), kind, family), kind, search)
         ]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    console.print(_table(kind, rows))
+    rows.sort(key=lambda row: (row.get("family", ""), row["name"]))
+    print_table(
+        "",
+        [_cells(kind, row) for row in rows],
+        prose=["what it is"],
+        optional=[] if kind == "recipe" else ["papers (arXiv)"],
+        see=f"contextlab show {kind} NAME has them, as a wider terminal and --json.",
+        heads="" if kind == "recipe" else "family",
+    )
     if kind in LEGENDS:
         console.print(f"[dim]{LEGENDS[kind]}[/dim]")
     console.print(f"[dim]contextlab show {kind} NAME tells more.[/dim]")
@@ -72,12 +90,39 @@ def facts_of(entry: Entry) -> dict[str, Any]:
     return {**facts, "needs": _needs(entry)} if entry.kind == "policy" else facts
 
 
-def _recipes(family: str | None) -> list[dict[str, Any]]:
+def _recipes(family: str | None, search: str | None) -> list[dict[str, Any]]:
     from contextlab.experiments import recipes
 
     if family is not None:
         raise InputError("--family: recipes have none")
-    return [{"name": recipe.name, "summary": recipe.description} for recipe in recipes()]
+    known = {recipe.name: recipe.description for recipe in recipes()}
+    found = _with_words({name: f"{name} {told}" for name, told in known.items()}, "recipe", search)
+    return [{"name": name, "summary": known[name]} for name in found]
+
+
+def _searched(entries: list[Entry], kind: str, search: str | None) -> list[Entry]:
+    """Those whose name, family, papers or docstring have all words of `search`."""
+    told = {each.name: " ".join((each.name, each.family, *each.papers, each.doc)) for each in entries}
+    found = _with_words(told, kind, search)
+    return [entry for entry in entries if entry.name in found]
+
+
+def _with_words(told: dict[str, str], kind: str, search: str | None) -> set[str]:
+    """The names of which is told what has all words of `search`, whatever their case; _ and - are blanks too.
+
+    Raises InputError where there are none.
+    """
+
+    def plain(text: str) -> str:
+        return re.sub(r"[\s_-]+", " ", text.lower())
+
+    words = plain(search or "").split()
+    found = {name for name, text in told.items() if all(word in plain(text) for word in words)}
+    if not found:
+        near = nearest(str(search), told)
+        hint = f"; did you mean {near!r}?" if near else f"; without it {len(told)} are listed"
+        raise InputError(f"--search: no {kind} is described by {str(search)[:80]!r}{hint}")
+    return found
 
 
 def _of_family(entries: list[Entry], kind: str, family: str | None) -> list[Entry]:
@@ -111,48 +156,29 @@ def _mixer_facts(entry: Entry) -> dict[str, Any]:
 
 
 def _needs(entry: Entry) -> str:
-    """What a policy needs, with default options."""
-    return "?" if entry.required else entry.factory().needs or "nothing"
+    """What a policy needs besides keys and values, with default options."""
+    if entry.required:
+        return "?"
+    policy = entry.factory()
+    reads = {"": "", "prompt": "a second reading of the prompt", "everything": "the future: all that will be read"}
+    told = [policy.needs, f"training of {policy.untrained}" if policy.untrained else "", reads[policy.reads_first]]
+    return "; ".join(filter(None, told)) or "nothing"
 
 
-def _table(kind: str, rows: list[dict[str, Any]]) -> Table:
-    """A heading for each family, and under it a row for each component."""
-    facts = FACTS.get(kind, ())
-    wide = not facts or console.width >= 150  # a narrow terminal shows the facts first
-    papers = kind != "recipe" and (not facts or console.width >= 100)
-    most = None if console.width >= (150 if facts else 120) else 1  # papers of each
-    table = Table(box=None, padding=(0, 2 if papers or not facts else 1, 0, 0), pad_edge=False)
-    table.add_column("name", style="cyan", no_wrap=True)
-    if wide:
-        table.add_column("what it is")
-    for fact in facts:
-        table.add_column(fact, no_wrap=fact != "needs")  # a sentence, where the others are words
-    if papers:
-        table.add_column("papers (arXiv)", style="dim")
-    before = None
-    for row in sorted(rows, key=lambda row: (row.get("family", ""), row["name"])):
-        if row.get("family") != before:
-            if before is not None:
-                table.add_row()
-            before = row["family"]
-            table.add_row(f"[bold white]{escape(before)}[/]")
-        cells = [row["name"], *([row["summary"]] if wide else []), *_cells(kind, row)]
-        if papers:
-            cells.append(_papers(row["papers"], most))
-        table.add_row(*map(escape, cells))
-    return table
-
-
-def _cells(kind: str, row: dict[str, Any]) -> Iterable[str]:
-    """What stands under the FACTS of a kind."""
+def _cells(kind: str, row: dict[str, Any]) -> dict[str, str | Text]:
+    """What a list shows of a component or recipe."""
+    cells: dict[str, str | Text] = {"name": Text(row["name"], "cyan")}
+    if kind == "recipe":
+        return {**cells, "what it is": row["summary"].split(". ")[0].rstrip(".") + "."}
+    cells = {"family": row["family"], **cells, "what it is": row["summary"]}
     if kind == "policy":
-        return [row["needs"]]
-    if kind != "mixer":
-        return []
-    size = row["state_bytes"]
-    state = "?" if size is None else "none" if size == 0 else f"{row['state_growth']}, {bytes_in_words(size)}"
-    return [state, f"{row['sequence_cost']} ({row['parallel_form']})", row["token_cost"]]
-
-
-def _papers(papers: list[str], most: int | None) -> str:
-    return ", ".join([*papers[:most], *(["..."] if most is not None and len(papers) > most else [])])
+        cells["needs"] = row["needs"]
+    if kind == "mixer":
+        size = row["state_bytes"]
+        cells["state"] = (
+            "?" if size is None else "none" if size == 0 else f"{row['state_growth']}, {bytes_in_words(size)}"
+        )
+        cells["sequence"] = f"{row['sequence_cost']} ({row['parallel_form']})"
+        cells["token"] = row["token_cost"]
+    papers = row["papers"]
+    return {**cells, "papers (arXiv)": "\n".join(", ".join(papers[i : i + 2]) for i in range(0, len(papers), 2))}

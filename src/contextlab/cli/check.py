@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from contextlab.cli.shared import PluginOption, console, load_components
+from contextlab.cli.tables import print_table
 
 if TYPE_CHECKING:
     from contextlab.testing import Held
@@ -50,19 +51,16 @@ def check(
 
 def _show(kind: str, name: str, cases: int, found: list[Held]) -> None:
     """A row a law: how many cases hold; below, each break with its case."""
-    table = Table(header_style="dim", box=None)
-    table.add_column("law", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("what it says", style="dim")
     by_law: dict[str, list[Held]] = {}
     for each in found:
         by_law.setdefault(each.law.name, []).append(each)
+    rows: list[dict[str, str | Text]] = []
     for law, results in by_law.items():
         broken = [each for each in results if each.broken is not None]
-        word = f"[bold red]broken in {len(broken)} of {len(results)}[/]" if broken else "[green]held[/]"
-        table.add_row(escape(law), word, escape(results[0].law.statement))
+        word = Text(f"broken in {len(broken)} of {len(results)}", "bold red") if broken else Text("held", "green")
+        rows.append({"law": law, "": word, "what it says": results[0].law.statement})
     console.print(f"[bold]{kind} {escape(name)}[/], in {cases} case{'s' * (cases != 1)}")
-    console.print(table)
+    print_table("", rows, prose=["what it says"])
     breaks: dict[str, list[Held]] = {}  # one cause often breaks many laws: it is told once
     for each in found:
         if each.broken is not None:

@@ -90,11 +90,6 @@ def compress(
     write_results(results, folder / "results.parquet")
     write_compress_page(results, folder / "compress.html", left_out or ())
     for title, rows in compress_table(results).items():
-        if console.width < 100:  # what is left out is in the table file
-            rows = [
-                {key: re.split(r" ±| \(", cell)[0] for key, cell in row.items() if key not in ("peak", "prefill")}
-                for row in rows
-            ]
         print_table(title, rows)
     for sentence in compress_words(results):
         console.print(f"• {escape(sentence)}")

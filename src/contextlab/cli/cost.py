@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from contextlab.cli.arguments import read_lengths
 from contextlab.cli.shared import JsonOption, PluginOption, SetOption, console, load_components
+from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
 from contextlab.memory import LARGEST_WHOLE
 from contextlab.words import bytes_in_words
@@ -101,8 +100,6 @@ def model_spec(model: str, changes: list[str]) -> ModelSpec | HuggingFaceSpec:
 
 def _print_costs(results: Any, name: str) -> None:
     wide = results.pivot_table(index="length", columns="metric", values="value", observed=True)
-    table = Table(title=escape(name), title_justify="left", header_style="dim", box=None)
-    table.add_column("tokens", justify="right")
     formats = {
         "parameters": ("parameters", lambda v: f"{int(v):,}"),
         "flops": ("GFLOP", lambda v: f"{v / 1e9:.3g}"),
@@ -112,8 +109,8 @@ def _print_costs(results: Any, name: str) -> None:
         "peak_bytes": ("peak memory", lambda v: bytes_in_words(v)),
     }
     shown = [metric for metric in formats if metric in wide]
-    for metric in shown:
-        table.add_column(formats[metric][0], justify="right")
-    for length, row in wide.iterrows():
-        table.add_row(f"{length:,}", *(formats[m][1](row[m]) if row[m] == row[m] else "-" for m in shown))
-    console.print(table)
+    rows = [
+        {"tokens": f"{length:,}", **{formats[m][0]: formats[m][1](row[m]) if row[m] == row[m] else "-" for m in shown}}
+        for length, row in wide.iterrows()
+    ]
+    print_table(name, rows)

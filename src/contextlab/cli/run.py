@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -224,7 +223,7 @@ def _print_summary(done: Any) -> None:
             console.print(f"[red]{escape(each['job'])} failed: {escape(each['message'])}[/]")
     if not done.compressed.empty:
         for title, rows in kept_tables(done.compressed).items():
-            print_table(f"how much of the full cache's quality is kept: {title}", _narrowed(rows))
+            print_table(f"how much of the full cache's quality is kept: {title}", rows)
         for sentence in compress_words(done.compressed):
             console.print(f"• {escape(sentence)}")
         for line in not_served(done.compressed):
@@ -232,17 +231,3 @@ def _print_summary(done: Any) -> None:
         console.print(f"\nPolicies: {done.folder / 'compress.html'}", soft_wrap=True)
     console.print(f"\nResults: {done.folder / 'results.parquet'}", soft_wrap=True)
     console.print(f"Report:  [bold]{done.report}[/]", soft_wrap=True)
-
-
-def _narrowed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows of policies for a narrow console: names without options where that tells them apart, whole per cents."""
-    if console.width >= 120:
-        return rows
-    names = ["|".join(part.partition(":")[0] for part in row["policy"].split("|")) for row in rows]
-    short = {
-        row["policy"]: name if names.count(name) == 1 else row["policy"] for row, name in zip(rows, names, strict=True)
-    }
-    return [
-        {key: short[cell] if key == "policy" else re.sub(r"\.\d%", "%", cell) for key, cell in row.items()}
-        for row in rows
-    ]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from contextlab.cli.catalogue import facts_of, read_kind
 from contextlab.cli.shared import JsonOption, PluginOption, SetOption, console, load_components
+from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
 from contextlab.kinds import KINDS, PAGES
 from contextlab.memory import LARGEST_WHOLE
@@ -80,15 +81,16 @@ def _print(entry: Entry) -> None:
         )
         console.print(escape(f"Presets: {shown}\n"))
     if entry.parameters and entry.kind != "figure":  # a figure is handed a task's tables; it has no options
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column("parameter", style="bold", no_wrap=True)
-        table.add_column("default", no_wrap=True)
-        table.add_column("meaning")
-        for parameter in entry.parameters:
-            default = "required" if parameter.required else str(_plain(parameter.default))
-            table.add_row(parameter.name, escape(default), escape(parameter.help or parameter.type))
-        console.print(table)
-    console.print("\nExample:\n")
+        rows = [
+            {
+                "parameter": parameter.name,
+                "default": "required" if parameter.required else str(_plain(parameter.default)),
+                "meaning": parameter.help or parameter.type,
+            }
+            for parameter in entry.parameters
+        ]
+        print_table("", rows, prose=["meaning"])
+    console.print("Example:\n")
     console.print(_example(entry), style="green", markup=False, highlight=False, soft_wrap=True)  # to be copied
 
 
@@ -137,8 +139,9 @@ def _show_recipe(name: str, as_json: bool) -> None:
     if as_json:
         print(load_recipe(path).model_dump_json(indent=2, exclude_unset=True))
     else:
-        print(path.read_text(), end="")  # as it is, without line breaks of the console's: it is to be copied
-        print(f"\n# contextlab run {name}")
+        print(path.read_text().rstrip("\n"))  # without line breaks of the console's: it is to be written to a file
+        if sys.stdout.isatty():
+            print(f"\ncontextlab run {name}", file=sys.stderr)
 
 
 def _example(entry: Any) -> str:
