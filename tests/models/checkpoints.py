@@ -79,10 +79,11 @@ def reference(kind: str, dtype: torch.dtype = torch.float64, **changes: Any) -> 
     import transformers
 
     # No grouped products in float64; no dropout in what has some.
+    given = {name: changes.pop(name) for name in ("attn_implementation",) if name in changes}
     config = transformers.AutoConfig.for_model(kind, **{**CONFIGS[kind], **changes})
     eager = {"experts_implementation": "eager"} if kind in ("qwen3_next", "jamba") else {}
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, **eager)
+    model = transformers.AutoModelForCausalLM.from_config(config, **eager, **given)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # so that no bias and no gain is trivial

@@ -76,6 +76,39 @@ def test_a_learned_sink_takes_its_share_of_the_attention(length: int, padded: bo
     torch.testing.assert_close(biased, y, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("padded", [False, True])
+def test_no_score_is_beyond_the_cap(monkeypatch: pytest.MonkeyPatch, length: int, padded: bool) -> None:
+    """All forms beside one that is written out here: gemma2's scores, whose bias comes after the cap."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, length, 4, 8, dtype=torch.float64, generator=generator)
+    k, v = (torch.randn(2, 2, 20, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+    weight = torch.rand(length, dtype=torch.float64, generator=generator)
+    visible = torch.arange(20) >= torch.tensor([0, 3])[:, None] if padded else None
+    slopes, places = torch.tensor([0.0, 0.1, 0.5, 2.0], dtype=torch.float64), torch.arange(20)
+    scores = 0.7 * (torch.einsum("bthd,bhnd->bhtn", q, k.repeat_interleave(2, 1)) * 0.3 / 0.7).tanh()
+    unseen = places > torch.arange(20 - length, 20)[:, None]
+    unseen = unseen if visible is None else unseen | ~visible[:, None, None]
+    rows = scores.masked_fill(unseen, float("-inf")).softmax(-1)
+    y = torch.einsum("bhtn,bhnd->bthd", rows, v.repeat_interleave(2, 1))
+    given: dict[str, Any] = {"scale": 0.3, "visible": visible, "cap": 0.7}
+    torch.testing.assert_close(attention_rows(q, k, **given), rows, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attend_cached(q, k, v, **given), y, rtol=0, atol=1e-12)
+    for by_head in (2**18, 1):
+        monkeypatch.setattr(module, "BY_HEAD", by_head)
+        for function in (attention_with_mass, naive_attention_with_mass):
+            with torch.no_grad():
+                found, mass = function(q, k, v, weight=weight, **given)
+            torch.testing.assert_close(found, y, rtol=0, atol=1e-12)
+            torch.testing.assert_close(mass, (rows * weight[:, None]).sum(2), rtol=0, atol=1e-12)
+    away = torch.arange(20 - length, 20)[:, None] - places
+    tilted = (scores - slopes[:, None, None] * away).masked_fill(unseen, float("-inf")).softmax(-1)
+    at = {"slopes": slopes, "q_position": places[None, 20 - length :], "k_position": places.expand(2, 2, -1)}
+    y = torch.einsum("bhtn,bhnd->bthd", tilted, v.repeat_interleave(2, 1))
+    torch.testing.assert_close(attend_cached(q, k, v, **given, **at), y, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attention_rows(q, k, **given, **at), tilted, rtol=0, atol=1e-12)
+
+
 def test_blocks_join(monkeypatch: pytest.MonkeyPatch) -> None:
     """More queries than one block holds: the least block is 16."""
     generator = torch.Generator().manual_seed(0)

@@ -26,21 +26,23 @@ def tensors(seed: int, kv_heads: int) -> Any:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(1, LENGTH), st.sampled_from([1, 2, 4]), st.booleans(), st.integers(0, 7), st.sampled_from([16, 2**20])
-)
-def test_parts_make_one_softmax(cut: int, kv_heads: int, alibi: bool, pad: int, scores: int) -> None:
+    st.integers(1, LENGTH), st.sampled_from([1, 2, 4]), st.booleans(), st.integers(0, 7), st.sampled_from([16, 2**20]),
+    st.sampled_from([None, 0.5]),
+)  # fmt: skip
+def test_parts_make_one_softmax(cut: int, kv_heads: int, alibi: bool, pad: int, scores: int, cap: float | None) -> None:
     """The last `cut` tokens read the first in one part and each other in another, however small the blocks are."""
     q, k, v = tensors(cut, kv_heads)
     slopes = torch.tensor([0.1, 0.5, 1.0, 2.0], dtype=torch.float64) if alibi else None
     places = torch.arange(LENGTH) - torch.tensor([0, pad])[:, None]
-    expected = naive_softmax_attention(q, k, v, scale=0.4, slopes=slopes, q_position=places, k_position=places)
+    told: dict[str, Any] = {"scale": 0.4, "slopes": slopes, "cap": cap}
+    expected = naive_softmax_attention(q, k, v, **told, q_position=places, k_position=places)
     at = LENGTH - cut
     k, v, q = k.transpose(1, 2), v.transpose(1, 2), q[:, at:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merge, "SCORES", scores)
         parts = [
             attention_with_lse(
-                q, k[:, :, part], v[:, :, part], scale=0.4, causal=own, visible=places[:, part] >= 0, slopes=slopes,
+                q, k[:, :, part], v[:, :, part], **told, causal=own, visible=places[:, part] >= 0,
                 q_position=places[:, at:], k_position=places[:, part],
             )
             for part, own in ((slice(0, at), False), (slice(at, None), True))

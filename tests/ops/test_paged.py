@@ -49,13 +49,15 @@ def test_pages_of_heads_that_hold_the_same_are_the_plain_form(block: int, monkey
     pages = [x[:, :, :8].unflatten(2, (2, 4)).flatten(1, 2) for x in (k, v)]
     owner = torch.tensor([[0, 0, 1, 1]] * 2)
     weight = torch.rand(5, dtype=torch.float64)
-    y, far, near = attend_paged(q, pages[0], pages[1], owner, k[:, :, 8:], v[:, :, 8:], scale=0.4, weight=weight)
-    expected, mass = naive_attention_with_mass(q, k, v, scale=0.4, weight=weight)
-    mass = mass.unflatten(1, (2, 2)).sum(2)
-    assert far is not None
-    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(far, mass[:, :, :8].unflatten(2, (2, 4)).flatten(1, 2), rtol=0, atol=1e-12)
-    torch.testing.assert_close(near, mass[:, :, 8:], rtol=0, atol=1e-12)
+    for cap in (None, 0.6):
+        told: dict[str, Any] = {"scale": 0.4, "weight": weight, "cap": cap}
+        y, far, near = attend_paged(q, pages[0], pages[1], owner, k[:, :, 8:], v[:, :, 8:], **told)
+        expected, mass = naive_attention_with_mass(q, k, v, **told)
+        mass = mass.unflatten(1, (2, 2)).sum(2)
+        assert far is not None
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(far, mass[:, :, :8].unflatten(2, (2, 4)).flatten(1, 2), rtol=0, atol=1e-12)
+        torch.testing.assert_close(near, mass[:, :, 8:], rtol=0, atol=1e-12)
     places = torch.arange(17).expand(2, 2, -1)
     sloped: dict[str, Any] = {
         "scale": 0.4,

@@ -37,6 +37,8 @@ def arguments(draw: st.DrawFn) -> tuple[Any, dict[str, Any]]:
         options["slopes"] = alibi_slopes(kv_heads * shared)
     if draw(st.booleans()):
         options["scale"] = draw(st.floats(0.01, 3))
+    if draw(st.booleans()):
+        options["cap"] = draw(st.floats(0.1, 3))
     if draw(st.booleans()) and queries <= keys:
         rows = draw(st.sampled_from([1, batch]))
         padding = torch.tensor(draw(st.lists(st.integers(0, keys), min_size=rows, max_size=rows)))

@@ -341,7 +341,6 @@ def test_any_attention_of_the_model_is_put_back(implementation: str) -> None:
         ("mamba", "needs a model with a KV state.*MambaMixer"),
         ("mistral", "all of its attention layers have windows"),
         ("rwkv", "needs a model with a KV state.*RwkvForCausalLM"),
-        ("gemma2", "soft-capped scores"),
         ("bloom", "BloomAttention computes attention by itself"),
         ("zamba2", "Zamba2Attention stands for several layers"),
     ],

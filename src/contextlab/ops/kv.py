@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contextlab.ops.dense import product
 from contextlab.ops.precision import working_dtype
-from contextlab.ops.softmax import attend, beside_sink, softmax_attention
+from contextlab.ops.softmax import attend, beside_sink, capped, softmax_attention
 
 SCORES = 2**20
 """Attention scores that are made at once where their sum is wanted: 4 MB stay in a core's cache.
@@ -42,6 +42,7 @@ class KVLayer:
     by_row: whether rotary positions count from each row's first token, as in transformers; otherwise, as in our
         mixers, they count its padding, too. Only distances matter to attention.
     sink: [H], the scores of learned sinks, which take attention and give nothing; None for none.
+    cap: what no score is beyond: each is cap tanh(score / cap), before slopes, sinks and masks; None for none.
     latent: where keys are the values, too, how many of a key's first numbers are a value; 0 elsewhere.
     times: how often the model runs the layer in a forward, each time with a state of its own (looped models).
     peers: the layers among which a policy divides its budget, this one at its place, each without peers; empty
@@ -59,6 +60,7 @@ class KVLayer:
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
     by_row: bool = False
     sink: Tensor | None = None
+    cap: float | None = None
     latent: int = 0
     times: int = 1
     peers: tuple[KVLayer, ...] = ()
@@ -96,6 +98,7 @@ def attend_cached(
     visible: Tensor | None = None,
     slopes: Tensor | None = None,
     sink: Tensor | None = None,
+    cap: float | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
@@ -105,20 +108,20 @@ def attend_cached(
         and in what follows, the keys are the values.
     visible: [B, N] bool, False at slots that hold no token; None for all True.
     slopes: [H] of ALiBi; then q_position [B or 1, T] and k_position [B, Hkv, N] tell how far apart tokens stand.
-    sink: [H], see `KVLayer.sink`.
+    sink: [H], and cap, see `KVLayer`.
 
     Returns [B, T, H, V]; zeros where a query sees nothing.
     """
     length, n_keys = q.shape[1], k.shape[2]
     k, v = k.transpose(1, 2), values_of(k, v).transpose(1, 2)
     if slopes is None and sink is None and visible is None and length == 1:
-        return attend(q, k, v, scale)
+        return attend(q, k, v, scale, cap=cap)
     if slopes is None:
         if visible is None:
-            return softmax_attention(q, k, v, scale=scale, sink=sink)
+            return softmax_attention(q, k, v, scale=scale, sink=sink, cap=cap)
         slots = torch.arange(n_keys, device=q.device)
         return softmax_attention(
-            q, k, v, scale=scale, sink=sink, q_position=slots[None, n_keys - length :],
+            q, k, v, scale=scale, sink=sink, cap=cap, q_position=slots[None, n_keys - length :],
             k_position=slots.where(visible, -1),
         )  # fmt: skip
     assert q_position is not None
@@ -132,7 +135,7 @@ def attend_cached(
         bias = distance.repeat_interleave(shared, 1) * -slopes.to(q.device, q.dtype)[:, None, None]
         bias = bias.masked_fill(~seen, float("-inf"))
         all_k, all_v, bias = (k, v, bias) if sink is None else beside_sink(k, v, bias, sink, q.dtype)
-        outputs.append(attend(q[:, first:last], all_k, all_v, scale, bias))
+        outputs.append(attend(q[:, first:last], all_k, all_v, scale, bias, cap=cap))
     return torch.cat(outputs, 1)
 
 
@@ -154,6 +157,7 @@ def naive_attention_with_mass(
     weight: Tensor,
     visible: Tensor | None = None,
     sink: Tensor | None = None,
+    cap: float | None = None,
     share: float | None = None,
     latest: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -162,7 +166,7 @@ def naive_attention_with_mass(
     Arguments as there. Returns the outputs [B, T, H, V] and the mass [B, H, N].
     """
     length, n_keys, shared, v = q.shape[1], k.shape[2], q.shape[2] // k.shape[1], values_of(k, v)
-    scores = q.transpose(1, 2) @ k.repeat_interleave(shared, 1).mT * scale
+    scores = capped(q.transpose(1, 2) @ k.repeat_interleave(shared, 1).mT * scale, cap)
     seen = _seen(n_keys - length, length, n_keys, q.device)
     seen = seen if visible is None else seen & visible[:, None, None, :]
     p = _weights(scores.masked_fill(~seen, float("-inf")), sink).nan_to_num(0.0)
@@ -180,6 +184,7 @@ def attention_with_mass(
     weight: Tensor,
     visible: Tensor | None = None,
     sink: Tensor | None = None,
+    cap: float | None = None,
     share: float | None = None,
     latest: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -191,7 +196,7 @@ def attention_with_mass(
     q: [B, T, H, D]. k: [B, Hkv, N, D], v: [B, Hkv, N, V]: the last T slots are the queries' own.
     weight: [T], by which each query's attention counts.
     visible: [B, N] bool, False at slots that hold no token; None for all True.
-    sink: [H], see `KVLayer.sink`.
+    sink: [H], and cap, see `KVLayer`.
     share: None sums the attention itself; else each query counts for the tokens that get this share of it or more.
     latest: whether the largest of the weighted numbers is taken in place of their sum; weights must not be negative.
 
@@ -200,9 +205,9 @@ def attention_with_mass(
     v = values_of(k, v)
     plain = q.device.type == "cpu" and not torch.is_grad_enabled() and sink is None
     if plain and q.shape[1] * k.shape[2] >= BY_HEAD:
-        return _mass_by_head(q, k, v, scale, weight, visible, share, latest)
+        return _mass_by_head(q, k, v, scale, weight, visible, cap, share, latest)
     if q.shape[1] == 1:
-        return _mass_of_one(q, k, v, scale, weight, visible, sink, share)
+        return _mass_of_one(q, k, v, scale, weight, visible, sink, cap, share)
     batch, length, heads, _ = q.shape
     kv_heads, n_keys = k.shape[1:3]
     block = min(length, max(16, SCORES // max(1, batch * heads * n_keys)))
@@ -213,7 +218,7 @@ def attention_with_mass(
         last = min(first + block, length)
         stop = n_keys - length + last
         rows = q[..., first:last, :].flatten(2, 3)  # the query heads of one key head are as many queries on it
-        scores = (rows @ k[:, :, :stop].mT).unflatten(2, (-1, last - first))
+        scores = capped(rows @ k[:, :, :stop].mT, cap).unflatten(2, (-1, last - first))
         future = torch.ones(last - first, last - first, dtype=torch.bool, device=q.device).triu(1)
         scores[..., stop - (last - first) :].masked_fill_(future, float("-inf"))
         if visible is not None:
@@ -240,12 +245,13 @@ def _mass_of_one(
     weight: Tensor,
     visible: Tensor | None,
     sink: Tensor | None,
+    cap: float | None,
     share: float | None,
 ) -> tuple[Tensor, Tensor]:
     """`attention_with_mass` of a single query, in as few operations as it takes."""
     batch, _, heads, dim = q.shape
     rows = (q * scale).reshape(batch, k.shape[1], -1, dim)
-    scores = rows @ k.mT
+    scores = capped(rows @ k.mT, cap)
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
     p = _weights(scores, sink)
@@ -263,6 +269,7 @@ def _mass_by_head(
     scale: float,
     weight: Tensor,
     visible: Tensor | None,
+    cap: float | None,
     share: float | None,
     latest: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -285,6 +292,8 @@ def _mass_by_head(
                 rows, own = last - first, n_keys - length + first
                 stop = min(n_keys, -(-(own + rows) // WIDTHS) * WIDTHS)
                 p = product(queries[first:last], keys[:stop])
+                if cap is not None:
+                    p.div_(cap).tanh_().mul_(cap)
                 p[:, own:].masked_fill_(future[:rows, : stop - own], float("-inf"))
                 if hidden is not None:
                     p.masked_fill_(hidden[:stop], float("-inf"))
@@ -311,17 +320,18 @@ def attention_rows(
     visible: Tensor | None = None,
     slopes: Tensor | None = None,
     sink: Tensor | None = None,
+    cap: float | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
     """The attention weights of a few queries: q [B, T, H, D], k [B, Hkv, N, D] -> [B, H, T, N].
 
-    The last T slots are the queries' own; slopes, sink and positions as for `attend_cached`.
+    The last T slots are the queries' own; slopes, sink, cap and positions as for `attend_cached`.
     visible: [B, N] or [B, Hkv, N] bool, False at slots that hold no token; None for all True.
     """
     length, n_keys = q.shape[1], k.shape[2]
     rows = (q * scale).transpose(1, 2).unflatten(1, (k.shape[1], -1))
-    scores = (rows.flatten(2, 3) @ k.mT).unflatten(2, rows.shape[2:4]).flatten(1, 2)
+    scores = capped(rows.flatten(2, 3) @ k.mT, cap).unflatten(2, rows.shape[2:4]).flatten(1, 2)
     if slopes is not None and q_position is not None and k_position is not None:
         distance = (q_position[:, None, :, None] - k_position[:, :, None, :]).repeat_interleave(rows.shape[2], 1)
         scores = scores - distance * slopes.to(q.device, q.dtype)[:, None, None]

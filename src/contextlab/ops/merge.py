@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from contextlab.ops.kv import SCORES
+from contextlab.ops.softmax import capped
 
 
 def attention_with_lse(
@@ -17,6 +18,7 @@ def attention_with_lse(
     causal: bool = False,
     visible: Tensor | None = None,
     slopes: Tensor | None = None,
+    cap: float | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -28,6 +30,7 @@ def attention_with_lse(
     causal: whether the last T slots are the queries' own, and each sees those up to its own; else each sees all.
     visible: [B, N] bool, False at slots that hold no token; None for all True.
     slopes: [H] of ALiBi; then q_position [B or 1, T] and k_position [B or 1, N] tell how far apart tokens stand.
+    cap: see `KVLayer`.
 
     Returns the answers [B, T, H, V] and their LSE, the logarithm of the sum of exponentiated scores [B, T, H]: zeros
     and -inf where a query sees nothing.
@@ -43,7 +46,7 @@ def attention_with_lse(
         last = min(first + block, length)
         stop = n_keys - length + last if causal else n_keys
         rows = q[..., first:last, :].flatten(2, 3)  # the query heads of one key head are as many queries on it
-        scores = (rows @ k[:, :, :stop].mT).unflatten(2, (shared, last - first))
+        scores = capped(rows @ k[:, :, :stop].mT, cap).unflatten(2, (shared, last - first))
         if slopes is not None:
             assert q_position is not None
             assert k_position is not None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from contextlab.ops.kv import SCORES, values_of
+from contextlab.ops.softmax import capped
 
 
 def attend_paged(
@@ -22,6 +23,7 @@ def attend_paged(
     page_visible: Tensor | None = None,
     visible: Tensor | None = None,
     slopes: Tensor | None = None,
+    cap: float | None = None,
     q_position: Tensor | None = None,
     page_position: Tensor | None = None,
     k_position: Tensor | None = None,
@@ -38,6 +40,7 @@ def attend_paged(
     page_visible: [B, P, S] bool and visible: [B, N] bool, False at slots that hold no token; None for all True.
     slopes: [H] of ALiBi; then q_position [B, T], page_position [B, P, S] and k_position [B, Hkv, N] tell how far apart
         tokens stand.
+    cap: see `KVLayer`.
     weight: [T], by which each query's attention counts in the mass; None for no mass.
 
     Returns [B, T, H, V], zeros where a query sees nothing; and, with `weight`, the attention that each slot of the
@@ -57,7 +60,7 @@ def attend_paged(
         last = min(first + block, length)
         count, stop = last - first, later - length + last
         x = rows[..., first:last, :].flatten(2, 3)  # [B, Hkv, shared * count, D]
-        near, far = x @ k[:, :, :stop].mT, picked(x, owner) @ page_keys.mT
+        near, far = capped(x @ k[:, :, :stop].mT, cap), capped(picked(x, owner) @ page_keys.mT, cap)
         if slopes is not None:
             assert q_position is not None
             assert page_position is not None

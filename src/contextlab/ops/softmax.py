@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from contextlab.errors import InputError
+from contextlab.ops.precision import working_dtype
 
 
 def naive_softmax_attention(
@@ -21,6 +22,7 @@ def naive_softmax_attention(
     sinks: int = 0,
     slopes: Tensor | None = None,
     sink: Tensor | None = None,
+    cap: float | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
@@ -39,6 +41,7 @@ def naive_softmax_attention(
         if window is not None:
             sees &= (distance < window) | (keys_at < sinks)
         score = k[b, sees, h // shared] @ q[b, i, h] * (dim**-0.5 if scale is None else scale)
+        score = score if cap is None else cap * (score / cap).tanh()
         if slopes is not None:
             score = score - slopes[h].to(score) * distance[sees].abs()
         if sink is not None:
@@ -60,6 +63,7 @@ def softmax_attention(
     sinks: int = 0,
     slopes: Tensor | None = None,
     sink: Tensor | None = None,
+    cap: float | None = None,
     q_position: Tensor | None = None,
     k_position: Tensor | None = None,
 ) -> Tensor:
@@ -77,6 +81,7 @@ def softmax_attention(
     sinks: the first positions, which stay visible beyond the window (2309.17453).
     slopes: [H]; adds -slope * distance to the scores (ALiBi, 2108.12409).
     sink: [H], the score of a learned sink, which takes attention from every query and gives nothing (2309.17453).
+    cap: of the scores; each becomes cap tanh(score / cap) before slopes and masks (Gemma 2, 2408.00118). None for none.
     q_position, k_position: [B or 1, Tq] and [B or 1, Tk] int64, both or neither. Keys at negative positions
         are seen by no query: padding, empty slots. By default keys count from 0 and the queries are the last.
 
@@ -87,9 +92,9 @@ def softmax_attention(
     plain = slopes is None and sink is None
     if q_position is None and k_position is None and plain and (window is None or window >= n_keys):
         if not causal or length == 1:
-            return attend(q, k, v, scale)
+            return attend(q, k, v, scale, cap=cap)
         if length == n_keys:
-            return attend(q, k, v, scale, is_causal=True)
+            return attend(q, k, v, scale, is_causal=True, cap=cap)
     q_at, k_at = resolve_positions(q, k, q_position, k_position)
 
     def part(queries: slice, keys: Tensor | slice) -> Tensor:
@@ -97,7 +102,7 @@ def softmax_attention(
         some_k, some_v = k[:, keys], v[:, keys]
         if sink is not None:
             some_k, some_v, mask = beside_sink(some_k, some_v, mask, sink, q.dtype)
-        return attend(q[:, queries], some_k, some_v, scale, mask)
+        return attend(q[:, queries], some_k, some_v, scale, mask, cap=cap)
 
     # Queries are taken in chunks, so that no mask is larger than [chunk, Tk], and a window costs O(T window).
     chunk = min(max(window or 1024, 128), 1024)
@@ -117,10 +122,23 @@ def softmax_attention(
     return torch.cat(outputs, 1)
 
 
+def capped(scores: Tensor, cap: float | None) -> Tensor:
+    """Scores of any shape, each cap tanh(score / cap), so that none is beyond the cap; as they are where it is None."""
+    return scores if cap is None else (scores / cap).tanh() * cap
+
+
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, mask: Tensor | None = None, is_causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    cap: float | None = None,
 ) -> Tensor:
     """PyTorch's SDPA on the layout [B, T, H, D], with grouped heads; mask: bool or bias [B or 1, H or 1, Tq, Tk].
+
+    SDPA caps no scores, so that with a `cap` (see `softmax_attention`) they are made here, block by block.
 
     On a CPU with several threads SDPA takes as long as with one where sequences are short: there plain matrix
     products are 1.2 to 1.9 times as fast (two threads, forward and backward, 16 to 128 tokens;
@@ -130,6 +148,8 @@ def attend(
     checked, for that would wait for the device: such gradients are what PyTorch's kernels give.
     """
     length, heads, dim = q.shape[1:]
+    if cap is not None:
+        return _capped(q, k, v, dim**-0.5 if scale is None else scale, mask, is_causal, cap)
     if _scores_may_be_vast(q, k, scale):
         with sdpa_kernel(SDPBackend.MATH):
             return _sdpa(q, k, v, scale, mask, is_causal)
@@ -190,6 +210,35 @@ def _short(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     bias = q.new_full((length, length), float("-inf")).triu(1)
     y = torch.baddbmm(bias, q, k.mT, alpha=scale).softmax(-1) @ v
     return y.unflatten(0, (batch, heads)).transpose(1, 2)
+
+
+CAPPED = 2**20
+"""Capped scores that are made at once: 4 MB of float32."""
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, is_causal: bool, cap: float) -> Tensor:
+    """`attend` where scores are capped: matrix products of blocks of queries, with memory O(Tk) where none is kept."""
+    batch, length, heads, _ = q.shape
+    n_keys, kv_heads = k.shape[1:3]
+    rows = (q * scale).transpose(1, 2).unflatten(1, (kv_heads, -1))  # heads that share a key head: its queries
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    block, outputs = min(length, max(16, CAPPED // max(1, batch * heads * n_keys))), []
+    for first in range(0, length, block):
+        last = min(first + block, length)
+        stop = last if is_causal else n_keys
+        few = rows[..., first:last, :].flatten(2, 3)
+        scores = capped(few @ k[:, :, :stop].mT, cap).unflatten(2, (-1, last - first)).flatten(1, 2)
+        if is_causal:
+            future = torch.ones(last - first, last - first, dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(F.pad(future, (first, 0)), float("-inf"))
+        if mask is not None:
+            part = mask[:, :, first:last] if mask.shape[2] > 1 else mask
+            scores = scores.masked_fill(~part, float("-inf")) if part.dtype == torch.bool else scores + part
+        weights = scores.softmax(-1, dtype=working_dtype(q.dtype)).to(v.dtype)
+        weights = weights if mask is None else weights.nan_to_num(0.0)
+        each = weights.unflatten(1, (kv_heads, -1)).flatten(2, 3) @ v[:, :, :stop]
+        outputs.append(each.unflatten(2, (-1, last - first)).flatten(1, 2))
+    return torch.cat(outputs, 2).transpose(1, 2)
 
 
 def _mask(

@@ -168,7 +168,7 @@ def _kept(layer: Any) -> KeptLayer | None:
 class Everything(Policy):
     """Keeps all: what serves the layers that a policy leaves alone."""
 
-    serves_sinks = True
+    serves_sinks = serves_caps = True
 
     @property
     def chunk_invariant(self) -> bool:
@@ -193,7 +193,7 @@ class Everything(Policy):
         keys, values = (x.transpose(1, 2) for x in after.cached())
         places = after.positions()
         visible = None if places is None else places >= 0
-        y = attend_cached(q, keys, values, scale=layer.scale, visible=visible, sink=layer.sink)
+        y = attend_cached(q, keys, values, scale=layer.scale, visible=visible, sink=layer.sink, cap=layer.cap)
         return y, after if keep_state else None
 
     def convert(self, layer: KVLayer, state: KVState) -> State:
@@ -324,7 +324,7 @@ def _attend(
         plain = known["ALL_ATTENTION_FUNCTIONS"].get_interface(before, known.get("eager_attention_forward"))
         return plain(module, query, key, value, attention_mask, **options)
     layer, name = served.layer, type(module).__name__
-    for option in ("softcap", "position_bias", "head_mask"):
+    for option in ("position_bias", "head_mask"):
         if options.get(option) is not None:
             raise InputError(f"{name}: attention with {option} is not served by policies")
     if options.get("dropout"):
@@ -339,7 +339,11 @@ def _attend(
     if not layer.latent and got != (layer.heads, layer.kv_heads, layer.key_dim, layer.value_dim):
         raise InputError(f"{name}: heads, key heads, sizes of key and value are {got}, not as its configuration says")
     if options.get("scaling") not in (None, layer.scale):  # some scale the queries themselves
-        served = dataclasses.replace(served, layer=dataclasses.replace(layer, scale=float(options["scaling"])))
+        layer = dataclasses.replace(layer, scale=float(options["scaling"]))
+    if options.get("softcap") != layer.cap:
+        layer = dataclasses.replace(layer, cap=options.get("softcap"))
+    if layer is not served.layer:
+        served = dataclasses.replace(served, layer=layer)
     if vars(module)["answered"]:
         raise InputError(f"{name} calls attention more than once in a forward, so no policy can serve it")
     vars(module)["answered"] = True

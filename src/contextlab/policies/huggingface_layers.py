@@ -72,8 +72,6 @@ def attention_layers(model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
             raise InputError(f"{name} keeps keys and values together with other memory, so no policy can serve it")
         if "ALL_ATTENTION_FUNCTIONS" not in forward_of(module).__code__.co_names:
             raise InputError(f"{name} computes attention by itself (no attention interface), so no policy can serve it")
-        if getattr(module, "attn_logit_softcapping", None) is not None:
-            raise InputError(f"{name} has soft-capped scores (attn_logit_softcapping), which policies do not serve")
         if _times_called(theirs, module) > 1:
             raise InputError(f"{name} calls attention more than once in a forward, so no policy can serve it")
         if any(other.layer_idx == module.layer_idx and other.config is module.config for other, _ in found):
@@ -114,6 +112,7 @@ def _described(model: PreTrainedModel, module: Any) -> KVLayer:
         index=0, count=1, heads=heads, kv_heads=kv_heads, key_dim=key_dim,
         value_dim=getattr(module, "v_head_dim", None) or size, scale=float(getattr(module, "scaling", key_dim**-0.5)),
         turn=_turn(model, module, key_dim), by_row=True, sink=None if sinks is None else sinks.detach(),
+        cap=getattr(module, "attn_logit_softcapping", None),
     )  # fmt: skip
 
 

@@ -17,14 +17,16 @@ from contextlab.policies.eviction.two_pass import Recorder
 from contextlab.testing.policies import masked, model, read, tokens
 
 
-def answered(q: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor) -> Tensor:
+def answered(q: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor, cap: float | None) -> Tensor:
     """One query's attention: q [D], keys [N, D], values [N, V], bias [N]."""
-    return (keys @ q * scale + bias).softmax(0) @ values
+    scores = keys @ q * scale
+    scores = scores if cap is None else cap * (scores / cap).tanh()
+    return (scores + bias).softmax(0) @ values
 
 
 def changes(
     q: Tensor, keys: Tensor, values: Tensor, held: int, scale: float, slopes: Tensor | None = None,
-    position: Tensor | None = None,
+    position: Tensor | None = None, cap: float | None = None,
 ) -> Tensor:  # fmt: skip
     """What each of the first `held` tokens is worth to the queries of those after: by leaving it out, in loops.
 
@@ -38,10 +40,10 @@ def changes(
             bias = torch.zeros(n, dtype=torch.float64)
             if slopes is not None and position is not None:
                 bias = -slopes[h] * (position[kv, n - 1] - position[kv, :n])
-            whole = answered(q[f, h], keys[kv, :n], values[kv, :n], scale, bias)
+            whole = answered(q[f, h], keys[kv, :n], values[kv, :n], scale, bias, cap)
             for j in range(held):
                 rest = torch.arange(n) != j
-                less = answered(q[f, h], keys[kv, :n][rest], values[kv, :n][rest], scale, bias[rest])
+                less = answered(q[f, h], keys[kv, :n][rest], values[kv, :n][rest], scale, bias[rest], cap)
                 worth[kv, j] += (whole - less).square().sum()
     return worth
 
@@ -51,10 +53,11 @@ def changes(
     ahead=st.integers(1, 4),
     shared=st.integers(1, 2),
     alibi=st.booleans(),
+    cap=st.sampled_from([None, 0.5]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=30, deadline=None)
-def test_leaving_one_out_is_that(held: int, ahead: int, shared: int, alibi: bool, seed: int) -> None:
+def test_leaving_one_out_is_that(held: int, ahead: int, shared: int, alibi: bool, cap: float | None, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(1, ahead, 2 * shared, 3, generator=generator, dtype=torch.float64)
     keys, values = torch.randn(2, 1, 2, held + ahead, 3, generator=generator, dtype=torch.float64)
@@ -63,9 +66,9 @@ def test_leaving_one_out_is_that(held: int, ahead: int, shared: int, alibi: bool
     position = torch.cat((torch.randperm(20, generator=generator)[:held].sort().values, place)).expand(1, 2, -1)
     got = leave_one_out(
         q, keys[:, :, :held], values[:, :, :held], keys[:, :, held:], values[:, :, held:], scale=0.6, slopes=slopes,
-        place=place[None], position=position[..., :held],
+        place=place[None], position=position[..., :held], cap=cap,
     )  # fmt: skip
-    expected = changes(q[0], keys[0], values[0], held, 0.6, slopes, position[0])
+    expected = changes(q[0], keys[0], values[0], held, 0.6, slopes, position[0], cap)
     torch.testing.assert_close(got[0], expected, rtol=1e-6, atol=1e-12)
 
 

@@ -89,6 +89,8 @@ class Policy(ABC):
     """What it does to values apart from keys, in words, so that it serves no layer where both are one latent."""
     serves_sinks: ClassVar[bool] = False
     """Whether it serves layers with learned sinks (`KVLayer.sink`), as those of gpt_oss."""
+    serves_caps: ClassVar[bool] = False
+    """Whether it serves layers whose scores are capped (`KVLayer.cap`), as those of gemma2."""
     fits_budget: bool = False
     """Whether what is trained of it (`train_on`) is for its budget, and not for any."""
 
@@ -274,6 +276,8 @@ class Policy(ABC):
             )
         if layer.sink is not None and not self.serves_sinks:
             raise InputError(f"{name} does not serve layers with learned sinks; h2o and snapkv do")
+        if layer.cap is not None and not self.serves_caps:
+            raise InputError(f"{name} does not serve layers whose scores are capped; h2o and snapkv do")
 
     def apply(self, state: Any, model: nn.Module) -> Any:
         """Compress the state that `model` left when it read without a policy.

@@ -39,6 +39,8 @@ class AnLLM(Policy):
     segment: where `anchors` is left out, every such token of a row is an anchor; default 64.
     """
 
+    serves_caps = True
+
     anchors: list[int] | None = None
     segment: int | None = None
 
@@ -234,7 +236,7 @@ def _masked_attention(
         if layer.slopes is not None:
             bias = (place - at[..., some]) * -layer.slopes.to(q.device, q.dtype)[:, None, None]
             seen = bias.masked_fill(~seen, float("-inf"))
-        outputs.append(attend(q[:, few], keys[:, some], values[:, some], layer.scale, seen))
+        outputs.append(attend(q[:, few], keys[:, some], values[:, some], layer.scale, seen, cap=layer.cap))
     return torch.cat(outputs, 1)
 
 

@@ -61,6 +61,7 @@ class Attendre(H2O):
         y, got = attention_with_mass(
             q, slots["keys"], slots["values"], scale=layer.scale, weight=times if latest else torch.ones_like(times),
             visible=slots["position"][:, 0] >= 0 if padded else None, share=self.share, latest=latest, sink=layer.sink,
+            cap=layer.cap,
         )  # fmt: skip
         mass = got.unflatten(1, (layer.kv_heads, -1))
         mass = (mass.amax(2) if latest else mass.sum(2)).to(torch.float32)

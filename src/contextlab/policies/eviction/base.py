@@ -50,7 +50,7 @@ class EvictionPolicy(Policy):
     """
 
     only_scores = True  # a subclass that does more than score says that it does not
-    serves_sinks = True  # and so does one that attends by itself
+    serves_sinks = serves_caps = True  # and so does one that attends by itself
 
     budget: Amount = None
     sinks: int = 4
@@ -346,7 +346,7 @@ class EvictionPolicy(Policy):
             positions = slots["position"] if layer.slopes is not None else None
             y = attend_cached(
                 q, keys, values, scale=layer.scale, visible=visible, slopes=layer.slopes, sink=layer.sink,
-                q_position=places, k_position=positions,
+                cap=layer.cap, q_position=places, k_position=positions,
             )  # fmt: skip
             if not self.marks:
                 return y, None
@@ -357,7 +357,7 @@ class EvictionPolicy(Policy):
         if fade < 1:
             weight = fade ** torch.arange(count - 1, -1, -1, device=q.device, dtype=torch.float32)
         y, got = attention_with_mass(
-            q, keys, values, scale=layer.scale, weight=weight, visible=visible, sink=layer.sink
+            q, keys, values, scale=layer.scale, weight=weight, visible=visible, sink=layer.sink, cap=layer.cap
         )
         mass = layer.per_kv_head(got).to(torch.float32)
         if state.mass is not None and state.mass.shape[2]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer
+from contextlab.ops.softmax import capped
 from contextlab.policies.core.base import in_own_places
 from contextlab.policies.eviction.base import EvictionPolicy
 from contextlab.policies.eviction.seen import Seen
@@ -107,11 +108,13 @@ class ExpectedAttention(EvictionPolicy):
         mean = seen.notes["mean"]
         ahead = self._average_rotation(layer, seen.length, mean)
         logits = (mean @ ahead).unflatten(1, groups) @ keys.mT * layer.scale  # [B, Hkv, G, N]
+        logits = capped(logits, layer.cap)  # to the first order, a capped score is normal as the score is
         if self.covariance:
             covariance = seen.notes["spread"] / seen.notes["count"].clamp_min(1)[:, None, None, None]
             covariance = (ahead.mT @ covariance @ ahead).unflatten(1, groups)
             spread = ((keys[:, :, None] @ covariance) * keys[:, :, None]).sum(-1)
-            logits = logits + spread * layer.scale**2 / 2
+            steepness = 1.0 if layer.cap is None else 1 - (logits / layer.cap).square()
+            logits = logits + spread * (layer.scale * steepness) ** 2 / 2
         apart = seen.positions < self.sinks  # these would take it all; slots without a token, too
         share = logits.masked_fill(apart[:, :, None], -math.inf).softmax(-1).nan_to_num(0.0).mean(2)
         return (share + self.epsilon) * seen.values.to(torch.float32).norm(dim=-1)

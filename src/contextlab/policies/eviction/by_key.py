@@ -62,7 +62,7 @@ class StreamingLLM(EvictionPolicy):
         y = softmax_attention(
             q, keys, values_of(keys, slots["values"].transpose(1, 2)), scale=layer.scale,
             window=limit - self.sinks, sinks=self.sinks, slopes=layer.slopes, sink=layer.sink,
-            q_position=None if at is None else places, k_position=at,
+            cap=layer.cap, q_position=None if at is None else places, k_position=at,
         )  # fmt: skip
         return y, None
 

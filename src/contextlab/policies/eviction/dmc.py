@@ -71,6 +71,8 @@ class DMC(Policy):
     weights: folder of trained gates that `save` wrote; None for gates that `fit` will train.
     """
 
+    serves_caps = True
+
     values_apart = "judges tokens by their values"
 
     budget: Amount = None

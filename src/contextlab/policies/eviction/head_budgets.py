@@ -254,16 +254,16 @@ class AdaKV(EvictionPolicy):
             at = state.pages["position"]
             y, far, near = attend_paged(
                 q, state.pages["keys"], state.pages["values"], state.owner, *own, scale=layer.scale, visible=visible,
-                page_visible=at >= 0 if padded else None, slopes=layer.slopes, q_position=places, page_position=at,
-                k_position=tail["position"], weight=weight,
+                page_visible=at >= 0 if padded else None, slopes=layer.slopes, cap=layer.cap, q_position=places,
+                page_position=at, k_position=tail["position"], weight=weight,
             )  # fmt: skip
         elif weight is None:
             y = attend_cached(
-                q, *own, scale=layer.scale, visible=visible, slopes=layer.slopes, q_position=places,
+                q, *own, scale=layer.scale, visible=visible, slopes=layer.slopes, cap=layer.cap, q_position=places,
                 k_position=tail["position"],
             )  # fmt: skip
         else:
-            y, near = attention_with_mass(q, *own, scale=layer.scale, weight=weight, visible=visible)
+            y, near = attention_with_mass(q, *own, scale=layer.scale, weight=weight, visible=visible, cap=layer.cap)
             near = layer.per_kv_head(near)
         if self.marks:
             new = self.marked(layer, q, tail, state, places)

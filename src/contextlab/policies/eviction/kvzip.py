@@ -94,6 +94,7 @@ def greatest_attention(layer: KVLayer, q: Tensor, keys: Tensor, position: Tensor
         stop = total - count + last
         rows = attention_rows(
             q[:, first:last], keys[:, :stop].transpose(1, 2), scale=layer.scale, slopes=layer.slopes, sink=layer.sink,
+            cap=layer.cap,
             q_position=position[None, stop - (last - first) : stop],
             k_position=position[:stop].expand(batch, kv_heads, -1),
         )  # fmt: skip

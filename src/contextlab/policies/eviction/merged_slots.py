@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid, one_hot
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.paged import picked
 from contextlab.ops.precision import working_dtype
-from contextlab.ops.softmax import attend
+from contextlab.ops.softmax import attend, capped
 from contextlab.policies.core.budget import OPEN
 from contextlab.policies.core.slots import Slots, room_for
 from contextlab.state import State
@@ -139,7 +139,8 @@ def answer_one(layer: KVLayer, q: Tensor, state: MergedState, places: Tensor) ->
     """
     kv_heads, pool, last = layer.kv_heads, state.pool, state.last
     x = (q[:, 0] * layer.scale).unflatten(1, (kv_heads, -1))  # [B, Hkv, shared, D]
-    near, far = x @ last["keys"][..., None], x.flatten(1, 2) @ pool["keys"][:, 0].mT
+    near = capped(x @ last["keys"][..., None], layer.cap)
+    far = capped(x.flatten(1, 2) @ pool["keys"][:, 0].mT, layer.cap)
     position, owner = pool["position"], pool["owner"]
     if layer.slopes is not None:
         slope = layer.slopes.to(x)[:, None]
@@ -178,7 +179,7 @@ def attend_biased(
             distance = places[:, None, few, None] - position[:, :, None, :stop]
             by_head = distance if distance.shape[1] == 1 else distance.repeat_interleave(shared, 1)
             scores = scores - by_head * layer.slopes.to(q.device, q.dtype)[:, None, None]
-        outputs.append(attend(q[:, few], keys[:, :stop], values[:, :stop], layer.scale, scores))
+        outputs.append(attend(q[:, few], keys[:, :stop], values[:, :stop], layer.scale, scores, cap=layer.cap))
     return torch.cat(outputs, 1)
 
 

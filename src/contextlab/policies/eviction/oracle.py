@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.ops.kv import SCORES, KVLayer
+from contextlab.ops.softmax import capped
 from contextlab.policies.eviction.seen import Seen
 from contextlab.policies.eviction.two_pass import Read, Recorder, TwoPassPolicy
 from contextlab.registry import register
@@ -27,6 +28,7 @@ def leave_one_out(
     visible: Tensor | None = None,
     real: Tensor | None = None,
     slopes: Tensor | None = None,
+    cap: float | None = None,
     place: Tensor | None = None,
     position: Tensor | None = None,
 ) -> Tensor:
@@ -40,6 +42,7 @@ def leave_one_out(
     visible: [B, N] or [B, Hkv, N] bool, where a slot holds a token; None for all. real: [B, F] bool, which queries
         count; None for all.
     slopes: [H] of ALiBi; then place [B, F] and position [B, Hkv, N] tell where tokens stand.
+    cap: see `KVLayer`.
 
     Returns [B, Hkv, N] float64; infinite where a query would see nothing else. One pass over blocks of queries.
     """
@@ -55,7 +58,7 @@ def leave_one_out(
         last = min(first + block, length)
         stop = slots + last
         few = rows[..., first:last, :].flatten(2, 3)
-        scores = (few @ all_keys[:, :, :stop].mT).unflatten(2, (shared, -1))  # [B, Hkv, shared, count, stop]
+        scores = capped(few @ all_keys[:, :, :stop].mT, cap).unflatten(2, (shared, -1))  # [B, Hkv, shared, count, stop]
         if slopes is not None:
             assert place is not None
             assert position is not None
@@ -139,5 +142,5 @@ class Oracle(TwoPassPolicy):
         return leave_one_out(
             read.q[:, future], seen.keys, seen.values, read.k[:, future].transpose(1, 2),
             layer.values(read.k, read.v)[:, future].transpose(1, 2), scale=layer.scale, visible=seen.visible,
-            real=place >= 0, slopes=layer.slopes, place=place, position=seen.positions,
+            real=place >= 0, slopes=layer.slopes, cap=layer.cap, place=place, position=seen.positions,
         )  # fmt: skip

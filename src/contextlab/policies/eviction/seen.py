@@ -44,6 +44,6 @@ class Seen:
         last, count = self.positions[:, 0, -1:], self.queries.shape[1]  # the last slot is the last query's own
         return attention_rows(
             self.queries, self.keys, scale=self.layer.scale, visible=self.visible, slopes=self.layer.slopes,
-            sink=self.layer.sink, q_position=last + torch.arange(1 - count, 1, device=last.device),
+            sink=self.layer.sink, cap=self.layer.cap, q_position=last + torch.arange(1 - count, 1, device=last.device),
             k_position=self.positions,
         )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import SCORES, KVLayer
+from contextlab.ops.softmax import capped
 from contextlab.policies.core.training import read_trained, write_trained
 from contextlab.policies.eviction.base import EvictionPolicy
 from contextlab.policies.eviction.seen import Seen
@@ -200,11 +201,11 @@ def _features(layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Te
 
 
 def greatest_logits(layer: KVLayer, read: Read, answer: int) -> Tensor:
-    """The greatest scaled score that any of the last `answer` queries gives each token before: [B, Hkv, T - answer]."""
+    """The greatest score that any of the last `answer` queries gives each token before: [B, Hkv, T - answer]."""
     q = (read.q[:, -answer:] * layer.scale).transpose(1, 2).unflatten(1, (layer.kv_heads, -1)).flatten(2, 3)
     k = read.k[:, :-answer].transpose(1, 2)
     block = max(1, SCORES // max(1, k.shape[0] * k.shape[1] * k.shape[2]))
-    return torch.stack([(rows @ k.mT).amax(2) for rows in q.split(block, 2)]).amax(0)
+    return capped(torch.stack([(rows @ k.mT).amax(2) for rows in q.split(block, 2)]).amax(0), layer.cap)
 
 
 def _loss(layer: KVLayer, head: nn.Module, read: Read, answer: int, smooth: float) -> Tensor:

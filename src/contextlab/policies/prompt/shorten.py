@@ -156,6 +156,8 @@ class _Enough(Exception):
 class _Observer(Policy):
     """Answers as no policy would, and notes the last queries' attention of some heads; then stops the model."""
 
+    serves_caps = True
+
     def __init__(self, heads: dict[int, list[int]], window: int) -> None:
         self.heads, self.window = heads, window
         self.rows: dict[int, Tensor] = {}
@@ -183,8 +185,8 @@ class _Observer(Policy):
         if layer.index in self.heads:
             last = min(self.window, length)
             rows = attention_rows(
-                q[:, -last:], keys, scale=layer.scale, visible=mask, slopes=layer.slopes, q_position=at[:, -last:],
-                k_position=positions,
+                q[:, -last:], keys, scale=layer.scale, visible=mask, slopes=layer.slopes, cap=layer.cap,
+                q_position=at[:, -last:], k_position=positions,
             )  # fmt: skip
             if mask is not None:
                 rows = rows * mask[:, None, -last:, None]
@@ -192,8 +194,8 @@ class _Observer(Policy):
         if len(self.rows) == len(self.heads):
             raise _Enough
         y = attend_cached(
-            q, keys, v.transpose(1, 2), scale=layer.scale, visible=mask, slopes=layer.slopes, q_position=at,
-            k_position=positions,
+            q, keys, v.transpose(1, 2), scale=layer.scale, visible=mask, slopes=layer.slopes, cap=layer.cap,
+            q_position=at, k_position=positions,
         )  # fmt: skip
         return y, None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,6 +29,8 @@ class StarAttention(Policy):
     budget: what a token of the first piece may read, half of it the first block and half its own: "8192tok", "25%" of
         the piece, or "64MB" by all layers and rows together.
     """
+
+    serves_caps = True
 
     bounds = "prefill"
 
@@ -72,7 +76,7 @@ class StarAttention(Policy):
         size = self.block(layer, q.shape[1], len(q), k.dtype) if not before.length else 0
         if 0 < size < q.shape[1]:
             start = after.start if after.padded else None
-            y = star_attention(q, k, v, size, scale=layer.scale, slopes=layer.slopes, start=start)
+            y = star_attention(q, k, v, size, scale=layer.scale, slopes=layer.slopes, cap=layer.cap, start=start)
         else:
             y = attend_kv(layer, q, after, None if before.length else (k, v))
         return y, after if keep_state else None
@@ -90,12 +94,14 @@ def star_attention(
     *,
     scale: float,
     slopes: Tensor | None = None,
+    cap: float | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of each token over its own block and the first one.
 
     q: [B, T, H, D]. k: [B, T, Hkv, D], v: [B, T, Hkv, V]. block: tokens in a block.
-    slopes: [H] of ALiBi. start: [B] int64, left-padding tokens of each row, from whose end blocks count.
+    slopes: [H] of ALiBi. cap: of the scores, see `KVLayer`.
+    start: [B] int64, left-padding tokens of each row, from whose end blocks count.
 
     Returns [B, T, H, V]; what it says at padding means nothing.
     """
@@ -108,16 +114,15 @@ def star_attention(
     q, k, v = (F.pad(x, (0, 0, 0, 0, 0, count * block - length)).unflatten(1, (count, block)) for x in (q, k, v))
     own = torch.arange(count * block, device=q.device).view(count, block)
     first = own[:1] if slopes is not None else None
-    y = [softmax_attention(q[:, 0], k[:, 0], v[:, 0], scale=scale, slopes=slopes, q_position=first, k_position=first)]
+    options: dict[str, Any] = {"scale": scale, "slopes": slopes, "cap": cap}
+    y = [softmax_attention(q[:, 0], k[:, 0], v[:, 0], **options, q_position=first, k_position=first)]
     if count > 1:
         q_at = k_at = None
         if slopes is not None:
             q_at = own[1:].repeat(batch, 1)
             k_at = torch.cat((own[:1].expand(count - 1, -1), own[1:]), 1).repeat(batch, 1)
         both = (torch.cat((x[:, :1].expand(-1, count - 1, -1, -1, -1), x[:, 1:]), 2).flatten(0, 1) for x in (k, v))
-        rest = softmax_attention(
-            q[:, 1:].flatten(0, 1), *both, scale=scale, slopes=slopes, q_position=q_at, k_position=k_at
-        )
+        rest = softmax_attention(q[:, 1:].flatten(0, 1), *both, **options, q_position=q_at, k_position=k_at)
         y.append(rest.unflatten(0, (batch, count - 1)).flatten(1, 2))
     out = torch.cat(y, 1)[:, :length]
     if start is None:

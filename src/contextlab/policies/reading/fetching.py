@@ -19,7 +19,7 @@ def attend_kv(layer: KVLayer, q: Tensor, kv: KVState, new: tuple[Tensor, Tensor]
     places = torch.arange(kv.length)[None] if places is None else places
     places = places.to(q.device)
     return attend_cached(
-        q, keys.transpose(1, 2), values.transpose(1, 2), scale=layer.scale, slopes=layer.slopes,
+        q, keys.transpose(1, 2), values.transpose(1, 2), scale=layer.scale, slopes=layer.slopes, cap=layer.cap,
         visible=places >= 0 if kv.padded else None, q_position=places[:, -q.shape[1] :],
         k_position=places[:, None].expand(-1, layer.kv_heads, -1),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, values_of
 from contextlab.ops.precision import working_dtype
+from contextlab.ops.softmax import capped
 from contextlab.policies.core.budget import Amount
 from contextlab.policies.core.ranking import best, coarse
 from contextlab.policies.reading.fetching import candidates, fetched, row_candidates
@@ -169,7 +170,7 @@ class InfLLM(SelectivePolicy):
             else:
                 wants = self._at_window(layer, q, before)
                 wants = wants if mask is None else wants * mask[..., None, None]
-            pages = self._pages(layer, wants.sum(1), first)
+            pages = self._pages(layer, wants.sum(1) if layer.cap is None else wants.mean(1), first)
         among = self._candidates(first.length)[0]
         if pages is None:  # all of them fit, and are clipped all the same
             pages = torch.arange(among, device=q.device).expand(batch, layer.kv_heads, -1)
@@ -268,7 +269,7 @@ class InfLLM(SelectivePolicy):
 
         def scored(queries: Tensor, of: Tensor) -> Tensor:  # [B, Hkv, G, T, n]
             grouped = (queries * layer.scale).unflatten(2, (kv_heads, shared)).permute(0, 2, 3, 1, 4)
-            return (grouped.flatten(2, 3) @ of.mT).unflatten(2, (shared, count))
+            return capped(grouped.flatten(2, 3) @ of.mT, layer.cap).unflatten(2, (shared, count))
 
         near = scored(q, keys[:, :, split:])
         if layer.turn is None:

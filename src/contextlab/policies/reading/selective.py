@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, values_of
-from contextlab.ops.softmax import attend
+from contextlab.ops.softmax import attend, capped
 from contextlab.policies.core.base import Policy, in_own_places
 from contextlab.policies.core.budget import OPEN, Amount, Budget
 from contextlab.policies.core.ranking import best
@@ -70,6 +70,8 @@ class SelectivePolicy(Policy):
         are fetched when they are read.
     offload: keep keys and values in the CPU's memory and fetch what is read; summaries stay on the model's device.
     """
+
+    serves_caps = True
 
     bounds = "read"
     vectors: ClassVar[int] = 1
@@ -323,7 +325,7 @@ class SelectivePolicy(Policy):
         with torch.no_grad():
             query = self._from_start(layer, query[:, None], state.kv)[:, 0]
             grouped = (query * layer.scale).unflatten(1, (layer.kv_heads, -1))
-            scores = self.relevance(grouped, self._summary(state, among))
+            scores = capped(self.relevance(grouped, self._summary(state, among)), layer.cap)
             page, pages = self.page, torch.arange(among, device=query.device)
             own = None
             if state.kv.padded:
@@ -396,5 +398,5 @@ class SelectivePolicy(Policy):
             tilt = (places - last)[:, :, None] * slope
             bias = tilt if bias is None else tilt.masked_fill(~bias, -math.inf)
         heads = q[:, 0].unflatten(1, (kv_heads, shared)).transpose(1, 2)  # as many queries on each key head
-        y = attend(heads, keys.transpose(1, 2), values.transpose(1, 2), layer.scale, bias)
+        y = attend(heads, keys.transpose(1, 2), values.transpose(1, 2), layer.scale, bias, cap=layer.cap)
         return y.transpose(1, 2).flatten(1, 2)[:, None], slots.shape[2]

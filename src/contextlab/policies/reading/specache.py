@@ -169,7 +169,8 @@ class SpeCache(SelectivePolicy):
         places = torch.arange(state.length, device=q.device) - start[:, None]
         y = attend_cached(
             q, all_of["keys"], all_of["values"], scale=layer.scale, visible=places >= 0 if padded else None,
-            slopes=layer.slopes, q_position=places[:, -1:], k_position=places[:, None].expand(-1, layer.kv_heads, -1),
+            slopes=layer.slopes, cap=layer.cap, q_position=places[:, -1:],
+            k_position=places[:, None].expand(-1, layer.kv_heads, -1),
         )  # fmt: skip
         return y, slots.shape[2]
 

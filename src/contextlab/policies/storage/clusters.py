@@ -11,6 +11,7 @@ from torch.nn.functional import normalize, one_hot, pad
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import SCORES, KVLayer, attend_cached, attention_rows
+from contextlab.ops.softmax import capped
 from contextlab.policies.core.base import Policy
 from contextlab.registry import register
 from contextlab.state import KVState, State
@@ -56,6 +57,8 @@ class CHAI(Policy):
     clusters: heads of each layer that keep their keys, or a list with one number a layer; default half of them.
     tokens: first tokens by which heads are compared.
     """
+
+    serves_caps = True
 
     values_apart = "drops keys of heads that keep their values"
 
@@ -145,7 +148,8 @@ class CHAI(Policy):
             at = (torch.arange(before + whole, device=q.device) - kv.start[:, None])[:, None]
             y[:, :whole] = attend_cached(
                 q[:, :whole], first_k, first_v, scale=layer.scale, visible=at[:, 0] >= 0 if kv.padded else None,
-                slopes=layer.slopes, q_position=places[:, :whole], k_position=at.expand(-1, layer.kv_heads, -1),
+                slopes=layer.slopes, cap=layer.cap, q_position=places[:, :whole],
+                k_position=at.expand(-1, layer.kv_heads, -1),
             )  # fmt: skip
         cluster = head = None
         if kv.length >= self.tokens:
@@ -171,7 +175,7 @@ class CHAI(Policy):
         first = keys.gather(1, slots[:, :, None, None].expand(-1, -1, *keys.shape[2:])).transpose(1, 2)
         at = torch.arange(self.tokens, device=start.device)
         weights = attention_rows(
-            early, first, scale=layer.scale, slopes=layer.slopes, q_position=at[None],
+            early, first, scale=layer.scale, slopes=layer.slopes, cap=layer.cap, q_position=at[None],
             k_position=at[None, None].expand(-1, layer.kv_heads, -1),
         )  # fmt: skip
         return alike(weights.unflatten(1, (layer.kv_heads, -1)).flatten(2), self.count(layer))
@@ -234,7 +238,8 @@ def clustered_attention(
     for first in range(0, length, block):
         last = min(first + block, length)
         stop = total - length + last
-        scores = (rows[..., first:last, :].flatten(2, 3) @ keys[:, :, :stop].mT).unflatten(2, (group, -1))
+        scores = capped(rows[..., first:last, :].flatten(2, 3) @ keys[:, :, :stop].mT, layer.cap)
+        scores = scores.unflatten(2, (group, -1))
         away = torch.arange(stop - (last - first), stop, device=q.device)[:, None]
         away = away - torch.arange(stop, device=q.device)
         if slopes is not None:

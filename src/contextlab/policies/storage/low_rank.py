@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_cached
+from contextlab.ops.softmax import capped
 from contextlab.policies.core.base import Policy
 from contextlab.policies.core.slots import Slots
 from contextlab.registry import register
@@ -62,6 +63,8 @@ class LowRank(Policy):
         lower rank, for a rotation of all of them with each token. Without, or where positions are not rotary, queries
         are compared with the coordinates.
     """
+
+    serves_caps = True
 
     values_apart = "factors keys and values each by themselves"
 
@@ -133,7 +136,7 @@ class LowRank(Policy):
         places = torch.arange(state.length, device=q.device) - state.start[:, None]
         return attend_cached(
             q, keys, values, scale=layer.scale, visible=places >= 0 if state.padded else None, slopes=layer.slopes,
-            q_position=places[:, state.length - q.shape[1] :],
+            cap=layer.cap, q_position=places[:, state.length - q.shape[1] :],
             k_position=places[:, None].expand(-1, layer.kv_heads, -1),
         )  # fmt: skip
 
@@ -145,7 +148,7 @@ class LowRank(Policy):
             old = q @ self._keys(layer, state).mT
         else:
             old = q @ state.basis["keys"].mT @ state.coded["keys"].mT
-        scores = torch.cat((old, q @ state.recent["keys"].mT), 3)
+        scores = capped(torch.cat((old, q @ state.recent["keys"].mT), 3), layer.cap)
         places = torch.arange(state.length, device=q.device) - state.start[:, None]
         if layer.slopes is not None:
             distance = (places[:, -1:] - places)[:, None, None]

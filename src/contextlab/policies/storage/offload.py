@@ -27,6 +27,8 @@ class HeadOffload(Policy):
     heads: key heads that are on the model's device at a time.
     """
 
+    serves_caps = True
+
     def __init__(self, heads: int = 1) -> None:
         check_whole(heads=(heads, 1))
         self.heads = heads

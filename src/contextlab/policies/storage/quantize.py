@@ -35,7 +35,7 @@ class PrecisionPolicy(Policy):
     """
 
     storage: Precision
-    serves_sinks = True
+    serves_sinks = serves_caps = True
 
     @property
     def lossless(self) -> bool:
@@ -72,7 +72,7 @@ class PrecisionPolicy(Policy):
         padded = mask is not None or packed.have is not None
         y = attend_cached(
             q, keys, values, scale=layer.scale, visible=places >= 0 if padded else None, slopes=layer.slopes,
-            sink=layer.sink, q_position=places[:, packed.used :],
+            sink=layer.sink, cap=layer.cap, q_position=places[:, packed.used :],
             k_position=places[:, None].expand(-1, layer.kv_heads, -1),
         )  # fmt: skip
         if not keep_state:

@@ -42,6 +42,8 @@ class SharedPrefix(Policy):
     values are the same in all rows but for rounding. There is one prefix, where the paper has trees of them, too.
     """
 
+    serves_caps = True
+
     @property
     def chunk_invariant(self) -> bool:
         """See `Policy.chunk_invariant`: nothing is lost."""
@@ -101,13 +103,14 @@ class SharedPrefix(Policy):
         seen = at >= before if suffix.padded else None
         own = attention_with_lse(
             q, k, values_of(k, v), scale=layer.scale, causal=True, visible=seen, slopes=layer.slopes,
-            q_position=at[:, -count:], k_position=at,
+            cap=layer.cap, q_position=at[:, -count:], k_position=at,
         )  # fmt: skip
         k, v = (x.transpose(1, 2) for x in prefix.cached())
         there = _places(prefix, 0)
         y, total = attention_with_lse(  # all rows' queries, as if they were one row's
             q.flatten(0, 1)[None], k, values_of(k, v), scale=layer.scale, visible=there >= 0 if prefix.padded else None,
-            slopes=layer.slopes, q_position=at[:, -count:].expand(batch, -1).reshape(1, -1), k_position=there,
+            slopes=layer.slopes, cap=layer.cap, q_position=at[:, -count:].expand(batch, -1).reshape(1, -1),
+            k_position=there,
         )  # fmt: skip
         return merge_attention([own, (y[0].unflatten(0, (batch, count)), total[0].unflatten(0, (batch, count)))])
 
