@@ -170,7 +170,8 @@ class Entry:
             raise InputError(f"{path or 'options'}: expected a mapping of {whose}, got {describe(options)}")
         for name in options:
             if name not in known:
-                raise InputError(f"{prefix}{unknown(f'option of {self.kind} {self.name!r}', name, known)}")
+                at = f"{path}: " if path else ""
+                raise InputError(f"{at}{unknown(f'option of {self.kind} {self.name!r}', name, known)}")
         elsewhere = frozenset(given).difference(options)
         model = self._model_without(elsewhere) if elsewhere else self.options_model
         try:

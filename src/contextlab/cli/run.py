@@ -44,6 +44,10 @@ def run(
         ),
     ] = None,
     plugin: PluginOption = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(help="Tell a tracker too: tensorboard, wandb, trackio or mlflow; may be given more than once."),
+    ] = None,
 ) -> None:
     """Train, evaluate and report an experiment.
 
@@ -80,8 +84,9 @@ def run(
         return
     with going_on(), Bars(all_jobs(spec), quiet=not sys.stdout.isatty()) as bars:
         done = run_experiment(
-            spec, out=out, device=device, resume=resume, jobs=jobs, threads=threads, plugins=plugin or [], progress=bars
-        )
+            spec, out=out, device=device, resume=resume, jobs=jobs, threads=threads, plugins=plugin or [],
+            progress=bars, log=log or [],
+        )  # fmt: skip
     print_run(done)
 
 

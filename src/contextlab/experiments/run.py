@@ -31,6 +31,7 @@ from contextlab.experiments.record import (
     write_status,
 )
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.experiments.trackers import Tracked, require_trackers
 from contextlab.experiments.work import do_job, trained
 from contextlab.experiments.workers import run_workers
 from contextlab.plugins import load_plugins
@@ -42,9 +43,9 @@ __all__ = ["Interrupted", "Progress", "Run", "Silent", "evaluate_run", "open_run
 class Interrupted(KeyboardInterrupt):
     """A run was stopped in order. Its message says how to go on; `folder` is the run's."""
 
-    def __init__(self, folder: RunFolder, plugins: Sequence[str]) -> None:
+    def __init__(self, folder: RunFolder, plugins: Sequence[str], trackers: Sequence[str] = ()) -> None:
         self.folder = folder.path
-        options = "".join(f" --plugin {each}" for each in plugins)
+        options = "".join(f" --plugin {each}" for each in plugins) + "".join(f" --log {each}" for each in trackers)
         super().__init__(f"interrupted; go on with: contextlab run {folder} --resume{options}")
 
 
@@ -58,6 +59,7 @@ def run(
     threads: int | None = None,
     plugins: Sequence[str] = (),
     progress: Progress | None = None,
+    log: Sequence[str] = (),
 ) -> Run:
     """Train, evaluate and report an experiment.
 
@@ -73,6 +75,7 @@ def run(
         resumed run what it was begun with.
     plugins: modules (or .py files) that register components of your own.
     progress: told what happens.
+    log: trackers that are told too: "tensorboard", "wandb", "trackio", "mlflow"; see `experiments.trackers`.
 
     Raises InputError when the spec is wrong or the folder is taken; Interrupted (a KeyboardInterrupt) leaves a run to
     resume.
@@ -80,6 +83,7 @@ def run(
     if resume and out is not None:
         require_plugins(RunFolder(out), plugins)
     load_plugins(plugins)
+    require_trackers(log)
     spec = as_spec(experiment)
     for name, value in (("jobs", jobs), ("threads", threads)):
         if value is not None and value < 1:
@@ -95,7 +99,8 @@ def run(
             lambda: [job for job in first_jobs(spec) if not folder.done(job, spec)],
             lambda: [job for job in compress_jobs(spec) if not folder.done(job, spec)],  # they need trained models
         ]
-        return _do(folder, spec, record, stages, progress or Silent())
+        with Tracked(progress or Silent(), log, folder, spec, record) as tell:
+            return _do(folder, spec, record, stages, tell, trackers=log)
 
 
 def evaluate_run(
@@ -161,6 +166,7 @@ def _do(
     stages: Sequence[Callable[[], list[Job]]],
     tell: Progress,
     training: bool = True,
+    trackers: Sequence[str] = (),
 ) -> Run:
     """Do the jobs of one stage after another, then close the run."""
     try:
@@ -176,7 +182,7 @@ def _do(
         return close(folder, spec, record)
     except KeyboardInterrupt:
         write_status(folder, record, "interrupted")
-        raise Interrupted(folder, record["plugins"]) from None
+        raise Interrupted(folder, record["plugins"], trackers) from None
 
 
 @contextlib.contextmanager
