@@ -38,6 +38,32 @@ def test_adamw_is_that_of_torch() -> None:
         torch.testing.assert_close(ours[name], theirs[name].data, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        _randn(3, 4).T,  # as that of Mamba's A_log, which the scan reads transposed
+        torch.view_as_complex(_randn(4, 3, 2)).imag,  # as that of S4D's frequencies
+        torch.tensor(2.0, dtype=torch.float64).expand(4, 3),
+    ],
+)
+def test_a_gradient_counts_by_its_indices_whatever_its_strides(gradient: Tensor) -> None:
+    start = _randn(4, 3, seed=1)
+    theirs = nn.Parameter(start.clone())
+    theirs.grad = gradient.contiguous()
+    torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.99), weight_decay=0.0, foreach=False, fused=False).step()
+    ours = {"p": start.clone()}
+    _step(ours, {"p": gradient}, optim.init(ours))
+    torch.testing.assert_close(ours["p"], theirs.data, rtol=1e-12, atol=1e-14)
+
+
+def test_muon_decays_in_the_dtype_of_its_matrices() -> None:
+    """A matrix without a gradient only shrinks, in float64 to all digits."""
+    ours = {"w": _randn(4, 3)}
+    expected = ours["w"] * (1 - 0.02 * 0.3)
+    _step(ours, {"w": torch.zeros(4, 3, dtype=torch.float64)}, optim.init(ours, {"w"}), weight_decay=0.3)
+    torch.testing.assert_close(ours["w"], expected, rtol=1e-15, atol=0)
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 64)])
 def test_muon_is_that_of_torch(shape: tuple[int, int]) -> None:
     """PyTorch iterates in bfloat16: single entries differ by its rounding, the update as a whole does not."""

@@ -96,7 +96,7 @@ def _adamw(
         if group:
             torch_adamw(
                 [params[n] for n in group],
-                [gradients[n] for n in group],
+                [_laid_out_as(params[n], gradients[n]) for n in group],
                 [state[f"exp_avg.{n}"] for n in group],
                 [state[f"exp_avg_sq.{n}"] for n in group],
                 [],
@@ -111,6 +111,17 @@ def _adamw(
                 eps=EPS,
                 maximize=False,
             )
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with its values in memory as the parameter has them.
+
+    PyTorch's fused kernel reads both by their places in memory, whatever their strides: of a transposed gradient, as
+    that of Mamba's `A_log` is, each number would be another number's update.
+    """
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _muon(
@@ -130,9 +141,9 @@ def _muon(
     for name in names:
         rows, columns = params[name].shape
         groups.setdefault((min(rows, columns), max(rows, columns)), []).append(name)
-    keep = 1 - skip
     for group in groups.values():
         momentum = [state[f"momentum.{n}"] for n in group]
+        keep = 1 - skip.to(momentum[0])  # in the parameters' dtype: the decay is rounded to it
         # A skipped step's gradients are not finite; the momentum in their place leaves itself unchanged.
         found = [torch.where(skip > 0, m, gradients[n]) for n, m in zip(group, momentum, strict=True)]
         torch._foreach_lerp_(momentum, found, 1 - MOMENTUM)
