@@ -23,13 +23,6 @@ transformers = pytest.importorskip("transformers", minversion="5")
 TOKEN = 2 * (LATENT["kv_lora_rank"] + LATENT["qk_rope_head_dim"]) * 8  # bytes of a token in two layers
 KIMI = {**LATENT, "linear_head_dim": 8, "linear_num_heads": 4, "layer_types": ["linear_attention", "full_attention"]}
 MODELS = {"deepseek_v2": LATENT, "deepseek_v3": {**LATENT, "q_lora_rank": 6}, "minicpm3": LATENT, "kimi_linear": KIMI}
-OFTEN = {
-    "diffllama": ({"num_key_value_heads": 2}, "DiffLlamaAttention calls attention more than once in a forward"),
-    "hrm_text": (
-        {"num_layers_per_stack": 2, "H_cycles": 2, "L_cycles": 2, "num_hidden_layers": 12},
-        "hrm_text runs its layers more than once in a forward",
-    ),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -126,17 +119,6 @@ def test_compress_measures_a_model_that_keeps_a_latent() -> None:
     full = found[(found["metric"] == "state_bytes") & (found["split"] == "full")]["value"].iloc[0]
     assert 0.4 * full < size["h2o:window=4"] <= 0.5 * full + 16
     assert size["quantize:group=8,window=8"] < 0.5 * full
-
-
-@pytest.mark.parametrize("kind", OFTEN)
-def test_modules_that_attend_more_than_once_in_a_forward_are_refused(kind: str) -> None:
-    changes, message = OFTEN[kind]
-    reader = HuggingFaceModel(other(kind, **changes))
-    for call in (build_policy("h2o").layers, lambda model: build_policy("h2o").apply(reader.read(tokens())[1], model)):
-        with pytest.raises(InputError, match=message):
-            call(reader)
-    with pytest.raises(InputError, match=message):
-        compress(reader, ["h2o:window=4"], ["50%"], ["mqar"], [32], prompts=2)
 
 
 def test_what_only_shows_in_a_forward_is_refused_there(monkeypatch: pytest.MonkeyPatch) -> None:

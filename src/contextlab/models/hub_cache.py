@@ -34,7 +34,7 @@ BATCH_SECOND = ("indexer_position_ids", "position_ids")
 
 
 def _is_cache(value: Any) -> bool:
-    ours = type(value).__module__ == "contextlab.policies.huggingface"
+    ours = type(value).__module__ == "contextlab.policies.huggingface_cache"
     return ours or (type(value).__module__.startswith("transformers.") and "Config" not in type(value).__name__)
 
 

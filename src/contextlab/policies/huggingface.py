@@ -13,156 +13,30 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DynamicLayer,
-    EncoderDecoderCache,
-    LinearAttentionAndFullAttentionLayer,
-    LinearAttentionLayer,
-)
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
     bidirectional_mask_function,
     causal_mask_function,
 )
 
+from contextlab.compat import cache_argument
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer, attend_cached
 from contextlab.policies.core.adapters import Adapter, Places, register_adapter
 from contextlab.policies.core.base import Policy, Served
+from contextlab.policies.huggingface_cache import KeptLayer, kept_for, layer_of, own_cache
 from contextlab.policies.huggingface_latent import attend_latent, entry, noting
-from contextlab.policies.huggingface_layers import NAME, attention_layers, forward_of, model_within
+from contextlab.policies.huggingface_layers import NAME, attends_often, attention_layers, forward_of, model_within
+from contextlab.policies.huggingface_parts import answers, beside_zeros, check_part, in_a_row
+from contextlab.policies.huggingface_visits import Noted, Visit
 from contextlab.state import KVState, State
-
-
-class KeptLayer(CacheLayerMixin):
-    """One layer of a transformers cache that holds what a policy left.
-
-    `get_seq_length` counts the tokens read, not those held, so that positions stay true.
-    """
-
-    is_sliding = False
-    supports_early_init = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.state: State | None = None
-        self.open = False  # whether the attention that follows `update` will ask the policy
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Hand new keys and values, [B, Hkv, T, ...], on to the attention, which keeps what the policy says."""
-        if not self.open:
-            raise InputError(f"a {type(self.state).__name__} was left by a policy; attach that policy to continue it")
-        self.open = False
-        return key_states, value_states
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is made ahead of the first tokens, [B, Hkv, T, ...]."""
-
-    def get_seq_length(self) -> int:
-        """Tokens read so far."""
-        return 0 if self.state is None else self.state.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Tokens read and new, and 0: the mask is over all of them, though not all are held."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-    def reset(self) -> None:
-        """As if nothing had been read."""
-        self.state = None
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows [N] int64, for beam search."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, indices [N] int64."""
-        if self.state is not None:
-            self.state = self.state.select(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row so many times."""
-        if self.state is not None:
-            first = next(self.state.tensors())
-            self.state = self.state.select(torch.arange(len(first), device=first.device).repeat_interleave(repeats))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Only nothing can be taken back: what a policy dropped is gone."""
-        if tokens_to_remove:
-            raise InputError(
-                "a cache that a policy compressed cannot be cropped (assisted and speculative decoding do that); "
-                "generate without an assistant"
-            )
-
-    def offload(self) -> None:
-        """Refused: states stay where they were made."""
-        raise InputError("a policy's cache is not offloaded; use a DynamicCache without offloading")
-
-    prefetch = offload
-
-
-class KeptHybridLayer(LinearAttentionLayer, KeptLayer):
-    """The same for a layer that runs a recurrence beside its attention; the recurrence keeps what it keeps."""
-
-    is_croppable = False
-    is_compileable = False
-
-    def __init__(self, number_of_states: int = 1) -> None:
-        KeptLayer.__init__(self)
-        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
-
-    def reset(self) -> None:
-        """As if nothing had been read."""
-        LinearAttentionLayer.reset(self)
-        KeptLayer.reset(self)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows [N] int64, for beam search."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, indices [N] int64."""
-        LinearAttentionLayer.reorder_cache(self, indices)  # type: ignore[arg-type]
-        KeptLayer.batch_select_indices(self, indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row so many times."""
-        KeptLayer.batch_repeat_interleave(self, repeats)
-        for states in (self.conv_states, self.recurrent_states):
-            states.update({i: x.repeat_interleave(repeats, 0) for i, x in states.items() if x is not None})
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """See `KeptLayer.crop`."""
-        KeptLayer.crop(self, tokens_to_remove)
-
-    def offload(self) -> None:
-        """See `KeptLayer.offload`."""
-        KeptLayer.offload(self)
-
-    prefetch = offload
-
-
-def _kept(layer: Any) -> KeptLayer | None:
-    """What stands in a layer's place in the cache, with its recurrence's states; None where policies serve none."""
-    if type(layer) is DynamicLayer:
-        return KeptLayer()
-    if type(layer) is not LinearAttentionAndFullAttentionLayer:
-        return None
-    kept = KeptHybridLayer(getattr(layer, "number_of_states", 1))
-    attention = vars(DynamicLayer())
-    vars(kept).update({name: value for name, value in vars(layer).items() if name not in attention})
-    kept.device, kept.dtype = layer.device, layer.dtype
-    return kept
 
 
 class Everything(Policy):
@@ -219,12 +93,21 @@ def attached(modules: list[nn.Module]) -> Iterator[None]:
         for module in modules:
             stack.callback(module.register_forward_pre_hook(_enter, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(_leave).remove)
-            stack.callback(vars(module).pop, "kept", None)  # where an error left it
+            stack.callback(vars(module).pop, "call", None)  # where an error left it
+            if attends_often(module) or "visits" in vars(module):
+                vars(module)["notes"] = cache_argument(module.forward)
+                stack.callback(vars(module).pop, "notes")
         stack.enter_context(noting(modules))
         yield
 
 
-def applied(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> Any:
+def _index(place: Any) -> int:
+    """The layer of the cache that a module, or a `Visit`, writes into."""
+    index: int = place.index if isinstance(place, Visit) else place.layer_idx
+    return index
+
+
+def applied(places: list[tuple[Any, Served]], state: Any, model: Any) -> Any:
     """See `Policy.apply`; for a `HuggingFaceModel` and the state that its `read` returned."""
     if not callable(getattr(model, "recached", None)):
         raise InputError(
@@ -234,10 +117,10 @@ def applied(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> A
 
     def compress(cache: Cache, start: Tensor, padded: bool) -> None:
         for module, served in places:
-            index: Any = module.layer_idx
-            layers = _own(cache).layers
+            index = _index(module)
+            layers = own_cache(cache).layers
             layer: Any = layers[index]
-            kept = _kept(layer)
+            kept = kept_for(layer)
             if kept is None:
                 raise InputError(
                     "apply: a policy was attached when this state was read; give one that was read without"
@@ -246,6 +129,8 @@ def applied(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> A
             if served.layer.latent:
                 keys = entry(keys, values).transpose(1, 2)
                 values = keys[..., :0]
+            elif (parts := served.layer.key_dim // keys.shape[3]) > 1:
+                keys, values = in_a_row(keys, parts), in_a_row(values, parts)
             plain = KVState(keys, values, start, padded, length=layer.get_seq_length())
             layers[index] = kept
             kept.state = served.policy.convert(served.layer, plain)
@@ -253,14 +138,13 @@ def applied(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> A
     return model.recached(state, compress)
 
 
-def states(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> list[tuple[Served, State]]:
+def states(places: list[tuple[Any, Served]], state: Any, model: Any) -> list[tuple[Served, State]]:
     """See `Policy.states`; for a `HuggingFaceModel` and the state that its `read` returned."""
     found: list[tuple[Served, State]] = []
 
     def look(cache: Cache, _start: Tensor, _padded: bool) -> None:
         for module, served in places:
-            index: Any = module.layer_idx
-            left = getattr(_own(cache).layers[index], "state", None)
+            left = getattr(own_cache(cache).layers[_index(module)], "state", None)
             if left is not None:
                 found.append((served, left))
 
@@ -268,50 +152,57 @@ def states(places: list[tuple[nn.Module, Served]], state: Any, model: Any) -> li
     return found
 
 
-def _enter(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Before a module's forward: the layer of the cache that it will write into becomes one of ours."""
+@dataclass
+class _Call:
+    """One forward of a module that is served.
+
+    kept: the layers of the cache that it may write into, by their index; none without a cache.
+    noted: what is told of the cache where there is none, for modules that need it.
+    asked: what attention was called with, where it will be called again; rest: the answers to these calls.
+    """
+
+    kept: dict[int, KeptLayer]
+    noted: Noted | None = None
+    answered: bool = False
+    asked: tuple[Tensor, Tensor] | None = None
+    rest: list[Tensor] = field(default_factory=list)
+
+    def written(self) -> tuple[int, KeptLayer | None, Tensor | None]:
+        """Into which layer of the cache the module just wrote: its index, itself, and the values written."""
+        if self.noted is not None:
+            return self.noted.index, None, self.noted.values
+        for index, kept in self.kept.items():
+            if not kept.open:
+                return index, kept, kept.new
+        return next(((index, kept, None) for index, kept in self.kept.items()), (-1, None, None))
+
+
+def _enter(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Before a module's forward: the layers of the cache that it may write into become ours."""
     cache = next((x for x in (*args, *options.values()) if isinstance(x, (Cache, EncoderDecoderCache))), None)
-    kept = None
+    own = vars(module)  # a module's own way of setting attributes takes ten times as long
+    own["call"] = call = _Call({})
     if cache is not None:
-        kept = _layer_of(_own(cache), module.layer_idx)
-        kept.open = True
-    vars(module).update(kept=kept, answered=False)  # a module's own way of setting attributes takes ten times as long
+        indices = own.get("visits") or (module.layer_idx,)
+        call.kept = {index: layer_of(own_cache(cache), index) for index in indices}
+        for kept in call.kept.values():
+            kept.open = True
+    elif "notes" in own:
+        call.noted = Noted()
+        return args, {**options, own["notes"]: call.noted}
+    return None
 
 
 def _leave(module: Any, _args: Any, _result: Any) -> None:
     """After a module's forward."""
-    own = vars(module)
-    kept = own.pop("kept")
-    if not own.pop("answered"):
+    call: _Call = vars(module).pop("call")
+    if not call.answered:
         raise InputError(f"{type(module).__name__} did not call the attention of its configuration; it is not served")
-    if kept is not None and kept.open:
+    missed = call.kept and all(kept.open for kept in call.kept.values())
+    for kept in call.kept.values():
+        kept.open, kept.new = False, None
+    if missed:
         raise InputError(f"{type(module).__name__} writes into another layer of the cache, not its own")
-
-
-def _own(cache: Any) -> Any:
-    """The cache of a decoder's own keys and values, where another of an encoder's lies beside it."""
-    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-
-
-def _layer_of(cache: Any, index: int) -> KeptLayer:
-    if not isinstance(cache, Cache) or cache.offloading:
-        raise InputError("policies serve a DynamicCache that is not offloaded; give the model no cache of your own")
-    while cache.layer_class_to_replicate is not None and len(cache.layers) <= index:
-        cache.layers.append(cache.layer_class_to_replicate())
-    layer: Any = cache.layers[index]
-    kept = _kept(layer)
-    if kept is not None:
-        if layer.get_seq_length():
-            raise InputError(
-                "the cache was filled without this policy; start from an empty one, or compress it by apply"
-            )
-        cache.layers[index] = layer = kept
-    if not isinstance(layer, KeptLayer):
-        raise InputError(
-            f"policies serve a DynamicCache, but this one's layers are a {type(layer).__name__}; give no cache of "
-            "your own and leave cache_implementation out"
-        )
-    return layer
 
 
 def _attend(
@@ -323,7 +214,13 @@ def _attend(
         known = forward_of(module).__globals__
         plain = known["ALL_ATTENTION_FUNCTIONS"].get_interface(before, known.get("eager_attention_forward"))
         return plain(module, query, key, value, attention_mask, **options)
+    call: _Call = vars(module)["call"]
+    index, kept, values = call.written()
+    served = vars(module).get("visits", {}).get(index, served)
     layer, name = served.layer, type(module).__name__
+    if call.answered and not (call.rest and call.asked is not None and _same(call.asked, (query, key))):
+        raise InputError(f"{name} calls attention more than once in a forward, so no policy can serve it")
+    call.asked = query, key
     for option in ("position_bias", "head_mask"):
         if options.get(option) is not None:
             raise InputError(f"{name}: attention with {option} is not served by policies")
@@ -331,11 +228,13 @@ def _attend(
         raise InputError(f"{name}: a policy serves no attention with dropout; call model.eval()")
     if attention_mask is not None and attention_mask.ndim != 2:
         raise InputError(f"attention_mask: expected [batch, tokens], got {list(attention_mask.shape)}")
-    repeated = key.shape[1] // layer.kv_heads if key.shape[1] == layer.heads and not layer.latent else 1
+    parts = 1 if layer.latent else max(1, layer.key_dim // key.shape[3])
+    alike = parts == 1 and not layer.latent and key.shape[1] == layer.heads
+    repeated = key.shape[1] // layer.kv_heads if alike else 1
     if repeated > 1:  # some repeat the row of key heads before they call: 0, 1, 0, 1 for the queries' heads in order
         key, value = (_once(name, x, layer.kv_heads) for x in (key, value))
         query = query.unflatten(1, (repeated, -1)).transpose(1, 2).flatten(1, 2)
-    got = (query.shape[1], key.shape[1], key.shape[3], value.shape[3])
+    got = (query.shape[1], key.shape[1] // parts, key.shape[3] * parts, value.shape[3] * parts)
     if not layer.latent and got != (layer.heads, layer.kv_heads, layer.key_dim, layer.value_dim):
         raise InputError(f"{name}: heads, key heads, sizes of key and value are {got}, not as its configuration says")
     if options.get("scaling") not in (None, layer.scale):  # some scale the queries themselves
@@ -344,21 +243,33 @@ def _attend(
         layer = dataclasses.replace(layer, cap=options.get("softcap"))
     if layer is not served.layer:
         served = dataclasses.replace(served, layer=layer)
-    if vars(module)["answered"]:
-        raise InputError(f"{name} calls attention more than once in a forward, so no policy can serve it")
-    vars(module)["answered"] = True
-    kept = module.kept
+    if call.rest and values is not None:
+        check_part(name, value, values, parts - len(call.rest), parts)
+        return call.rest.pop(0), None
+    call.answered = True
     state = None if kept is None else kept.state
     if layer.latent:
         y, after = attend_latent(served, module, query, state, attention_mask, kept is not None)
     else:
+        if parts > 1:
+            if values is None:
+                raise InputError(f"{name} writes into another layer of the cache, not its own")
+            check_part(name, value, values, 0, parts)
+            query = beside_zeros(query, layer.kv_heads, parts)
+            key, value = in_a_row(key, parts), in_a_row(values, parts)
         q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         y, after = served.attend(q, k, v, state, attention_mask, kept is not None)
     if kept is not None:
         kept.state = after
+    if parts > 1:
+        y, *call.rest = (each.contiguous() for each in answers(y, layer.kv_heads, parts))
     if repeated > 1:
         y = y.unflatten(2, (-1, repeated)).transpose(2, 3).flatten(2, 3)
     return y.contiguous(), None  # as their own attention answers: some take a view of it
+
+
+def _same(some: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> bool:
+    return all(one is other for one, other in zip(some, others, strict=True))
 
 
 def _once(name: str, x: Tensor, heads: int) -> Tensor:
@@ -414,13 +325,14 @@ class Transformers(Adapter):
         """See `Adapter.serves`."""
         return model_within(model) is not None
 
-    def layers(self, model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
+    def layers(self, model: nn.Module) -> list[tuple[Any, KVLayer]]:
         """See `Adapter.layers`."""
         return attention_layers(model)
 
     def attached(self, modules: list[nn.Module]) -> contextlib.AbstractContextManager[None]:
         """See `Adapter.attached`."""
-        return attached(modules)
+        real: list[Any] = [each.module if isinstance(each, Visit) else each for each in modules]
+        return attached(list(dict.fromkeys(real)))
 
     def applied(self, places: Places, state: Any, model: nn.Module) -> Any:
         """See `Adapter.applied`."""

@@ -24,6 +24,8 @@ from contextlab.compat import cache_argument
 from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.huggingface_latent import entry, keeps_latent, latent_sizes
+from contextlab.policies.huggingface_parts import each_turned, parts_of
+from contextlab.policies.huggingface_visits import Noted, moves, visits
 
 NAME = "contextlab"
 UNTURNED = ("dynamic", "longrope")
@@ -35,11 +37,11 @@ def model_within(model: nn.Module) -> Any | None:
     return next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
 
 
-def attention_layers(model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
+def attention_layers(model: nn.Module) -> list[tuple[Any, KVLayer]]:
     """The attention modules that keep all keys and values, in order, and what a policy needs to know of each.
 
     model: of transformers, or one that wraps it. Modules with a sliding window or chunks, and recurrences, are left to
-        their own cache.
+        their own cache. A module that runs several times in a forward is there as a `Visit` for each.
     Raises InputError where a module keeps all keys and values but not so that a policy can take its place.
     """
     theirs = model_within(model)
@@ -72,9 +74,8 @@ def attention_layers(model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
             raise InputError(f"{name} keeps keys and values together with other memory, so no policy can serve it")
         if "ALL_ATTENTION_FUNCTIONS" not in forward_of(module).__code__.co_names:
             raise InputError(f"{name} computes attention by itself (no attention interface), so no policy can serve it")
-        if _times_called(theirs, module) > 1:
-            raise InputError(f"{name} calls attention more than once in a forward, so no policy can serve it")
-        if any(other.layer_idx == module.layer_idx and other.config is module.config for other, _ in found):
+        twice = any(other.layer_idx == module.layer_idx and other.config is module.config for other, _ in found)
+        if twice and not moves(module):
             raise InputError(
                 f"{theirs.config.model_type} runs its layers more than once in a forward, each time with a memory of "
                 "its own, so no policy can serve it"
@@ -85,7 +86,7 @@ def attention_layers(model: nn.Module) -> list[tuple[nn.Module, KVLayer]]:
             f"{theirs.config.model_type}: all of its attention layers have windows, which bound what they keep; "
             "policies serve layers that keep all keys and values"
         )
-    return found
+    return visits(theirs, found)
 
 
 def forward_of(module: nn.Module) -> Any:
@@ -108,11 +109,12 @@ def _described(model: PreTrainedModel, module: Any) -> KVLayer:
     sinks = getattr(module, "sinks", None)
     if kv_heads == heads and getattr(module, "num_key_value_heads", None):
         kv_heads = module.num_key_value_heads  # of modules that repeat them on their own
+    parts, value_dim = _parts(model, module), getattr(module, "v_head_dim", None) or size
     return KVLayer(
-        index=0, count=1, heads=heads, kv_heads=kv_heads, key_dim=key_dim,
-        value_dim=getattr(module, "v_head_dim", None) or size, scale=float(getattr(module, "scaling", key_dim**-0.5)),
-        turn=_turn(model, module, key_dim), by_row=True, sink=None if sinks is None else sinks.detach(),
-        cap=getattr(module, "attn_logit_softcapping", None),
+        index=0, count=1, heads=heads, kv_heads=kv_heads // parts, key_dim=key_dim * parts, value_dim=value_dim * parts,
+        scale=float(getattr(module, "scaling", key_dim**-0.5)),
+        turn=each_turned(_turn(model, module, key_dim), parts), by_row=True,
+        sink=None if sinks is None else sinks.detach(), cap=getattr(module, "attn_logit_softcapping", None),
     )  # fmt: skip
 
 
@@ -186,9 +188,15 @@ def _key_at(module: Any, rotary: Any, by_layer: dict[str, Any], place: int, dtyp
 
 
 def _forward(
-    module: Any, attend: Callable[..., Any], rotary: Any, by_layer: dict[str, Any], place: int, dtype: torch.dtype
+    module: Any,
+    attend: Callable[..., Any],
+    rotary: Any,
+    by_layer: dict[str, Any],
+    place: int,
+    dtype: torch.dtype,
+    noted: Noted | None = None,
 ) -> None:
-    """Run a module on one token at a place, with `attend` for its attention."""
+    """Run a module on one token at a place, with `attend` for its attention and perhaps `noted` for its cache."""
     device = next(module.parameters()).device
     token = torch.linspace(-1, 1, module.config.hidden_size, device=device).sin().to(dtype)[None, None]
     where = rotary(token, torch.full((1, 1), place, device=device), **by_layer)
@@ -197,25 +205,31 @@ def _forward(
     try:
         module.config._attn_implementation = f"{NAME}_keys"
         cache = cache_argument(module.forward)
-        module(hidden_states=token, position_embeddings=where, attention_mask=None, **({cache: None} if cache else {}))
+        module(hidden_states=token, position_embeddings=where, attention_mask=None, **({cache: noted} if cache else {}))
     finally:
         module.config._attn_implementation = before
 
 
+def attends_often(module: Any) -> bool:
+    """Whether the module's forward names attention more than once, as far as its code tells."""
+    loads = [each.argval for each in dis.get_instructions(forward_of(module)) if each.opname.startswith("LOAD_FAST")]
+    names = [name for each in loads for name in (each if isinstance(each, tuple) else (each,))]  # some load two
+    return names.count("attention_interface") > 1
+
+
 @torch.no_grad()
-def _times_called(model: PreTrainedModel, module: Any) -> int:
-    """How often the module calls attention in a forward, as far as one token on its own tells."""
-    mentions = [each.argval for each in dis.get_instructions(forward_of(module)) if each.opname.startswith("LOAD_FAST")]
-    if mentions.count("attention_interface") < 2:
+def _parts(model: PreTrainedModel, module: Any) -> int:
+    """`parts_of` the module, by one token on its own."""
+    if not attends_often(module):
         return 1
     rotary: Any = next((m.rotary_emb for m in model.modules() if hasattr(m, "rotary_emb")), None)
-    times = []
+    calls, noted = [], Noted()
 
-    def count(_module: Any, query: Tensor, _key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        times.append(1)
+    def note(_module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        calls.append((query, key, value))
         return query.new_zeros(*query.transpose(1, 2).shape[:3], value.shape[3]), None
 
     # Where it cannot be run so, what attends while a policy is attached finds it out.
     with contextlib.suppress(TypeError, RuntimeError, AttributeError):
-        _forward(module, count, rotary, {}, 3, model.dtype)
-    return len(times)
+        _forward(module, note, rotary, {}, 3, model.dtype, noted)
+    return parts_of(type(module).__name__, calls, noted.values)
