@@ -67,3 +67,37 @@ def test_bad_input() -> None:
         gla(q, k, v, g[..., :2])
     with pytest.raises(InputError, match="power of two"):
         gla(q, k, v, g, chunk_size=12)
+
+
+@pytest.mark.parametrize("bonus", [False, True])
+def test_second_derivatives(bonus: bool) -> None:
+    q, k, v, g, u = (x[:1, :, :1, :2].contiguous() if x.ndim == 4 else x[:1, :2] for x in inputs(5))
+    given = [x.requires_grad_() for x in (q, k, v, g, *([u] if bonus else []), torch.randn(1, 1, 2, 2).double())]
+
+    def both(*x: Tensor) -> tuple[Tensor, ...]:
+        o, last = (rwkv6 if bonus else gla)(*x[:-1], initial_state=x[-1], output_final_state=True, chunk_size=4)
+        assert last is not None
+        return o, last
+
+    assert torch.autograd.gradgradcheck(both, given, fast_mode=True)
+
+
+def test_many_functions_at_once() -> None:
+    """vmap over grad, and twice grad: how many seeds train as one program."""
+    q, k, v, g, u = inputs(40)
+    u = torch.stack((u, 2 * u))
+    given = [x.unsqueeze(1) for x in (q, k, v, g)]
+
+    def loss(q: Tensor, k: Tensor, v: Tensor, g: Tensor, u: Tensor) -> Tensor:
+        return rwkv6(q, k, v, g, u, chunk_size=16)[0].square().sum()
+
+    def of_first(*x: Tensor) -> Tensor:
+        return torch.func.grad(loss)(*x).square().sum()
+
+    for function, arguments in ((loss, (1, 3, 4)), (of_first, (3, 4))):
+        slope = torch.func.grad(function, argnums=arguments)
+        together = torch.func.vmap(slope)(*given, u)
+        for i in range(2):
+            for a, b in zip(together, slope(*(x[i] for x in given), u[i]), strict=True):
+                torch.testing.assert_close(a[i], b)
+    torch.testing.assert_close(torch.func.vmap(lambda *x: gla(*x)[0])(*given).squeeze(1), gla(q, k, v, g)[0])

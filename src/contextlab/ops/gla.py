@@ -1,25 +1,17 @@
 """Linear attention with a decay for each channel of the key: GLA and RWKV-6.
 
-The state S [K, V] of a head obeys S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T. Inside a chunk the weight of token j for
-token i is sum over channels of q_i k_j exp(c_i - c_j), c the running sum of g, which no single factorisation into a
-part of i and a part of j keeps in range. So a chunk is halved again and again: between the two halves of a block
-exp(c_i - c_mid) and exp(c_mid - c_j) are both at most 1, whatever the decays, and every pair of tokens is parted by
-exactly one such middle. That is the matrix products of one quadratic form in log2(chunk) levels, without the
-[L, L, K] differences of 2312.06635, section 4.3.
+The state S [K, V] of a head obeys S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T. How it is computed in chunks:
+`ops.channel_decay`.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.ops.linear import by_blocks, working_dtype
-from contextlab.ops.precision import without_autocast
-from contextlab.ops.scan import linear_scan
+from contextlab.ops.channel_decay import channel_decay
+from contextlab.ops.precision import without_autocast, working_dtype
 
 
 @without_autocast
@@ -31,7 +23,7 @@ def gla(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
-    chunk_size: int = 64,
+    chunk_size: int = 32,
 ) -> tuple[Tensor, Tensor | None]:
     """Gated linear attention: o_t = scale S_t^T q_t (2312.06635, eq. 3).
 
@@ -53,7 +45,7 @@ def rwkv6(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
-    chunk_size: int = 64,
+    chunk_size: int = 32,
 ) -> tuple[Tensor, Tensor | None]:
     """RWKV-6's memory: o_t = scale (S_{t-1} + diag(u) k_t v_t^T)^T r_t (2404.05892, eqs. 16 and 17).
 
@@ -104,7 +96,7 @@ def naive_rwkv6(
     return torch.stack(os, 1), S
 
 
-def gla_flops(length: int, heads: int, key: int, value: int, chunk_size: int = 64) -> int:
+def gla_flops(length: int, heads: int, key: int, value: int, chunk_size: int = 32) -> int:
     """Multiply-adds x 2 of the chunked form on one sequence, matrix products counted."""
     if length <= 1:
         return 4 * length * heads * key * value
@@ -128,71 +120,16 @@ def _per_channel(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype, work = v.dtype, working_dtype(v.dtype)
     batch, length, heads, value = v.shape
-    q, k, v, g = (q * scale).to(work), k.to(work), v.to(work), g.to(work)
+    q, k, v, g = q.to(work), k.to(work), v.to(work), g.to(work)
     bonus = None if u is None else u.to(work)
     state = v.new_zeros(batch, heads, k.shape[-1], value) if initial_state is None else initial_state.to(work)
     if length == 0:
         return v.to(dtype), state if final else None
     if length == 1:
-        o, state = _step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], bonus, state)
+        o, state = _step(q[:, 0] * scale, k[:, 0], v[:, 0], g[:, 0], bonus, state)
         return o.unsqueeze(1).to(dtype), state if final else None
-    block = partial(_block, chunk_size, bonus)
-    o, state = by_blocks(block, (q, k, v, g), state, max(512 // chunk_size, 1) * chunk_size)
+    o, state = channel_decay(q, k, v, g, bonus, state, scale, _split(length, chunk_size)[1])
     return o.to(dtype), state if final else None
-
-
-def _block(
-    chunk_size: int, bonus: Tensor | None, state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The chunked form, from a state."""
-    length = v.shape[1]
-    count, size = _split(length, chunk_size)
-    q, k, v, g = (
-        F.pad(x, (0, 0, 0, 0, 0, count * size - length)).unflatten(1, (count, size)).transpose(2, 3).contiguous()
-        for x in (q, k, v, g)
-    )  # [B, N, H, L, .]; what is padded at the end has no decay and writes nothing
-    weight = (q * k).sum(-1, keepdim=True) if bonus is None else (q * k * bonus.unsqueeze(1)).sum(-1, keepdim=True)
-    o, read, rest, total = _within(q, k, v, g, bonus is not None)
-    o = o + weight * v
-    write = (k * rest.exp()).mT @ v
-    after, state_after = linear_scan(write, total.mT.expand_as(write), state)
-    before = torch.cat((state.unsqueeze(1), after[:, :-1]), 1)
-    o = o + (q * read.exp()) @ before
-    return o.transpose(2, 3).flatten(1, 2)[:, :length], state_after
-
-
-def _within(q: Tensor, k: Tensor, v: Tensor, g: Tensor, exclusive: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the tokens of a chunk read from each other, themselves excepted, by halves of blocks of 2, 4, ... tokens.
-
-    q, k, g: [..., L, K], v: [..., L, V]. exclusive: whether a token reads before its own decay.
-    Returns that ([..., L, V]); the log decay from the chunk's start to what each token reads, and from each token to
-    the chunk's end ([..., L, K]); that of the whole chunk ([..., 1, K]). Sums grow with the blocks, and are no
-    differences of longer ones, so that strong decays cost no precision.
-    """
-    o, half = torch.zeros_like(v), 1
-    read, rest, total = torch.zeros_like(g) if exclusive else g, torch.zeros_like(g), g
-    while half < v.shape[-2]:
-        q_right, k_left, v_left = halves(q, half)[1], halves(k, half)[0], halves(v, half)[0]
-        (read_left, read_right), (rest_left, rest_right) = halves(read, half), halves(rest, half)
-        total_left, total_right = halves(total, 1)
-        got = ((q_right * read_right.exp()) @ (k_left * rest_left.exp()).mT) @ v_left
-        o = o + joined(torch.zeros_like(got), got)
-        read = joined(read_left, read_right + total_left)
-        rest = joined(rest_left + total_right, rest_right)
-        total = (total_left + total_right).squeeze(-2)
-        half *= 2
-    return o, read, rest, total
-
-
-def halves(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
-    """The left and right halves of the blocks of 2 `half` rows: [..., L, D] -> two [..., L / 2 half, half, D]."""
-    left, right = x.unflatten(-2, (-1, 2, half)).unbind(-3)
-    return left, right
-
-
-def joined(left: Tensor, right: Tensor) -> Tensor:
-    """left, right: [..., N, L, C] -> [..., 2 N L, C], pieces of L in turns; undoes `halves`."""
-    return torch.stack((left, right), -3).flatten(-4, -2)
 
 
 def _step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, bonus: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,85 @@
+"""Blocks of chunks: how the engines of `ops` read and write their tensors, as much at a time as stays in the caches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+ELEMENTS = 2**17
+"""Elements of keys or of values in one block: 512 KiB of float32, so that twenty such tensors stay in the caches."""
+
+
+def blocks(count: int, sequences: int, size: int, width: int) -> list[tuple[int, int]]:
+    """(first chunk, chunks) of each block.
+
+    count: chunks of the sequence. sequences: batch x heads. size: tokens a chunk. width: channels of a token.
+    """
+    step = max(1, ELEMENTS // max(1, sequences * size * width))
+    return [(n, min(step, count - n)) for n in range(0, count, step)]
+
+
+def taken(x: Tensor, first: int, count: int, size: int, out: Tensor) -> Tensor:
+    """`count` chunks of x [B, T, H, D] from chunk `first` on, into `out` [count B H, size, D], zeros after the end.
+
+    Returns `out`.
+    """
+    chunks = out.view(count, -1, x.shape[2], size, x.shape[3])
+    place = x[:, first * size : (first + count) * size]
+    whole, rest = divmod(place.shape[1], size)
+    if whole:
+        chunks[:whole].copy_(place[:, : whole * size].unflatten(1, (whole, size)).permute(1, 0, 3, 2, 4))
+    if rest:
+        chunks[whole, :, :, :rest].copy_(place[:, whole * size :].transpose(1, 2))
+        chunks[whole, :, :, rest:].zero_()
+    return out
+
+
+def put(x: Tensor, chunks: Tensor, first: int) -> None:
+    """Write chunks [N B H, size, D] into x [B, T, H, D] from chunk `first` on; what is past its end is dropped."""
+    batch, _, heads, _ = x.shape
+    chunks = chunks.unflatten(0, (-1, batch, heads))
+    count, size = len(chunks), chunks.shape[3]
+    place = x[:, first * size : (first + count) * size]
+    whole, rest = divmod(place.shape[1], size)
+    if whole:
+        place[:, : whole * size].unflatten(1, (whole, size)).permute(1, 0, 3, 2, 4).copy_(chunks[:whole])
+    if rest:
+        place[:, whole * size :].copy_(chunks[whole, :, :, :rest].transpose(1, 2))
+
+
+class Scratch:
+    """Memory for temporaries that is used again: to get new pages costs more than to fill them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.found: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised contiguous tensor of `shape`, in the memory that this name had before if that suffices."""
+        size = math.prod(shape)
+        held = self.found.get(name)
+        if held is None or len(held) < size:
+            held = self.found[name] = self.like.new_empty(size)
+        return held[:size].view(shape)
+
+
+def folded(
+    function: Any, size: int, in_dims: Any, inputs: Any, axes: tuple[int, ...], out_axes: tuple[int, ...]
+) -> tuple[Any, Any]:
+    """The vmap rule of an autograd function: one more batch dimension of `size` is so many more sequences.
+
+    axes, out_axes: where the sequences lie in the inputs (what follows them is passed on) and in the outputs, all of
+    which get the dimension.
+    """
+    given = [
+        (x.expand(size, *x.shape).movedim(0, axis) if dim is None else x.movedim(dim, axis)).flatten(axis, axis + 1)
+        if isinstance(x, Tensor)
+        else x
+        for x, dim, axis in zip(inputs, in_dims, axes, strict=False)
+    ]
+    outputs = function.apply(*given, *inputs[len(axes) :])
+    pairs = zip(outputs, out_axes, strict=True)
+    found = [y.unflatten(axis, (size, -1)) if isinstance(y, Tensor) else None for y, axis in pairs]
+    return tuple(found), tuple(axis if y is not None else None for y, axis in zip(found, out_axes, strict=True))
