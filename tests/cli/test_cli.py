@@ -374,7 +374,7 @@ def test_quick_forms_are_found_or_refused(call, monkeypatch):
     import contextlab.experiments
 
     asked = []
-    monkeypatch.setattr(contextlab.experiments, "load_recipe", lambda name, changes: asked.append(name) or 1 / 0)
+    monkeypatch.setattr(contextlab.experiments, "load_recipe", lambda name, *_: asked.append(name) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call("run", "mixers-on-recall", "--quick")
     assert asked == ["mixers-on-recall-quick"]
@@ -420,3 +420,39 @@ def test_a_prompt_of_a_task_is_shown(call):
         code, _, err = call("show", *wrong)
         assert code == 2
         assert err.count("\n") == 1
+
+
+def test_a_sweep_needs_no_file(call, tmp_path):
+    recipe, out = tmp_path / "tiny.yaml", tmp_path / "swept"
+    recipe.write_text(yaml.safe_dump(one()))
+    over = ["--over", "train.learning_rate=1e-3,3e-2"]
+    code, text, _ = call("sweep", str(recipe), *over, "--check")
+    assert code == 0
+    assert "2 trainings" in text
+    assert not out.exists()
+    common = ["--set", "sweep.validation.prompts=8", "--out", str(out), "--jobs", "1"]
+    assert call("sweep", str(recipe), *over, "--over", "options.width=[8]", *common)[0] == 0
+    assert yaml.safe_load((out / "experiment.yaml").read_text())["sweep"] == {
+        "over": {"train.learning_rate": [1e-3, 3e-2], "options.width": [8]},
+        "validation": {"prompts": 8},
+    }
+    (out / "report.html").unlink()
+    assert call("run", str(out), "--resume", "--jobs", "1")[0] == 0
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo"], "sweeps over no field; give --over"),
+        (["demo", "--over", "train.learning_rate"], "expected path=values"),
+        (["demo", "--over", "train.learning_rat=1"], "did you mean 'train.learning_rate'"),
+        (["demo", "--over", "train.steps=1,2", "--sampler", "grd"], "did you mean 'grid'"),
+        (["demo", "--over", "train.steps=1,2", "--trials", "5"], "only 2 different settings"),
+    ],
+)
+def test_a_wrong_sweep_is_one_line_and_exit_code_2(call, arguments, message):
+    code, _, err = call("sweep", *arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1

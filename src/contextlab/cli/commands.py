@@ -12,8 +12,10 @@ from contextlab.cli.report import report
 from contextlab.cli.run import evaluate, run
 from contextlab.cli.shared import app
 from contextlab.cli.show import show
+from contextlab.cli.sweep import sweep
 
 app.command()(run)
+app.command()(sweep)
 app.command("list")(list_)
 for command in (show, learners, similarity, evaluate, report, cost, compress, check, doctor, schema):
     app.command()(command)

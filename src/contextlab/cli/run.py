@@ -19,35 +19,43 @@ from contextlab.errors import InputError
 JobsOption = Annotated[
     int | None, typer.Option(help="Trainings at once.", show_default="one a core on CPU, one on CUDA")
 ]
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or an unfinished run's folder.")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="The run's folder.", show_default="runs/NAME, or runs/NAME-2 ... when taken")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with an unfinished run, or make again what one lacks.")
+]
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="Try all that the recipe names, say what a run would do and take, and stop.")
+]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Run the recipe's form for a laptop.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Of each training; equal threads give equal bits, whatever --jobs.",
+        show_default="its share of the cores",
+    ),
+]
+LogOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Tell a tracker too: tensorboard, wandb, trackio or mlflow; may be given more than once."),
+]
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or an unfinished run's folder.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The run's folder.", show_default="runs/NAME, or runs/NAME-2 ... when taken")
-    ] = None,
+    recipe: RecipeArgument,
+    out: OutOption = None,
     changes: SetOption = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished run, or make again what one lacks.")
-    ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Try all that the recipe names, say what a run would do and take, and stop.")
-    ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Run the recipe's form for a laptop.")] = False,
+    device: DeviceOption = "auto",
+    resume: ResumeOption = False,
+    check: CheckOption = False,
+    quick: QuickOption = False,
     jobs: JobsOption = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="Of each training; equal threads give equal bits, whatever --jobs.",
-            show_default="its share of the cores",
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
     plugin: PluginOption = None,
-    log: Annotated[
-        list[str] | None,
-        typer.Option(help="Tell a tracker too: tensorboard, wandb, trackio or mlflow; may be given more than once."),
-    ] = None,
+    log: LogOption = None,
 ) -> None:
     """Train, evaluate and report an experiment.
 
@@ -63,6 +71,28 @@ def run(
 
       contextlab run runs/demo --resume
     """
+    run_recipe(
+        recipe, changes or [], None, out=out, device=device, resume=resume, check=check, quick=quick, jobs=jobs,
+        threads=threads, plugin=plugin or [], log=log or [],
+    )  # fmt: skip
+
+
+def run_recipe(
+    recipe: str,
+    changes: list[str],
+    sweep: Any,
+    *,
+    out: Path | None,
+    device: str,
+    resume: bool,
+    check: bool,
+    quick: bool,
+    jobs: int | None,
+    threads: int | None,
+    plugin: list[str],
+    log: list[str],
+) -> None:
+    """What `run` and `sweep` do. sweep: plain data of a SweepSpec that extends the recipe's own; None for none."""
     from contextlab.experiments import load_plugins, load_recipe, quick_form
     from contextlab.experiments import run as run_experiment
     from contextlab.experiments.folder import RunFolder
@@ -76,17 +106,24 @@ def run(
         if out is not None and out != path:
             raise InputError(f"{recipe} is a run's folder already; leave out --out")
         out, recipe = path, str(path / "experiment.yaml")
-        require_plugins(RunFolder(path), plugin or [])
-    load_plugins(plugin or [])
-    spec = load_recipe(recipe, changes or [])
+        require_plugins(RunFolder(path), plugin)
+    load_plugins(plugin)
+    spec = load_recipe(recipe, changes, sweep)
     if check:
         _print_check(spec, device, jobs, threads)
         return
     with going_on(), Bars(all_jobs(spec), quiet=not sys.stdout.isatty()) as bars:
         done = run_experiment(
-            spec, out=out, device=device, resume=resume, jobs=jobs, threads=threads, plugins=plugin or [],
-            progress=bars, log=log or [],
-        )  # fmt: skip
+            spec,
+            out=out,
+            device=device,
+            resume=resume,
+            jobs=jobs,
+            threads=threads,
+            plugins=plugin,
+            progress=bars,
+            log=log,
+        )
     print_run(done)
 
 
@@ -152,10 +189,12 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         found = estimate(spec, chosen, jobs, threads)
     # Where all are drawn afresh there is nothing to tell, and a column less leaves room for names.
     fixed = any(training.train.examples for training in spec.trainings())
+    swept = any(training.trial is not None for training in spec.trainings())
     rows = [
         {
             "task": each.task,
             "model": each.model,
+            **({"trials": f"{each.trials:,}"} if swept else {}),
             "seeds": str(each.seeds),
             "parameters": count_in_words(each.parameters),
             "steps": f"{each.steps:,}",
@@ -166,7 +205,7 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         for each in found.trainings
     ]
     print_table("what would be trained", rows)
-    trainings = sum(each.seeds for each in found.trainings)
+    trainings = sum(each.seeds * each.trials for each in found.trainings)
     console.print(
         f"{_counted(trainings, 'training')}, {_counted(found.steps, 'step')} in all; learners of "
         f"{_counted(len(found.learners), 'task')} "
@@ -210,13 +249,23 @@ def seconds_in_words(seconds: float) -> str:
 
 
 def _print_summary(done: Any) -> None:
-    from contextlab.report import compress_words, kept_tables, not_served, suite_table, summary_table, summary_words
+    from contextlab.report import (
+        chosen_table,
+        compress_words,
+        kept_tables,
+        not_served,
+        suite_table,
+        summary_table,
+        summary_words,
+    )
 
     console.print()
     for title, rows in summary_table(done.results, done.records).items():
         print_table(title, rows)
     if overview := suite_table(done.results):
         print_table("all tasks", overview)
+    if chosen := chosen_table(done.records):
+        print_table("chosen on validation prompts (window: where the score is within 95% of the best)", chosen)
     for sentence in summary_words(done.results, done.records):
         console.print(f"• {escape(sentence)}")
     for record in done.records:

@@ -25,6 +25,9 @@ LARGE, LARGE_FLOPS = 1 << 20, 2e9
 """Parameters, and FLOPs to read one prompt. Of larger models one layer of each kind reads, which takes a second at most
 for prompts of some thousand tokens."""
 
+TRIED = {"batch", "accumulate", "precision", "examples", "curriculum", "order"}
+"""What of a training's settings decides whether its first step is possible."""
+
 
 def check(spec: ExperimentSpec, device: torch.device) -> None:
     """Try what an experiment names, without a step of training; no random stream is disturbed, nothing written.
@@ -37,15 +40,15 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         prompts = {name: _try_task(spec, name) for name in spec.tasks}
-        tried: list[tuple[object, ...]] = []
+        tried: set[tuple[str, ...]] = set()
         readers: dict[str, _Reader] = {}
         sets: set[tuple[str, int]] = set()  # those tried
         for training in spec.trainings():
-            known = (training.task_name, training.model, training.train)
-            if known in tried:  # another seed
-                continue
-            tried.append(known)
             key = training.model.model_dump_json()
+            known = (training.task_name, key, training.train.model_dump_json(include=TRIED))
+            if known in tried:  # another seed, or another trial of a sweep that reads the same
+                continue
+            tried.add(known)
             if key not in readers:  # a model that all tasks share is made once
                 with _trying(f"models.{training.model_name} (for task {training.task_name})"):
                     readers[key] = _Reader(training, max(prompts[name].length for name in training.tasks), device)

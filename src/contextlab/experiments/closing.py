@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pandas as pd
@@ -9,12 +10,14 @@ import yaml
 
 from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation import Measured, read_results, write_results
+from contextlab.experiments.choice import sweep_table
 from contextlab.experiments.folder import FINAL, RunFolder, read_run_record
-from contextlab.experiments.jobs import Job, all_jobs, compress_jobs
-from contextlab.experiments.opened import Run
+from contextlab.experiments.jobs import Job, all_jobs, chosen_jobs, compress_jobs, measuring_jobs
+from contextlab.experiments.opened import Run, read_sweep
 from contextlab.experiments.record import write_status
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.files import read_json
+from contextlab.experiments.trial import let_go
+from contextlab.files import read_json, write_atomic
 from contextlab.report import build_report, write_compress_page
 
 
@@ -25,8 +28,9 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
     """
     folder.tidy()
     records = {job: _job_record(folder, job) for job in all_jobs(spec)}
-    done = [job for job in records if folder.done(job, spec)]
-    tables = [folder.table(job) for job in done if job.kind != "compress" and folder.table(job).exists()]
+    done = {job for job in records if folder.done(job, spec)}
+    let_go(folder, spec, done)
+    tables = [folder.table(job) for job in measuring_jobs(spec) if job in done and folder.table(job).exists()]
     record["failed"] = [
         {"job": job.key, "message": each.get("message", "")}
         for job, each in records.items()
@@ -42,6 +46,7 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
     except InputError as error:  # a job's table is damaged
         raise InputError(f"{error}; delete it, and contextlab run {folder} --resume makes it again") from None
     found.write(folder.results)
+    tried = _close_sweep(folder, spec, records)
     trainings = [each for job, each in records.items() if job.kind == "training" and each]
     status = "finished" if len(done) == len(records) else "failed"
     build_report(
@@ -56,7 +61,7 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
     )
     record["files"] = folder.checksums(p for p in folder.path.glob("*.*") if p.suffix in (".parquet", ".html"))
     write_status(folder, record, status)  # last: what it says is there is on disk
-    return Run(folder.path, found.results, trainings, record, found.facets, found.similarity, compressed)
+    return Run(folder.path, found.results, trainings, record, found.facets, found.similarity, compressed, tried)
 
 
 def _job_record(folder: RunFolder, job: Job) -> dict[str, Any]:
@@ -64,7 +69,20 @@ def _job_record(folder: RunFolder, job: Job) -> dict[str, Any]:
     return read_run_record(path) if path.exists() else {}
 
 
-def _close_compressed(folder: RunFolder, spec: ExperimentSpec, done: list[Job]) -> pd.DataFrame:
+def _close_sweep(folder: RunFolder, spec: ExperimentSpec, records: dict[Job, dict[str, Any]]) -> pd.DataFrame:
+    """Put the trials' scores together; empty where nothing is swept."""
+    chosen = chosen_jobs(spec)
+    if not chosen:
+        return pd.DataFrame()
+    choice = {job: records[job]["trial"] for job in chosen if "trial" in records[job]}
+    found = sweep_table(spec, records.__getitem__, choice)
+    buffer = io.BytesIO()
+    found.to_parquet(buffer, index=False)
+    write_atomic(folder.sweep, buffer.getvalue())
+    return read_sweep(folder.sweep)
+
+
+def _close_compressed(folder: RunFolder, spec: ExperimentSpec, done: set[Job]) -> pd.DataFrame:
     """Put the seeds' measurements under policies together and write their page; empty where there are none."""
     jobs = [job for job in compress_jobs(spec) if job in done]
     if not jobs:

@@ -32,22 +32,26 @@ SECONDS, LEAST_SECONDS = 3.0, 0.04
 """For timing everything, shared out evenly; and of a share at least."""
 WORKER_START = 3.0
 """Seconds until a worker is ready: `time python -c "import contextlab.experiments.worker"`, 3.2 s of one core."""
+FREE = {"learning_rate", "matrix_learning_rate", "betas", "weight_decay", "warmup", "final_fraction", "clip"}
+"""What a training takes no longer or shorter for."""
 LARGE = 1 << 21
 """Parameters. Of larger models one layer of each kind is timed."""
 
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """One training of a run, which its seeds share.
+    """One training of a run, which its seeds share, and the trials of a sweep that take as long.
 
-    task, model, seeds: what is trained. parameters, steps: of each seed. prompts: drawn for each seed.
-        epochs: how often each is shown, on average.
-    training, evaluating: seconds of each seed.
+    task, model, seeds: what is trained. trials: of a sweep, each from every seed; else 1.
+    parameters, steps: of each seed. prompts: drawn for each seed. epochs: how often each is shown, on average.
+    training: seconds of each seed; of a trial with its validation.
+    evaluating: seconds of each seed; of a sweep for the best trial alone.
     """
 
     task: str
     model: str
     seeds: int
+    trials: int
     parameters: int
     steps: int
     prompts: int
@@ -60,7 +64,8 @@ class TrainingEstimate:
 class Estimate:
     """What a run would do, and about how long it would take here.
 
-    trainings: one for all seeds of a model on a task. learners: seconds of each task's learners.
+    trainings: one for all seeds of a model on a task, and for all trials of a sweep that take as long.
+    learners: seconds of each task's learners.
     jobs, threads: at once, and of each.
     seconds: of the whole run but what `compress` measures and online play.
     """
@@ -74,7 +79,7 @@ class Estimate:
     @property
     def steps(self) -> int:
         """Of all trainings together."""
-        return sum(each.steps * each.seeds for each in self.trainings)
+        return sum(each.steps * each.seeds * each.trials for each in self.trainings)
 
 
 def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, threads: int | None = None) -> Estimate:
@@ -88,17 +93,29 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
     torch.set_num_threads(each)
     try:
         with torch.random.fork_rng(devices=[]):
-            groups: dict[tuple[str, str], list[Training]] = {}
+            groups: dict[tuple[str, ...], list[Training]] = {}
             for training in spec.trainings():
-                groups.setdefault((training.task_name, training.model_name), []).append(training)
+                same = training.train.model_dump_json(exclude=FREE)
+                key = (training.task_name, training.model_name, training.model.model_dump_json(), same)
+                groups.setdefault(key, []).append(training)
             timer = _Timer(spec, device, max(LEAST_SECONDS, SECONDS / (len(groups) + len(spec.tasks))))
             trainings = [timer.training(members) for members in groups.values()]
             learners = {name: timer.learners(name) for name in spec.tasks}
     finally:
         torch.set_num_threads(before)
-    lasting = [t.training + t.evaluating for t in trainings for _ in range(t.seeds)] + list(learners.values())
     start = WORKER_START if at_once > 1 else 0.0
-    return Estimate(trainings, learners, at_once, each, makespan([start + seconds for seconds in lasting], at_once))
+    first: list[float] = []
+    best: dict[tuple[str, str], float] = {}  # of a sweep one trial is measured, which may be the dearest
+    for t in trainings:
+        if spec.sweep_of(t.model).over:
+            first += [t.training] * (t.seeds * t.trials)
+            best[t.task, t.model] = max(best.get((t.task, t.model), 0.0), t.evaluating)
+        else:
+            first += [t.training + t.evaluating] * t.seeds
+    chosen = [seconds for seconds in best.values() for _ in spec.seeds]
+    first += learners.values()
+    stages = [makespan([start + seconds for seconds in jobs], at_once) for jobs in (first, chosen) if jobs]
+    return Estimate(trainings, learners, at_once, each, sum(stages))
 
 
 def makespan(seconds: Sequence[float], at_once: int) -> float:
@@ -190,8 +207,12 @@ class _Timer:
             best = next(iter(self._learners(task_name)))
             evaluating += prompts * (prompt_seconds(task) / 3 + self._learner(task_name, best))
         prompts = size * len(first.tasks) if size else steps * batch
+        seeds = len({member.seed for member in members})
+        if first.trial is not None:
+            validation = self.spec.sweep_of(first.model_name).validation.prompts
+            drawing += validation * sum(prompt_seconds(task) for task in first.tasks.values()) / 3
         return TrainingEstimate(
-            first.task_name, first.model_name, len(members), whole.parameter_count, steps, prompts,
+            first.task_name, first.model_name, seeds, len(members) // seeds, whole.parameter_count, steps, prompts,
             steps * batch / prompts, drawing + a_step * steps, evaluating,
         )  # fmt: skip
 

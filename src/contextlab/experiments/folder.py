@@ -3,6 +3,8 @@
 experiment.yaml             the ExperimentSpec, to run it again
 record.json                 status, versions, machine, backends, device, threads, the files there are
 trainings/<key>/            checkpoints, record.json, log.txt and the tables of one training
+trials/<key>/               of a sweep: checkpoints, until the best is chosen, record.json and log.txt of one trial
+sweep.parquet               all trials' scores, tidy
 learners/<task>.parquet     results of the task's learners, <task>.facets.parquet and <task>.record.json
 results.parquet             all measurements, tidy
 facets.parquet              errors by facets of the predictions, such as the distance of the fact
@@ -23,14 +25,17 @@ from typing import Any
 
 from contextlab.errors import InputError
 from contextlab.evaluation.spec import EvaluateSpec
-from contextlab.experiments.jobs import Job, all_jobs
+from contextlab.experiments.jobs import Job, all_jobs, chosen_jobs
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.files import file_digest, locked, make_folder, read_record
 from contextlab.training.checkpoint import newest
 
 FINAL = ("finished", "diverged")
 """How a training can have ended so that there is nothing left to do of it."""
+TRAINED = ("training", "trial")
+"""Kinds of jobs that have a folder of their own, for checkpoints."""
 SPEC, RECORD, RESULTS, REPORT = "experiment.yaml", "record.json", "results.parquet", "report.html"
+SWEEP = "sweep.parquet"
 COMPRESSED, COMPRESS_PAGE = "compress.parquet", "compress.html"
 LOCK = ".lock"
 STATUS: Mapping[str, type] = {"status": str}
@@ -51,18 +56,19 @@ class RunFolder:
         self.path = Path(path)
         self.spec, self.record = self.path / SPEC, self.path / RECORD
         self.results, self.report = self.path / RESULTS, self.path / REPORT
+        self.sweep = self.path / SWEEP
         self.compressed, self.compress_page = self.path / COMPRESSED, self.path / COMPRESS_PAGE
 
     def __str__(self) -> str:
         return str(self.path)
 
     def training(self, job: Job) -> Path:
-        """The folder of a training."""
-        return self.path / "trainings" / job.key
+        """The folder of a training, or of a trial."""
+        return self.path / ("trials" if job.kind == "trial" else "trainings") / job.key
 
     def table(self, job: Job) -> Path:
-        """Where the job's results lie, once they are whole."""
-        if job.kind == "training":
+        """Where the job's results lie, once they are whole; of a trial nothing does."""
+        if job.kind in TRAINED:
             return self.training(job) / RESULTS
         return self._beside(job, "parquet")
 
@@ -72,16 +78,16 @@ class RunFolder:
 
     def job_record(self, job: Job) -> Path:
         """Where the job's record lies, once it has ended in any way."""
-        return self.training(job) / RECORD if job.kind == "training" else self._beside(job, RECORD)
+        return self.training(job) / RECORD if job.kind in TRAINED else self._beside(job, RECORD)
 
     def lock(self, job: Job) -> Path:
         """The file that whoever does the job holds locked."""
         record = self.job_record(job)
-        return record.with_name(LOCK if job.kind == "training" else f".{record.name.removesuffix(RECORD)}lock")
+        return record.with_name(LOCK if job.kind in TRAINED else f".{record.name.removesuffix(RECORD)}lock")
 
     def log(self, job: Job) -> Path:
         """What the job's process wrote as errors."""
-        return self.training(job) / "log.txt" if job.kind == "training" else self._beside(job, "log.txt")
+        return self.training(job) / "log.txt" if job.kind in TRAINED else self._beside(job, "log.txt")
 
     def _beside(self, job: Job, end: str) -> Path:
         name = job.task if job.kind == "learners" else f"{job.model}.seed{job.seed}"
@@ -101,6 +107,8 @@ class RunFolder:
         record = read_run_record(self.job_record(job))
         if not self.all_there(record):
             return False
+        if job.kind == "trial":
+            return record["status"] in FINAL
         if job.kind == "training":
             ended = record["status"] in FINAL and newest(self.training(job)) is not None
             if not ended or record["status"] == "diverged":
@@ -116,6 +124,7 @@ class RunFolder:
     def whole(self, spec: ExperimentSpec) -> bool:
         """Whether all files of a run that has finished are there. Raises InputError when one has changed since."""
         pages = [self.results, self.report] + ([self.compressed, self.compress_page] if spec.compress else [])
+        pages += [self.sweep] if chosen_jobs(spec) else []
         record = read_run_record(self.record)
         if not (all(path.exists() for path in pages) and self.all_there(record)):
             return False
@@ -162,7 +171,7 @@ def evaluations(job: Job, spec: ExperimentSpec) -> dict[str, dict[str, Any]]:
     """What is measured in the job, by task, as plain data; nothing of jobs under policies."""
     found: dict[str, EvaluateSpec] = {}
     if job.kind == "training":
-        found = dict(spec.training(job).evaluate)
+        found = dict(spec.candidates(job)[0].evaluate)
     elif job.kind == "learners":
         found = {job.task: spec.evaluate_spec(job.task)}
     return {task: each.model_dump(mode="json") for task, each in found.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from contextlab.evaluation.spec import EvaluateSpec
@@ -17,18 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of a run's work: to train a model and measure it, to measure learners, or to measure policies.
+    """One piece of a run's work, which is of one of these kinds:
 
-    kind: which of them.
+    "trial": to train a model at one setting of a sweep, and to score it on validation prompts;
+    "training": to train a model and measure it, or to measure that of the sweep's best trial;
+    "learners": to measure those of a task;
+    "compress": to measure what a model loses under policies.
+
     task: a task of the experiment, or an entry of `multitask`; "" of policies.
     model: its name in the results; "" of learners.
     seed: of the training; 0 of learners.
+    trial: number of the setting, of a trial.
     """
 
-    kind: Literal["training", "learners", "compress"]
+    kind: Literal["trial", "training", "learners", "compress"]
     task: str = ""
     model: str = ""
     seed: int = 0
+    trial: int | None = None
 
     @property
     def key(self) -> str:
@@ -37,20 +43,23 @@ class Job:
             return f"learners.{self.task}"
         if self.kind == "compress":
             return f"{self.model}.seed{self.seed}.compress"
-        return f"{self.task}.{self.model}.seed{self.seed}"
+        trial = "" if self.trial is None else f".trial{self.trial}"
+        return f"{self.task}.{self.model}{trial}.seed{self.seed}"
 
     @property
     def title(self) -> str:
         """Its name for people: the seed where it is not 0."""
         if self.kind == "learners":
             return f"learners of {self.task}"
-        parts = [self.task or "policies", self.model] + ([f"seed {self.seed}"] if self.seed else [])
+        trial = [] if self.trial is None else [f"trial {self.trial}"]
+        parts = [self.task or "policies", self.model, *trial] + ([f"seed {self.seed}"] if self.seed else [])
         return " / ".join(parts)
 
     @property
     def fields(self) -> dict[str, Any]:
         """What records say of it."""
-        return {"key": self.key, "kind": self.kind, "task": self.task, "model": self.model, "seed": self.seed}
+        own = {"key": self.key, "kind": self.kind, "task": self.task, "model": self.model, "seed": self.seed}
+        return own if self.trial is None else {**own, "trial": self.trial}
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Training:
     model_name: in the results; of a training on several tasks "MODEL+TASK_NAME".
     tasks: name -> task that it is trained and measured on.
     evaluate: name of a task -> what is measured on it.
+    trial, setting: of a sweep: the number of the trial, and its path -> value.
     """
 
     task_name: str
@@ -70,10 +80,19 @@ class Training:
     model: ModelSpec
     train: TrainSpec
     evaluate: Mapping[str, EvaluateSpec]
+    trial: int | None = None
+    setting: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def job(self) -> Job:
-        """What a run does with it."""
+        """The job that it is trained in."""
+        if self.trial is None:
+            return self.measured
+        return Job("trial", self.task_name, self.model_name, self.seed, self.trial)
+
+    @property
+    def measured(self) -> Job:
+        """The job that it is measured in; of a trial, where it is the best."""
         return Job("training", self.task_name, self.model_name, self.seed)
 
     @property
@@ -83,8 +102,23 @@ class Training:
 
 
 def first_jobs(spec: ExperimentSpec) -> list[Job]:
-    """Trainings and learners of an experiment, in order."""
+    """What needs nothing else done: trials, trainings without a sweep, and learners, in order."""
     return [training.job for training in spec.trainings()] + [Job("learners", task=name) for name in spec.tasks]
+
+
+def chosen_jobs(spec: ExperimentSpec) -> list[Job]:
+    """What needs all trials of a sweep: to measure the best one, for each model, task and seed."""
+    return [job for job in spec.measured() if swept(spec, job)]
+
+
+def measuring_jobs(spec: ExperimentSpec) -> list[Job]:
+    """What gives results: models that are trained, whatever was tried to find them, and learners."""
+    return [*spec.measured(), *(Job("learners", task=name) for name in spec.tasks)]
+
+
+def swept(spec: ExperimentSpec, job: Job) -> bool:
+    """Whether a job of kind "training" measures the best of several trials."""
+    return spec.candidates(job)[0].trial is not None
 
 
 def compress_jobs(spec: ExperimentSpec) -> list[Job]:
@@ -96,4 +130,4 @@ def compress_jobs(spec: ExperimentSpec) -> list[Job]:
 
 def all_jobs(spec: ExperimentSpec) -> list[Job]:
     """All jobs of an experiment, in order."""
-    return first_jobs(spec) + compress_jobs(spec)
+    return first_jobs(spec) + chosen_jobs(spec) + compress_jobs(spec)

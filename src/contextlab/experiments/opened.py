@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
-from contextlab.errors import InputError, unknown
+from contextlab.errors import InputError, first_line, unknown
 from contextlab.evaluation import Measured, read_results
 from contextlab.experiments.folder import OF_RUN, OF_TRAINING, RECORD, REPORT, RESULTS, RunFolder, read_run_record
 from contextlab.experiments.recipes import load_recipe
@@ -26,6 +27,7 @@ class Run:
     record: the run's own record (status, versions, machine). report: the HTML page.
     facets: errors by facets of the predictions. similarity: of models to learners. Empty where nothing was measured.
     compressed: what a model loses under policies; empty where the recipe does not ask.
+    sweep: every trial's setting and score (see `choice.sweep_table`); empty where nothing is swept.
     """
 
     folder: Path
@@ -35,6 +37,7 @@ class Run:
     facets: pd.DataFrame
     similarity: pd.DataFrame
     compressed: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sweep: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def report(self) -> Path:
@@ -73,4 +76,16 @@ def open_run(folder: str | Path) -> Run:
     records = [read_run_record(path, OF_TRAINING) for path in sorted(at.path.glob(f"trainings/*/{RECORD}"))]
     found = Measured.read([at.results])
     compressed = read_results(at.compressed) if at.compressed.exists() else pd.DataFrame()
-    return Run(at.path, found.results, records, record, found.facets, found.similarity, compressed)
+    return Run(
+        at.path, found.results, records, record, found.facets, found.similarity, compressed, read_sweep(at.sweep)
+    )
+
+
+def read_sweep(path: Path) -> pd.DataFrame:
+    """The table of a run's trials; empty where there is none. Raises InputError when the file is damaged."""
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        return pd.read_parquet(path, dtype_backend="pyarrow").convert_dtypes(dtype_backend="numpy_nullable")
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: damaged or not Parquet ({first_line(error)})") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from contextlab.errors import InputError, unknown
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.experiments.sweep import flatten
 from contextlab.files import present, read_text, short
 from contextlab.spec import describe
 from contextlab.strict_yaml import DEEPEST, LARGEST_TEXT, check_tree, parse_yaml
@@ -76,12 +77,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def load_recipe(name_or_path: str | Path, changes: Sequence[str] = ()) -> ExperimentSpec:
-    """Read a recipe and apply `path.to.key=value` changes. Raises InputError with the key's path."""
+def load_recipe(
+    name_or_path: str | Path, changes: Sequence[str] = (), sweep: Mapping[str, Any] | None = None
+) -> ExperimentSpec:
+    """Read a recipe and apply `path.to.key=value` changes. Raises InputError with the key's path.
+
+    sweep: keys of a SweepSpec that extend and replace the recipe's own.
+    """
     path = find_recipe(name_or_path)
     data = read_yaml(path)
     for change in changes:
         set_key(data, change)
+    if sweep is not None:
+        own = data.get("sweep") or {}
+        if not isinstance(own, Mapping) or not isinstance(own.get("over") or {}, Mapping):
+            raise InputError(f"sweep: expected a mapping with the key over, got {describe(own)}")
+        over = {**flatten(own.get("over") or {}), **flatten(sweep.get("over") or {})}
+        if not over:
+            raise InputError(
+                f"{short(path)}: sweeps over no field; give --over, for example --over train.learning_rate=1e-3,3e-3"
+            )
+        data["sweep"] = {**own, **sweep, "over": over}
     return ExperimentSpec.parse(data, "")
 
 

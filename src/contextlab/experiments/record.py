@@ -13,7 +13,7 @@ import torch
 from contextlab.errors import InputError
 from contextlab.evaluation.machine import machine_record
 from contextlab.experiments.folder import OF_RUN, RunFolder, evaluations, read_run_record, spec_text
-from contextlab.experiments.jobs import first_jobs
+from contextlab.experiments.jobs import measuring_jobs
 from contextlab.experiments.recipes import read_yaml
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.files import write_atomic, write_record
@@ -114,7 +114,7 @@ def change_evaluation(folder: RunFolder, before: ExperimentSpec, spec: Experimen
 
     What was measured so far keeps the evaluation that it was measured with, so that it is known what to measure again.
     """
-    for job in first_jobs(before):
+    for job in measuring_jobs(before):
         path = folder.job_record(job)
         if not path.exists() and not folder.table(job).exists():
             continue

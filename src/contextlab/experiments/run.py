@@ -17,7 +17,7 @@ from contextlab.errors import InputError
 from contextlab.experiments.check import check
 from contextlab.experiments.closing import close
 from contextlab.experiments.folder import OF_RUN, SPEC, RunFolder, claimed, exclusive, find_folder, read_run_record
-from contextlab.experiments.jobs import Job, compress_jobs, first_jobs
+from contextlab.experiments.jobs import Job, chosen_jobs, compress_jobs, first_jobs, measuring_jobs
 from contextlab.experiments.opened import Run, open_run
 from contextlab.experiments.progress import Progress, Silent
 from contextlab.experiments.recipes import load_recipe, read_yaml
@@ -32,6 +32,7 @@ from contextlab.experiments.record import (
 )
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.trackers import Tracked, require_trackers
+from contextlab.experiments.trial import stale
 from contextlab.experiments.work import do_job, trained
 from contextlab.experiments.workers import run_workers
 from contextlab.plugins import load_plugins
@@ -97,6 +98,7 @@ def run(
             return open_run(folder.path)
         stages = [
             lambda: [job for job in first_jobs(spec) if not folder.done(job, spec)],
+            lambda: _not_measured(folder, spec),  # the best of all trials
             lambda: [job for job in compress_jobs(spec) if not folder.done(job, spec)],  # they need trained models
         ]
         with Tracked(progress or Silent(), log, folder, spec, record) as tell:
@@ -135,7 +137,7 @@ def evaluate_run(
     with exclusive(at):
         record = read_run_record(at.record, OF_RUN)
         device = resolve(record["device"])
-        todo = [job for job in first_jobs(spec) if job.kind == "learners" or trained(at, job)]
+        todo = [job for job in measuring_jobs(spec) if job.kind == "learners" or trained(at, job)]
         if all(job.kind == "learners" for job in todo):
             raise InputError(
                 f"{folder}: no training of this run has finished; go on with: contextlab run {folder} --resume"
@@ -148,6 +150,11 @@ def evaluate_run(
             at.done(job, spec)  # they are kept: one that is damaged is told of before anything is measured
         record |= {"jobs": min(jobs or record["jobs"], max(1, len(todo))), "plugins": plugin_names(plugins)}
         return _do(at, spec, record, [lambda: todo], progress or Silent(), training=False)
+
+
+def _not_measured(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:
+    other = stale(folder, spec)
+    return [job for job in chosen_jobs(spec) if job in other or not folder.done(job, spec)]
 
 
 def as_spec(experiment: ExperimentSpec | dict[str, Any] | str | Path) -> ExperimentSpec:

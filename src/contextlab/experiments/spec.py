@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, NonNegativeInt, PrivateAttr, model_validator
 
@@ -11,82 +11,15 @@ from contextlab import registry
 from contextlab.errors import ContextlabError, InputError, unknown
 from contextlab.evaluation.compress import check_settings
 from contextlab.evaluation.spec import CompressSpec, EvaluateSpec
+from contextlab.experiments.entries import ModelEntry, MultiTaskEntry, Name, TaskEntry
 from contextlab.experiments.jobs import Job, Training
+from contextlab.experiments.sweep import Setting, SweepSpec, check_path, own_sweep, setting_words, with_setting
 from contextlab.models import ModelSpec, preset
 from contextlab.prompt import Task
 from contextlab.spec import Spec
 from contextlab.tasks import build_task, preset_options
 from contextlab.training.schedule import Turns
 from contextlab.training.spec import TrainSpec
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$", max_length=60)]
-
-
-class TaskEntry(Spec):
-    """A task of an experiment.
-
-    task: registered name.
-    preset: one of the task's named difficulties.
-    options: the task's options, which may change the preset's.
-    model: changes for this task to every model that has such an option, for example `{depth: 2}`.
-    train: changes to the experiment's `train` for this task.
-    evaluate: changes to the experiment's `evaluate` for this task.
-    """
-
-    task: str
-    preset: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    model: dict[str, Any] = Field(default_factory=dict)
-    train: dict[str, Any] = Field(default_factory=dict)
-    evaluate: dict[str, Any] = Field(default_factory=dict)
-
-
-class MultiTaskEntry(Spec):
-    """A training of one model on several of the experiment's tasks, which take turns (2404.03558).
-
-    The tasks' own changes to models and training do not count here, those of `evaluate` do.
-
-    tasks: their names, in the order of the curriculum.
-    model: changes to every model that has such an option.
-    train: changes to the experiment's `train`; `order` says how the tasks take turns.
-    """
-
-    tasks: tuple[Name, ...]
-    model: dict[str, Any] = Field(default_factory=dict)
-    train: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _several(self) -> MultiTaskEntry:
-        if len(set(self.tasks)) < max(2, len(self.tasks)):
-            raise InputError(f"tasks: expected two or more different tasks, got {list(self.tasks)}")
-        return self
-
-
-class ModelEntry(Spec):
-    """A model of an experiment: a preset with options, or a whole ModelSpec.
-
-    preset: registered name of a preset.
-    options: the preset's options, or keys of ModelSpec that replace what the preset chose.
-    spec: a ModelSpec, in place of a preset.
-    train: changes to the task's training for this model.
-    """
-
-    preset: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    spec: dict[str, Any] | None = None
-    train: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ModelEntry:
-        if (self.preset is None) == (self.spec is None):
-            raise InputError("give either preset (a registered model's name) or spec (a ModelSpec), not both")
-        return self
-
-    def knows(self, option: str) -> bool:
-        """Whether `option` is a key of ModelSpec or an option of the preset."""
-        if option in ModelSpec.model_fields or self.preset not in registry.names("model"):
-            return option in ModelSpec.model_fields
-        return any(p.name == option for p in registry.lookup("model", self.preset).parameters)
 
 
 class ExperimentSpec(Spec):
@@ -103,6 +36,7 @@ class ExperimentSpec(Spec):
     evaluate: what is measured.
     compress: what one of the models loses under policies that keep a part of its context.
     seeds: of parameters and training prompts.
+    sweep: at which values each model is trained; the best of them, by validation prompts, is what is measured.
     """
 
     name: Name
@@ -115,9 +49,12 @@ class ExperimentSpec(Spec):
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
     compress: CompressSpec | None = None
     seeds: tuple[NonNegativeInt, ...] = (0,)
+    sweep: SweepSpec | None = None
     _tasks: dict[str, Task] = PrivateAttr(default_factory=dict)
     _evaluations: dict[str, EvaluateSpec] = PrivateAttr(default_factory=dict)
     _trainings: dict[Job, Training] = PrivateAttr(default_factory=dict)
+    _measured: dict[Job, list[Training]] = PrivateAttr(default_factory=dict)
+    _sweeps: dict[str, SweepSpec] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _possible(self) -> ExperimentSpec:
@@ -140,7 +77,8 @@ class ExperimentSpec(Spec):
                     f"multitask.{name}: a model is called '{taken[0]}+{name}', as {taken[0]!r} trained on these tasks "
                     "would be; rename one"
                 )
-        trained = [training.model_name for training in self.trainings()]
+        self._check_sweeps()
+        trained = [job.model for job in self.measured()]
         if self.compress is not None:
             for key, model in [("model", self.compress.model), *(("compare", each) for each in self.compress.compare)]:
                 if model not in trained:
@@ -160,6 +98,7 @@ class ExperimentSpec(Spec):
         """A copy, in which nothing is resolved yet."""
         copied = super().model_copy(update=update, deep=deep)
         copied._tasks, copied._evaluations, copied._trainings = {}, {}, {}
+        copied._measured, copied._sweeps = {}, {}
         return copied
 
     def __eq__(self, other: object) -> bool:
@@ -190,11 +129,32 @@ class ExperimentSpec(Spec):
         except ContextlabError as error:
             raise InputError(f"{path}.options: {error}") from None
 
-    def model_spec(self, name: str, task_name: str, task: Task) -> ModelSpec:
+    def sweep_spec(self, name: str) -> SweepSpec:
+        """The sweep of the model called `name`, resolved once; it has no field where the model is not swept."""
+        if name not in self._sweeps:
+            entry = self.models[name]
+            self._sweeps[name] = own_sweep(self.sweep, entry.sweep, name, entry.knows)
+        return self._sweeps[name]
+
+    def sweep_of(self, model_name: str) -> SweepSpec:
+        """The sweep of a model by its name in the results: of a training on several tasks "MODEL+NAME"."""
+        return self.sweep_spec(model_name if model_name in self.models else model_name.rpartition("+")[0])
+
+    def _check_sweeps(self) -> None:
+        """Every path must be one of some model."""
+        options = list(dict.fromkeys(option for entry in self.models.values() for option in entry.option_names))
+        for path in self.sweep.over if self.sweep else ():
+            check_path(path, "sweep.over", options, self.models)
+        for name, entry in self.models.items():
+            for path in self.sweep_spec(name).over:
+                check_path(path, f"models.{name}.sweep.over", entry.option_names)
+
+    def model_spec(self, name: str, task_name: str, task: Task, setting: Setting | None = None) -> ModelSpec:
         """The model called `name`, with the task's changes and sizes. Raises InputError with the key's path.
 
         task_name: of a task or of an entry of `multitask`.
         task: whose sizes the model gets.
+        setting: of a trial; it goes before what the entries say.
         """
         entry = self.models[name]
         changes = {
@@ -203,10 +163,8 @@ class ExperimentSpec(Spec):
             if entry.knows(key) or not any(other.knows(key) for other in self.models.values())
         }
         try:
-            if entry.preset is not None:
-                spec = preset(entry.preset, **{**entry.options, **changes})
-            else:
-                spec = ModelSpec.parse({**(entry.spec or {}), **entry.options, **changes})
+            data = with_setting({**(entry.spec or {}), **entry.options, **changes}, setting or {}, "options")
+            spec = preset(entry.preset, **data) if entry.preset is not None else ModelSpec.parse(data)
             return spec.for_task(task)
         except ContextlabError as error:
             raise InputError(f"models.{name} (for task {task_name}): {error}") from None
@@ -218,29 +176,43 @@ class ExperimentSpec(Spec):
             self._evaluations[task_name] = EvaluateSpec.parse(merged, f"tasks.{task_name}.evaluate")
         return self._evaluations[task_name]
 
-    def train_spec(self, name: str, task_name: str) -> TrainSpec:
-        """How the model is trained on the task: `train`, changed by the task's, then by the model's.
+    def train_spec(self, name: str, task_name: str, setting: Setting | None = None) -> TrainSpec:
+        """How the model is trained on the task: `train`, changed by the task's, the model's, and the trial's setting.
 
         task_name: of a task or of an entry of `multitask`.
         """
         merged = _merge(self.train, self._entry(task_name).train)
+        own = {**merged, **self.models[name].train}
         for path, data in (
             (f"{'tasks' if task_name in self.tasks else 'multitask'}.{task_name}.train", merged),
-            (f"models.{name}.train", {**merged, **self.models[name].train}),
+            (f"models.{name}.train", own),
+            (f"models.{name}.train", with_setting(own, setting or {}, "train")),
         ):
             spec = TrainSpec.parse(data, path)
         return spec
 
     def trainings(self) -> list[Training]:
-        """Every training of the experiment, in order, resolved once."""
+        """Every training of the experiment, each trial of a sweep among them, in order, resolved once."""
         if not self._trainings:
-            self._trainings.update((training.job, training) for training in self._resolve())
+            for training in self._resolve():
+                self._trainings[training.job] = training
+                self._measured.setdefault(training.measured, []).append(training)
         return list(self._trainings.values())
 
     def training(self, job: Job) -> Training:
-        """The training that a job of kind "training" is."""
+        """The training that a job of kind "trial" is, or one of kind "training" whose model is not swept."""
         self.trainings()
         return self._trainings[job]
+
+    def measured(self) -> list[Job]:
+        """A job of kind "training" for each model, task and seed: what results and report tell of."""
+        self.trainings()
+        return list(self._measured)
+
+    def candidates(self, job: Job) -> list[Training]:
+        """The trainings of which a job of kind "training" measures one: the trials of a sweep, or the only one."""
+        self.trainings()
+        return self._measured[job]
 
     def _resolve(self) -> Iterator[Training]:
         built = {name: self.build_task(name) for name in self.tasks}
@@ -252,15 +224,41 @@ class ExperimentSpec(Spec):
             evaluate = {name: self.evaluate_spec(name) for name in members}
             self._check_sizes(group, tasks)
             for name in self.models:
-                model = self.model_spec(name, group, tasks[members[0]])
-                train = self.train_spec(name, group)
-                try:
-                    Turns(list(tasks.values()), train)  # an impossible curriculum is refused before anything is trained
-                except InputError as error:
-                    raise InputError(f"{'tasks' if group in self.tasks else 'multitask'}.{group}: {error}") from None
-                called = name if group in self.tasks else f"{name}+{group}"
-                for seed in self.seeds:
-                    yield Training(group, called, seed, tasks, model, train, evaluate)
+                yield from self._resolve_model(name, group, tasks, evaluate)
+
+    def _resolve_model(
+        self, name: str, group: str, tasks: Mapping[str, Task], evaluate: Mapping[str, EvaluateSpec]
+    ) -> Iterator[Training]:
+        """The trainings of one model on one task or group: of each setting of its sweep, from each seed."""
+        first = next(iter(tasks.values()))
+        called = name if group in self.tasks else f"{name}+{group}"
+        sweep = self.sweep_spec(name)
+        try:
+            settings = sweep.settings()
+        except InputError as error:
+            raise InputError(f"sweep (of model {name}): {error}") from None
+        if sweep.over and len({(task.metric, task.higher_is_better) for task in tasks.values()}) > 1:
+            raise InputError(
+                f"sweep: the tasks of multitask.{group} are judged by different metrics, so that no trial is the best "
+                f"({', '.join(f'{each}: {task.metric}' for each, task in tasks.items())}); "
+                "sweep models on tasks of one metric, or set alone"
+            )
+        models: dict[str, ModelSpec] = {}  # by the options that are swept: most trials share one
+        for number, setting in enumerate(settings):
+            try:
+                options = repr({path: value for path, value in setting.items() if not path.startswith("train.")})
+                if options not in models:
+                    models[options] = self.model_spec(name, group, first, setting)
+                train = self.train_spec(name, group, setting)
+            except InputError as error:
+                raise InputError(f"sweep.over: {setting_words(setting)}: {error}" if setting else str(error)) from None
+            try:
+                Turns(list(tasks.values()), train)  # an impossible curriculum is refused before anything is trained
+            except InputError as error:
+                raise InputError(f"{'tasks' if group in self.tasks else 'multitask'}.{group}: {error}") from None
+            trial = number if sweep.over else None
+            for seed in self.seeds:
+                yield Training(group, called, seed, tasks, models[options], train, evaluate, trial, setting)
 
     def _entry(self, name: str) -> TaskEntry | MultiTaskEntry:
         return self.tasks[name] if name in self.tasks else self.multitask[name]

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from contextlab.errors import InputError, ResourceError, first_line, unknown
 from contextlab.evaluation import read_results
-from contextlab.experiments.folder import RunFolder
-from contextlab.experiments.jobs import Job, all_jobs
+from contextlab.experiments.folder import TRAINED, RunFolder, read_run_record
+from contextlab.experiments.jobs import Job, all_jobs, swept
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.spec import ExperimentSpec
 
@@ -221,8 +221,10 @@ class Tracked:
 def _config(spec: ExperimentSpec, job: Job) -> dict[str, Any]:
     """What makes the job what it is: keys with dots -> numbers, words, or None."""
     found: dict[str, Any] = {"kind": job.kind, "task": job.task, "model": job.model, "seed": job.seed}
-    if job.kind == "training":
+    chosen_later = job.kind == "training" and swept(spec, job)  # the trials tell theirs
+    if job.kind in TRAINED and not chosen_later:
         training = spec.training(job)
+        found |= {} if job.trial is None else {"trial": job.trial}
         found |= _leaves("model", training.model.model_dump(mode="json", exclude_defaults=True))
         found |= _leaves("train", training.train.model_dump(mode="json"))
     return found
@@ -236,7 +238,13 @@ def _leaves(name: str, value: Any) -> dict[str, Any]:
 
 def _measured(folder: RunFolder, job: Job) -> dict[str, float]:
     """The means over all that is scored: "SPLIT/METRIC" -> value, with the task before it where there are several,
-    and with the learner before it."""
+    and with the learner before it; of a trial "validation/METRIC"."""
+    if job.kind == "trial":
+        scores = read_run_record(folder.job_record(job)).get("validation", {}).items()
+        of_task = {task: f"{task}/validation" if len(scores) > 1 else "validation" for task, _ in scores}
+        return {
+            f"{of_task[task]}/{score['metric']}": score["value"] for task, score in scores if score["value"] is not None
+        }
     table = read_results(folder.table(job))
     table = table[table["shot"].isna() & table["value"].notna()]
     several = table["task"].nunique() > 1

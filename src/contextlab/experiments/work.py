@@ -17,6 +17,7 @@ from contextlab.experiments.folder import RunFolder, evaluations, read_run_recor
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.experiments.trial import chosen_training, measured_training, score, take_over
 from contextlab.files import locked, make_folder, read_record, write_json, write_record
 from contextlab.memory import lack_of_memory
 from contextlab.models import Model, build_model
@@ -52,7 +53,9 @@ def _recorded(
     if folder.table(job).exists():
         write_record(path, record)  # from here on it is not known what the table there was measured with
     try:
-        if job.kind == "training":
+        if job.kind == "trial":
+            _train_and_score(folder, spec, job, record, device, tell)
+        elif job.kind == "training":
             _train_and_measure(folder, spec, job, record, device, tell, training)
         elif job.kind == "learners":
             tell.phase(job.key, "evaluating")
@@ -63,7 +66,9 @@ def _recorded(
         else:
             _measure_compressed(folder, spec, job, device, tell)
         if record["status"] == "running":
-            record |= {"status": "finished", "evaluate_spec": evaluations(job, spec)}
+            record["status"] = "finished"
+            if job.kind != "trial":
+                record["evaluate_spec"] = evaluations(job, spec)
     except KeyboardInterrupt:
         record |= {"status": "interrupted", "message": "stopped by the user"}
         raise
@@ -91,6 +96,8 @@ def _fault(raised: Exception) -> str:
 def _written(folder: RunFolder, job: Job) -> list[Path]:
     """The tables that the job wrote, and the list of what it left out."""
     table = folder.table(job)
+    if job.kind == "trial":
+        return []
     own = "*.parquet" if job.kind == "training" else f"{table.stem}.*parquet"
     left_out = [folder.left_out(job)] if job.kind == "compress" else []
     return [*table.parent.glob(own), *left_out]
@@ -105,14 +112,16 @@ def _train_and_measure(
     tell: Progress,
     may_train: bool,
 ) -> None:
-    training = spec.training(job)
-    record |= {
-        "tasks": list(training.tasks),
-        "model_spec": training.model.model_dump(mode="json"),
-        "train_spec": training.train.model_dump(mode="json"),
-    }
     if may_train:
-        model = _train(folder, training, record, device, tell)
+        training, of_sweep = chosen_training(folder, spec, job)
+        record |= of_sweep
+        if of_sweep:
+            take_over(folder, job, training)
+    else:
+        training = measured_training(spec, job, record)
+    record |= _described(training)
+    if may_train:
+        model = _train(folder, job, training, record, device, tell)
         if record["status"] == "diverged":
             return
     else:
@@ -125,10 +134,34 @@ def _train_and_measure(
     Measured.join(parts).write(folder.table(job))
 
 
+def _train_and_score(
+    folder: RunFolder, spec: ExperimentSpec, job: Job, record: dict[str, Any], device: torch.device, tell: Progress
+) -> None:
+    """One trial of a sweep. Its losses stay with its checkpoint: a record of each of thousands is read again."""
+    training = spec.training(job)
+    record |= {**_described(training), "setting": dict(training.setting)}
+    record.pop("validation", None)
+    model = _train(folder, job, training, record, device, tell)
+    del record["history"]
+    if record["status"] != "diverged":
+        tell.phase(job.key, "validating")
+        fixed = training.train.examples is not None
+        apart = {name: _training_set(training, name)[0] for name in training.tasks} if fixed else {}
+        record["validation"] = score(model, spec, training, device, apart)
+
+
+def _described(training: Training) -> dict[str, Any]:
+    return {
+        "tasks": list(training.tasks),
+        "model_spec": training.model.model_dump(mode="json"),
+        "train_spec": training.train.model_dump(mode="json"),
+    }
+
+
 def _train(
-    folder: RunFolder, training: Training, record: dict[str, Any], device: torch.device, tell: Progress
+    folder: RunFolder, job: Job, training: Training, record: dict[str, Any], device: torch.device, tell: Progress
 ) -> Model:
-    key = training.key
+    key = job.key
     model = build_model(training.model, seed=training.seed)
     record["parameters"] = model.parameter_count
     tell.phase(key, "training")
@@ -138,7 +171,7 @@ def _train(
         training.train,
         seed=training.seed,
         device=device,
-        folder=folder.training(training.job),
+        folder=folder.training(job),
         resume=True,  # an empty folder starts at step 0; the run as a whole has been told whether to resume
         progress=lambda step, steps, loss: tell.update(key, step, steps, loss),
     )
@@ -219,7 +252,7 @@ def _measure_compressed(
     """What the model of one seed loses under the recipe's policies."""
     wanted = spec.compress
     assert wanted is not None
-    of_seed = {training.model_name: training.job for training in spec.trainings() if training.seed == job.seed}
+    of_seed = {each.model: each for each in spec.measured() if each.seed == job.seed}
     models = {name: load_trained(folder, of_seed[name]).to(device) for name in (wanted.model, *wanted.compare)}
     doing = ""
 

@@ -10,6 +10,7 @@ from contextlab.report.kept import compress_words, kept_tables, not_served
 from contextlab.report.page import build_report, write_compress_page, write_cost_figure
 from contextlab.report.suite import suite_table
 from contextlab.report.summary import summary_table, summary_words
+from contextlab.report.sweep import chosen_table
 
 if not TYPE_CHECKING:  # else mypy would take any name
     __getattr__ = modules_on_demand(__name__, __path__)
@@ -17,6 +18,7 @@ if not TYPE_CHECKING:  # else mypy would take any name
 __all__ = [
     "build_report",
     "by_split",
+    "chosen_table",
     "compress_table",
     "compress_words",
     "cost_by_length",

@@ -1,0 +1,87 @@
+"""`contextlab sweep`: a recipe's models at many values of their fields, and the best of each; no file is written."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from contextlab.cli.run import (
+    CheckOption,
+    DeviceOption,
+    JobsOption,
+    LogOption,
+    OutOption,
+    QuickOption,
+    RecipeArgument,
+    ResumeOption,
+    ThreadsOption,
+    run_recipe,
+)
+from contextlab.cli.shared import PluginOption, SetOption
+from contextlab.errors import InputError
+
+
+def sweep(
+    recipe: RecipeArgument,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--over",
+            metavar="PATH=VALUES",
+            help="A field and its values: 1e-3,3e-3 or '{log: [1e-4, 1e-2], n: 5}'; may be given many times.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Draw so many settings.", show_default="every combination of the values")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="How settings are drawn: random.", show_default="random with --trials, else grid")
+    ] = None,
+    out: OutOption = None,
+    changes: SetOption = None,
+    device: DeviceOption = "auto",
+    resume: ResumeOption = False,
+    check: CheckOption = False,
+    quick: QuickOption = False,
+    jobs: JobsOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    log: LogOption = None,
+) -> None:
+    """Train every model at many values of a field, choose the best on validation prompts, then measure that.
+
+    Fields are train.KEY, options.KEY of the models that have such an option, and models.NAME.train.KEY or
+    models.NAME.options.KEY of one model. The run's folder holds the sweep: `contextlab run FOLDER --resume` goes on.
+
+    Examples:
+
+      contextlab sweep demo --over train.matrix_learning_rate=0.005,0.02,0.05
+
+      contextlab sweep demo --over 'train.learning_rate={log: [1e-4, 1e-2], n: 5}' --over options.depth=2,4 --check
+
+      contextlab sweep demo --over 'train.learning_rate={log: [1e-4, 1e-2]}' --trials 8
+    """
+    wanted: dict[str, Any] = {"over": dict(parse_over(each) for each in over or ())}
+    if trials is not None:
+        wanted |= {"trials": trials, "sampler": sampler or "random"}
+    elif sampler is not None:
+        wanted["sampler"] = sampler
+    run_recipe(
+        recipe, changes or [], wanted, out=out, device=device, resume=resume, check=check, quick=quick, jobs=jobs,
+        threads=threads, plugin=plugin or [], log=log or [],
+    )  # fmt: skip
+
+
+def parse_over(text: str) -> tuple[str, Any]:
+    """train.learning_rate=1e-3,3e-3 -> the path and its values, which are YAML. Raises InputError."""
+    from contextlab.strict_yaml import parse_yaml
+
+    path, equals, values = text.partition("=")
+    path, values = path.strip(), values.strip()
+    if not (equals and path and values):
+        raise InputError(
+            f"--over {text[:80]!r}: expected path=values, for example train.learning_rate=1e-3,3e-3 or "
+            "'train.learning_rate={log: [1e-4, 1e-2], n: 5}'"
+        )
+    return path, parse_yaml(values if values[0] in "[{" else f"[{values}]", f"--over {path}")

@@ -1,0 +1,81 @@
+"""How good a model is on prompts kept for decisions: of the training's kind, neither trained on nor reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from contextlab.errors import InputError
+from contextlab.models.answer import answer
+from contextlab.prompt import Prompt, Task
+from contextlab.spec import Spec
+from contextlab.training.distributed import seeded
+
+Z95 = 1.959964
+
+
+class ValidationSpec(Spec):
+    """The prompts of a validation, drawn from a stream of their own, whatever the seeds of training and evaluation.
+
+    prompts: of each task. batch: answered at once. seed: of the prompts.
+    """
+
+    prompts: PositiveInt = 1024
+    batch: PositiveInt = 256
+    seed: NonNegativeInt = 0
+
+
+class Score(NamedTuple):
+    """The task's metric: its mean over prompts, the ends of its 95% interval over prompts, how many those are."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+
+def validate(
+    model: Any,
+    task: Task,
+    spec: ValidationSpec,
+    *,
+    metric: str | None = None,
+    device: torch.device | str = "cpu",
+    apart: Callable[[Prompt], Prompt] | None = None,
+) -> Score:
+    """Measure a model by one metric of the task; whether it was training is as before afterwards.
+
+    model: a `Model` on `device`. metric: None takes the task's own.
+    apart: leaves out of a batch the prompts that it was trained on.
+
+    Raises InputError for a metric that the task does not have, and where no prompt is left.
+    """
+    wanted = metric or task.metric
+    generator = seeded("validation", spec.seed, device=device)
+    means: list[Tensor] = []
+    before = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, spec.prompts, spec.batch):
+                prompt = task.sample(min(spec.batch, spec.prompts - start), generator, device)
+                if apart is not None and not (prompt := apart(prompt)).batch:
+                    continue
+                errors = task.errors(answer(model, prompt), prompt)
+                if wanted not in errors:
+                    raise InputError(f"metric {wanted!r}: the task measures {', '.join(errors)}")
+                each = torch.where(prompt.scored, errors[wanted].double(), 0.0).sum(1) / prompt.scored.sum(1)
+                means.append(each.cpu())
+    finally:
+        model.train(before)
+    if not means:
+        raise InputError("validation: the model was trained on all of the prompts")
+    values = torch.cat(means)
+    values = values[~values.isnan()] if bool((~values.isnan()).any()) else values
+    mean, n = values.mean().item(), len(values)
+    half = Z95 * (values.var().item() / n) ** 0.5 if n > 1 else 0.0
+    return Score(mean, mean - half, mean + half, n)

@@ -1,0 +1,232 @@
+"""Sweeps in a run: the best trial on validation prompts is what is measured, whatever stops or shares the work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+
+from contextlab import open_run, run
+from contextlab.experiments import ExperimentSpec, evaluate_run, find_model
+from contextlab.experiments.check import check
+from contextlab.experiments.estimate import estimate
+from contextlab.experiments.jobs import all_jobs, first_jobs
+from contextlab.files import read_record
+from contextlab.tasks.regression import LinearRegression
+from contextlab.training.distributed import seeded
+from contextlab.training.validation import ValidationSpec, validate
+from tests.experiments.test_run import MODEL, Tape, one, same_results, tiny
+
+RATES = [1e-3, 3e-2]
+
+
+def swept(**changes):
+    """A run of one model on one task: two learning rates, two seeds."""
+    return one(**{"sweep": {"over": {"train.learning_rate": RATES}, "validation": {"prompts": 32}}, **changes})
+
+
+def timeless(done):
+    return done.sweep.drop(columns="seconds")
+
+
+def test_a_sweep_of_one_value_is_the_plain_run(tmp_path, finished):
+    plain = finished(one(), tmp_path / "plain")
+    done = finished(one(sweep={"over": {"train.learning_rate": [1e-3]}}), tmp_path / "swept")
+    assert same_results(plain.results, done.results)
+    pd.testing.assert_frame_equal(plain.facets, done.facets, check_exact=True)
+    (own,), (other,) = plain.records, done.records
+    assert own["history"]["loss"] == other["history"]["loss"]
+    assert (other["trial"], other["setting"]) == (0, {"train.learning_rate": 1e-3})
+    weights = [next(each.folder.glob("trainings/*/step_*/*.safetensors")).read_bytes() for each in (plain, done)]
+    assert weights[0] == weights[1]
+    assert plain.sweep.empty
+
+
+def test_every_trial_has_its_score_on_validation_prompts_and_the_best_mean_is_chosen(tmp_path, finished):
+    spec = swept(seeds=[0, 1])
+    done = finished(spec, tmp_path / "run")
+    found = done.sweep
+    assert list(zip(found["trial"], found["seed"], strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert found["train.learning_rate"].tolist() == [RATES[0]] * 2 + [RATES[1]] * 2
+    assert (found["n"] == 32).all()
+    means = found.groupby("trial")["value"].mean()
+    assert found.loc[found["chosen"], "trial"].unique().tolist() == [means.idxmax()]  # accuracy: higher is better
+    for record in done.records:
+        assert record["trial"] == means.idxmax()
+        assert record["train_spec"]["learning_rate"] == record["setting"]["train.learning_rate"]
+        curve = record["sweep"]["curve"]
+        assert [each["value"] for each in curve] == pytest.approx(means.tolist())
+        assert record["sweep"]["trials"] == 2
+        assert list(record["sweep"]["windows"]) == ["train.learning_rate"]
+    model = done.models("recall")["softmax:1"]  # the chosen one: its score is the one in the table
+    score = validate(model, done.task("recall"), ValidationSpec(prompts=32))
+    assert score.value == found.loc[found["chosen"] & (found["seed"] == 1), "value"].item()
+    pd.testing.assert_frame_equal(open_run(done.folder).sweep, found)
+    assert not list(done.folder.glob("trials/*/step_*"))  # let go; the best ones lie in trainings/
+    assert find_model(done.folder / "trainings" / "recall.softmax.seed0")[0] == "recall.softmax.seed0"
+
+
+def test_what_is_best_on_validation_is_chosen_even_where_it_is_worse_on_the_test(tmp_path, monkeypatch):
+    """The validation's prompts alone are made to punish a model that has learned the task."""
+    draw, own = LinearRegression.sample, seeded("validation", 0).initial_seed()
+
+    def turned(self, batch, generator, device="cpu"):
+        prompt = draw(self, batch, generator, device)
+        if generator.initial_seed() == own:
+            prompt.targets = -10 * prompt.targets
+        return prompt
+
+    monkeypatch.setattr(LinearRegression, "sample", turned)
+    spec = one(tasks={"regression": tiny()["tasks"]["regression"]}, evaluate={"prompts": 64})
+    spec["train"] = {"steps": 100, "batch": 32, "optimizer": "adamw"}
+    path, rates = "train.learning_rate", (1e-2, 1e-9)
+    done = run({**spec, "sweep": {"over": {path: list(rates)}}}, out=tmp_path / "run")
+    errors = {}
+    for number, rate in enumerate(rates):
+        plain = run({**spec, "train": {**spec["train"], "learning_rate": rate}}, out=tmp_path / str(number))
+        rows = plain.results[plain.results["shot"].isna() & (plain.results["model"] == "softmax")]
+        errors[number] = rows.loc[(rows["metric"] == "squared_error") & (rows["split"] == "train"), "value"].item()
+    assert errors[0] < errors[1]
+    assert done.records[0]["setting"] == {path: 1e-9}
+    assert same_results(done.results, plain.results)
+
+
+def test_models_sweep_their_own_fields_or_none(tmp_path):
+    models = {
+        "softmax": {**MODEL, "sweep": {"over": {"options.width": [8, 16]}}},
+        "delta": {
+            "preset": "gated_delta_net",
+            **{"options": MODEL["options"]},
+            "sweep": {"over": {"train.steps": None}},
+        },
+    }
+    spec = one(models=models, sweep={"over": {"train.steps": [2, 3]}, "validation": {"prompts": 8}})
+    done = run(spec, out=tmp_path / "run", progress=(tape := Tape()))
+    assert sorted(tape.ended) == [
+        "learners.recall", "recall.delta.seed0", "recall.softmax.seed0",
+        *(f"recall.softmax.trial{number}.seed0" for number in range(4)),
+    ]  # fmt: skip
+    settings = [(row["options.width"], row["train.steps"]) for _, row in done.sweep.iterrows()]
+    assert sorted(settings) == [(8, 2), (8, 3), (16, 2), (16, 3)]
+    softmax, delta = (next(r for r in done.records if r["model"] == name) for name in models)
+    assert softmax["steps"] == softmax["setting"]["train.steps"]
+    assert softmax["model_spec"]["width"] == softmax["setting"]["options.width"]
+    assert "sweep" not in delta
+    assert delta["steps"] == 3
+
+
+def test_trials_that_diverge_are_never_the_best(tmp_path):
+    path = "train.learning_rate"
+    spec = one(sweep={"over": {path: [1e30, 1e-3]}}, train={"steps": 20, "batch": 4, "clip": None, "warmup": 0})
+    spec["train"]["optimizer"] = "adamw"
+    done = run(spec, out=tmp_path / "run")
+    assert done.sweep["status"].tolist() == ["diverged", "finished"]
+    assert done.sweep["value"].isna().tolist() == [True, False]
+    assert done.records[0]["setting"] == {path: 1e-3}
+    assert done.record["status"] == "finished"
+    none = run({**spec, "sweep": {"over": {path: [1e30, 1e29]}}}, out=tmp_path / "none")
+    assert none.records[0]["status"] == "diverged"
+    assert none.record["status"] == "finished"
+    assert "softmax" not in set(none.results["model"])
+
+
+EVENTS = ["recall.softmax.trial0.seed1 training", "recall.softmax.trial1.seed0 validating"] + [
+    f"recall.softmax.seed{seed} {phase}" for seed, phase in ((0, "training"), (1, "evaluating"))
+]
+
+
+@pytest.mark.parametrize("last", EVENTS)
+def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path, finished, last):
+    class Dead(Tape):
+        def phase(self, key, text):
+            if f"{key} {text}" == last:
+                os._exit(9)  # as by kill -9: nothing is written any more
+
+    spec = swept(seeds=[0, 1])
+    if (child := os.fork()) == 0:
+        run(spec, out=tmp_path / "cut", progress=Dead())
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not (tmp_path / "cut" / "results.parquet").exists()
+    resumed = run(spec, out=tmp_path / "cut", resume=True)
+    whole = finished(spec, tmp_path / "whole")
+    assert same_results(whole.results, resumed.results)
+    pd.testing.assert_frame_equal(timeless(whole), timeless(resumed), check_exact=True)
+    assert not list(resumed.folder.glob("trials/*/step_*"))
+
+
+def test_a_finished_sweep_makes_again_what_is_lost(tmp_path, finished):
+    spec = swept(seeds=[0, 1])
+    whole = finished(spec, tmp_path / "run")
+    folder = whole.folder
+    shutil.rmtree(folder / "trainings" / "recall.softmax.seed1")  # with its weights, which no trial has any more
+    (folder / "sweep.parquet").unlink()
+    again = run(spec, out=folder, resume=True, progress=(tape := Tape()))
+    assert tape.ended == {"recall.softmax.seed1": ("finished", "")}
+    assert same_results(whole.results, again.results)
+    pd.testing.assert_frame_equal(timeless(whole), timeless(again))
+
+
+def test_a_trial_that_failed_is_tried_again_and_may_then_be_the_best(tmp_path, monkeypatch):
+    from contextlab.experiments import work
+
+    spec, real, best = swept(), work.score, []
+
+    def failing(model, spec, training, device, apart):
+        if training.trial == best[0]:
+            raise RuntimeError("out of luck")
+        return real(model, spec, training, device, apart)
+
+    whole = run(spec, out=tmp_path / "whole")
+    best.append(whole.records[0]["trial"])
+    monkeypatch.setattr(work, "score", failing)
+    failed = run(spec, out=tmp_path / "run")
+    assert failed.record["status"] == "failed"
+    assert [each["job"] for each in failed.record["failed"]] == [f"recall.softmax.trial{best[0]}.seed0"]
+    assert failed.records[0]["trial"] == 1 - best[0]
+    monkeypatch.setattr(work, "score", real)
+    again = run(spec, out=tmp_path / "run", resume=True)
+    assert again.record["status"] == "finished"
+    assert same_results(whole.results, again.results)
+
+
+def test_two_workers_give_the_bits_of_one_process(tmp_path, finished):
+    whole = finished(swept(), tmp_path / "whole")
+    done = run(swept(), out=tmp_path / "run", jobs=2, threads=1)
+    assert same_results(whole.results, done.results)
+    pd.testing.assert_frame_equal(timeless(whole), timeless(done), check_exact=True)
+
+
+def test_the_chosen_models_are_measured_again_without_training(tmp_path, finished):
+    whole = finished(swept(seeds=[0, 1]), tmp_path / "run")
+    done = evaluate_run(whole.folder, ["evaluate.prompts=24"], progress=(tape := Tape()))
+    assert not tape.updates
+    assert tape.ended.keys() == {"recall.softmax.seed0", "recall.softmax.seed1", "learners.recall"}
+    assert same_results(done.results, run(swept(seeds=[0, 1], evaluate={"prompts": 24, "batch": 16}),
+                                          out=tmp_path / "at once").results)  # fmt: skip
+    pd.testing.assert_frame_equal(timeless(whole), timeless(done))
+
+
+def test_the_estimate_counts_every_trial_and_check_tries_them_once(monkeypatch):
+    spec = ExperimentSpec.parse(swept(seeds=[0, 1]))
+    assert len(first_jobs(spec)) == 2 * 2 + 1
+    assert len({job.key for job in all_jobs(spec)}) == len(all_jobs(spec)) == 2 * 2 + 1 + 2
+    found = estimate(spec, torch.device("cpu"), threads=1)
+    (training,) = found.trainings
+    assert (training.trials, training.seeds, found.steps) == (2, 2, 2 * 2 * 3)
+    expected = 4 * training.training + 2 * training.evaluating + sum(found.learners.values())
+    assert found.seconds == pytest.approx(expected)
+    widths = ExperimentSpec.parse(one(sweep={"over": {"options.width": [8, 16], "train.learning_rate": RATES}}))
+    assert [each.trials for each in estimate(widths, torch.device("cpu"), threads=1).trainings] == [2, 2]
+    check(widths, torch.device("cpu"))
+
+
+def test_records_of_trials_tell_their_setting_and_score(tmp_path, finished):
+    done = finished(swept(seeds=[0, 1]), tmp_path / "run")
+    record = read_record(done.folder / "trials" / "recall.softmax.trial1.seed0" / "record.json")
+    assert (record["kind"], record["trial"], record["setting"]) == ("trial", 1, {"train.learning_rate": RATES[1]})
+    assert record["validation"]["recall"]["metric"] == "accuracy"
+    assert record["train_spec"]["learning_rate"] == RATES[1]

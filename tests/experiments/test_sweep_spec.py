@@ -1,0 +1,162 @@
+"""SweepSpec: which settings are tried, and what is refused before the first step, in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from contextlab.errors import InputError
+from contextlab.experiments import ExperimentSpec
+from contextlab.experiments.choice import Tried, best, window
+from contextlab.experiments.sweep import SweepSpec, Values, flatten
+from tests.experiments.test_run import MODEL, one, tiny
+
+
+@pytest.mark.parametrize(
+    ("values", "points"),
+    [
+        ([1e-3, 3e-3], [1e-3, 3e-3]),
+        (["1e-3", "3.5E+2", "1e"], [1e-3, 350.0, "1e"]),
+        (0.5, [0.5]),
+        ({"log": [1e-4, 1e-2], "n": 5}, [0.0001, 0.000316228, 0.001, 0.00316228, 0.01]),
+        ({"range": [1, 9], "n": 5}, [1, 3, 5, 7, 9]),
+        ({"integers": [2, 6]}, [2, 3, 4, 5, 6]),
+        ({"integers": [1, 8], "n": 3}, [1, 4, 8]),
+        ({"log": [1e-4, 1e-2]}, None),
+        (["adamw", "muon"], ["adamw", "muon"]),
+    ],
+)
+def test_values_are_lists_and_ranges(values, points):
+    assert Values.parse({"values": [1]}).points() == [1]
+    sweep = SweepSpec.parse({"over": {"train.x": values}, "sampler": "random", "trials": 1})
+    assert sweep.over["train.x"].points() == points
+    assert SweepSpec.parse(sweep.model_dump(mode="json")) == sweep
+
+
+def test_a_grid_is_every_combination_in_order_and_levels_are_paths():
+    sweep = SweepSpec.parse({"over": {"train": {"steps": [1, 2]}, "options.width": [8, 16]}})
+    assert sweep.settings() == [{"train.steps": steps, "options.width": width} for steps in (1, 2) for width in (8, 16)]
+    assert SweepSpec().settings() == [{}]
+    assert flatten({"options": {"a": {"log": [1, 2]}}}) == {"options.a": {"log": [1, 2]}}
+
+
+def test_random_settings_follow_from_the_seed_lie_in_range_and_differ():
+    over = {
+        "train.learning_rate": {"log": [1e-4, 1e-2]},
+        "train.batch": {"integers": [4, 6]},
+        "train.optimizer": ["muon"],
+    }
+    drawn = SweepSpec.parse({"over": over, "sampler": "random", "trials": 300, "seed": 3}).settings()
+    assert drawn == SweepSpec.parse({"over": over, "sampler": "random", "trials": 300, "seed": 3}).settings()
+    assert drawn[:5] == SweepSpec.parse({"over": over, "sampler": "random", "trials": 5, "seed": 3}).settings()
+    assert drawn != SweepSpec.parse({"over": over, "sampler": "random", "trials": 300}).settings()
+    rates = [each["train.learning_rate"] for each in drawn]
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+    assert 0.4 < sum(rate < 1e-3 for rate in rates) / 300 < 0.6  # evenly on the logarithmic scale
+    assert {each["train.batch"] for each in drawn} == {4, 5, 6}
+    few = SweepSpec.parse({"over": {"train.batch": {"integers": [1, 9]}}, "sampler": "random", "trials": 9}).settings()
+    assert len({each["train.batch"] for each in few}) == 9
+
+
+LOG = {"log": [1e-4, 1e-2]}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"over": {"train.learning_rat": [1]}}, "sweep.over.train.learning_rat: no field .*'train.learning_rate'"),
+        ({"over": {"learning_rate": [1]}}, "did you mean 'train.learning_rate'"),
+        ({"over": {"options.widht": [1]}}, "did you mean 'options.width'"),
+        ({"over": {"width": [1]}}, "did you mean 'options.width'"),
+        (
+            {"over": {"models.softmx.train.steps": [1]}},
+            "no model .* 'softmx'; did you mean 'models.softmax.train.steps'",
+        ),
+        ({"over": {"models.softmax.train.step": [1]}}, "did you mean 'models.softmax.train.steps'"),
+        ({"over": {"tasks.recall.options.pairs": [1]}}, "sweep.over.tasks.recall.options.pairs: no field of a model"),
+        (
+            {"over": {"train.learning_rate": [1e-3, -1]}},
+            "train.learning_rate=-1: models.softmax.train.learning_rate: .*0",
+        ),
+        ({"over": {"train.steps": [1.5]}}, "sweep.over: train.steps=1.5: models.softmax.train.steps"),
+        ({"over": {"train.steps": [True]}}, "train.steps=True: .*expected a number"),
+        ({"over": {"options.width": [8, 9]}}, "sweep.over: options.width=9: models.softmax .*heads"),
+        ({"over": {"options.layers.3.mixer": ["gla"]}}, "options.layers.3.mixer"),
+        ({"over": {"train.learning_rate": LOG}}, "over.train.learning_rate: a grid needs n"),
+        ({"over": {"train.learning_rate": {"log": [1e-2, 1e-4], "n": 3}}}, "a smaller and a larger"),
+        ({"over": {"train.learning_rate": {"log": [0, 1], "n": 3}}}, "greater than 0"),
+        ({"over": {"train.learning_rate": {"log": [1, 2], "range": [1, 2]}}}, "one of log, range, integers"),
+        ({"over": {"train.learning_rate": []}}, "at least 1"),
+        ({"over": {"train.learning_rate": [1, 1]}}, "expected different ones"),
+        ({"over": {"train.steps": [1]}, "trials": 3}, "a grid tries every combination"),
+        ({"over": {"train.steps": [1]}, "sampler": "random"}, "trials: required by sampler 'random'"),
+        ({"over": {"train.steps": [1, 2]}, "sampler": "random", "trials": 3}, "only 2 different settings"),
+        ({"over": {"train.steps": {"integers": [1, 200]}, "train.batch": {"integers": [1, 200]}}}, "a grid of 40,000"),
+        ({"over": {"train.steps": {"integers": [1, 20000]}}}, "more than 10000"),
+        ({"over": {"train.steps": [1]}, "sampler": "grd"}, "did you mean 'grid'"),
+        ({"ovr": {}}, "sweep.ovr: unknown key; did you mean 'over'"),
+        ({"over": {"train": {"steps": [1]}, "train.steps": [2]}}, "over.train.steps: given twice"),
+    ],
+)
+def test_an_impossible_sweep_is_refused_in_one_line(sweep, message):
+    with pytest.raises(InputError, match=message) as caught:
+        ExperimentSpec.parse(one(sweep=sweep))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_adds_replaces_and_takes_away():
+    both = {
+        "softmax": MODEL,
+        "hybrid": {"preset": "transformer", "sweep": {"over": {"train.steps": [7], "train.batch": None}}},
+    }
+    spec = ExperimentSpec.parse(
+        one(models=both, sweep={"over": {"train.batch": [2, 4], "models.softmax.options.depth": [1, 2]}})
+    )
+    assert spec.sweep_spec("softmax").settings() == [
+        {"train.batch": batch, "options.depth": depth} for batch in (2, 4) for depth in (1, 2)
+    ]
+    assert spec.sweep_spec("hybrid").settings() == [{"train.steps": 7}]
+    assert ExperimentSpec.parse(spec.model_dump(mode="json", exclude_unset=True)) == spec
+    with pytest.raises(InputError, match="models.softmax.sweep.over.train.stps: .*'train.steps'"):
+        ExperimentSpec.parse(one(models={"softmax": {**MODEL, "sweep": {"over": {"train.stps": [1]}}}}))
+
+
+def test_a_trial_goes_before_what_the_task_says_of_the_model_and_of_training():
+    tasks = {"recall": {**tiny()["tasks"]["recall"], "model": {"width": 32}, "train": {"steps": 9}}}
+    spec = ExperimentSpec.parse(one(tasks=tasks, sweep={"over": {"options.width": [8], "train.steps": [5]}}))
+    (training,) = spec.trainings()
+    assert (training.model.width, training.train.steps) == (8, 5)
+
+
+def test_tasks_of_several_metrics_have_no_best_trial():
+    tasks = {
+        "tree": {"task": "decision_tree", "options": {"dimensions": 2, "examples": 6, "depth": 1}},
+        "boolean": {"task": "boolean_function", "options": {"dimensions": 2, "examples": 6}},
+    }
+    spec = one(tasks=tasks, multitask={"all": {"tasks": list(tasks)}}, sweep={"over": {"train.steps": [1, 2]}})
+    with pytest.raises(InputError, match="judged by different metrics, so that no trial is the best"):
+        ExperimentSpec.parse(spec)
+
+
+def tried(*values, statuses=("finished",)):
+    return [Tried(i, {"train.x": 10**i}, statuses, value, value, value) for i, value in enumerate(values)]
+
+
+def test_the_window_is_around_the_best_where_nothing_is_far_below():
+    assert window(tried(0.2, 0.96, 1.0, 0.94, 0.99), "train.x", True) == (10, 100)
+    assert window(tried(5.0, 1.05, 1.0, 1.06, 1.0), "train.x", False) == (10, 100)
+    assert window(tried(1.0), "train.x", True) is None
+    two = [Tried(i, {"train.x": x, "train.y": i}, ("finished",), v, v, v) for i, (x, v) in enumerate(
+        [(1, 0.5), (1, 0.99), (2, 1.0), (2, 0.1), (3, 0.2)])]  # fmt: skip
+    assert window(two, "train.x", True) == (1, 2)  # at each x the best y counts
+
+
+def test_the_best_has_finished_from_every_seed_and_the_first_of_equals_is_taken():
+    nan = float("nan")
+    finished, not_all = ("finished", "finished"), ("finished", "diverged")
+    first = Tried(0, {}, not_all, 1.0, 1.0, 1.0)
+    others = [Tried(i, {}, finished, value, value, value) for i, value in enumerate((0.3, 0.5, 0.5), 1)]
+    assert best([first, *others], True).number == 2
+    assert best([first, *others], False).number == 1
+    assert (
+        best([Tried(0, {}, ("diverged",), nan, nan, nan), Tried(1, {}, ("failed",), nan, nan, nan)], True).number == 0
+    )
