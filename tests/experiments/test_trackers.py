@@ -178,3 +178,13 @@ def test_mlflow_holds_config_curve_and_end(tmp_path, monkeypatch):
     assert found.data.params["train.batch"] == "4"
     assert {each.step: each.value for each in client.get_metric_history(found.info.run_id, "loss")} == loss_of(done)
     assert math.isfinite(found.data.metrics["train/squared_error"])
+
+
+def test_each_trial_of_a_sweep_is_told_with_its_score(heard, tmp_path):
+    sweep = {"over": {"train.learning_rate": [1e-3, 3e-3]}, "validation": {"prompts": 8}}
+    done = run({**SPEC, "sweep": sweep}, out=tmp_path / "run", log=["tensorboard"])
+    for number, rate in enumerate([1e-3, 3e-3]):
+        told = heard[f"line.small.trial{number}.seed0"]
+        assert (told["config"]["trial"], told["config"]["train.learning_rate"]) == (number, rate)
+        assert told["ends"] == [(6, {"validation/squared_error": done.sweep["value"][number]}, "finished")]
+    assert "train/squared_error" in heard[KEY]["ends"][0][1]
