@@ -92,3 +92,8 @@ def test_every_way_to_draw_is_served() -> None:
         assert torch.random.get_rng_state().equal(before)
     assert all(map(torch.equal, found, expected))
     assert own.equal(torch.randn(3, generator=torch.Generator().manual_seed(8)))
+
+
+def test_building_a_model_does_not_import_dynamo() -> None:
+    """Which takes a second. torch wraps what it keeps Dynamo out of in a function that imports it when it is called."""
+    assert not hasattr(OwnDraws.__torch_dispatch__, "__wrapped__")

@@ -24,6 +24,11 @@ class OwnDraws(TorchDispatchMode):
         self.seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to keep Dynamo out of here is to import it, a second at the first model that a process builds."""
+        return False
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

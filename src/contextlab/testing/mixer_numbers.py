@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from contextlab import registry
 from contextlab.mixers.base import Mixer, sequence_cost, token_cost
 from contextlab.state import RecurrentState
-from contextlab.testing.law import Component, close, law, refused, require
+from contextlab.testing.law import Component, close, law, refused, require, seed_cpu
 from contextlab.testing.mixers import both_ways, cases, causal
 from contextlab.testing.options import a_case, hold_to_options
 from contextlab.testing.readings import WIDTH, Reading, read, readings_of
@@ -146,7 +146,7 @@ def reads_both_ways(component: Component) -> None:
 
 def hold_to_half(component: Component, autocast: bool) -> None:
     """Outputs and gradients in bfloat16, against float32 with the same parameters."""
-    torch.manual_seed(0)
+    seed_cpu(0)
     mixer, exact = component.build(noise=False), component.build(noise=False)
     exact.load_state_dict(mixer.state_dict())
     x = torch.randn(2, 70, WIDTH).bfloat16()
@@ -181,7 +181,7 @@ def autocast(component: Component) -> None:
 
 def hold_to_zero(component: Component, dtype: torch.dtype, autocast: bool) -> None:
     """Outputs and gradients of rows that begin with tokens of zeros, and have some inside."""
-    torch.manual_seed(0)
+    seed_cpu(0)
     mixer, exact = component.build(noise=False), component.build(noise=False)
     x = torch.randn(2, 12, WIDTH)
     x[0, :3], x[1, 6:8] = 0, 0
@@ -218,7 +218,7 @@ def zeros(component: Component) -> None:
 @law("mixer", "large inputs", "Inputs of size 20 in float16 give what is finite wherever float32's outcome fits in it.")
 def large_inputs(component: Component) -> None:
     """Outputs, those read from the state, and gradients of a loss so small that the format holds them."""
-    torch.manual_seed(0)
+    seed_cpu(0)
     mixer, exact = component.build(noise=False).half(), component.build(noise=False)
     exact.load_state_dict(mixer.state_dict())
     x, weight = (20 * torch.randn(2, 24, WIDTH)).half(), torch.randn(2, 24, WIDTH)
@@ -256,7 +256,7 @@ def description(component: Component) -> None:
 
 def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
     """What a mixer's options may change: its parameters, outputs, state and gradients, over 80 tokens."""
-    torch.manual_seed(0)
+    seed_cpu(0)
     mixer = next(cases(dataclasses.replace(entry, cases=(options,)))).build().double()
     yield {name: value.detach() for name, value in mixer.named_parameters()}
     yield mixer.flops(80)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from contextlab import registry
-from contextlab.testing.law import Component, close, law, require
+from contextlab.testing.law import Component, close, law, require, seed_cpu
 from contextlab.testing.options import a_case, hold_to_options
 
 WIDTH = 12
@@ -52,7 +52,7 @@ def flops(component: Component) -> None:
 
 def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
     """What an MLP's options may change: its parameters, outputs and, in training, gradients."""
-    torch.manual_seed(0)
+    seed_cpu(0)
     mlp = entry.build(width=WIDTH, **options).double()
     yield {name: value.detach() for name, value in mlp.named_parameters()}
     x = torch.randn(2, 20, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
