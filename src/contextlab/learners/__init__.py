@@ -73,6 +73,7 @@ from contextlab.learners.sparse import OrthogonalMatchingPursuit
 from contextlab.learners.superposition import SuperpositionPosterior
 from contextlab.learners.text import ContextNgram, ListOpsEvaluator, Reader
 from contextlab.learners.time_series import ARLeastSquares, ARPosterior, LastValue
+from contextlab.learners.tracing import CurveTracer
 from contextlab.learners.trees import BoostedTrees, DecisionTree
 from contextlab.learners.vectors import VectorLookup
 from contextlab.learners.version_space import Halving, SampledFormulas, VersionSpace
@@ -101,6 +102,7 @@ __all__ = [
     "ClassPosterior",
     "ContextNgram",
     "Copier",
+    "CurveTracer",
     "DecisionTree",
     "EarliestNeighbour",
     "Elimination",

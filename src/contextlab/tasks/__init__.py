@@ -35,6 +35,7 @@ from contextlab.tasks.mixtures import GaussianMixtureRegression, MixedRegression
 from contextlab.tasks.multi_hop import MultiHop
 from contextlab.tasks.networks import ReluNetwork, RepresentationRegression
 from contextlab.tasks.outliers import OutlierRegression
+from contextlab.tasks.pathfinder import Pathfinder
 from contextlab.tasks.phonebook import Phonebook
 from contextlab.tasks.recall import AssociativeRecall
 from contextlab.tasks.recall_variants import ChainedRecall, CompositionalRecall, MultiValueRecall, OverwrittenRecall
@@ -116,6 +117,7 @@ __all__ = [
     "Needle",
     "OutlierRegression",
     "OverwrittenRecall",
+    "Pathfinder",
     "Phonebook",
     "PolynomialSeries",
     "Prompt",
