@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,10 +26,27 @@ def load_plugins(plugins: Sequence[str]) -> None:
             raise _refusal(plugin, error) from None
 
 
+def plugin_options(plugins: Sequence[str]) -> str:
+    """The options of the command line that name plugins, each with a blank before it; "" for none."""
+    return "".join(f" --plugin {shlex.quote(each)}" for each in plugins)
+
+
+def is_imported(plugin: str) -> bool:
+    """Whether a module, by name or .py path, has been imported."""
+    path = Path(plugin)
+    if path.suffix != ".py":
+        return plugin in sys.modules
+    known = sys.modules.get(_module_name(path))
+    return known is not None and Path(str(known.__file__)) == path.resolve()
+
+
+def _module_name(path: Path) -> str:
+    return f"contextlab_plugin_{path.stem}"
+
+
 def _load_file(path: Path) -> None:
-    name = f"contextlab_plugin_{path.stem}"
-    known = sys.modules.get(name)
-    if known is not None and Path(str(known.__file__)) == path.resolve():
+    name = _module_name(path)
+    if is_imported(str(path)):
         return
     if not path.is_file():
         raise InputError(f"--plugin {path}: no such file")

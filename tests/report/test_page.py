@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 
 import pandas as pd
 import pytest
+from plotly.offline import get_plotlyjs
 
 from contextlab.report import build_report, write_cost_figure
+from contextlab.report.packing import pack, unpack, unpacked
+from contextlab.report.page_data import PageData, first_sentences
 from tests.evaluation.test_results import rows as cost_rows
 from tests.report.conftest import MODELS, make_records, make_results
 
@@ -38,7 +43,7 @@ def opened(browser, path, width):
     page.on("pageerror", lambda e: page.problems.append(str(e)))
     page.on("request", lambda r: page.requests.append(r.url))
     page.goto(path.as_uri())
-    page.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 0")
+    page.wait_for_function("[...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))")
     return page
 
 
@@ -46,12 +51,55 @@ def opened(browser, path, width):
 def test_figures_are_drawn_and_nothing_is_asked_of_the_network(browser, report, width, tmp_path):
     page = opened(browser, report, width)
     assert page.locator("figure[data-figure]").count() == 10
-    assert page.evaluate("[...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))")
     assert page.problems == []
     assert [url for url in page.requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # The answer first: three sentences and a figure before anyone scrolls.
+    assert page.locator(".answer li").count() == 3
+    box = page.locator(".answer figure").bounding_box()
+    assert box["y"] + page.locator(".answer .plot .cartesianlayer").bounding_box()["height"] <= 900
+    # Tables that are wider than the page say so; none does on a desk.
+    hints = page.eval_on_selector_all(".hint", "h => h.map(x => getComputedStyle(x).display)")
+    wider = page.eval_on_selector_all(".scroll", "s => s.map(x => x.scrollWidth - x.clientWidth > 2)")
+    assert [hint == "block" for hint in hints] == wider
+    assert any(wider) == (width == 390)
     page.screenshot(path=str(tmp_path / f"report-{width}.png"), full_page=True)
     page.close()
+
+
+def test_a_report_is_at_most_two_megabytes_and_an_old_browser_is_told(browser, report):
+    assert report.stat().st_size < 1_950_000
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(report.as_uri())
+    assert "cannot unpack the figures" in page.locator(".plot").first.inner_text()
+    assert page.locator("table.numbers td").count() > 20
+    page.close()
+
+
+def test_what_is_packed_is_what_is_unpacked(report, results):
+    assert unpack(*pack("a<b\u2192" * 99)) == "a<b\u2192" * 99
+    packed = unpacked(report.read_text())
+    assert packed["plotly"] == get_plotlyjs()
+    data = json.loads(packed["page"])
+    found = pd.read_csv(io.StringIO(data["csv"]))
+    assert len(found) == len(results)
+    assert found["value"].to_numpy() == pytest.approx(results["value"].to_numpy(), rel=1e-6)
+
+
+def test_of_very_many_results_the_page_holds_the_means_over_shots(results):
+    data = PageData()
+    many = pd.concat([results.assign(seed=seed, value=results["value"] * (1 + seed / 7)) for seed in range(40)])
+    data.hold_csv(many)
+    assert not data.every_shot
+    assert pd.read_csv(io.StringIO(data.csv))["shot"].isna().all()
+
+
+def test_each_task_has_a_first_sentence():
+    words = ["a: x.", "a: y.", "b: z.", "b: w.", "c: v."]
+    assert first_sentences(words, ["a", "b", "c", "d"]) == ["a: x.", "b: z.", "c: v."]
+    assert first_sentences(words[:4], ["a", "b"]) == ["a: x.", "b: z.", "a: y."]
+    assert first_sentences(words[:1], ["a"]) == ["a: x."]
 
 
 def test_the_table_sorts_and_filters(browser, report):

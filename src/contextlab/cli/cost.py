@@ -67,7 +67,7 @@ def model_spec(model: str, changes: list[str]) -> ModelSpec | HuggingFaceSpec:
     """
     from contextlab.experiments.recipes import read_yaml, set_key
     from contextlab.files import present
-    from contextlab.models import ModelSpec, preset
+    from contextlab.models import preset
     from contextlab.models.io import read_description
 
     data: dict[str, Any] = {}
@@ -81,21 +81,36 @@ def model_spec(model: str, changes: list[str]) -> ModelSpec | HuggingFaceSpec:
             return describe_checkpoint(path)
         if not (path / "model.json").exists():
             raise InputError(f"{path}: no saved model there (expected model.json, or a checkpoint's config.json)")
-        data = read_description(path)[0]
+        from contextlab.experiments.made_with import naming_plugins
+
+        with naming_plugins(path):
+            return _with_sizes(_parsed(read_description(path)[0], changes))
     elif present(path) or path.suffix in (".yaml", ".yml"):
         data = read_yaml(path)
     if data:
-        for change in changes:
-            set_key(data, change)
-        spec = ModelSpec.parse(data)
+        spec = _parsed(data, changes)
     else:
         options: dict[str, Any] = {}
         for change in changes:
             set_key(options, change)
         spec = preset(model, **options)
-    if spec.input_size is None or spec.output_size is None:
-        spec = ModelSpec.parse({**spec.model_dump(), "read_in": "token", "input_size": 256, "output_size": 256})
-    return spec
+    return _with_sizes(spec)
+
+
+def _parsed(data: dict[str, Any], changes: list[str]) -> ModelSpec:
+    from contextlab.experiments.recipes import set_key
+    from contextlab.models import ModelSpec
+
+    for change in changes:
+        set_key(data, change)
+    return ModelSpec.parse(data)
+
+
+def _with_sizes(spec: ModelSpec) -> ModelSpec:
+    """The spec, of tokens where it gives no sizes."""
+    if spec.input_size is not None and spec.output_size is not None:
+        return spec
+    return type(spec).parse({**spec.model_dump(), "read_in": "token", "input_size": 256, "output_size": 256})
 
 
 def _print_costs(results: Any, name: str) -> None:

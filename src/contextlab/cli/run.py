@@ -283,5 +283,10 @@ def _print_summary(done: Any) -> None:
         for line in not_served(done.compressed):
             console.print(f"[dim]not served: {escape(line)}[/dim]", soft_wrap=True)
         console.print(f"\nPolicies: {done.folder / 'compress.html'}", soft_wrap=True)
+    if plugins := done.record.get("plugins"):
+        from contextlab.plugins import plugin_options
+
+        again = f"contextlab run {done.folder / 'experiment.yaml'}{plugin_options(plugins)}"
+        console.print(f"\nAgain:   {again}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"\nResults: {done.folder / 'results.parquet'}", soft_wrap=True)
     console.print(f"Report:  [bold]{done.report}[/]", soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from contextlab.errors import InputError
+from contextlab.experiments.made_with import naming_plugins
 from contextlab.models import ByteTokenizer, HuggingFaceModel, Model, load, load_tokenizer
 from contextlab.training.checkpoint import is_checkpoint, newest
 from contextlab.training.checkpoint import load as load_checkpoint
@@ -37,10 +38,11 @@ def find_model(source: str | Path, device: torch.device | str = "cpu") -> tuple[
     elif folder.name.startswith("step_"):
         name = folder.resolve().parent.name
     model: Any
-    if is_checkpoint(folder):
-        model = load_checkpoint(folder, device).eval()
-    else:
-        model = load(folder if folder.exists() else source, device=device).eval()
+    with naming_plugins(folder):
+        if is_checkpoint(folder):
+            model = load_checkpoint(folder, device).eval()
+        else:
+            model = load(folder if folder.exists() else source, device=device).eval()
     tokenizer: Any = None
     if isinstance(model, HuggingFaceModel):
         tokenizer = load_tokenizer(folder) if folder.exists() else str(source)

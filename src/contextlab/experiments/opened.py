@@ -12,6 +12,7 @@ import pyarrow as pa
 from contextlab.errors import InputError, first_line, unknown
 from contextlab.evaluation import Measured, read_results
 from contextlab.experiments.folder import OF_RUN, OF_TRAINING, RECORD, REPORT, RESULTS, RunFolder, read_run_record
+from contextlab.experiments.made_with import naming_plugins
 from contextlab.experiments.recipes import load_recipe
 from contextlab.models import Model
 from contextlab.prompt import Task
@@ -48,7 +49,8 @@ class Run:
         spec = load_recipe(RunFolder(self.folder).spec)
         if name not in spec.tasks:
             raise InputError(unknown("task of this run", name, spec.tasks))
-        return spec.build_task(name)
+        with naming_plugins(self.folder):
+            return spec.build_task(name)
 
     def models(self, task: str) -> dict[str, Model]:
         """The models trained on a task, alone or among others, by name; ":seed" is added where there are several."""
@@ -58,7 +60,9 @@ class Run:
         for record in records:
             last = newest(self.folder / "trainings" / record["key"])
             if last is not None:
-                found[f"{record['model']}:{record['seed']}" if several else record["model"]] = load(last)
+                with naming_plugins(self.folder):
+                    model = load(last)
+                found[f"{record['model']}:{record['seed']}" if several else record["model"]] = model
         if not found:
             raise InputError(f"{self.folder}: no finished training of task {task!r} with a checkpoint")
         return found

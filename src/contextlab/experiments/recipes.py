@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contextlab.errors import InputError, unknown
+from contextlab.experiments.made_with import naming_plugins
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.sweep import flatten
 from contextlab.files import present, read_text, short
@@ -98,7 +99,8 @@ def load_recipe(
                 f"{short(path)}: sweeps over no field; give --over, for example --over train.learning_rate=1e-3,3e-3"
             )
         data["sweep"] = {**own, **sweep, "over": over}
-    return ExperimentSpec.parse(data, "")
+    with naming_plugins(path):
+        return ExperimentSpec.parse(data, "")
 
 
 def set_key(data: dict[str, Any], change: str) -> None:

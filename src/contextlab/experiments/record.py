@@ -17,6 +17,7 @@ from contextlab.experiments.jobs import measuring_jobs
 from contextlab.experiments.recipes import read_yaml
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.files import write_atomic, write_record
+from contextlab.plugins import plugin_options
 
 
 def begin(
@@ -88,10 +89,9 @@ def require_plugins(folder: RunFolder, plugins: Sequence[str]) -> None:
     recorded = [str(each) for each in read_run_record(folder.record).get("plugins") or ()]
     missing = [each for each in recorded if each not in plugin_names(plugins)]
     if missing:
-        options = " ".join(f"--plugin {each}" for each in recorded)
         raise InputError(
             f"{folder}: the run was started with {len(recorded)} plugin{'s' if len(recorded) > 1 else ''}, and plugins "
-            f"are imported only when they are named; add {options}"
+            f"are imported only when they are named; add{plugin_options(recorded)}"
         )
 
 

@@ -35,7 +35,7 @@ from contextlab.experiments.trackers import Tracked, require_trackers
 from contextlab.experiments.trial import stale
 from contextlab.experiments.work import do_job, trained
 from contextlab.experiments.workers import run_workers
-from contextlab.plugins import load_plugins
+from contextlab.plugins import load_plugins, plugin_options
 from contextlab.training.distributed import resolve
 
 __all__ = ["Interrupted", "Progress", "Run", "Silent", "evaluate_run", "open_run", "run"]
@@ -46,7 +46,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, folder: RunFolder, plugins: Sequence[str], trackers: Sequence[str] = ()) -> None:
         self.folder = folder.path
-        options = "".join(f" --plugin {each}" for each in plugins) + "".join(f" --log {each}" for each in trackers)
+        options = plugin_options(plugins) + "".join(f" --log {each}" for each in trackers)
         super().__init__(f"interrupted; go on with: contextlab run {folder} --resume{options}")
 
 

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from contextlab.evaluation import Measured, summarise
 from contextlab.files import write_atomic
+from contextlab.plugins import plugin_options
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.compress import compress_table
 from contextlab.report.kept import compress_words, kept_tables, not_served
 from contextlab.report.naming import (
     ASIDE,
     COST_METRICS,
+    bytes_in_words,
     label,
     metric_title,
 )
+from contextlab.report.packing import packed_plotly
+from contextlab.report.page_data import PageData, first_figure, first_sentences
 from contextlab.report.pages import interval_words
-from contextlab.report.sections import CompressData, CostData, Data, Drawn, OverviewData, TaskData, drawn_figures
+from contextlab.report.sections import CompressData, CostData, OverviewData, TaskData
 from contextlab.report.suite import suite_table
 from contextlab.report.summary import example_table, summary_table, summary_words
 from contextlab.words import flat
+
+LEADING = ("models_by_tasks", "examples", "state")
+"""Figures that a report may open with, the first of them that it has."""
 
 
 def build_report(
@@ -53,13 +57,22 @@ def build_report(
     measured = Measured(results, **{name: rows for name, rows in more.items() if rows is not None})
     names = [str(each["name"]) for each in run_records]
     asked = {name: (spec.get("compress") or {}).get("policies", ()) for name, spec in zip(names, specs, strict=True)}
+    data, tasks, words = PageData(), _tasks(results), summary_words(results, records)
+    overview = data.draw(OverviewData(measured, records))
+    sections = [_section(data, measured, records, task) for task in tasks]
+    lead = first_figure([overview, *(section["drawn"] for section in sections)], LEADING)
+    first = first_sentences(words, tasks)
+    data.hold_csv(results)
+    data.rows = _table_rows(results)
     page = (
         _environment()
         .get_template("report.html.j2")
         .render(
             title=" + ".join(dict.fromkeys(names)),
             descriptions=[each.get("description", "") for each in run_records],
-            words=summary_words(results, records),
+            lead=lead,
+            first=first,
+            words=[sentence for sentence in words if sentence not in first],
             compressed=[
                 (
                     str(found["run"].iloc[0]),
@@ -72,21 +85,24 @@ def build_report(
                 if not found.empty
             ],
             overview=suite_table(results),
-            overview_drawn=_drawn(OverviewData(measured, records)),
+            overview_drawn=overview,
             tables=summary_table(results, records),
-            sections=[_section(measured, records, task) for task in _tasks(results)],
-            rows=_table_rows(results),
+            sections=sections,
+            every_shot=data.every_shot,
             trainings=[_training(record) for record in records],
-            csv=_embedded(results.to_csv(index=False)),
             specs=[
-                (name, yaml.safe_dump(_plain(spec), sort_keys=False, width=100))
-                for name, spec in zip(names, specs, strict=True)
+                (
+                    name,
+                    yaml.safe_dump(_plain(spec), sort_keys=False, width=100),
+                    plugin_options(each.get("plugins") or ()),
+                )
+                for name, spec, each in zip(names, specs, run_records, strict=True)
             ],
             runs=[
                 (name, flat({key: value for key, value in record.items() if key != "description"}))
                 for name, record in zip(names, run_records, strict=True)
             ],
-            plotly=Markup(get_plotlyjs()),
+            pieces=_pieces(data),
         )
     )
     write_atomic(Path(path), page)
@@ -96,13 +112,15 @@ def build_report(
 def write_cost_figure(results: pd.DataFrame, path: str | Path) -> Path:
     """Write the figures of `contextlab cost` as one HTML file that needs nothing else."""
     names = ", ".join(dict.fromkeys(results["model"]))
+    data = PageData()
+    drawn = data.draw(CostData(results))
     page = (
         _environment()
         .get_template("cost.html.j2")
         .render(
             title=f"What context costs {names}",
-            drawn=_drawn(CostData(results)),
-            plotly=Markup(get_plotlyjs()),
+            drawn=drawn,
+            pieces=_pieces(data),
         )
     )
     write_atomic(Path(path), page)
@@ -114,6 +132,8 @@ def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Seque
 
     left_out: a line for each setting that could not be measured.
     """
+    data = PageData()
+    drawn = data.draw(CompressData(results))
     page = (
         _environment()
         .get_template("compress.html.j2")
@@ -125,8 +145,8 @@ def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Seque
             not_served=not_served(results),
             left_out=left_out,
             spread=interval_words(results["seed"].nunique()),
-            drawn=_drawn(CompressData(results)),
-            plotly=Markup(get_plotlyjs()),
+            drawn=drawn,
+            pieces=_pieces(data),
         )
     )
     write_atomic(Path(path), page)
@@ -146,7 +166,12 @@ def _tasks(results: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(results.loc[~results["split"].isin(ASIDE), "task"]))
 
 
-def _section(measured: Measured, records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+def _pieces(data: PageData) -> list[tuple[str, Markup, int]]:
+    """Id, packed text and size of what the page's script unpacks."""
+    return [(name, Markup(text), size) for name, (text, size) in (("page", data.packed()), ("plotly", packed_plotly()))]
+
+
+def _section(page: PageData, measured: Measured, records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
     """The figures and tables of one task; those that its data cannot fill are left out."""
     data = TaskData(task, measured, records)
     rows, metric = data.rows, data.metric
@@ -154,7 +179,7 @@ def _section(measured: Measured, records: Sequence[Mapping[str, Any]], task: str
     several_learners = rows.loc[rows["kind"] == "learner", "model"].nunique() > 1
     return {
         "task": task,
-        "drawn": _drawn(data),
+        "drawn": page.draw(data),
         "examples": examples,
         "share": metric in HIGHER_IS_BETTER,
         "best": next(iter(rows.loc[rows["kind"] == "learner", "model"]), ""),
@@ -162,26 +187,8 @@ def _section(measured: Measured, records: Sequence[Mapping[str, Any]], task: str
     }
 
 
-def _drawn(data: Data) -> dict[str, list[Any]]:
-    """The registered figures of a page, and a sentence for each that failed."""
-    made = list(drawn_figures(data))
-    return {
-        "figures": [_figure(**vars(each)) for each in made if isinstance(each, Drawn)],
-        "failed": [each for each in made if isinstance(each, str)],
-    }
-
-
-def _figure(title: str, figure: go.Figure, note: str = "", switch: bool = False) -> dict[str, Any]:
-    return {"title": title, "note": note, "json": _embedded(figure.to_json()), "switch": switch}
-
-
-def _embedded(text: str) -> Markup:
-    """Text that may stand inside a script element as it is: nothing in it can end the element."""
-    return Markup(text.replace("<", "\\u003c") if text.startswith("{") else json.dumps(text).replace("<", "\\u003c"))
-
-
-def _table_rows(results: pd.DataFrame) -> list[dict[str, Any]]:
-    """The measurements over all shots, seeds put together."""
+def _table_rows(results: pd.DataFrame) -> list[list[Any]]:
+    """The measurements over all shots, seeds put together: a cell a column, and last the value to sort by."""
     chosen = results[results["shot"].isna()]
     found = summarise(chosen)
     found = found.assign(label=label(found, results["run"].nunique() > 1))
@@ -190,20 +197,24 @@ def _table_rows(results: pd.DataFrame) -> list[dict[str, Any]]:
         cost = row["metric"] in COST_METRICS
         half = (row["ci_high"] - row["ci_low"]) / 2
         rows.append(
-            {
-                "task": row["task"],
-                "split": "" if cost else row["split"],
-                "model": row["label"],
-                "kind": row["kind"],
-                "metric": metric_title(row["metric"]) if cost else row["metric"].replace("_", " "),
-                "value": float(row["value"]),
-                "shown": "no answer" if pd.isna(row["value"]) else f"{row['value']:,.4g}",
-                "interval": "" if cost or pd.isna(half) else f"± {half:.2g}",
-                "n": int(row["n"]) if not pd.isna(row["n"]) else "",
-                "seeds": int(row["seeds"]),
-            }
+            [
+                row["task"],
+                "" if cost else row["split"],
+                row["label"],
+                row["kind"],
+                metric_title(row["metric"]) if cost else row["metric"].replace("_", " "),
+                "no answer" if pd.isna(row["value"]) else _shown(row["metric"], row["value"]),
+                "" if cost or pd.isna(half) else f"± {half:.2g}",
+                int(row["n"]) if not pd.isna(row["n"]) else "",
+                int(row["seeds"]),
+                None if pd.isna(row["value"]) else float(f"{row['value']:.6g}"),
+            ]
         )
     return rows
+
+
+def _shown(metric: str, value: float) -> str:
+    return bytes_in_words(value) if metric.endswith("_bytes") else f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
 
 
 def _training(record: Mapping[str, Any]) -> dict[str, str]:

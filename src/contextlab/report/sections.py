@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -111,12 +111,16 @@ Data = TaskData | OverviewData | CostData | CompressData
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure with its title, the note under it, and whether it has a switch between linear and logarithmic axes."""
+    """A figure with its title, the note under it, and whether it has a switch between linear and logarithmic axes.
+
+    name: that of the registered figure that drew it; filled in by `drawn_figures`.
+    """
 
     title: str
     figure: go.Figure
     note: str = ""
     switch: bool = False
+    name: str = ""
 
 
 def drawn_figures(data: Data) -> Iterator[Drawn | str]:
@@ -129,7 +133,8 @@ def drawn_figures(data: Data) -> Iterator[Drawn | str]:
         if entry.page != data.page:
             continue
         try:
-            yield from _as_drawn(entry, entry.factory(data))
+            for drawn in _as_drawn(entry, entry.factory(data)):
+                yield replace(drawn, name=entry.name)
         except Exception as error:
             said = f"The figure {entry.name!r} could not be drawn: {type(error).__name__}: {error}"
             warnings.warn(f"{data.task}: {said}" if isinstance(data, TaskData) else said, stacklevel=2)

@@ -1,0 +1,88 @@
+"""What a page's script draws and hands out: figures and tables as one packed text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from contextlab.report.packing import pack
+from contextlab.report.sections import Data, Drawn, drawn_figures
+
+DIGITS = 6
+"""Significant digits of the numbers in figures."""
+MOST_CSV = 60_000
+"""Bytes that the CSV of all shots may take, packed; where it would take more it has the means over shots alone."""
+
+
+class PageData:
+    """The figures of a page as they are added, each known in the page by its place among them."""
+
+    def __init__(self) -> None:
+        self.figures: list[dict[str, Any]] = []
+        self.templates: list[dict[str, Any]] = []
+        self.rows: list[list[Any]] = []
+        self.csv = ""
+        self.every_shot = True
+
+    def draw(self, data: Data) -> dict[str, list[Any]]:
+        """The registered figures of a page's data, and a sentence for each that failed."""
+        made = list(drawn_figures(data))
+        return {
+            "figures": [self._add(each) for each in made if isinstance(each, Drawn)],
+            "failed": [each for each in made if isinstance(each, str)],
+        }
+
+    def hold_csv(self, results: pd.DataFrame) -> None:
+        """Hold the results for download, in seven digits: each shot where they are few enough."""
+        self.csv = results.to_csv(index=False, float_format="%.7g")
+        self.every_shot = pack(self.csv)[1] <= MOST_CSV
+        if not self.every_shot:
+            self.csv = results[results["shot"].isna()].to_csv(index=False, float_format="%.7g")
+
+    def packed(self) -> tuple[str, int]:
+        """All of it; see `packing.pack`."""
+        return pack(json.dumps({key: value for key, value in vars(self).items() if key != "every_shot"}))
+
+    def _add(self, drawn: Drawn) -> dict[str, Any]:
+        spec = _rounded(json.loads(drawn.figure.to_json()))
+        template = spec["layout"].pop("template", {})  # 7 KB in each, and the same in nearly all
+        if template not in self.templates:
+            self.templates.append(template)
+        self.figures.append({**spec, "template": self.templates.index(template)})
+        return {
+            "title": drawn.title, "note": drawn.note, "switch": drawn.switch, "name": drawn.name,
+            "at": len(self.figures) - 1, "height": spec["layout"].get("height", 420),
+        }  # fmt: skip
+
+
+def first_figure(pages: Iterable[Mapping[str, list[dict[str, Any]]]], wanted: Iterable[str]) -> dict[str, Any] | None:
+    """Take out of the pages' figures the one that answers most: the first of those wanted that the first page has.
+
+    pages: as `PageData.draw` gives them. Where a page has none of those wanted it is its first figure; None where no
+    page has any.
+    """
+    for page in pages:
+        by_name = {each["name"]: each for each in reversed(page["figures"])}
+        for name in (*wanted, *by_name):
+            if name in by_name:
+                page["figures"].remove(by_name[name])
+                return by_name[name]
+    return None
+
+
+def first_sentences(sentences: list[str], tasks: list[str], most: int = 3) -> list[str]:
+    """The sentences that answer first: of each task its first, in the order of the tasks; then what follows."""
+    leads = [next((s for s in sentences if s.startswith(f"{task}: ")), None) for task in tasks]
+    found = [sentence for sentence in leads if sentence is not None][:most]
+    return found + [sentence for sentence in sentences if sentence not in found][: most - len(found)]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
