@@ -78,6 +78,21 @@ class Prompt:
         """The prompts of these numbers, in this order. index: [n] int64, on the prompts' device."""
         return self._map(lambda name, value: value if name == "at" else value[index])
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it holds, by name; those in `hidden` as "hidden.NAME". Of the shapes above."""
+        found: dict[str, Tensor] = {}
+
+        def note(name: str, value: Tensor) -> Tensor:
+            found[name] = value
+            return value
+
+        self._map(note)
+        return found
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Prompt:
+        """The same with other tensors, of any shape, one for each of `tensors()`."""
+        return self._map(lambda name, value: tensors[name])
+
     @staticmethod
     def join(prompts: Sequence[Prompt]) -> Prompt:
         """Batches of the same form as one; `at` is that of the first."""

@@ -197,7 +197,12 @@ def test_doctor_names_a_backend_and_a_reason_for_every_op(call):
     told = json.loads(out)
     assert told["backends"]
     assert all(each["why"] for each in told["backends"])
-    assert call("doctor")[0] == 0
+    assert "set of weights" in told["trains_alone"]["mixer lstm"]
+    assert "mixer attention" not in told["trains_alone"]
+    code, out, _ = call("doctor")
+    assert code == 0
+    assert "trained alone" in out
+    assert "mlp moe" in out
 
 
 @pytest.mark.parametrize("what", ["experiment", "model", "task", "train", "evaluate"])

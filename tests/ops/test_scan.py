@@ -96,6 +96,22 @@ def test_selective_scan_agrees_with_the_recurrence(length: int, block: int, stat
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
+def test_selective_scans_are_mapped_where_blocks_are_computed_again() -> None:
+    """The hooks by which a block's states are made again in the backward pass do not go through vmap."""
+    drawn = [draw(2, 1, 9, 3, seed=i) for i in range(4)]
+    inputs = [x.requires_grad_() for x in (drawn[0], drawn[1].exp(), -draw(2, 3, 3, seed=5).exp(), *drawn[2:])]
+
+    def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        return selective_scan(x, dt, A, B, C, block=4)[0]
+
+    mapped = torch.vmap(scan)(*inputs)
+    alone = torch.stack([scan(*(x[i] for x in inputs)) for i in range(2)])
+    torch.testing.assert_close(mapped, alone, rtol=1e-12, atol=1e-12)
+    found, wanted = (torch.autograd.grad(y.square().sum(), inputs) for y in (mapped, alone))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
 def test_bad_input() -> None:
     with pytest.raises(InputError, match="one shape"):
         linear_scan(draw(1, 3, 2), draw(1, 3, 1))

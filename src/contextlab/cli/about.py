@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from contextlab import registry
 from contextlab.cli.shared import JsonOption
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError, unknown
@@ -21,11 +22,24 @@ def doctor(as_json: JsonOption = False) -> None:
     record = machine_record()
     record.pop("backends", None)
     found = [vars(each) if not hasattr(each, "_asdict") else each._asdict() for each in backends()]
+    alone = _trains_alone()
     if as_json:
-        print(json.dumps({**record, "backends": found}, indent=2))
+        print(json.dumps({**record, "backends": found, "trains_alone": alone}, indent=2))
         return
     print_table("", [{"key": key, "value": value} for key, value in flat(record)], prose=["value"], header=False)
     print_table("ops", [{key: str(value) for key, value in each.items()} for each in found], prose=["why"])
+    rows = [{"part": name, "why": why} for name, why in alone.items()]
+    print_table("trained alone, not several as one program", rows, prose=["why"])
+
+
+def _trains_alone() -> dict[str, str]:
+    """Registered mixers and MLPs several of which cannot be trained as one program (`train_together`), and why."""
+    return {
+        f"{kind} {entry.name}": why
+        for kind in ("mixer", "mlp")
+        for entry in registry.entries(kind)
+        if (why := getattr(entry.factory, "trains_alone", ""))
+    }
 
 
 def schema(

@@ -27,6 +27,7 @@ class Mixer(nn.Module, ABC):
     reads_tokens: ClassVar[bool] = False  # whether `forward` also takes the token ids
     hard_choices: ClassVar[bool] = False  # whether it picks what it reads, so that half precision may pick otherwise
     amplifies_rounding: ClassVar[bool] = False  # whether what it wrote decides what it writes, and last digits grow
+    trains_alone: ClassVar[str] = ""  # why several cannot be trained as one program (`training.ensemble`); "": they can
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -145,9 +145,15 @@ def with_loss(y: Tensor, loss: Tensor) -> Tensor:
 
 
 class _WithLoss(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, y: Tensor, loss: Tensor) -> Tensor:
+    def forward(y: Tensor, loss: Tensor) -> Tensor:
         return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,18 +22,34 @@ def answer(model: Any, prompt: Prompt) -> Tensor:
 
     Raises InputError for a pooled read-out where a prompt has more than one scored position.
     """
+    mask, spec = readable(model, prompt), getattr(_own(model), "spec", None)
+    if mask is None:
+        return spread(spec, model(prompt.inputs), prompt.length)
+    return spread(spec, model(prompt.inputs, mask), prompt.length)
+
+
+def spread(spec: Any, predicted: Tensor, length: int) -> Tensor:
+    """What a model of this spec predicts for prompts of so many tokens, at every place: [B, T, k].
+
+    predicted: [B, T, k], or of a pooled read-out [B, k].
+    """
+    if not isinstance(spec, ModelSpec) or spec.pool is None:
+        return predicted
+    return predicted.unsqueeze(1).expand(-1, length, -1)
+
+
+def readable(model: Any, prompt: Prompt) -> Tensor | None:
+    """What a model that reads whole prompts may read of these, [B, T] bool; None: all. Raises as `answer` does."""
     spec = getattr(_own(model), "spec", None)
     if not isinstance(spec, ModelSpec) or not spec.reads_whole:
-        predicted: Tensor = model(prompt.inputs)
-        return predicted
+        return None
     scored, length = prompt.scored, prompt.length
     if spec.pool is not None and bool((scored.sum(1) > 1).any()):
         most = int(scored.sum(1).max())
         raise InputError(f"pool: the model predicts once a prompt, but {most} predictions are to be scored in this one")
     rest = scored.flip(1).int().argmax(1, keepdim=True)  # places after the last scored one; 0 where none is
     mask = torch.arange(length, device=scored.device) < length - rest
-    predicted = model(prompt.inputs, None if bool(mask.all()) else mask)
-    return predicted if spec.pool is None else predicted.unsqueeze(1).expand(-1, length, -1)
+    return None if bool(mask.all()) else mask
 
 
 def _own(model: Any) -> Any:

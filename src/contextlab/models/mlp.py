@@ -7,7 +7,7 @@ make residual branches start small.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -27,6 +27,8 @@ class Mlp(nn.Module, ABC):
 
     width: size of a token's vector. ratio: hidden width over `width`.
     """
+
+    trains_alone: ClassVar[str] = ""  # as of mixers: why several cannot be trained as one program
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -265,6 +267,8 @@ class MixtureOfExperts(Mlp):
     balance: the balancing term.
     balance_weight: its factor.
     """
+
+    trains_alone = "how many tokens an expert gets depends on the data"
 
     def __init__(
         self,

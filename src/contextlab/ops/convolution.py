@@ -67,16 +67,18 @@ def naive_causal_conv(
 
 
 class _ShiftedSum(torch.autograd.Function):
-    """W shifted multiply-adds in the [B, T, C] layout: no transposition, one pass per tap each way."""
+    """W shifted multiply-adds in the [..., B, T, C] layout: no transposition, one pass per tap each way.
 
-    generate_vmap_rule = True
+    padded: [..., B, T + W - 1, C]. weight: [..., C, W], with the same leading dimensions: one convolution for each.
+    """
 
     @staticmethod
     def forward(padded: Tensor, weight: Tensor) -> Tensor:
-        length = padded.shape[1] - weight.shape[1] + 1
-        y = padded[:, :length] * weight[:, 0]
-        for i in range(1, weight.shape[1]):
-            y.addcmul_(padded[:, i : i + length], weight[:, i])
+        length = padded.shape[-2] - weight.shape[-1] + 1
+        taps = _taps(weight)
+        y = padded[..., :length, :] * taps[0]
+        for i in range(1, len(taps)):
+            y.addcmul_(padded[..., i : i + length, :], taps[i])
         return y
 
     @staticmethod
@@ -88,12 +90,28 @@ class _ShiftedSum(torch.autograd.Function):
     @without_autocast
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         padded, weight = ctx.saved_tensors
-        length, width = dy.shape[1], weight.shape[1]
+        length, width = dy.shape[-2], weight.shape[-1]
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            dx = F.pad(dy * weight[:, 0], (0, 0, 0, width - 1))
+            taps = _taps(weight)
+            dx = F.pad(dy * taps[0], (0, 0, 0, width - 1))
             for i in range(1, width):
-                dx[:, i : i + length].addcmul_(dy, weight[:, i])
+                dx[..., i : i + length, :].addcmul_(dy, taps[i])
         if ctx.needs_input_grad[1]:
-            dw = torch.stack([(dy * padded[:, i : i + length]).sum((0, 1)) for i in range(width)], 1)
+            dw = torch.stack([(dy * padded[..., i : i + length, :]).sum((-3, -2)) for i in range(width)], -1)
         return dx, dw
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> tuple[Tensor, int]:
+        """One more dimension in front, of both."""
+        size = info.batch_size
+        padded, weight = (
+            x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(inputs, in_dims, strict=True)
+        )
+        return _ShiftedSum.apply(padded, weight), 0
+
+
+def _taps(weight: Tensor) -> tuple[Tensor, ...]:
+    """[..., C, W] as W factors [..., 1, 1, C] of inputs [..., B, T, C]; of one convolution [C]."""
+    return weight.unbind(-1) if weight.ndim == 2 else weight.unsqueeze(-3).unsqueeze(-3).unbind(-1)

@@ -83,9 +83,11 @@ def selective_scan(
     x, dt, A, B, C = (t.to(work) for t in (x, dt, A, B, C))
     A = A.t()
     h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state.to(work).mT
+    # vmap does not take the hooks by which `checkpoint` works: under it all states are kept
+    again = torch.is_grad_enabled() and x.shape[1] > block and not torch._C._are_functorch_transforms_active()
     ys = []
     for xs, dts, Bs, Cs in zip(*(t.split(block, 1) for t in (x, dt, B, C)), strict=True):
-        if torch.is_grad_enabled() and x.shape[1] > block:
+        if again:
             y, h = checkpoint(_selective_block, xs, dts, Bs, Cs, A, h, use_reentrant=False)
         else:
             y, h = _selective_block(xs, dts, Bs, Cs, A, h)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from contextlab.lazy import modules_on_demand
+from contextlab.training.ensemble import Member, train_together
 from contextlab.training.examples import draw_examples
 from contextlab.training.run import TrainResult
 from contextlab.training.spec import CurriculumSpec, TrainSpec
@@ -12,4 +13,14 @@ from contextlab.training.trainer import train
 if not TYPE_CHECKING:  # else mypy would take any name
     __getattr__ = modules_on_demand(__name__, __path__)
 
-__all__ = ["CurriculumSpec", "TrainResult", "TrainSpec", "TrainState", "draw_examples", "train", "train_step"]
+__all__ = [
+    "CurriculumSpec",
+    "Member",
+    "TrainResult",
+    "TrainSpec",
+    "TrainState",
+    "draw_examples",
+    "train",
+    "train_step",
+    "train_together",
+]

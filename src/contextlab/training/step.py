@@ -110,14 +110,14 @@ def loss_and_gradients(
     tensors, parts = list(params.values()), spec.accumulate
     size = prompt.batch // parts
     total = torch.zeros((), device=tensors[0].device)
-    weights = _weights(model, prompt, parts) if parallel or parts > 1 else None
+    weights = part_weights(model, prompt, parts) if parallel or parts > 1 else None
     gradients: list[Tensor] = []
     for i in range(parts):
         part = prompt if parts == 1 else prompt.rows(i * size, (i + 1) * size)
         # DDP averages over the processes when the last part's gradients arrive.
         early = parallel and i < parts - 1
         with model.no_sync() if early else nullcontext():  # type: ignore[operator]
-            with _autocast(spec, tensors[0].device):
+            with autocast(spec, tensors[0].device):
                 prediction = answer(model, part)
             loss = task.loss(prediction.to(tensors[0].dtype), part)
             if weights is not None:
@@ -135,7 +135,7 @@ def loss_and_gradients(
     return total, dict(zip(params, gradients, strict=True))
 
 
-def _weights(model: nn.Module, prompt: Prompt, parts: int) -> Tensor:
+def part_weights(model: nn.Module | None, prompt: Prompt, parts: int) -> Tensor:
     """What the mean loss of each part counts for, [parts] float64: its share of all scored positions.
 
     Under DDP times the number of processes, because the gradients are averaged over them.
@@ -148,6 +148,7 @@ def _weights(model: nn.Module, prompt: Prompt, parts: int) -> Tensor:
     return counts * processes / total.clamp_min(1)
 
 
-def _autocast(spec: TrainSpec, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(spec: TrainSpec, device: torch.device) -> AbstractContextManager[Any]:
+    """The precision that predictions are computed in (`spec.precision`)."""
     wanted = spec.precision == "bfloat16" or (spec.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()

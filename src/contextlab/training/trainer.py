@@ -64,7 +64,7 @@ def train(
     spec = TrainSpec.parse(spec, "train")
     given = [task] if isinstance(task, Task) else list(task)
     for each in given:
-        _check_sizes(model, each)
+        check_sizes(model, each)
     tasks = Turns(given, spec, seed)
     team = workers(device, model)
     if spec.batch % (team.count * spec.accumulate):
@@ -74,7 +74,7 @@ def train(
         )
     model.to(team.device).train()
     state = TrainState.start(model, spec, seed, team.rank)
-    run = Run(model, state, team, _identity(model, given, spec, seed, team), Path(folder) if folder else None)
+    run = Run(model, state, team, identity(model, given, spec, seed, team), Path(folder) if folder else None)
     run.open(resume)
     if not run.status:
         examples = None if spec.examples is None else Examples(tasks, spec, seed, team)
@@ -90,33 +90,45 @@ def _loop(run: Run, tasks: Turns, examples: Examples | None, spec: TrainSpec, pr
     )
     model = team.wrap(torch.compile(run.model) if compiled else run.model)  # type: ignore[arg-type]
     eager_check = team.device.type == "cpu" and team.count == 1  # reading a loss costs nothing there
-    with _stop_signals() as asked:
+    with stop_signals() as asked:
         while state.step < spec.steps:
             prompt = None if examples is None else examples(state.step)
             run.add(train_step(model, tasks(state.step), spec, state, prompt))
-            last = state.step == spec.steps
-            row_due = last or state.step % spec.log_every == 0
-            save_due = last or (spec.checkpoint_every > 0 and state.step % spec.checkpoint_every == 0)
+            row_due, save_due = due(state.step, spec)
             # Several processes must stop at the same step, and asking them all is not free.
             stopping = asked() if team.count == 1 else row_due and team.any(asked())
             if row_due or save_due or stopping or eager_check:
                 run.settle()
-            if row_due or run.status:
-                row = run.record(rate(state.step - 1, spec) * spec.learning_rate)
-                if progress is not None:
-                    progress(state.step, spec.steps, row["loss"])
-            if last and not run.status:
-                run.status = "finished"
-            if save_due or stopping or run.status:
-                run.save()
+            keep(run, spec, stopping, progress)
             if stopping:
                 raise KeyboardInterrupt
             if run.status:
                 return
 
 
+def due(step: int, spec: TrainSpec) -> tuple[bool, bool]:
+    """Whether a row and a checkpoint are due after so many steps."""
+    last = step == spec.steps
+    save = last or (spec.checkpoint_every > 0 and step % spec.checkpoint_every == 0)
+    return last or step % spec.log_every == 0, save
+
+
+def keep(run: Run, spec: TrainSpec, stopping: bool, progress: Progress | None) -> None:
+    """After a step: its row, the training's end and a checkpoint, as they are due; `run` is settled where one is."""
+    step = run.state.step
+    row_due, save_due = due(step, spec)
+    if row_due or run.status:
+        row = run.record(rate(step - 1, spec) * spec.learning_rate)
+        if progress is not None:
+            progress(step, spec.steps, row["loss"])
+    if step == spec.steps and not run.status:
+        run.status = "finished"
+    if save_due or stopping or run.status:
+        run.save()
+
+
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals() -> Iterator[Callable[[], bool]]:
     """Make the first Ctrl-C or SIGTERM a wish to ask for; the second raises KeyboardInterrupt at once."""
     wishes: list[int] = []
 
@@ -137,7 +149,8 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _check_sizes(model: Any, task: Task) -> None:
+def check_sizes(model: Any, task: Task) -> None:
+    """Raises InputError where the model was built for other sizes than the task's."""
     if getattr(model.spec, "pool", None) is not None:
         model.spec.check_one_prediction(task)
     for name in ("read_in", "input_size", "output_size"):
@@ -148,7 +161,7 @@ def _check_sizes(model: Any, task: Task) -> None:
             )
 
 
-def _identity(model: Any, tasks: Sequence[Task], spec: TrainSpec, seed: int, team: Workers) -> dict[str, Any]:
+def identity(model: Any, tasks: Sequence[Task], spec: TrainSpec, seed: int, team: Workers) -> dict[str, Any]:
     """What makes this training the one it is, as plain data; a checkpoint of any other is not resumed."""
     plain = (str, int, float, bool, type(None))
     described = []

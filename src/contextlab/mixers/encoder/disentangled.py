@@ -53,6 +53,7 @@ class DisentangledAttention(Encoder):
     """
 
     parallel_form = "attention"
+    trains_alone = "PyTorch's attention under vmap gives a learned bias no gradient on a CPU"
 
     def __init__(
         self,

@@ -61,6 +61,7 @@ class SparseStateExpansion(MatrixMixer):
     """
 
     hard_choices: ClassVar[bool] = True
+    trains_alone = "how many tokens a partition gets depends on the data"
 
     def __init__(
         self,

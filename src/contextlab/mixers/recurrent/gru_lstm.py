@@ -20,6 +20,7 @@ class _Recurrent(Mixer):
     """What the two cells share: state, padding, projection out."""
 
     parallel_form = "loop"
+    trains_alone = "PyTorch's LSTM and GRU take one set of weights"
 
     cell: ClassVar[type[nn.LSTM] | type[nn.GRU]]
     parts: ClassVar[tuple[str, ...]]

@@ -38,6 +38,8 @@ class MesaNet(MatrixMixer):
     short_conv: width of the causal convolution before q and k; 0 for none.
     """
 
+    trains_alone = "its solver's backward holds on to the tensors of the forward, which vmap does not take"
+
     def __init__(
         self,
         width: PositiveInt,
