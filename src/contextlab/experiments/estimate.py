@@ -114,7 +114,7 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
             first += [t.training + t.evaluating] * t.seeds
     chosen = [seconds for seconds in best.values() for _ in spec.seeds]
     first += learners.values()
-    stages = [makespan([start + seconds for seconds in jobs], at_once) for jobs in (first, chosen) if jobs]
+    stages = [start + makespan(jobs, at_once) for jobs in (first, chosen) if jobs]
     return Estimate(trainings, learners, at_once, each, sum(stages))
 
 

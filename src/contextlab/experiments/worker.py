@@ -1,18 +1,21 @@
-"""One job of a run in a process of its own: `python -m contextlab.experiments.worker NAME`, started by `workers`.
+"""Jobs of a run, one after another, in a process of its own: `python -m contextlab.experiments.worker`.
 
-The job comes as one line of JSON on standard input. The worker writes one JSON object a line to standard output (see
-`progress.Progress`) and ends when its standard input closes, so that no worker outlives the run that started it. It
-imports the plugins that it is told, never those that a file names.
+What all have in common comes as one line of JSON on standard input, then each job as a line, with the file that its
+errors go to. The worker writes one JSON object a line to standard output (see `progress.Progress`), "ready" after each
+job, and ends when its standard input closes, so that no worker outlives the run that started it. It imports the plugins
+that it is told, never those that a file names.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,25 +56,54 @@ def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
+class _Orders:
+    """Lines of standard input. When it closes before all are done, the parent is gone, and so is this process."""
+
+    def __init__(self) -> None:
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        self.given = self.done = 0
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self.given += 1
+            self.lines.put(line)
+        self.lines.put(None)
+        if self.done < self.given:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while (line := self.lines.get()) is not None:
+            yield json.loads(line)
+            self.done += 1
+
+
+def _errors_to(path: str) -> None:
+    """Send what this process and its libraries write as errors to the end of a file."""
+    sys.stderr.flush()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(file, 2)
+    os.close(file)
 
 
 def main() -> int:
-    """Do the job. Returns the exit code: 0 done (however it ended), 2 user's fault, 130 interrupted."""
+    """Do the jobs. Returns the exit code: 0 done (however they ended), 2 user's fault, 130 interrupted."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job hands on that SIGINT is ignored
         signal.signal(number, _stop)
     try:
-        order = json.loads(sys.stdin.readline())
-        torch.set_num_threads(order["threads"])
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-        load_plugins(order["plugins"])
-        spec = ExperimentSpec.parse(order["spec"])
-        job, device = Job(**order["job"]), torch.device(order["device"])
-        with plain_memory_errors():
-            do_job(RunFolder(order["folder"]), spec, job, device, _Lines(), order["training"])
-    except KeyboardInterrupt:
+        orders = _Orders()
+        waiting = iter(orders)
+        common = next(waiting)
+        torch.set_num_threads(common["threads"])
+        load_plugins(common["plugins"])
+        spec = ExperimentSpec.parse(common["spec"])
+        folder, device = RunFolder(common["folder"]), torch.device(common["device"])
+        for order in waiting:
+            _errors_to(order["errors"])
+            with plain_memory_errors():
+                do_job(folder, spec, Job(**order["job"]), device, _Lines(), common["training"])
+            _say(event="ready")
+    except (KeyboardInterrupt, StopIteration):
         return 130
     except ContextlabError as error:
         print(error, file=sys.stderr)

@@ -31,7 +31,7 @@ def run_workers(
 ) -> None:
     """Do the jobs in worker processes, `record["jobs"]` at once; see `work.do_job`."""
     workers = _Workers(folder, spec, record, tell, training)
-    with ThreadPoolExecutor(record["jobs"]) as pool:
+    with contextlib.closing(workers), ThreadPoolExecutor(record["jobs"]) as pool:
         pending: set[Future[None]] = {pool.submit(workers.run, job) for job in todo}
         try:
             while pending:
@@ -46,13 +46,16 @@ def run_workers(
 
 
 class _Workers:
-    """Worker processes, one job each. They end by themselves when this process dies: their input closes."""
+    """Worker processes, each of which does one job after another: to import everything takes longer than a small job.
+
+    They end by themselves when this process dies: their input closes. One that dies takes its own job with it.
+    """
 
     def __init__(
         self, folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any], tell: Progress, training: bool
     ) -> None:
         self.folder, self.spec, self.tell, self.threads = folder, spec, tell, record["threads"]
-        self.order = {
+        self.common = {
             "folder": str(folder),
             "spec": spec.model_dump(mode="json", exclude_unset=True),
             "training": training,
@@ -60,19 +63,57 @@ class _Workers:
         }
         self.lock = threading.Lock()
         self.running: set[subprocess.Popen[str]] = set()
+        self.idle: list[subprocess.Popen[str]] = []
         self.stopped = False
 
     def run(self, job: Job) -> None:
-        log = self.folder.log(job)
-        make_folder(log.parent)
-        command = [sys.executable, "-m", "contextlab.experiments.worker", job.key]  # the key is for `ps` only
+        """Do one job in a worker that has nothing to do, or in a new one."""
+        make_folder(self.folder.log(job).parent)
+        waiting = self._waiting()
+        process = waiting or self._start(job)
+        if process is None:
+            return
+        heard = ended = ready = False
+        order = {"job": dataclasses.asdict(job), "errors": str(self.folder.log(job))}
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(OSError):  # one that has died already; its end is seen below
+            for each in [order] if waiting else [self.common, order]:
+                process.stdin.write(json.dumps(each) + "\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            heard = True
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                message = json.loads(line)
+                event = message.pop("event")
+                if ready := event == "ready":
+                    break
+                ended |= event == "done"
+                getattr(self.tell, event)(job.key, **message)
+        if ready:
+            with self.lock:
+                self.idle.append(process)
+            return
+        code = self._end(process)
+        if waiting and not heard:  # it died while it waited
+            self.run(job)
+        elif not ended and not self.stopped:
+            self._died(job, code)
+
+    def _waiting(self) -> subprocess.Popen[str] | None:
+        """A worker that waits for a job; None when there is none."""
+        with self.lock:
+            return self.idle.pop() if self.idle else None
+
+    def _start(self, job: Job) -> subprocess.Popen[str] | None:
+        """A new worker, whose errors go to the job's log at first; None once all were told to stop."""
         threads = str(self.threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        with log.open("a") as errors, self.lock:
+        with self.folder.log(job).open("a") as errors, self.lock:
             if self.stopped:
-                return
+                return None
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "contextlab.experiments.worker", self.folder.path.name],  # the name is for `ps`
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -81,24 +122,17 @@ class _Workers:
                 start_new_session=True,  # Ctrl-C reaches this process, which tells the workers once
             )
             self.running.add(process)
+        return process
+
+    def _end(self, process: subprocess.Popen[str]) -> int:
+        """Let a worker go that has ended, or that ends as its input closes. Returns its exit code."""
         assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(OSError):  # one that has died already; its end is seen below
-            process.stdin.write(json.dumps({**self.order, "job": dataclasses.asdict(job)}) + "\n")
-            process.stdin.flush()
-        ended = False
-        for line in process.stdout:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                message = json.loads(line)
-                ended |= message["event"] == "done"
-                getattr(self.tell, message.pop("event"))(job.key, **message)
-        code = process.wait()
         with contextlib.suppress(OSError):
             process.stdin.close()
+        code = process.wait()
         with self.lock:
             self.running.discard(process)
-        if not ended and not self.stopped:
-            self._died(job, code)
+        return code
 
     def _died(self, job: Job, code: int) -> None:
         """A worker that could not say how it ended: killed, out of memory, out of disk."""
@@ -114,8 +148,13 @@ class _Workers:
         self.tell.done(job.key, "failed", message)
 
     def stop(self) -> None:
-        """Tell every worker to save and end, and wait for it."""
+        """Tell every worker that is at work to save and end."""
         with self.lock:
             self.stopped = True
             for process in self.running:
                 process.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        """Let the workers that wait for a job end."""
+        for process in self.idle:
+            self._end(process)
