@@ -79,7 +79,7 @@ class Prompt:
         return self._map(lambda name, value: value if name == "at" else value[index])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that it holds, by name; those in `hidden` as "hidden.NAME". Of the shapes above."""
+        """All that it holds, by name: `inputs` [B, T, ...] and so on; those in `hidden` as "hidden.NAME" [B, ...]."""
         found: dict[str, Tensor] = {}
 
         def note(name: str, value: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Prompt:
         return found
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Prompt:
-        """The same with other tensors, of any shape, one for each of `tensors()`."""
+        """The same with other tensors, [B, T, ...] or of any shape, one for each of `tensors()`."""
         return self._map(lambda name, value: tensors[name])
 
     @staticmethod
