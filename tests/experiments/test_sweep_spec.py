@@ -127,6 +127,16 @@ def test_a_trial_goes_before_what_the_task_says_of_the_model_and_of_training():
     assert (training.model.width, training.train.steps) == (8, 5)
 
 
+def test_what_a_preset_makes_is_reached_by_its_path():
+    model = {"preset": "mamba2", "options": MODEL["options"]}
+    path = "models.softmax.spec.layers.0.options.expand"
+    spec = ExperimentSpec.parse(one(models={"softmax": model, "plain": model}, sweep={"over": {path: [1, 2]}}))
+    found = [(each.model_name, each.model.layers[0].options.get("expand")) for each in spec.trainings()]
+    assert found == [("softmax", 1), ("softmax", 2), ("plain", None)]
+    with pytest.raises(InputError, match="spec.layers.0.options.expnd=1: .*expand"):
+        ExperimentSpec.parse(one(models={"m": model}, sweep={"over": {"spec.layers.0.options.expnd": [1]}}))
+
+
 def test_tasks_of_several_metrics_have_no_best_trial():
     tasks = {
         "tree": {"task": "decision_tree", "options": {"dimensions": 2, "examples": 6, "depth": 1}},

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 LESS = {
     "run": ["--check"],
+    "sweep": ["--check"],
     "check": ["--examples", "2"],
     "evaluate": ["--set", "evaluate.prompts=4", "--jobs", "1"],
     "compress": ["--prompts", "2", "--decoded", "4"],
@@ -130,7 +131,7 @@ def run_command(stage: Stage, block: Block, words: list[str]) -> None:
     into = None
     if len(words) > 2 and words[-2] == ">":
         words, into = words[:-2], words[-1]
-    new = arguments[0] == "run" and "--out" in words and words[words.index("--out") + 1]
+    new = arguments[0] in ("run", "sweep") and "--out" in words and words[words.index("--out") + 1]
     stage.provide(named(" ".join(words)) - {new})
     less = LESS.get(arguments[0], [])
     if alike(words, less) not in stage.worked:  # pages repeat themselves

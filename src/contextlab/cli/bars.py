@@ -53,6 +53,9 @@ class Bars:
         text = f"{status}: {message}" if message else status
         if self.quiet:
             print(f"{key}: {text}", flush=True)
+        elif self.jobs[key].kind == "trial" and status == "finished":
+            self.progress.remove_task(self._bar(key))  # there may be hundreds
+            del self.bars[key]
         elif self.jobs[key].kind != "learners" or status != "finished":
             colour = "green" if status == "finished" else "red"
             self.progress.update(self._bar(key), description=f"{self._title(key)} [{colour}]{escape(text[:60])}[/]")

@@ -51,8 +51,8 @@ def sweep(
 ) -> None:
     """Train every model at many values of a field, choose the best on validation prompts, then measure that.
 
-    Fields are train.KEY, options.KEY of the models that have such an option, and models.NAME.train.KEY or
-    models.NAME.options.KEY of one model. The run's folder holds the sweep: `contextlab run FOLDER --resume` goes on.
+    Fields are train.KEY, options.KEY of the models that have such an option, spec.KEY of what comes of them, and each
+    of these after models.NAME. for one model. The run's folder holds the sweep, for --resume.
 
     Examples:
 

@@ -165,6 +165,8 @@ class ExperimentSpec(Spec):
         try:
             data = with_setting({**(entry.spec or {}), **entry.options, **changes}, setting or {}, "options")
             spec = preset(entry.preset, **data) if entry.preset is not None else ModelSpec.parse(data)
+            if any(path.startswith("spec.") for path in setting or {}):
+                spec = ModelSpec.parse(with_setting(spec.model_dump(), setting or {}, "spec"))
             return spec.for_task(task)
         except ContextlabError as error:
             raise InputError(f"models.{name} (for task {task_name}): {error}") from None

@@ -1,7 +1,7 @@
 """SweepSpec: at which values of its fields a model is trained, as data, and the settings that are tried.
 
-A path is that of a model's entry: `train.KEY`, or `options.KEY` of its preset or of ModelSpec. A trial is one setting,
-path -> value; its number is its place among the settings.
+A path is `train.KEY`, `options.KEY` of a model's preset or spec, or `spec.KEY` of the ModelSpec that comes of them, such
+as `spec.layers.0.options.expand`. A trial is one setting, path -> value; its number is its place among the settings.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_serializer, model_validator
 
 from contextlab.errors import InputError, nearest
+from contextlab.models import ModelSpec
 from contextlab.spec import Spec, describe
 from contextlab.training.spec import TrainSpec
 from contextlab.training.validation import ValidationSpec
@@ -119,8 +120,8 @@ class Values(Spec):
 class SweepSpec(Spec):
     """At which values each model is trained. The best on validation prompts is then measured as any model is.
 
-    over: path -> values: `train.KEY`; `options.KEY` of every model that has such an option; `models.NAME.train.KEY` or
-        `models.NAME.options.KEY` of one model. A path may be written in levels, too: `{train: {steps: [100, 200]}}`.
+    over: path -> values: `train.KEY`; `options.KEY` of every model that has such an option; `spec.KEY` of ModelSpec;
+        each with `models.NAME.` before it of one model. Levels do as well: `{train: {steps: [100, 200]}}`.
     sampler: "grid" tries every combination; "random" draws `trials` of them.
     trials: of each model on each task, where they are drawn.
     seed: of what is drawn; all models draw the same.
@@ -220,6 +221,7 @@ def check_path(path: str, where: str, options: Iterable[str], models: Iterable[s
     root, _, rest = path.partition(".")
     of_models = list(models)
     known = [f"train.{key}" for key in TrainSpec.model_fields if key != "until"] + [f"options.{key}" for key in options]
+    known += [f"spec.{key}" for key in ModelSpec.model_fields]
     ahead = ""
     if root == "models" and of_models:
         name, _, path_of_model = rest.partition(".")
@@ -234,7 +236,7 @@ def check_path(path: str, where: str, options: Iterable[str], models: Iterable[s
     near = by_end[0] if by_end else nearest(path, known)
     hint = f"; did you mean {ahead + near!r}?" if near else ""
     raise InputError(
-        f"{where}.{ahead}{path}: no field of a model or its training{hint} (expected train.KEY or options.KEY)"
+        f"{where}.{ahead}{path}: no field of a model or its training{hint} (expected train.KEY, options.KEY, spec.KEY)"
     )
 
 
@@ -252,7 +254,7 @@ def put(data: Any, keys: list[str], value: Any, path: str) -> Any:
 
 
 def with_setting(data: Mapping[str, Any], setting: Setting, root: str) -> dict[str, Any]:
-    """Plain data of a spec with those values of a setting that are below `root`, "train" or "options"."""
+    """Plain data of a spec with those values of a setting that are below `root`: "train", "options" or "spec"."""
     changed: Any = dict(data)
     for path, value in setting.items():
         first, *keys = path.split(".")

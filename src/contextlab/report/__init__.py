@@ -11,6 +11,7 @@ from contextlab.report.page import build_report, write_compress_page, write_cost
 from contextlab.report.suite import suite_table
 from contextlab.report.summary import summary_table, summary_words
 from contextlab.report.sweep import chosen_table
+from contextlab.report.sweep_figure import by_swept_field
 
 if not TYPE_CHECKING:  # else mypy would take any name
     __getattr__ = modules_on_demand(__name__, __path__)
@@ -18,6 +19,7 @@ if not TYPE_CHECKING:  # else mypy would take any name
 __all__ = [
     "build_report",
     "by_split",
+    "by_swept_field",
     "chosen_table",
     "compress_table",
     "compress_words",

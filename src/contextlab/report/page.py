@@ -30,6 +30,7 @@ from contextlab.report.pages import interval_words
 from contextlab.report.sections import CompressData, CostData, OverviewData, TaskData
 from contextlab.report.suite import suite_table
 from contextlab.report.summary import example_table, summary_table, summary_words
+from contextlab.report.sweep import chosen_table
 from contextlab.words import flat
 
 LEADING = ("models_by_tasks", "examples", "state")
@@ -85,6 +86,7 @@ def build_report(
                 if not found.empty
             ],
             overview=suite_table(results),
+            chosen=chosen_table(records, len(set(names)) > 1),
             overview_drawn=overview,
             tables=summary_table(results, records),
             sections=sections,

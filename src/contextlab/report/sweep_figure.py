@@ -1,0 +1,73 @@
+"""The figure of a sweep: validation quality by each swept number, a line for each model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from contextlab.registry import register
+from contextlab.report.drawing import draw_line, finish, styles
+from contextlab.report.naming import axis_title, metric_title, record_label, record_tasks
+from contextlab.report.sections import Drawn, TaskData
+
+LOGARITHMIC = 8.0
+"""A field whose largest number is so many times its smallest has a logarithmic axis."""
+
+UNSEEN: Mapping[str, Any] = {"colour": "#000000", "dash": "solid", "marker": "circle"}
+"""How a model looks that has no results, as it diverged in the end."""
+
+
+@register("figure", "sweep", family="training")
+def by_swept_field(data: TaskData) -> list[Drawn]:
+    """The metric on validation prompts by each field that was swept over numbers."""
+    several = data.results["run"].nunique() > 1
+    found: dict[str, Mapping[str, Any]] = {}  # of each model one record: all seeds tell the same
+    for record in data.records:
+        if record.get("sweep") and data.task in record_tasks(record):
+            found.setdefault(record_label(record, several), record)
+    paths = dict.fromkeys(path for record in found.values() for path in record["setting"])
+    drawn = []
+    for path in paths:
+        lines = {name: line for name, record in found.items() if len(line := profile(record["sweep"], path)) > 1}
+        if lines:
+            metrics = {str(found[name]["sweep"]["metric"]) for name in lines}
+            drawn.append(_drawn(data, path, lines, next(iter(metrics))))
+    return drawn
+
+
+def profile(sweep: Mapping[str, Any], path: str) -> pd.DataFrame:
+    """The best trial at each number of a field, by columns at, value, ci_low, ci_high; whole trials only."""
+    sign = -1 if sweep["higher_is_better"] else 1
+    best: dict[float, Mapping[str, Any]] = {}
+    for trial in sweep["curve"]:
+        at = trial["setting"].get(path)
+        if isinstance(at, bool) or not isinstance(at, int | float) or trial["value"] is None:
+            continue
+        if set(trial["statuses"]) == {"finished"} and (
+            at not in best or sign * trial["value"] < sign * best[at]["value"]
+        ):
+            best[at] = trial
+    columns = ("value", "ci_low", "ci_high")
+    return pd.DataFrame([{"at": at, **{name: best[at][name] for name in columns}} for at in sorted(best)])
+
+
+def _drawn(data: TaskData, path: str, lines: Mapping[str, pd.DataFrame], metric: str) -> Drawn:
+    look = styles(data.results)
+    figure = go.Figure()
+    for name, line in lines.items():
+        draw_line(figure, line, line["at"].tolist(), name, "model", look.get(name, UNSEEN))
+    finish(figure, path, f"{axis_title(metric)} on validation")
+    places = sorted({at for line in lines.values() for at in line["at"]})
+    if places[0] > 0 and places[-1] >= LOGARITHMIC * places[0]:
+        figure.update_xaxes(type="log")
+    if len(places) <= 8:
+        figure.update_xaxes(tickvals=places, ticktext=[f"{at:.3g}" for at in places])
+    title = f"{metric_title(metric).capitalize()} by {path}"
+    note = (
+        "Each trial's mean over seeds on the validation prompts, by which the best was chosen; where other fields "
+        "were swept too, that of the best of their values. Bands: 95% intervals."
+    )
+    return Drawn(title, figure, note)
