@@ -1,6 +1,6 @@
 """SweepSpec: at which values of its fields a model is trained, as data, and the settings that are tried.
 
-A path is `train.KEY`, `options.KEY` of a model's preset or spec, or `spec.KEY` of the ModelSpec that comes of them, such
+A path is `train.KEY`, `options.KEY` of a model's preset or spec, or `spec.KEY` of the ModelSpec that they make, such
 as `spec.layers.0.options.expand`. A trial is one setting, path -> value; its number is its place among the settings.
 """
 
