@@ -114,8 +114,8 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
             first += [t.training + t.evaluating] * t.seeds
     chosen = [seconds for seconds in best.values() for _ in spec.seeds]
     first += learners.values()
-    stages = [start + makespan(jobs, at_once) for jobs in (first, chosen) if jobs]
-    return Estimate(trainings, learners, at_once, each, sum(stages))
+    stages = [makespan(jobs, at_once) for jobs in (first, chosen) if jobs]
+    return Estimate(trainings, learners, at_once, each, start + sum(stages))
 
 
 def makespan(seconds: Sequence[float], at_once: int) -> float:

@@ -34,7 +34,7 @@ from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.trackers import Tracked, require_trackers
 from contextlab.experiments.trial import stale
 from contextlab.experiments.work import do_job, trained
-from contextlab.experiments.workers import run_workers
+from contextlab.experiments.workers import Workers
 from contextlab.plugins import load_plugins, plugin_options
 from contextlab.training.distributed import resolve
 
@@ -178,18 +178,31 @@ def _do(
     """Do the jobs of one stage after another, then close the run."""
     try:
         write_status(folder, record, "running")
-        for stage in stages:
-            todo = stage()
-            if record["jobs"] == 1:
-                with _threads(record["threads"]):
-                    for job in todo:
-                        do_job(folder, spec, job, torch.device(record["device"]), tell, training)
-            else:
-                run_workers(folder, spec, todo, record, tell, training)
+        with _team(folder, spec, record, tell, training) as do:
+            for stage in stages:
+                do(stage())
         return close(folder, spec, record)
     except KeyboardInterrupt:
         write_status(folder, record, "interrupted")
         raise Interrupted(folder, record["plugins"], trackers) from None
+
+
+@contextlib.contextmanager
+def _team(
+    folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any], tell: Progress, training: bool
+) -> Iterator[Callable[[list[Job]], None]]:
+    """What does a list of jobs: this process, or as many workers as the record says."""
+    if record["jobs"] > 1:
+        with Workers(folder, spec, record, tell, training) as workers:
+            yield workers.do
+        return
+
+    def do(todo: list[Job]) -> None:
+        for job in todo:
+            do_job(folder, spec, job, torch.device(record["device"]), tell, training)
+
+    with _threads(record["threads"]):
+        yield do
 
 
 @contextlib.contextmanager

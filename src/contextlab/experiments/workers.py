@@ -21,32 +21,10 @@ from contextlab.experiments.spec import ExperimentSpec
 from contextlab.files import make_folder, write_record
 
 
-def run_workers(
-    folder: RunFolder,
-    spec: ExperimentSpec,
-    todo: Sequence[Job],
-    record: dict[str, Any],
-    tell: Progress,
-    training: bool = True,
-) -> None:
-    """Do the jobs in worker processes, `record["jobs"]` at once; see `work.do_job`."""
-    workers = _Workers(folder, spec, record, tell, training)
-    with contextlib.closing(workers), ThreadPoolExecutor(record["jobs"]) as pool:
-        pending: set[Future[None]] = {pool.submit(workers.run, job) for job in todo}
-        try:
-            while pending:
-                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                for each in finished:
-                    each.result()
-        except BaseException:
-            workers.stop()
-            for each in pending:
-                each.cancel()
-            raise
+class Workers:
+    """Worker processes, `record["jobs"]` at once, that do jobs (`work.do_job`), each one after another.
 
-
-class _Workers:
-    """Worker processes, each of which does one job after another: to import everything takes longer than a small job.
+    To import everything takes longer than a small job, so a worker lives as long as this, a context manager.
 
     They end by themselves when this process dies: their input closes. One that dies takes its own job with it.
     """
@@ -65,8 +43,31 @@ class _Workers:
         self.running: set[subprocess.Popen[str]] = set()
         self.idle: list[subprocess.Popen[str]] = []
         self.stopped = False
+        self.pool = ThreadPoolExecutor(record["jobs"])
 
-    def run(self, job: Job) -> None:
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pool.shutdown()
+        for process in self.idle:
+            self._end(process)
+
+    def do(self, todo: Sequence[Job]) -> None:
+        """Do the jobs. What is raised here, such as KeyboardInterrupt, tells those at work to save and end."""
+        pending: set[Future[None]] = {self.pool.submit(self._run, job) for job in todo}
+        try:
+            while pending:
+                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                for each in finished:
+                    each.result()
+        except BaseException:
+            self._stop()
+            for each in pending:
+                each.cancel()
+            raise
+
+    def _run(self, job: Job) -> None:
         """Do one job in a worker that has nothing to do, or in a new one."""
         make_folder(self.folder.log(job).parent)
         waiting = self._waiting()
@@ -96,7 +97,7 @@ class _Workers:
             return
         code = self._end(process)
         if waiting and not heard:  # it died while it waited
-            self.run(job)
+            self._run(job)
         elif not ended and not self.stopped:
             self._died(job, code)
 
@@ -147,14 +148,9 @@ class _Workers:
         write_record(path, {**before, **job.fields, "status": "failed", "message": message})
         self.tell.done(job.key, "failed", message)
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Tell every worker that is at work to save and end."""
         with self.lock:
             self.stopped = True
             for process in self.running:
                 process.send_signal(signal.SIGTERM)
-
-    def close(self) -> None:
-        """Let the workers that wait for a job end."""
-        for process in self.idle:
-            self._end(process)
