@@ -1,4 +1,4 @@
-"""Policies at transformers modules that attend several times in a forward, and at those that run several times."""
+"""Policies at modules of transformers that attend several times in a forward, and at those that run several times."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"] * 2, "num_experts": 4, "num_experts_per_tok": 2,
         "moe_intermediate_size": 16,
     },
+    "zamba": {
+        "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 16,
+        "attention_hidden_size": 64, "mamba_d_state": 8, "mamba_dt_rank": 4, "n_mamba_heads": 2,
+        "num_key_value_heads": 4,
+    },
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
 }  # fmt: skip
 TOKEN = {"diffllama": 2 * 2 * 2 * 8 * 8, "hrm_text": 12 * 4 * 2 * 8 * 8}
 """Bytes that the model itself holds of a token."""

@@ -25,9 +25,11 @@ from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.huggingface_latent import entry, keeps_latent, latent_sizes
 from contextlab.policies.huggingface_parts import each_turned, parts_of
-from contextlab.policies.huggingface_visits import Noted, moves, visits
+from contextlab.policies.huggingface_visits import Noted, moves, told_layer, visits
 
 NAME = "contextlab"
+SERVED = (DynamicLayer, LinearAttentionAndFullAttentionLayer)
+"""Layers of a cache in whose place a policy's states may stand."""
 UNTURNED = ("dynamic", "longrope")
 """Rotary positions whose frequencies change with the length, so that a key cannot be turned further."""
 
@@ -54,14 +56,17 @@ def attention_layers(model: nn.Module) -> list[tuple[Any, KVLayer]]:
     windows = False
     for module in theirs.modules():
         causal = getattr(module, "is_causal", type(module).__name__.endswith("Attention"))
-        if not (causal and isinstance(getattr(module, "layer_idx", None), int)):
+        index: Any = getattr(module, "layer_idx", None)
+        if not causal or not (isinstance(index, int) or told_layer(module)):
             continue
-        if module.layer_idx < 0:
-            raise InputError(f"{type(module).__name__} stands for several layers, so no policy can serve it")
         config: Any = getattr(module, "config", theirs.config)
         if id(config) not in caches:
             caches[id(config)] = DynamicCache(config=config).layers
-        kept = caches[id(config)][module.layer_idx]
+        if told_layer(module):  # one of those that it stands for
+            index = next((i for i, each in enumerate(caches[id(config)]) if isinstance(each, CacheLayerMixin)), -1)
+        if index < 0:
+            raise InputError(f"{type(module).__name__} stands for several layers, so no policy can serve it")
+        kept = caches[id(config)][index]
         if isinstance(kept, DynamicSlidingWindowLayer):
             windows = True
             continue
@@ -70,12 +75,12 @@ def attention_layers(model: nn.Module) -> list[tuple[Any, KVLayer]]:
         name = type(module).__name__
         if type(kept).__name__ == "DummyLayer":
             raise InputError(f"{name} reads the keys and values of another layer, so no policy can serve it")
-        if type(kept) not in (DynamicLayer, LinearAttentionAndFullAttentionLayer):
+        if type(kept) not in SERVED:
             raise InputError(f"{name} keeps keys and values together with other memory, so no policy can serve it")
         if "ALL_ATTENTION_FUNCTIONS" not in forward_of(module).__code__.co_names:
             raise InputError(f"{name} computes attention by itself (no attention interface), so no policy can serve it")
         twice = any(other.layer_idx == module.layer_idx and other.config is module.config for other, _ in found)
-        if twice and not moves(module):
+        if twice and not (moves(module) or told_layer(module)):
             raise InputError(
                 f"{theirs.config.model_type} runs its layers more than once in a forward, each time with a memory of "
                 "its own, so no policy can serve it"
@@ -86,7 +91,19 @@ def attention_layers(model: nn.Module) -> list[tuple[Any, KVLayer]]:
             f"{theirs.config.model_type}: all of its attention layers have windows, which bound what they keep; "
             "policies serve layers that keep all keys and values"
         )
+    if not found and (itself := _by_itself(theirs)):
+        raise InputError(f"{itself} computes attention by itself (no attention interface), so no policy can serve it")
     return visits(theirs, found)
+
+
+def _by_itself(model: PreTrainedModel) -> str | None:
+    """A module of a model with a cache of keys and values that attends, and says not for which layer."""
+    name = cache_argument(model.forward)
+    keeps = any(type(each) in SERVED for each in DynamicCache(config=model.config).layers)
+    if name not in ("cache", "past_key_values") or not keeps:
+        return None
+    names = (type(module).__name__ for module in model.modules() if hasattr(module, "config"))
+    return next((each for each in names if each.endswith("Attention")), None)
 
 
 def forward_of(module: nn.Module) -> Any:

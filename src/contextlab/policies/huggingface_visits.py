@@ -1,7 +1,7 @@
-"""Layers of looped `transformers` models, which run several times in a forward, each time with a memory of its own.
+"""Layers of `transformers` models that run several times in a forward, each time with a memory of its own.
 
-Their attention modules write into another layer of the cache each time. Policies serve each of these as a layer, so
-that a budget is divided among all that the model holds.
+In looped models, or where layers share their weights, an attention module writes into another layer of the cache each
+time. Policies serve each of these as a layer, so that a budget is divided among all that the model holds.
 """
 
 from __future__ import annotations
@@ -76,13 +76,19 @@ def moves(module: Any) -> bool:
     return any(name.endswith("_offset") for name in inspect.signature(module.forward).parameters)
 
 
+def told_layer(module: Any) -> bool:
+    """Whether a module stands for several layers, and is told in each call for which (zamba)."""
+    index = getattr(module, "layer_idx", None)
+    return (index is None or index < 0) and "layer_idx" in inspect.signature(module.forward).parameters
+
+
 @torch.no_grad()
 def visits(model: PreTrainedModel, found: list[tuple[Any, KVLayer]]) -> list[tuple[Any, KVLayer]]:
     """The same modules, those that run several times once for each layer of the cache that they write into, in order.
 
     Found by one token that the model reads. Raises InputError where a module writes into none.
     """
-    if not any(moves(module) for module, _ in found):
+    if not any(moves(module) or told_layer(module) for module, _ in found):
         return found
     cache = _Written(model.config)
     name = cache_argument(model.forward)
