@@ -14,6 +14,11 @@ SPEC = {
     "tasks": {
         "listops": {"task": "listops", "options": {"length": 24, "shortest": 5, "depth": 3, "arguments": 3}},
         "digits": {"task": "induction_head", "options": {"length": 8, "vocabulary": 4}},
+        "curves": {
+            "task": "pathfinder",
+            "options": {"size": 10, "segments": 2, "distance": 2, "distractors": 0},
+            "train": {"steps": 5},
+        },
     },
     "models": {
         "encoder": ENCODER,

@@ -47,6 +47,7 @@ from contextlab.learners.kernels import GaussianProcess, KernelRidge, KernelSmoo
 from contextlab.learners.linear_bandits import LinearThompson, LinUCB
 from contextlab.learners.logic_puzzle import PuzzlePosterior
 from contextlab.learners.naive_bayes import NaiveBayes, NaiveBayesPairs
+from contextlab.learners.neighbours import PixelNeighbours
 from contextlab.learners.networks import TwoLayerNetwork
 from contextlab.learners.ngrams import (
     BackoffNgram,
@@ -144,6 +145,7 @@ __all__ = [
     "ParityElimination",
     "Perceptron",
     "PerfectMemory",
+    "PixelNeighbours",
     "PoolPosterior",
     "PosteriorMeanArm",
     "PreconditionedGradientDescent",

@@ -37,6 +37,7 @@ from contextlab.tasks.networks import ReluNetwork, RepresentationRegression
 from contextlab.tasks.outliers import OutlierRegression
 from contextlab.tasks.pathfinder import Pathfinder
 from contextlab.tasks.phonebook import Phonebook
+from contextlab.tasks.pixels import PixelClassification
 from contextlab.tasks.recall import AssociativeRecall
 from contextlab.tasks.recall_variants import ChainedRecall, CompositionalRecall, MultiValueRecall, OverwrittenRecall
 from contextlab.tasks.regression import LinearRegression
@@ -119,6 +120,7 @@ __all__ = [
     "OverwrittenRecall",
     "Pathfinder",
     "Phonebook",
+    "PixelClassification",
     "PolynomialSeries",
     "Prompt",
     "QuadraticRegression",

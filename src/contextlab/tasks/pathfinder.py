@@ -17,8 +17,8 @@ from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
 from contextlab.tasks.pathfinder_curves import Canvas, Curves, Style
+from contextlab.tasks.pixels import shaded
 
-SHADES = " .:-=+*#%@"
 Degrees = Annotated[int, Field(ge=-180, le=179)]
 
 
@@ -117,12 +117,8 @@ class Pathfinder(TokenTask):
 
     def words(self, prompt: Prompt, row: int = 0) -> str:
         """The image, two characters a pixel, the brighter the fuller, and in brackets the label."""
-        scale = (len(SHADES) - 1) / max(self.levels - 1, 1)
-        lines = [
-            "".join(2 * SHADES[round(level * scale)] for level in line)
-            for line in prompt.inputs[row].view(self.size, self.size).tolist()
-        ]
-        return "\n".join([*lines, f"[{self.symbol(int(prompt.targets[row, -1]))}]"])
+        image = prompt.inputs[row].view(self.size, self.size)
+        return f"{shaded(image, self.levels)}\n[{self.symbol(int(prompt.targets[row, -1]))}]"
 
     def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
         """Draw prompts: inputs [batch, size * size] int64.
