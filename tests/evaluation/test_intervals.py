@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from contextlab.evaluation import evaluate, summarise
@@ -17,6 +18,7 @@ from contextlab.evaluation.breakdown import FacetTally
 from contextlab.evaluation.compress import build_prompts, compress, measure
 from contextlab.evaluation.compress.reading import Reading
 from contextlab.evaluation.compress.rows import Trials
+from contextlab.evaluation.intervals import contrast, share_bounds, weighted
 from contextlab.evaluation.results import table
 from contextlab.prompt import Learner, Prompt, Task
 from tests.evaluation.test_compress import model
@@ -188,3 +190,67 @@ def test_the_shortest_prompts_that_hold_two_pairs_are_drawn() -> None:
     two = build_prompts("kv_retrieval", 512, model()).replace(pairs=2)
     shortest = two.sample(1, torch.Generator().manual_seed(0)).length
     assert build_prompts("kv_retrieval", shortest, model()).pairs == 2  # type: ignore[attr-defined]
+
+
+CROSSED = [
+    (1, 0.0, 1.0, 0.3),
+    (2, 0.05, 1.0, 0.3),
+    (2, 0.5, 1.0, 0.3),
+    (3, 0.2, 1.0, 0.3),
+    (3, 0.0, 0.3, 1),
+    (5, 1, 1, 1),
+]
+"""Seeds, and the standard deviations of what seeds add, what prompts add, and what is left."""
+
+
+@pytest.mark.parametrize("difference", [False, True])
+def test_intervals_over_prompts_and_seeds_are_calibrated(difference: bool) -> None:
+    """A 95% interval holds the truth in 92 to 98 of 100 draws; few seeds are on the safe side of that."""
+    rng, prompts, draws, held = np.random.default_rng(3), 100, 300, []
+    for seeds, spread, shared, noise in CROSSED:
+        holds = 0
+        for _ in range(draws):
+            both, samples = shared * rng.normal(size=prompts), []
+            for who, weight in (("a", 1.0), ("b", -1.0))[: 1 + difference]:
+                hard = both + 0.5 * shared * rng.normal(size=prompts) * difference
+                own = [spread * rng.normal() + hard + noise * rng.normal(size=prompts) for _ in range(seeds)]
+                samples += weighted([(who, seed, "p", values) for seed, values in enumerate(own)], weight)
+            holds += contrast(samples).holds(0.0)
+        held.append(holds / draws)
+    assert 0.94 <= sum(held) / len(held) <= 0.98
+    assert min(held) >= 0.91
+    assert max(held) <= 0.995
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (2, 0.3), (3, 0.5), (5, 0.3)])
+def test_intervals_of_seeds_with_prompts_of_their_own_are_calibrated(seeds: int, spread: float) -> None:
+    rng, held = np.random.default_rng(4), 0
+    for _ in range(600):
+        own = [spread * rng.normal() + rng.normal(size=32) for _ in range(seeds)]
+        held += contrast(weighted([("a", s, ("p", s), values) for s, values in enumerate(own)], 1.0)).holds(0.0)
+    assert 0.92 <= held / 600 <= 0.985
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.995])
+def test_intervals_of_shares_are_calibrated_and_stay_within_bounds(share: float) -> None:
+    rng = np.random.default_rng(5)
+    values = rng.binomial(1, share, size=(2000, 400)).astype(float)
+    mean, half = values.mean(1), Z95 * values.std(1, ddof=1) / 20
+    low, high = share_bounds(mean, half, np.full(2000, 400))
+    assert ((low >= 0) & (high <= 1)).all()
+    assert 0.92 <= ((low <= share) & (share <= high)).mean() <= 0.98
+    alone = share_bounds(*(np.array([x]) for x in (1.0, 0.0, 1024)))
+    assert alone[0][0] == pytest.approx(1 / (1 + Z95**2 / 1024))
+    assert alone[1][0] == 1
+
+
+def test_a_paired_difference_is_that_of_the_prompts_differences() -> None:
+    rng = np.random.default_rng(6)
+    one, two = rng.normal(size=(2, 40)) + 10 * rng.normal(size=40)
+    one[3] = math.nan  # what one does not answer counts for neither
+    told = contrast([*weighted([("a", 0, "p", one)], 1.0), *weighted([("b", 0, "p", two)], -1.0)])
+    found = stats.ttest_rel(np.delete(one, 3), np.delete(two, 3)).confidence_interval()
+    assert (told.low, told.high) == pytest.approx((found.low, found.high), rel=0.02)
+    apart = contrast([*weighted([("a", 0, "p", one)], 1.0), *weighted([("b", 0, "q", two)], -1.0)])
+    assert apart.high - apart.low > 4 * (told.high - told.low)
+    assert contrast(weighted([("a", 0, "p", one[:1])], 1.0)).low == -math.inf

@@ -141,11 +141,12 @@ def test_tables_lie_beside_the_results_and_stale_ones_go(tmp_path) -> None:
     recall.write(one)
     regression.write(two)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "b.parquet", "b.similarity.parquet", "facets.parquet", "results.parquet",
+        "b.by_prompt.parquet", "b.parquet", "b.similarity.parquet", "by_prompt.parquet", "facets.parquet",
+        "results.parquet",
     ]  # fmt: skip
     both = Measured.read([one, two])
     joined = Measured.join([recall, regression])
-    for name in ("results", "facets", "similarity"):
+    for name in ("results", "facets", "similarity", "by_prompt"):
         pd.testing.assert_frame_equal(getattr(both, name), getattr(joined, name))
     regression.write(one)
     assert not beside(one, "facets").exists()

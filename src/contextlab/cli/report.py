@@ -29,7 +29,7 @@ def report(
     if len(set(names)) < len(names):  # two runs of one recipe: tell them apart by their folders
         names = [each.folder.name for each in opened]
         for each, name in zip(opened, names, strict=True):
-            for rows in (each.results, each.facets, each.similarity):
+            for rows in (each.results, each.facets, each.similarity, each.by_prompt):
                 rows["run"] = name
     if out.is_dir():
         raise InputError(f"{out}: is a folder; expected the name of an HTML file")
@@ -41,6 +41,7 @@ def report(
         out,
         facets=pd.concat([each.facets for each in opened], ignore_index=True),
         similarity=pd.concat([each.similarity for each in opened], ignore_index=True),
+        by_prompt=pd.concat([each.by_prompt for each in opened], ignore_index=True),
         compressed={name: each.compressed for each, name in zip(opened, names, strict=True)},
     )
     console.print(f"Report: {out}", soft_wrap=True)

@@ -260,13 +260,13 @@ def _print_summary(done: Any) -> None:
     )
 
     console.print()
-    for title, rows in summary_table(done.results, done.records).items():
+    for title, rows in summary_table(done.results, done.records, done.by_prompt).items():
         print_table(title, rows)
     if overview := suite_table(done.results):
         print_table("all tasks", overview)
     if chosen := chosen_table(done.records):
         print_table("chosen on validation prompts (window: where the score is within 95% of the best)", chosen)
-    for sentence in summary_words(done.results, done.records):
+    for sentence in summary_words(done.results, done.records, done.by_prompt):
         console.print(f"• {escape(sentence)}")
     for record in done.records:
         if record["status"] not in ("finished",):

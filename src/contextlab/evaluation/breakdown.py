@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, unknown
-from contextlab.evaluation.evaluate import Z95, _evaluating, _kept_prompts, predict
+from contextlab.evaluation.evaluate import _evaluating, _kept_prompts, predict
+from contextlab.evaluation.intervals import Z95, share_bounds
 from contextlab.evaluation.spec import EvaluateSpec
-from contextlab.prompt import Learner, Predictor, Prompt, Task
+from contextlab.prompt import HIGHER_IS_BETTER, Learner, Predictor, Prompt, Task
 
 COLUMNS = ("model", "kind", "by", "low", "high", "metric", "value", "ci_low", "ci_high", "n")
 
@@ -119,14 +120,18 @@ class _Groups:
             mean = total.sum(0) / n
             residual = (total - mean * count).square().sum(0) * prompts / max(prompts - 1, 1)
             half = Z95 * residual.sqrt() / n
+            low, high = mean - half, mean + half
+            if metric in HIGHER_IS_BETTER:
+                trials = (count > 0).sum(0).numpy()
+                low, high = map(torch.from_numpy, share_bounds(mean.numpy(), half.numpy(), trials))
             for i in range(len(n)):
                 yield {
                     "low": self.low[i].item(),
                     "high": self.high[i].item(),
                     "metric": metric,
                     "value": mean[i].item(),
-                    "ci_low": (mean[i] - half[i]).item(),
-                    "ci_high": (mean[i] + half[i]).item(),
+                    "ci_low": low[i].item(),
+                    "ci_high": high[i].item(),
                     "n": int(n[i]),
                 }
 

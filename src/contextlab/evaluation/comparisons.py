@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.evaluation.evaluate import Z95, _prompts, predict
+from contextlab.evaluation.evaluate import _prompts, predict
+from contextlab.evaluation.intervals import Z95
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.prompt import Learner, Predictor, Prompt, Task
 from contextlab.tasks.base import Drawn, LabelTask, lay_out

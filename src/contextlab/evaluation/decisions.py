@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.evaluation.evaluate import Z95, _evaluating, predict
+from contextlab.evaluation.evaluate import _evaluating, predict
+from contextlab.evaluation.intervals import Z95
 from contextlab.evaluation.results import table
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.learners.bandits import DecisionLearner
@@ -133,6 +135,7 @@ def regret(
     run: str = "",
     task_name: str | None = None,
     device: torch.device | str | None = None,
+    by_problem: list[dict[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """Online performance of predictors, all on the same problems; see `rollout`.
 
@@ -140,6 +143,7 @@ def regret(
     horizon: steps; None for the task's.
     run, task_name: written into the table.
     device: where the problems are; None takes the first model's.
+    by_problem: where given, a row of each problem's regret is added to it (see `results.BY_PROMPT_COLUMNS`).
 
     Returns a tidy table (see `results.COLUMNS`), split "online", `shot` the steps made before. Metrics: "regret", the
     expected reward lost so far; "suboptimality", that lost in this step; "reward". Where the shot is missing, "regret"
@@ -168,6 +172,11 @@ def regret(
             "length": steps,
             "n": problems,
         }
+        if by_problem is not None:
+            drawn = "".join(f"{key}:{value.flatten().tolist()}" for key, value in sorted(played.problem.items()))
+            drawn_as = {"metric": "regret", "prompts": hashlib.blake2b(drawn.encode(), digest_size=8).hexdigest()}
+            row = {key: value for key, value in who.items() if key not in ("length", "n")}
+            by_problem.append({**row, **drawn_as, "chance": math.nan, "values": total[:, -1].float().cpu().numpy()})
         for metric, by_step in each.items():
             values = torch.cat([whole[metric], by_step], 1)
             half = Z95 * values.std(0, correction=min(1, problems - 1)) / math.sqrt(problems)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.errors import InputError, unknown
+from contextlab.evaluation.intervals import share_bounds, t95
 from contextlab.evaluation.results import table
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.memory import require_room
 from contextlab.models.answer import answer
 from contextlab.prompt import HIGHER_IS_BETTER, Learner, Predictor, Prompt, Task
-
-Z95 = 1.959964
+from contextlab.training.examples import fingerprints
 
 Watch = Callable[[str, str, Task, Prompt, Tensor, dict[str, Tensor]], None]
 """Told of each batch: the predictor's name, the split and its task, the prompts, the predictions, their errors."""
@@ -46,6 +48,7 @@ def evaluate(
     device: torch.device | str | None = None,
     watch: Watch | None = None,
     apart: Callable[[Prompt], Prompt] | None = None,
+    by_prompt: list[dict[str, Any]] | None = None,
     **changes: Any,
 ) -> pd.DataFrame:
     """Measure a predictor on the splits of a task.
@@ -57,12 +60,13 @@ def evaluate(
     device: where prompts are drawn; None takes the model's.
     watch: told of each batch of predictions, to measure more of them.
     apart: leaves out of a batch the prompts that this predictor shall not be measured on, as it was trained on them.
+    by_prompt: where given, rows of the values of each prompt are added to it (see `results.BY_PROMPT_COLUMNS`).
 
     Returns a tidy table (see `results.COLUMNS`). For each split and metric there is a row a shot, and one with a
     missing shot for the mean over all that is scored; `excess_<metric>` is the difference to the split's best
-    known learner on the same prompts, positive where the predictor is worse. Intervals are normal 95% intervals
-    over prompts. A split that the predictor cannot answer (too long for its positions, say) has one row whose
-    value is missing and n 0, and a warning tells why.
+    known learner on the same prompts, positive where the predictor is worse. Intervals are 95% intervals over
+    prompts: Student's t, and Wilson's of shares such as accuracy. A split that the predictor cannot answer (too long
+    for its positions, say) has one row whose value is missing and n 0, and a warning tells why.
     """
     spec = _spec(spec, changes)
     if device is None:
@@ -81,8 +85,10 @@ def evaluate(
         best = next(iter(shifted.learners().values()))
         try:
             with _evaluating(predictor):
-                for prompt in _prompts(shifted, spec, index, device):
-                    if apart is not None and not (prompt := apart(prompt)).batch:
+                for drawn in _prompts(shifted, spec, index, device):
+                    prompt = drawn if apart is None else apart(drawn)
+                    tally.draws(drawn, prompt)
+                    if not prompt.batch:
                         continue
                     prediction = predict(predictor, prompt)
                     errors = shifted.errors(prediction, prompt)
@@ -96,6 +102,8 @@ def evaluate(
             rows.append({**who, "split": split, "metric": shifted.metric, "value": math.nan, "n": 0})
             continue
         rows += [{**who, "split": split, **row} for row in tally.rows()]
+        if by_prompt is not None:
+            by_prompt += [{**who, "split": split, **row} for row in tally.by_prompt()]
     return table(rows)
 
 
@@ -107,6 +115,7 @@ def evaluate_learners(
     task_name: str | None = None,
     device: torch.device | str = "cpu",
     watch: Watch | None = None,
+    by_prompt: list[dict[str, Any]] | None = None,
     **changes: Any,
 ) -> pd.DataFrame:
     """Measure the task's learners; on each split those that the split's own task names. See `evaluate`."""
@@ -127,12 +136,15 @@ def evaluate_learners(
             for name, tally in chosen.items():
                 prediction = foremost if name == best else learners[name](prompt)
                 own = reference if name == best else shifted.errors(prediction, prompt)
+                tally.draws(prompt, prompt)
                 tally.add(own, reference, prompt)
                 if watch is not None:
                     watch(name, split, shifted, prompt, prediction, own)
         who = {"run": run, "kind": "learner", "seed": 0, "task": task_name or type(task).__name__, "split": split}
         for name, tally in chosen.items():
             rows += [{**who, "model": name, **row} for row in tally.rows()]
+            if by_prompt is not None:
+                by_prompt += [{**who, "model": name, **row} for row in tally.by_prompt()]
     return table(rows)
 
 
@@ -196,6 +208,17 @@ class _Tally:
     prompts: int
     values: dict[str, list[Tensor]] = field(default_factory=dict)
     length: int = 0
+    kept: list[np.ndarray] = field(default_factory=list)
+    drawn: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=8))
+
+    def draws(self, drawn: Prompt, answered: Prompt) -> None:
+        """Told of each batch before it is added: the prompts that were drawn, and those of them that are answered."""
+        for each in (drawn.inputs, drawn.targets, drawn.scored):
+            self.drawn.update(each.contiguous().cpu().numpy().tobytes())
+        kept = torch.ones(drawn.batch, dtype=torch.bool)
+        if answered.batch < drawn.batch:
+            kept = torch.isin(fingerprints(drawn.inputs), fingerprints(answered.inputs)).cpu()
+        self.kept.append(kept.numpy())
 
     def add(self, errors: dict[str, Tensor], reference: dict[str, Tensor], prompt: Prompt) -> None:
         """Add a batch. errors, reference: metric -> [B, T]."""
@@ -222,19 +245,31 @@ class _Tally:
             n = known.sum(0)
             mean = torch.where(known, values, 0).sum(0) / n
             spread = torch.where(known, values - mean, 0).square().sum(0) / (n - 1).clamp_min(1)
-            half = Z95 * (spread / n).sqrt()
+            scale = torch.tensor([t95(count - 1) for count in n.tolist()], dtype=torch.float64)
+            half = scale * (spread / n).sqrt()
+            low, high = mean - half, mean + half
+            if metric in HIGHER_IS_BETTER:
+                low, high = map(torch.from_numpy, share_bounds(mean.numpy(), half.numpy(), n.numpy()))
             for i, count in enumerate(n.tolist()):
                 if count:
-                    value, width = mean[i].item(), half[i].item()
                     yield {
                         "metric": metric,
                         "shot": None if i == 0 else i - 1,
                         "length": self.length,
-                        "value": value,
-                        "ci_low": value - width,
-                        "ci_high": value + width,
+                        "value": mean[i].item(),
+                        "ci_low": low[i].item(),
+                        "ci_high": high[i].item(),
                         "n": count,
                     }
+
+    def by_prompt(self) -> Iterator[dict[str, Any]]:
+        """The means of each prompt, [prompts] float32, nan where it was left out, of the main metric and its excess."""
+        kept, chance = np.concatenate(self.kept), self.task.chance()
+        for metric in (self.task.metric, f"excess_{self.task.metric}"):
+            values = np.full(len(kept), np.nan, dtype=np.float32)
+            values[kept] = torch.cat([part[:, 0] for part in self.values[metric]]).numpy()
+            named = {"metric": metric, "prompts": self.drawn.hexdigest(), "chance": chance.get(metric, math.nan)}
+            yield {**named, "values": values}
 
 
 def _all_nan(values: Tensor) -> bool:

@@ -17,14 +17,22 @@ from contextlab.evaluation.breakdown import FacetTally
 from contextlab.evaluation.comparisons import compare_predictions
 from contextlab.evaluation.decisions import ONLINE, regret
 from contextlab.evaluation.evaluate import evaluate, evaluate_learners
-from contextlab.evaluation.results import COLUMNS, FACET_COLUMNS, SIMILARITY_COLUMNS, read_results, table, write_results
+from contextlab.evaluation.results import (
+    BY_PROMPT_COLUMNS,
+    COLUMNS,
+    FACET_COLUMNS,
+    SIMILARITY_COLUMNS,
+    read_results,
+    table,
+    write_results,
+)
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.prompt import Predictor, Prompt, Task
 from contextlab.tasks.decisions import DecisionTask
 
 MOST_TOKENS = 16_384
 """Tokens of the prompts on which models are compared with learners: some learners take seconds for more."""
-TABLES = {"facets": FACET_COLUMNS, "similarity": SIMILARITY_COLUMNS}
+TABLES = {"facets": FACET_COLUMNS, "similarity": SIMILARITY_COLUMNS, "by_prompt": BY_PROMPT_COLUMNS}
 """Tables that lie beside the results, by name."""
 
 
@@ -35,11 +43,14 @@ class Measured:
     results: see `results.COLUMNS`; of decision tasks, "online" is one of the splits.
     facets: errors by facets of the task (`FACET_COLUMNS`), such as the distance of the fact.
     similarity: of models' predictions to those of each learner (`SIMILARITY_COLUMNS`).
+    by_prompt: a row a predictor and split: the value of each prompt, by which differences are paired
+        (`BY_PROMPT_COLUMNS`).
     """
 
     results: pd.DataFrame
     facets: pd.DataFrame = field(default_factory=lambda: table([], FACET_COLUMNS))
     similarity: pd.DataFrame = field(default_factory=lambda: table([], SIMILARITY_COLUMNS))
+    by_prompt: pd.DataFrame = field(default_factory=lambda: table([], BY_PROMPT_COLUMNS))
 
     def write(self, path: Path) -> None:
         """Write the results to `path`, and each other table that has rows beside it (see `beside`)."""
@@ -96,6 +107,7 @@ def measure(
         answers.add(split, prompt, prediction)
 
     who = {"run": run, "seed": seed, "task": task_name or type(task).__name__}
+    by_prompt: list[dict[str, Any]] = []
     results = evaluate(
         predictor,
         task,
@@ -108,15 +120,17 @@ def measure(
         device=device,
         watch=watch,
         apart=apart,
+        by_prompt=by_prompt,
     )
     failed = set(results.loc[results["n"] == 0, "split"])
     kept = {key: tally for key, tally in facets.items() if key[1] not in failed}
     alike = [] if "train" in failed else answers.compared()
-    played = _play({name: predictor}, task, spec, run, task_name, device)
+    played = _play({name: predictor}, task, spec, run, task_name, device, by_prompt)
     return Measured(
         _joined([results, played.assign(kind="model", seed=seed)]),
         _facet_table(kept, {**who, "kind": "model"}),
         table(({**who, "model": name, **row} for row in alike), SIMILARITY_COLUMNS),
+        table(({**row, "kind": "model", "seed": seed} for row in by_prompt), BY_PROMPT_COLUMNS),
     )
 
 
@@ -127,10 +141,16 @@ def measure_learners(task: Task, spec: EvaluateSpec, *, run: str = "", task_name
     def watch(name: str, split: str, task: Task, prompt: Prompt, prediction: Tensor, errors: dict[str, Tensor]) -> None:
         facets.setdefault((name, split), FacetTally()).add(task, prompt, errors)
 
-    results = evaluate_learners(task, spec, run=run, task_name=task_name, watch=watch)
+    by_prompt: list[dict[str, Any]] = []
+    results = evaluate_learners(task, spec, run=run, task_name=task_name, watch=watch, by_prompt=by_prompt)
     who = {"run": run, "seed": 0, "task": task_name or type(task).__name__, "kind": "learner"}
     chosen = {name: each for name, each in task.learners().items() if spec.learners is None or name in spec.learners}
-    return Measured(_joined([results, _play(chosen, task, spec, run, task_name, "cpu")]), _facet_table(facets, who))
+    played = _play(chosen, task, spec, run, task_name, "cpu", by_prompt)
+    return Measured(
+        _joined([results, played]),
+        _facet_table(facets, who),
+        by_prompt=table(by_prompt, BY_PROMPT_COLUMNS),
+    )
 
 
 class _Answers:
@@ -167,8 +187,12 @@ def _play(
     run: str,
     task_name: str | None,
     device: torch.device | str | None,
+    by_prompt: list[dict[str, Any]],
 ) -> pd.DataFrame:
-    """Rows of online play; of a predictor that cannot play, one row without a value, and a warning says why."""
+    """Rows of online play, and of each problem's regret in `by_prompt`.
+
+    Of a predictor that cannot play there is one row without a value, and a warning says why.
+    """
     if not isinstance(task, DecisionTask) or not spec.rollouts or not named:
         return table([])
     parts = []
@@ -183,6 +207,7 @@ def _play(
                     run=run,
                     task_name=task_name,
                     device=device,
+                    by_problem=by_prompt,
                 )
             )
         except ContextlabError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contextlab.errors import InputError, first_line
+from contextlab.evaluation.intervals import t95
 from contextlab.files import write_atomic
+from contextlab.prompt import HIGHER_IS_BETTER
 
 COLUMNS = (
     "run", "model", "kind", "seed", "task", "split", "metric", "shot", "length", "value", "ci_low", "ci_high", "n",
@@ -26,18 +27,17 @@ FACET_COLUMNS = (
 SIMILARITY_COLUMNS = (
     "run", "model", "seed", "task", "split", "learner", "measure", "value", "ci_low", "ci_high", "n",
 )  # fmt: skip
+BY_PROMPT_COLUMNS = (
+    "run", "model", "kind", "seed", "task", "split", "metric", "prompts", "chance", "values",
+)  # fmt: skip
 DTYPES = {
     **dict.fromkeys(("run", "model", "kind", "task", "split", "metric", "facet", "learner", "measure"), "string"),
+    "prompts": "string",
     **dict.fromkeys(("seed", "shot", "length", "n"), "Int64"),
-    **dict.fromkeys(("low", "high", "value", "ci_low", "ci_high"), "float64"),
+    **dict.fromkeys(("low", "high", "value", "ci_low", "ci_high", "chance"), "float64"),
+    "values": "object",
 }
-_ARROW = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64()}
-
-# Two-sided 95% quantiles of Student's t by degrees of freedom; 1.96 from 30 on is within 4%.
-_T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
-)  # fmt: skip
+_ARROW = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64(), "object": pa.list_(pa.float32())}
 
 
 def schema(columns: Sequence[str] = COLUMNS) -> pa.Schema:
@@ -53,7 +53,7 @@ def table(rows: Iterable[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> p
 def write_results(results: pd.DataFrame, path: str | Path, columns: Sequence[str] = COLUMNS) -> Path:
     """Write a table to a Parquet file, atomically. Raises InputError when columns are missing.
 
-    columns: COLUMNS of results, FACET_COLUMNS or SIMILARITY_COLUMNS.
+    columns: COLUMNS of results, FACET_COLUMNS, SIMILARITY_COLUMNS or BY_PROMPT_COLUMNS.
     """
     missing = [name for name in columns if name not in results]
     if missing:
@@ -87,10 +87,12 @@ def read_results(paths: str | Path | Iterable[str | Path], columns: Sequence[str
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """The results with the seeds put together: the mean over seeds and its 95% confidence interval.
 
-    With one seed the interval is that over prompts. With s >= 2 seeds it is Student's t interval over the seeds'
+    With one seed the interval is that over prompts alone. With s >= 2 seeds it is Student's t interval over the seeds'
     means; their spread already holds the noise of the prompts' draw that differs between seeds, but all seeds answer
-    the same prompts, so the prompts' own half-width is added in quadrature. Returns the same columns without `seed`,
-    and `seeds`; `n` is the smallest number of prompts. Tables of facets and similarities are put together likewise.
+    the same prompts, so the prompts' own half-width is added in quadrature. That counts the noise of single answers
+    twice and is on the safe side; `intervals.contrast` does not, and needs the values by prompt. Shares, such as
+    accuracy, stay within 0 and 1. Returns the same columns without `seed`, and `seeds`; `n` is the smallest number of
+    prompts. Tables of facets and similarities are put together likewise.
     """
     measured = ("seed", "value", "ci_low", "ci_high", "n")
     keys = [name for name in results.columns if name in DTYPES and name not in measured]
@@ -106,11 +108,15 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
         spread=("value", "std"),
         over_prompts=("half", "mean"),
     ).reset_index()
-    t = np.array((math.nan, math.nan, *_T95, 1.96))[found["seeds"].clip(upper=len(_T95) + 2)]
+    t = np.array([t95(max(1, int(seeds) - 1)) for seeds in found["seeds"]])
     half = np.hypot(t * found["spread"] / np.sqrt(found["seeds"]), found["over_prompts"].fillna(0))
     several = found["seeds"] > 1
     found["ci_low"] = found["ci_low"].where(~several, found["value"] - half)
     found["ci_high"] = found["ci_high"].where(~several, found["value"] + half)
+    if "metric" in found:
+        share = found["metric"].isin(HIGHER_IS_BETTER)
+        for end in ("ci_low", "ci_high"):
+            found[end] = found[end].mask(share, found[end].clip(0.0, 1.0))
     columns = [*keys, "value", "ci_low", "ci_high", "n", "seeds"]
     dtypes = {**{name: DTYPES[name] for name in columns if name in DTYPES}, "seeds": "Int64"}
     return found[columns].astype(dtypes)

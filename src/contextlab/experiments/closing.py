@@ -57,11 +57,22 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
         folder.report,
         facets=found.facets,
         similarity=found.similarity,
+        by_prompt=found.by_prompt,
         compressed={spec.name: compressed},
     )
     record["files"] = folder.checksums(p for p in folder.path.glob("*.*") if p.suffix in (".parquet", ".html"))
     write_status(folder, record, status)  # last: what it says is there is on disk
-    return Run(folder.path, found.results, trainings, record, found.facets, found.similarity, compressed, tried)
+    return Run(
+        folder.path,
+        found.results,
+        trainings,
+        record,
+        found.facets,
+        found.similarity,
+        compressed,
+        tried,
+        found.by_prompt,
+    )
 
 
 def _job_record(folder: RunFolder, job: Job) -> dict[str, Any]:

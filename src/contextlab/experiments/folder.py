@@ -9,6 +9,7 @@ learners/<task>.parquet     results of the task's learners, <task>.facets.parque
 results.parquet             all measurements, tidy
 facets.parquet              errors by facets of the predictions, such as the distance of the fact
 similarity.parquet          how alike models' predictions are to learners'
+by_prompt.parquet           the value of each prompt, by which differences are paired
 compress/                   tables of what a model loses under policies, one a seed, and what was left out
 compress.parquet            these together, and compress.html, where the recipe asks for it
 report.html                 the report

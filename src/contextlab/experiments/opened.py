@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from contextlab.errors import InputError, first_line, unknown
 from contextlab.evaluation import Measured, read_results
+from contextlab.evaluation.results import BY_PROMPT_COLUMNS, table
 from contextlab.experiments.folder import OF_RUN, OF_TRAINING, RECORD, REPORT, RESULTS, RunFolder, read_run_record
 from contextlab.experiments.made_with import naming_plugins
 from contextlab.experiments.recipes import load_recipe
@@ -29,6 +30,7 @@ class Run:
     facets: errors by facets of the predictions. similarity: of models to learners. Empty where nothing was measured.
     compressed: what a model loses under policies; empty where the recipe does not ask.
     sweep: every trial's setting and score (see `choice.sweep_table`); empty where nothing is swept.
+    by_prompt: the value of each prompt, by which differences are paired; empty in runs of older versions.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class Run:
     similarity: pd.DataFrame
     compressed: pd.DataFrame = field(default_factory=pd.DataFrame)
     sweep: pd.DataFrame = field(default_factory=pd.DataFrame)
+    by_prompt: pd.DataFrame = field(default_factory=lambda: table([], BY_PROMPT_COLUMNS))
 
     @property
     def report(self) -> Path:
@@ -81,7 +84,15 @@ def open_run(folder: str | Path) -> Run:
     found = Measured.read([at.results])
     compressed = read_results(at.compressed) if at.compressed.exists() else pd.DataFrame()
     return Run(
-        at.path, found.results, records, record, found.facets, found.similarity, compressed, read_sweep(at.sweep)
+        at.path,
+        found.results,
+        records,
+        record,
+        found.facets,
+        found.similarity,
+        compressed,
+        read_sweep(at.sweep),
+        found.by_prompt,
     )
 
 

@@ -8,8 +8,9 @@ from contextlab.report.compress_figure import quality_against_bytes
 from contextlab.report.figures import by_split, cost_by_length, curve, quality_against_state, training_curves
 from contextlab.report.kept import compress_words, kept_tables, not_served
 from contextlab.report.page import build_report, write_compress_page, write_cost_figure
+from contextlab.report.sentences import summary_words
 from contextlab.report.suite import suite_table
-from contextlab.report.summary import summary_table, summary_words
+from contextlab.report.summary import summary_table
 from contextlab.report.sweep import chosen_table
 from contextlab.report.sweep_figure import by_swept_field
 

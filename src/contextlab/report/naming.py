@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from contextlab.evaluation.intervals import Interval
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.words import bytes_in_words as bytes_in_words
 from contextlab.words import count_in_words as count_in_words
@@ -26,6 +28,8 @@ TITLES = {
     "peak_bytes": "peak memory of prefill (bytes)",
     "training_seconds": "training (seconds)",
 }
+MANY = 6
+"""Names that a sentence tells one by one; it counts the others."""
 ASIDE = ("cost", "online")
 """Splits that hold something else than predictions on prompts that were drawn."""
 COST_METRICS = {"state_bytes", "parameters", "flops", "training_seconds"}
@@ -61,6 +65,42 @@ def metric_title(metric: str) -> str:
 def value_in_words(value: float, metric: str, digits: str = ".3f") -> str:
     """A metric's value: a share in per cent, anything else with `digits`."""
     return f"{value:.1%}" if metric in HIGHER_IS_BETTER else f"{value:{digits}}"
+
+
+def interval_in_words(told: Interval, metric: str) -> str:
+    """A value with its interval: 0.050 ± 0.020, 97.0% ± 0.4%, or 100.0% (≥ 99.6%) where it ends at a bound."""
+    value, low, high = told
+    half = max(value - low, high - value)
+    if metric in HIGHER_IS_BETTER:
+        shown = f"{value:.1%}"
+        if f"{low:.1%}" == shown == f"{high:.1%}":
+            return shown
+        if high > 0.9995:
+            return f"{shown} (≥ {max(low, 0.0):.1%})" if low > 0.0005 else f"{shown} (0% to 100%)"
+        return f"{shown} (≤ {high:.1%})" if low < 0.0005 else f"{shown} ± {half:.1%}"
+    if not math.isfinite(half):
+        return f"{value:.3g} (of one prompt: no interval)"
+    if half <= 0:
+        return f"{value:.3g}"
+    digits = min(max(0, 1 - math.floor(math.log10(half))), 12)
+    return f"{value:.{digits}f} ± {half:.{digits}f}"
+
+
+def difference_in_words(told: Interval, metric: str) -> str:
+    """What two differ by: 0.3 ± 0.7 points of a share, else in the metric's own unit."""
+    if told == (0.0, 0.0, 0.0):
+        return "no difference at all"
+    if metric not in HIGHER_IS_BETTER:
+        return f"difference {interval_in_words(told, metric)}"
+    return f"difference {interval_in_words(Interval(*(100 * each for each in told)), 'points')} points"
+
+
+def and_so_on(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    shown, more = names[:MANY], len(names) - MANY
+    if more > 0:
+        return f"{', '.join(shown)} and {more} more"
+    return " and ".join((", ".join(shown[:-1]), shown[-1])) if len(shown) > 1 else shown[0]
 
 
 def axis_title(metric: str) -> str:

@@ -28,8 +28,9 @@ from contextlab.report.packing import packed_plotly
 from contextlab.report.page_data import PageData, first_figure, first_sentences
 from contextlab.report.pages import interval_words
 from contextlab.report.sections import CompressData, CostData, OverviewData, TaskData
+from contextlab.report.sentences import summary_words
 from contextlab.report.suite import suite_table
-from contextlab.report.summary import example_table, summary_table, summary_words
+from contextlab.report.summary import example_table, summary_table
 from contextlab.report.sweep import chosen_table
 from contextlab.words import flat
 
@@ -46,15 +47,16 @@ def build_report(
     *,
     facets: pd.DataFrame | None = None,
     similarity: pd.DataFrame | None = None,
+    by_prompt: pd.DataFrame | None = None,
     compressed: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write the report of one or several runs.
 
     results: tidy table. records: one mapping a training. run_records: one a run. specs: the runs' ExperimentSpecs.
-    facets, similarity: the runs' other tables (see `evaluation.measure`); None for runs that have none.
+    facets, similarity, by_prompt: the runs' other tables (see `evaluation.measure`); None for runs that have none.
     compressed: a run's name -> what a model of it loses under policies (see `evaluation.compress`).
     """
-    more = {"facets": facets, "similarity": similarity}
+    more = {"facets": facets, "similarity": similarity, "by_prompt": by_prompt}
     measured = Measured(results, **{name: rows for name, rows in more.items() if rows is not None})
     names = [str(each["name"]) for each in run_records]
     asked = {name: (spec.get("compress") or {}).get("policies", ()) for name, spec in zip(names, specs, strict=True)}
@@ -88,7 +90,7 @@ def build_report(
             overview=suite_table(results),
             chosen=chosen_table(records, len(set(names)) > 1),
             overview_drawn=overview,
-            tables=summary_table(results, records),
+            tables=summary_table(results, records, by_prompt),
             sections=sections,
             every_shot=data.every_shot,
             trainings=[_training(record) for record in records],

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,8 +16,8 @@ from torch.nn import functional as F
 from contextlab.evaluation.compress.prompts import Drawn, is_text
 from contextlab.evaluation.compress.reading import Reading
 from contextlab.evaluation.compress.settings import Setting
-from contextlab.evaluation.evaluate import Z95
-from contextlab.prompt import Task, wide
+from contextlab.evaluation.intervals import share_bounds, t95
+from contextlab.prompt import HIGHER_IS_BETTER, Task, wide
 
 
 @dataclass
@@ -51,8 +52,11 @@ class Trials:
     def rows(self, setting: Setting, text: str) -> Iterator[dict[str, Any]]:
         for metric, parts in self.quality.items():
             values = torch.cat(parts)
-            mean, half = values.mean().item(), Z95 * values.std().item() / math.sqrt(len(values))
+            mean, half = values.mean().item(), t95(len(values) - 1) * values.std().item() / math.sqrt(len(values))
             row = {"value": mean, "ci_low": mean - half, "ci_high": mean + half}
+            if metric in HIGHER_IS_BETTER:
+                low, high = share_bounds(*(np.array([each]) for each in (mean, half, len(values))))
+                row |= {"ci_low": float(low[0]), "ci_high": float(high[0])}
             yield {"metric": metric, "n": len(values), **row}
             if metric == "cross_entropy" and is_text(text):
                 row = {key: math.exp(min(each, 700)) for key, each in row.items()}

@@ -1,0 +1,149 @@
+"""95% intervals of means, over prompts and seeds together, by exact formulas.
+
+A predictor's value on a prompt is its mean, plus what the seed of its training adds, plus what the prompt adds, plus
+what is left. All seeds of all models answer the same prompts (the design is crossed), so the variance of a mean, of a
+difference, or of any weighted sum of means, has a part from the prompts and one from each model's seeds. Each is
+estimated by mean squares and has its own quantile of Student's t; their half-widths are added in quadrature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+Z95 = 1.959964
+# Two-sided 95% quantiles of Student's t for 1 to 29 degrees of freedom.
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+)  # fmt: skip
+
+
+_INVERSE = np.array([0.0, *(1 / df for df in range(len(_T95), 0, -1))])
+_QUANTILES = np.array([Z95, *_T95[::-1]])
+
+
+def t95(freedom: float) -> float:
+    """The two-sided 95% quantile of Student's t, for any degrees of freedom from 1 on; it is near linear in 1 / df."""
+    return float(np.interp(1 / max(freedom, 1.0), _INVERSE, _QUANTILES))
+
+
+class Interval(NamedTuple):
+    """A value and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def parts(self) -> bool:
+        """Whether the interval of a difference excludes 0: the two are told apart."""
+        return self.low > 0 or self.high < 0
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies in the interval."""
+        return self.low <= value <= self.high
+
+    @staticmethod
+    def around(value: float, half: float) -> Interval:
+        """The interval of a half-width."""
+        return Interval(value, value - half, value + half)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One predictor's values on one set of prompts.
+
+    who: the predictor. seed: of its training; None for what is not trained. prompts: which prompts they are; samples
+    with the same have values of the same prompts in the same order. values: [prompts], nan where nothing is scored.
+    weight: of the sample's mean in the sum.
+    """
+
+    who: Hashable
+    seed: int | None
+    prompts: Hashable
+    values: np.ndarray
+    weight: float
+
+
+def weighted(samples: Sequence[tuple[Hashable, int | None, Hashable, np.ndarray]], weight: float) -> list[Sample]:
+    """The samples of a predictor's seeds, whose mean has a weight in a sum: (who, seed, prompts, values) each."""
+    return [Sample(who, seed, prompts, values, weight / len(samples)) for who, seed, prompts, values in samples]
+
+
+def contrast(samples: Iterable[Sample]) -> Interval:
+    """The weighted sum of the samples' means, and its interval over prompts and seeds.
+
+    One mean is a sum of the seeds' with weights 1 / seeds; a difference has weights of both signs, and is paired where
+    its samples are of the same prompts. The square of the half-width is a sum: for each set of P prompts
+    t(P - 1)^2 var(weighted values) / P; and t(f)^2 times the sum, over predictors of S >= 2 seeds, of var(seeds) / S
+    less what the noise of their answers explains, with Welch's degrees of freedom f. Of predictors with one seed the
+    prompts' part is all that can be known.
+    """
+    by_prompts: dict[Hashable, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_prompts[sample.prompts].append(sample)
+    value = square = 0.0
+    own: dict[Hashable, dict[Hashable, list[tuple[int | None, np.ndarray]]]] = {}
+    for prompts, group in by_prompts.items():
+        values = np.stack([each.weight * np.asarray(each.values, dtype=float) for each in group])
+        values = values[:, ~np.isnan(values).any(0)]
+        count = values.shape[1]
+        if count < 2:
+            return Interval(float(values.sum()) if count else math.nan, -math.inf, math.inf)
+        total = values.sum(0)
+        value += float(total.mean())
+        square += t95(count - 1) ** 2 * float(total.var(ddof=1)) / count
+        for sample, each in zip(group, values, strict=True):
+            own.setdefault(sample.who, {}).setdefault(prompts, []).append((sample.seed, each))
+    parts = [part for sets in own.values() if (part := _seeds_part(list(sets.values()))) is not None]
+    extra = sum(variance for variance, _ in parts)
+    if extra > 0:
+        square += t95(extra**2 / sum(variance**2 / freedom for variance, freedom in parts)) ** 2 * extra
+    return Interval.around(value, math.sqrt(square))
+
+
+def _seeds_part(sets: Sequence[Sequence[tuple[int | None, np.ndarray]]]) -> tuple[float, int] | None:
+    """The variance that the seeds of one predictor add, and its degrees of freedom; None of one seed.
+
+    sets: for each set of prompts the seeds and their weighted values [prompts].
+    """
+    means: dict[int | None, float] = defaultdict(float)
+    for each in sets:
+        for seed, values in each:
+            means[seed] += float(values.mean())
+    seeds = len(means)
+    if seeds < 2:
+        return None
+    explained, crossed = 0.0, True
+    for each in sets:
+        values, count = np.stack([v for _, v in each]), len(each)
+        if count > 1:  # the seeds answer the same prompts: what these add to all of them cancels
+            values = (values - values.mean(0)) * math.sqrt(count / (count - 1))
+        else:
+            crossed = False
+        explained += float(values.var(1, ddof=1).sum()) / values.shape[1]
+    spread = seeds * float(np.var(list(means.values()), ddof=1))
+    # Where each seed has prompts of its own, its spread holds all noise: the sum is t(S - 1)^2 var(seeds) / S again.
+    kept = 1.0 if crossed else (Z95 / t95(seeds - 1)) ** 2
+    return max(0.0, spread - kept * explained), seeds - 1
+
+
+def share_bounds(value: np.ndarray, half: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of a share, such as accuracy, within 0 and 1: Wilson's, for as many trials as tell as much.
+
+    value: means. half: half-widths of their normal intervals, 0 where all are alike. count: prompts, at least as many
+    trials as which they count.
+    """
+    value, count = np.clip(value, 0.0, 1.0), np.maximum(count, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        trials = value * (1 - value) / (half / Z95) ** 2
+    trials = np.where((half > 0) & (trials > 0), trials, count)
+    middle = (value + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
+    width = Z95 / (1 + Z95**2 / trials) * np.sqrt(value * (1 - value) / trials + Z95**2 / (4 * trials**2))
+    return np.clip(np.minimum(middle - width, value), 0, 1), np.clip(np.maximum(middle + width, value), 0, 1)
