@@ -60,7 +60,7 @@ def build_report(
     measured = Measured(results, **{name: rows for name, rows in more.items() if rows is not None})
     names = [str(each["name"]) for each in run_records]
     asked = {name: (spec.get("compress") or {}).get("policies", ()) for name, spec in zip(names, specs, strict=True)}
-    data, tasks, words = PageData(), _tasks(results), summary_words(results, records)
+    data, tasks, words = PageData(), _tasks(results), summary_words(results, records, by_prompt)
     overview = data.draw(OverviewData(measured, records))
     sections = [_section(data, measured, records, task) for task in tasks]
     lead = first_figure([overview, *(section["drawn"] for section in sections)], LEADING)
