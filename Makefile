@@ -4,6 +4,8 @@
 # make quick  the tests that tell most, in about a minute
 # make check  the linters and the type checker
 # make bench  measure every figure that the README quotes
+# make bench-target  time until in-context regression is learned, ours and the public code's (six minutes)
+# make bench-gpu  all that is measured on a machine with a GPU, and docs/gpu.md (eight minutes)
 # make docs   the site, with the reports of its gallery made anew, into build/site
 # make site   the same with the reports that are there
 # make figures  draw the README's images again from a run of the demo
@@ -17,7 +19,7 @@ TESTS ?= tests
 # A worker that has nothing left takes from the other's end; files stay together, so what they share is made once.
 PYTEST := -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test quick test-oldest test-newest check docs site bench figures clean
+.PHONY: demo test quick test-oldest test-newest check docs site bench bench-target bench-gpu figures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/contextlab run demo
@@ -54,6 +56,12 @@ site: $(VENV)/.installed-docs
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run.py
+
+bench-target: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/target.py
+
+bench-gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu.py --json docs/gpu.json --page docs/gpu.md
 
 figures: $(VENV)/.installed-dev
 	$(BIN)/python docs/figures.py
