@@ -7,7 +7,8 @@ import pytest
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
 from contextlab.experiments.choice import Tried, best, window
-from contextlab.experiments.sweep import SweepSpec, Values, flatten
+from contextlab.experiments.sweep import SweepSpec, flatten
+from contextlab.experiments.values import Values
 from tests.experiments.test_run import MODEL, one, tiny
 
 

@@ -36,7 +36,11 @@ def sweep(
         int | None, typer.Option(help="Draw so many settings.", show_default="every combination of the values")
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="How settings are drawn: random.", show_default="random with --trials, else grid")
+        str | None,
+        typer.Option(
+            help="How settings are drawn: random, or Optuna's tpe or gp.",
+            show_default="random with --trials, else grid",
+        ),
     ] = None,
     out: OutOption = None,
     changes: SetOption = None,

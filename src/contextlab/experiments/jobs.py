@@ -103,7 +103,13 @@ class Training:
 
 def first_jobs(spec: ExperimentSpec) -> list[Job]:
     """What needs nothing else done: trials, trainings without a sweep, and learners, in order."""
-    return [training.job for training in spec.trainings()] + [Job("learners", task=name) for name in spec.tasks]
+    known = [each.job for each in spec.trainings() if each.trial is None or not spec.sweep_of(each.model_name).adaptive]
+    return known + [Job("learners", task=name) for name in spec.tasks]
+
+
+def asked_jobs(spec: ExperimentSpec) -> list[Job]:
+    """Trials of which each is chosen by the scores of those before it, in order."""
+    return [each.job for each in spec.trainings() if each.trial is not None and spec.sweep_of(each.model_name).adaptive]
 
 
 def chosen_jobs(spec: ExperimentSpec) -> list[Job]:
@@ -130,4 +136,4 @@ def compress_jobs(spec: ExperimentSpec) -> list[Job]:
 
 def all_jobs(spec: ExperimentSpec) -> list[Job]:
     """All jobs of an experiment, in order."""
-    return first_jobs(spec) + chosen_jobs(spec) + compress_jobs(spec)
+    return first_jobs(spec) + asked_jobs(spec) + chosen_jobs(spec) + compress_jobs(spec)

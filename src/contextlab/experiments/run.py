@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from contextlab.experiments.record import (
     require_plugins,
     write_status,
 )
+from contextlab.experiments.sampling import ask, require_sampler, rounds, settle
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.trackers import Tracked, require_trackers
 from contextlab.experiments.trial import stale
@@ -86,18 +88,23 @@ def run(
     load_plugins(plugins)
     require_trackers(log)
     spec = as_spec(experiment)
+    if rounds(spec):
+        spec = spec.model_copy()  # what is asked for is of this run
     for name, value in (("jobs", jobs), ("threads", threads)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     chosen = resolve(device)
     next(find_folder(spec, out, resume))  # where there is none, nothing needs to be tried
+    require_sampler(spec)
     check(spec, chosen)
     with claimed(spec, out, resume) as folder:
         record = (go_on if resume else begin)(folder, spec, chosen, jobs, threads, plugins)
         if record["status"] == "finished" and folder.whole(spec):
             return open_run(folder.path)
-        stages = [
+        settle(folder, spec)
+        stages: list[Callable[[], list[Job]]] = [
             lambda: [job for job in first_jobs(spec) if not folder.done(job, spec)],
+            *(partial(_asked, folder, spec, number) for number in range(rounds(spec))),
             lambda: _not_measured(folder, spec),  # the best of all trials
             lambda: [job for job in compress_jobs(spec) if not folder.done(job, spec)],  # they need trained models
         ]
@@ -135,6 +142,7 @@ def evaluate_run(
             "tasks.NAME.evaluate.KEY=VALUE"
         )
     with exclusive(at):
+        settle(at, spec)
         record = read_run_record(at.record, OF_RUN)
         device = resolve(record["device"])
         todo = [job for job in measuring_jobs(spec) if job.kind == "learners" or trained(at, job)]
@@ -150,6 +158,10 @@ def evaluate_run(
             at.done(job, spec)  # they are kept: one that is damaged is told of before anything is measured
         record |= {"jobs": min(jobs or record["jobs"], max(1, len(todo))), "plugins": plugin_names(plugins)}
         return _do(at, spec, record, [lambda: todo], progress or Silent(), training=False)
+
+
+def _asked(folder: RunFolder, spec: ExperimentSpec, number: int) -> list[Job]:
+    return [job for job in ask(folder, spec, number) if not folder.done(job, spec)]
 
 
 def _not_measured(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:

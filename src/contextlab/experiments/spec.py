@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, NonNegativeInt, PrivateAttr, model_validator
@@ -205,6 +206,20 @@ class ExperimentSpec(Spec):
         """The training that a job of kind "trial" is, or one of kind "training" whose model is not swept."""
         self.trainings()
         return self._trainings[job]
+
+    def settle(self, job: Job, number: int, setting: Setting) -> None:
+        """Give a trial its setting, which a sampler chose. job: of kind "training", that measures its best trial."""
+        for seed in self.seeds:
+            known = self.candidates(Job("training", job.task, job.model, seed))
+            before = known[number]
+            name, first = job.model.removesuffix(f"+{job.task}"), next(iter(before.tasks.values()))
+            try:
+                model = self.model_spec(name, job.task, first, setting)
+                train = self.train_spec(name, job.task, setting)
+            except InputError as error:
+                raise InputError(f"sweep.over: {setting_words(setting)}: {error}") from None
+            known[number] = replace(before, model=model, train=train, setting=setting)
+            self._trainings[before.job] = known[number]
 
     def measured(self) -> list[Job]:
         """A job of kind "training" for each model, task and seed: what results and report tell of."""

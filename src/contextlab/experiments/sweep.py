@@ -10,111 +10,20 @@ import itertools
 import json
 import math
 import random
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, model_serializer, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from contextlab.errors import InputError, nearest
+from contextlab.experiments.values import MOST_TRIALS, SHAPES, Values
 from contextlab.models import ModelSpec
 from contextlab.spec import Spec, describe
 from contextlab.training.spec import TrainSpec
 from contextlab.training.validation import ValidationSpec
 
-MOST_TRIALS = 10_000
-"""Of one model on one task."""
-SHAPES = ("values", "log", "range", "integers")
-DIGITS = 6
-"""Of the points of a range: 1e-4 and 1e-2 in three points are 0.0001, 0.001 and 0.01, no more digits than one reads."""
-
-EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-
 Setting = Mapping[str, Any]
 """What one trial changes: path -> value."""
-
-
-class Values(Spec):
-    """The values of one field. A plain list stands for `{values: list}`, and one value for a list of it.
-
-    values: these.
-    log: from the first to the second, evenly on a logarithmic scale, for example `{log: [1e-4, 1e-2], n: 5}`.
-    range: from the first to the second, evenly.
-    integers: whole numbers from the first to the second, both among them.
-    n: so many points, the ends among them. Without it `integers` are all whole numbers, and `log` and `range` any
-        number between, which a grid cannot try.
-    """
-
-    values: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
-    log: tuple[PositiveFloat, PositiveFloat] | None = None
-    range: tuple[float, float] | None = None
-    integers: tuple[int, int] | None = None
-    n: Annotated[int, Field(ge=2, le=MOST_TRIALS)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _list_is_values(cls, data: Any) -> Any:
-        if isinstance(data, Mapping | Values):
-            return data
-        return {"values": tuple(_number(value) for value in (data if isinstance(data, list | tuple) else (data,)))}
-
-    @model_validator(mode="after")
-    def _one_shape(self) -> Values:
-        given = [name for name in SHAPES if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise InputError(f"expected a list of values, or one of {', '.join(SHAPES[1:])}, got {given or 'none'}")
-        if self.values is not None:
-            if self.n is not None:
-                raise InputError("n: a list has as many points as it has values; leave n out")
-            if len({json.dumps(value, sort_keys=True, default=str) for value in self.values}) < len(self.values):
-                raise InputError(f"values: expected different ones, got {describe(list(self.values))}")
-        elif not self.ends[0] < self.ends[1]:
-            raise InputError(f"{given[0]}: expected a smaller and a larger number, got {describe(list(self.ends))}")
-        return self
-
-    @model_serializer
-    def _plain(self) -> Any:
-        if self.values is not None:
-            return list(self.values)
-        shape = {name: list(pair) for name in SHAPES[1:] if (pair := getattr(self, name)) is not None}
-        return shape if self.n is None else {**shape, "n": self.n}
-
-    @property
-    def ends(self) -> tuple[Any, Any]:
-        """The first and the last value."""
-        found = self.log or self.range or self.integers
-        return found if found is not None else (self.values[0], self.values[-1])  # type: ignore[index]
-
-    def points(self) -> list[Any] | None:
-        """All values, in order; None of a range without `n`, which has any number between its ends."""
-        if self.values is not None:
-            return list(self.values)
-        low, high = self.ends
-        if self.n is None:
-            if self.integers is None:
-                return None
-            if high - low >= MOST_TRIALS:
-                raise InputError(
-                    f"integers: more than {MOST_TRIALS} from {low} to {high}; give n, the number of points"
-                )
-            return list(range(low, high + 1))
-        found = [self.at(i / (self.n - 1)) for i in range(self.n)]
-        return list(dict.fromkeys(found))
-
-    def at(self, share: float) -> Any:
-        """The number at this share, from 0 to 1, of the way from the first to the second."""
-        low, high = self.ends
-        if share in (0, 1):
-            return high if share else low
-        if self.log is not None:
-            return _rounded(low * (high / low) ** share)
-        between = low + (high - low) * share
-        return round(between) if self.integers is not None else _rounded(between)
-
-    def draw(self, source: random.Random) -> Any:
-        """One value, each as likely as another; of `log` on its scale."""
-        points = self.points()
-        return self.at(source.random()) if points is None else points[int(source.random() * len(points))]
 
 
 class SweepSpec(Spec):
@@ -122,14 +31,15 @@ class SweepSpec(Spec):
 
     over: path -> values: `train.KEY`; `options.KEY` of every model that has such an option; `spec.KEY` of ModelSpec;
         each with `models.NAME.` before it of one model. Levels do as well: `{train: {steps: [100, 200]}}`.
-    sampler: "grid" tries every combination; "random" draws `trials` of them.
+    sampler: "grid" tries every combination; "random" draws `trials` of them; Optuna's "tpe" (tree-structured Parzen
+        estimators, 1012.2599) and "gp" (Gaussian processes) choose each by the scores of those before it.
     trials: of each model on each task, where they are drawn.
     seed: of what is drawn; all models draw the same.
     validation: the prompts by which the best is chosen; never those of training or of `evaluate`.
     """
 
     over: dict[str, Values] = Field(default_factory=dict)
-    sampler: Literal["grid", "random"] = "grid"
+    sampler: Literal["grid", "random", "tpe", "gp"] = "grid"
     trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | None = None
     seed: NonNegativeInt = 0
     validation: ValidationSpec = Field(default_factory=ValidationSpec)
@@ -159,7 +69,10 @@ class SweepSpec(Spec):
         return self
 
     def settings(self) -> list[Setting]:
-        """Every trial's setting, in order. Raises InputError where there are too many, or too few to draw from."""
+        """Every trial's setting, in order; where a sampler chooses them by others' scores, such as it may choose.
+
+        Raises InputError where there are too many, or too few to draw from.
+        """
         points = [values.points() for values in self.over.values()]
         counted = [len(each) for each in points if each is not None]
         size = math.prod(counted) if len(counted) == len(points) else math.inf
@@ -169,6 +82,8 @@ class SweepSpec(Spec):
             product = itertools.product(*(each or [] for each in points))
             return [dict(zip(self.over, combination, strict=True)) for combination in product]
         assert self.trials is not None
+        if self.adaptive:
+            return [self._stand_in(number, points) for number in range(self.trials)]
         if self.trials > size:
             raise InputError(f"trials: {self.trials}, but there are only {size} different settings; use sampler grid")
         source = random.Random(self.seed)
@@ -177,6 +92,19 @@ class SweepSpec(Spec):
             setting = {path: values.draw(source) for path, values in self.over.items()}
             found.setdefault(json.dumps(setting, default=str), setting)
         return list(found.values())
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether each trial is chosen by the scores of those before it."""
+        return self.sampler not in ("grid", "random")
+
+    def _stand_in(self, number: int, points: Sequence[list[Any] | None]) -> Setting:
+        """Every value of a list and both ends of a range come up, so that what is impossible is found beforehand."""
+        ends = [
+            each if each is not None else list(values.ends)
+            for each, values in zip(points, self.over.values(), strict=True)
+        ]
+        return {path: each[number % len(each)] for path, each in zip(self.over, ends, strict=True)}
 
 
 def flatten(over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -272,12 +200,3 @@ def setting_words(setting: Setting) -> str:
 def _has(path: str, knows: Callable[[str], bool]) -> bool:
     root, *keys = path.split(".")
     return root != "options" or (bool(keys) and knows(keys[0]))
-
-
-def _number(value: Any) -> Any:
-    """1e-3, which YAML takes for a text, as the number that it is."""
-    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")

@@ -23,6 +23,7 @@ import torch
 from contextlab.errors import ContextlabError
 from contextlab.experiments.folder import RunFolder
 from contextlab.experiments.jobs import Job
+from contextlab.experiments.sampling import settle
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.work import do_job
 from contextlab.memory import plain_memory_errors
@@ -100,6 +101,7 @@ def main() -> int:
         folder, device = RunFolder(common["folder"]), torch.device(common["device"])
         for order in waiting:
             _errors_to(order["errors"])
+            settle(folder, spec)
             with plain_memory_errors():
                 do_job(folder, spec, Job(**order["job"]), device, _Lines(), common["training"])
             _say(event="ready")
