@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import torch
 
 from contextlab.models import Model, ModelSpec, build_model
 from contextlab.models.draws import OwnDraws
+from contextlab.models.outline import without_memory
 from contextlab.models.stack import preset
 
 SIZES = {"width": 16, "depth": 2, "input_size": 3, "output_size": 3}
@@ -94,6 +97,9 @@ def test_every_way_to_draw_is_served() -> None:
     assert own.equal(torch.randn(3, generator=torch.Generator().manual_seed(8)))
 
 
-def test_building_a_model_does_not_import_dynamo() -> None:
-    """Which takes a second. torch wraps what it keeps Dynamo out of in a function that imports it when it is called."""
+def test_building_a_model_imports_no_compiler() -> None:
+    """Which takes a second. torch wraps what it keeps its compiler out of in a function that imports it when called."""
     assert not hasattr(OwnDraws.__torch_dispatch__, "__wrapped__")
+    with patch.dict(sys.modules, {"torch._dynamo": None}):  # to import it is an error
+        assert all(each.is_meta for each in without_memory(preset("transformer", **SIZES)).parameters())
+        assert len(numbers(0)) > 4
