@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 
 from contextlab import open_run
 from contextlab.report import by_split, curve
+from contextlab.report.families import families
 from contextlab.report.figures import quality_against_state
 from contextlab.report.naming import bytes_in_words
 
@@ -24,13 +25,16 @@ MARKS = ("<!-- table: written by docs/figures.py -->", "<!-- end of table -->")
 def draw_recall(models: pd.DataFrame) -> None:
     """Write docs/recall.svg and the table of docs/recall.md."""
     figure = quality_against_state(models, "recall", "accuracy")
-    figure.update_layout(template="plotly_white", font={"size": 13})
-    figure.write_image("docs/recall.svg", width=1080, height=620)
+    figure.write_image("docs/recall.svg", width=1080, height=figure.layout.height)
     whole = models[(models["metric"] == "accuracy") & (models["split"] == "train") & models["shot"].isna()]
     accuracy = whole.groupby("model")["value"].mean().sort_values(ascending=False)
     state = models[models["metric"] == "state_bytes"].groupby("model")["value"].median()
-    lines = ["| mixer | recall accuracy | state after a prompt |", "| --- | --- | --- |"]
-    lines += [f"| `{name}` | {value:.1%} | {bytes_in_words(int(state[name]))} |" for name, value in accuracy.items()]
+    family = families(list(accuracy.index))
+    lines = ["| mixer | family | recall accuracy | state after a prompt |", "| --- | --- | ---: | ---: |"]
+    lines += [
+        f"| `{name}` | {family[name]} | {value:.1%} | {bytes_in_words(int(state[name]))} |"
+        for name, value in accuracy.items()
+    ]
     page = Path("docs/recall.md")
     before, _, rest = page.read_text().partition(MARKS[0])
     page.write_text(f"{before}{MARKS[0]}\n\n" + "\n".join(lines) + f"\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")

@@ -66,3 +66,29 @@ def test_the_readmes_tree_is_that_of_the_folder():
 def test_every_page_is_in_the_sites_navigation():
     nav = set(re.findall(r"\S+\.md", (DOCS.parent / "mkdocs.yml").read_text()))
     assert {str(page.relative_to(DOCS)) for page in PAGES} <= nav
+
+
+def test_what_the_recall_page_says_follows_from_its_table():
+    text = (DOCS / "recall.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\w -]+) \| ([\d.]+)% \| ([\d.]+) (B|KiB) \|$", text, re.M)
+    found = {
+        name: (family, float(share), float(size) * (1024 if unit == "KiB" else 1))
+        for name, family, share, size, unit in rows
+    }
+    registered = {entry.name: entry for entry in OURS if entry.factory.causal}
+    assert set(found) == set(registered) - {"parallel", "token_shift"}
+    assert all(family == registered[name].family for name, (family, _, _) in found.items())
+    words = " ".join(text.partition("What can be read from it:")[2].split())
+    for name in set(re.findall(r"`(\w+)`", words)):
+        assert name in found, name
+    share = {name: value for name, (_, value, _) in found.items()}
+    assert min(share[name] for name, (family, _, _) in found.items() if family == "delta") == 99.7
+    assert max(value for _, value, size in found.values() if size <= 1280) < 7
+    assert max(share[name] for name in ("sliding_window", "sigmoid_window", "block_local", "transformer_xl")) < 18
+    assert max(share[name] for name in ("hierarchical_memory", "lm2", "titans_mac")) == 12.5
+    assert 0.7 < found["mla"][2] / found["attention"][2] < 0.8
+    assert all(
+        found[name][2] < 0.55 * found["attention"][2] for name, (family, _, _) in found.items() if family == "delta"
+    )
+    for number in re.findall(r"(\d+\.\d)%", words):
+        assert float(number) in share.values(), number

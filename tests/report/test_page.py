@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from contextlab.report import build_report, write_cost_figure
 from contextlab.report.packing import pack, unpack, unpacked
-from contextlab.report.page_data import PageData, first_sentences
+from contextlab.report.page_data import PageData, first_sentences, folded
 from tests.evaluation.test_results import rows as cost_rows
 from tests.report.conftest import MODELS, make_records, make_results
 
@@ -100,6 +100,11 @@ def test_each_task_has_a_first_sentence():
     assert first_sentences(words, ["a", "b", "c", "d"]) == ["a: x.", "b: z.", "c: v."]
     assert first_sentences(words[:4], ["a", "b"]) == ["a: x.", "b: z.", "a: y."]
     assert first_sentences(words[:1], ["a"]) == ["a: x."]
+    long = "a: " + "gated_delta_net 100.0%, " * 30
+    head, rest = folded(long)
+    assert len(head) <= 200
+    assert f"{head} {rest}" == long.strip()
+    assert folded(words[0]) == ("a: x.", "")
 
 
 def test_the_table_sorts_and_filters(browser, report):

@@ -35,10 +35,10 @@ def results(metrics: tuple[str, ...]) -> pd.DataFrame:
 def test_accuracies_have_a_mean_over_the_tasks() -> None:
     shown = suite_table(results(("accuracy", "accuracy", "accuracy")))
     assert shown == [
-        {"task (accuracy)": "task0", "a": "20.0%", "b": "40.0%", "best learner": "10.0% best"},
-        {"task (accuracy)": "task1", "a": "30.0%", "b": "", "best learner": "10.0% best"},
-        {"task (accuracy)": "task2", "a": "40.0%", "b": "40.0%", "best learner": "10.0% best"},
-        {"task (accuracy)": "mean", "a": "30.0%", "b": "", "best learner": ""},  # b is missing on a task
+        {"task (accuracy)": "task0", "a": "20.0%", "b": "40.0%", "reference learner": "10.0% best"},
+        {"task (accuracy)": "task1", "a": "30.0%", "b": "", "reference learner": "10.0% best"},
+        {"task (accuracy)": "task2", "a": "40.0%", "b": "40.0%", "reference learner": "10.0% best"},
+        {"task (accuracy)": "mean", "a": "30.0%", "b": "", "reference learner": ""},  # b is missing on a task
     ]
 
 

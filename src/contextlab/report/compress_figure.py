@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from contextlab.evaluation.compress import FULL
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.compress import knows_what_follows, main_metric, over_seeds
-from contextlab.report.drawing import COLOURS, DASHES, MARKERS, finish
-from contextlab.report.naming import bytes_in_words, metric_title
+from contextlab.report.drawing import COLOURS, DASHES, MARKERS, byte_axis, finish
+from contextlab.report.naming import metric_title
 
 WHOLE = 0.97
 """A policy whose state is at least this part of the full cache holds everything: its budget bounds what is read."""
@@ -74,10 +74,7 @@ def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> go.F
             hovertemplate="%{text}  %{y:.4g}, %{x:,.0f} bytes",
         )
     figure = finish(figure, "bytes of state of one sequence", metric_title(metric))
-    low, high = (math.log2(float(bound)) for bound in (wide["bytes"].min(), wide["bytes"].max()))
-    step = max(1, math.ceil((high - low) / 6))
-    ticks = [2**power for power in range(math.floor(low), math.ceil(high) + 1, step)]
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[bytes_in_words(tick) for tick in ticks])
+    byte_axis(figure, wide["bytes"])
     figure.update_layout(height=460)
     if metric == "perplexity":
         figure.update_yaxes(type="log", nticks=6)

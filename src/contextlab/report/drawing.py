@@ -6,30 +6,41 @@ the same in every figure of a report.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from contextlab.evaluation import summarise
-from contextlab.report.naming import label
+from contextlab.prompt import HIGHER_IS_BETTER
+from contextlab.report.families import MARKERS as MARKERS
+from contextlab.report.families import families, family_looks
+from contextlab.report.naming import bytes_in_words, label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5539", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "triangle-down")
 LEARNER_COLOURS = ("#444444", "#777777", "#999999", "#555555", "#AAAAAA", "#666666", "#888888", "#BBBBBB")
 
 
 def styles(results: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Label of a model -> colour, dash, marker; by order of appearance, the same for all figures of these results."""
+    """Label of a model -> colour, dash, marker; by order of appearance, the same for all figures of these results.
+
+    Of many models colour and marker are those of its family, which is told, too.
+    """
     found = {}
-    for i, name in enumerate(_labels(results[results["kind"] == "model"])):
+    names = _labels(results[results["kind"] == "model"])
+    family = families(names)
+    for i, name in enumerate(names):
         found[name] = {
             "colour": COLOURS[i % len(COLOURS)],
             "dash": DASHES[(i // len(COLOURS)) % len(DASHES)],
             "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
         }
+        if name in family:
+            colour, marker = family_looks(family)[family[name]]
+            found[name] |= {"colour": colour, "marker": marker, "family": family[name]}
     for i, name in enumerate(_labels(results[results["kind"] == "learner"])):
         found.setdefault(
             name,
@@ -102,6 +113,8 @@ def rows_of(
     rows = rows if split is None else rows[rows["split"] == split]
     rows = rows[rows["value"].notna()]
     found = summarise(rows)
+    if metric in HIGHER_IS_BETTER:  # shares: an interval by Student's t may reach beyond what there is
+        found = found.assign(ci_low=found["ci_low"].clip(0, 1), ci_high=found["ci_high"].clip(0, 1))
     return found.assign(label=label(found, results["run"].nunique() > 1 if several is None else several))
 
 
@@ -141,3 +154,26 @@ def finish(figure: go.Figure, x: str, y: str) -> go.Figure:
     figure.update_xaxes(title={"text": x, "standoff": 8}, automargin=True, zeroline=False)
     figure.update_yaxes(title={"text": y, "standoff": 8}, automargin=True, zeroline=False)
     return figure
+
+
+def byte_axis(figure: go.Figure, sizes: Iterable[float], axis: str = "x") -> None:
+    """A logarithmic axis of bytes, with ticks at powers of two in KiB, MiB and so on."""
+    known = [float(size) for size in sizes if size > 0]
+    if not known:
+        return
+    low, high = math.log2(min(known)), math.log2(max(known))
+    step = max(1, math.ceil((high - low) / 7))
+    ticks = [2.0**power for power in range(math.floor(low), math.ceil(high) + 1, step)]
+    shown = {"type": "log", "tickvals": ticks, "ticktext": [bytes_in_words(tick) for tick in ticks]}
+    figure.update_layout({f"{axis}axis": shown})
+
+
+def value_axis(figure: go.Figure, metric: str, values: pd.Series, axis: str) -> None:
+    """An axis of a metric. Shares end at 100%, and begin at 0 or as near below the least as leaves a tenth to see."""
+    if metric not in HIGHER_IS_BETTER or values.empty:
+        return
+    least = float(values.min())
+    low = 0.0 if least < 0.5 else min(0.9, math.floor(10 * least - 0.5) / 10)
+    margin = 0.03 * (1 - low)
+    shown = {"range": [low - margin, 1 + margin], "tickformat": ".0%", "autorange": False}
+    figure.update_layout({f"{axis}axis": shown})

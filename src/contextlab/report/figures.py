@@ -11,7 +11,19 @@ import plotly.graph_objects as go
 from contextlab.errors import InputError, unknown
 from contextlab.evaluation import summarise
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.drawing import best_learner, draw_line, finish, is_far, lines_of, rows_of, span, styles
+from contextlab.report.crowd import by_family, many_against_state
+from contextlab.report.drawing import (
+    best_learner,
+    byte_axis,
+    draw_line,
+    finish,
+    is_far,
+    lines_of,
+    rows_of,
+    span,
+    styles,
+    value_axis,
+)
 from contextlab.report.naming import ASIDE, axis_title, facet_title, label, metric_title, record_tasks
 
 GRID = ("model", "run", "kind", "split", "length")
@@ -28,7 +40,9 @@ def curve(results: pd.DataFrame, task: str, metric: str, split: str = "train") -
     figure = go.Figure()
     for name, kind, line in lines_of(rows):
         draw_line(figure, line, line["shot"].astype(int).tolist(), name, kind, look[name], hidden=is_far(rows, line))
-    return finish(figure, "steps played" if split == "online" else "in-context examples", axis_title(metric))
+    finish(figure, "steps played" if split == "online" else "in-context examples", axis_title(metric))
+    value_axis(figure, metric, rows["value"], axis="y")
+    return by_family(figure, look)
 
 
 def by_facet(
@@ -55,7 +69,8 @@ def by_facet(
     ticks = [span(low, high) for low, high in zip(first["low"], first["high"], strict=True)]
     figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=ticks)
     figure.update_layout(height=360)
-    return figure
+    value_axis(figure, metric, rows["value"], axis="y")
+    return by_family(figure, look)
 
 
 def lengths(results: pd.DataFrame, task: str) -> dict[int, str]:
@@ -83,7 +98,8 @@ def by_length(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
     figure = finish(figure, "tokens in the prompt", metric_title(metric))
     figure.update_xaxes(type="log", tickvals=list(shown), ticktext=[f"{each:,}" for each in shown])
     figure.update_layout(height=360)
-    return figure
+    value_axis(figure, metric, rows["value"], axis="y")
+    return by_family(figure, look)
 
 
 def by_split(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
@@ -116,7 +132,8 @@ def by_split(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
     figure = finish(figure, axis_title(metric), "")
     figure.update_yaxes(categoryorder="array", categoryarray=splits[::-1], type="category")
     figure.update_layout(height=220 + 44 * len(splits))
-    return figure
+    value_axis(figure, metric, rows["value"], axis="x")
+    return by_family(figure, look)
 
 
 def quality_against_state(results: pd.DataFrame, task: str, metric: str, split: str = "train") -> go.Figure:
@@ -125,11 +142,14 @@ def quality_against_state(results: pd.DataFrame, task: str, metric: str, split: 
     rows = rows_of(results, task, metric, split)
     rows = rows[rows["shot"].isna()]
     costs = rows_of(results, task, "state_bytes", "cost").set_index("label")["value"]
+    models = rows[(rows["kind"] == "model") & rows["label"].isin(costs.index)]
+    family = {name: each["family"] for name, each in look.items() if "family" in each}
+    if family:
+        figure = many_against_state(models.assign(bytes=models["label"].map(costs)), family, metric)
+        return _with_best(figure, rows)
     figure = go.Figure()
-    for _, row in rows[rows["kind"] == "model"].iterrows():
+    for _, row in models.iterrows():
         style = look[row["label"]]
-        if row["label"] not in costs:
-            continue
         figure.add_scatter(
             x=[costs[row["label"]]],
             y=[row["value"]],
@@ -143,12 +163,18 @@ def quality_against_state(results: pd.DataFrame, task: str, metric: str, split: 
                 "color": style["colour"],
             },
         )
+    finish(figure, "bytes of state at the end of a prompt", metric_title(metric))
+    byte_axis(figure, models["label"].map(costs))
+    value_axis(figure, metric, rows["value"], axis="y")
+    return _with_best(figure, rows)
+
+
+def _with_best(figure: go.Figure, rows: pd.DataFrame) -> go.Figure:
+    """The best known learner as a line."""
     best = best_learner(rows)
     if best is not None:
         level = float(rows.loc[rows["label"] == best, "value"].iloc[0])
         figure.add_hline(y=level, line_dash="dash", line_color="#444444", annotation_text=best)
-    figure = finish(figure, "bytes of state at the end of a prompt", metric_title(metric))
-    figure.update_xaxes(type="log", exponentformat="SI", dtick=1)
     return figure
 
 
@@ -175,7 +201,7 @@ def training_curves(results: pd.DataFrame, records: Sequence[Mapping[str, Any]],
         shown.add(name)
     figure = finish(figure, "training step", "training loss")
     figure.update_yaxes(type="log")
-    return figure
+    return by_family(figure, look)
 
 
 def cost_by_length(results: pd.DataFrame, metric: str) -> go.Figure:
@@ -202,9 +228,12 @@ def cost_by_length(results: pd.DataFrame, metric: str) -> go.Figure:
     figure = finish(figure, "tokens of context", metric_title(metric))
     lengths = sorted({int(each) for each in rows["length"]})
     figure.update_xaxes(type="log", tickvals=lengths, ticktext=[f"{each:,}" for each in lengths])
-    figure.update_yaxes(type="log", exponentformat="SI")
+    if metric.endswith("_bytes"):
+        byte_axis(figure, rows["value"], axis="y")
+    else:
+        figure.update_yaxes(type="log", exponentformat="SI")
     figure.update_layout(showlegend=rows["label"].nunique() > 1)
-    return figure
+    return by_family(figure, look)
 
 
 def heat_map(results: pd.DataFrame, task: str, rows: str, columns: str, metric: str) -> go.Figure:
@@ -227,8 +256,11 @@ def heat_map(results: pd.DataFrame, task: str, rows: str, columns: str, metric: 
         grid = grid.sort_index(axis=1)
     if rows == "length":
         grid = grid.sort_index()
-    figure = _grid_figure(grid, "%{z:.3g}")
-    figure.update_traces(reversescale=metric not in HIGHER_IS_BETTER)
+    # One scale for a metric, whatever the task: shares from 0 to 1, errors from 0 to the largest that is shown.
+    share = metric in HIGHER_IS_BETTER
+    most = 1.0 if share else float(results.loc[(results["metric"] == metric) & results["shot"].isna(), "value"].max())
+    figure = _grid_figure(grid, "%{z:.1%}" if share else "%{z:.3g}", most)
+    figure.update_traces(reversescale=not share)
     return _finish_grid(figure, grid, columns, rows)
 
 
@@ -244,17 +276,20 @@ def similarity_map(similarity: pd.DataFrame, task: str, measure: str = "errors",
     found = found.assign(model=label(found, similarity["run"].nunique() > 1))
     grid = found.pivot_table(index="model", columns="learner", values="value", aggfunc="mean", sort=False)
     grid = grid.T if grid.shape[1] > grid.shape[0] else grid  # names need less room beside a map than below it
-    figure = _grid_figure(grid, "%{z:.2f}")
+    figure = _grid_figure(grid, "%{z:.2f}", 1.0)
     return _finish_grid(figure, grid, "", "")
 
 
-def _grid_figure(grid: pd.DataFrame, shown: str) -> go.Figure:
+def _grid_figure(grid: pd.DataFrame, shown: str, most: float) -> go.Figure:
+    """most: the value at the end of the scale of colours, which begins at 0."""
     return go.Figure(
         go.Heatmap(
             z=grid.to_numpy(dtype=float).tolist(),
             x=[str(name) for name in grid.columns],
             y=[str(name) for name in grid.index],
             texttemplate=shown,
+            zmin=0,
+            zmax=most,
             colorscale="Cividis",
             showscale=False,  # the values are written in
         )

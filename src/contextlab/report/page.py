@@ -25,7 +25,7 @@ from contextlab.report.naming import (
     metric_title,
 )
 from contextlab.report.packing import packed_plotly
-from contextlab.report.page_data import PageData, first_figure, first_sentences
+from contextlab.report.page_data import PageData, first_figure, first_sentences, folded
 from contextlab.report.pages import interval_words
 from contextlab.report.sections import CompressData, CostData, OverviewData, TaskData
 from contextlab.report.sentences import summary_words
@@ -74,7 +74,7 @@ def build_report(
             title=" + ".join(dict.fromkeys(names)),
             descriptions=[each.get("description", "") for each in run_records],
             lead=lead,
-            first=first,
+            first=[folded(sentence) for sentence in first],
             words=[sentence for sentence in words if sentence not in first],
             compressed=[
                 (

@@ -13,6 +13,8 @@ from contextlab.report.sections import Data, Drawn, drawn_figures
 
 DIGITS = 6
 """Significant digits of the numbers in figures."""
+LONG = 200
+"""Characters of a sentence that a report opens with."""
 MOST_CSV = 60_000
 """Bytes that the CSV of all shots may take, packed; where it would take more it has the means over shots alone."""
 
@@ -51,10 +53,11 @@ class PageData:
         template = spec["layout"].pop("template", {})  # 7 KB in each, and the same in nearly all
         if template not in self.templates:
             self.templates.append(template)
+        wide = (spec["layout"].pop("meta", None) or {}).get("wide", False)
         self.figures.append({**spec, "template": self.templates.index(template)})
         return {
             "title": drawn.title, "note": drawn.note, "switch": drawn.switch, "name": drawn.name,
-            "at": len(self.figures) - 1, "height": spec["layout"].get("height", 420),
+            "at": len(self.figures) - 1, "wide": wide, "height": spec["layout"].get("height", 420),
         }  # fmt: skip
 
 
@@ -78,6 +81,14 @@ def first_sentences(sentences: list[str], tasks: list[str], most: int = 3) -> li
     leads = [next((s for s in sentences if s.startswith(f"{task}: ")), None) for task in tasks]
     found = [sentence for sentence in leads if sentence is not None][:most]
     return found + [sentence for sentence in sentences if sentence not in found][: most - len(found)]
+
+
+def folded(sentence: str) -> tuple[str, str]:
+    """A sentence of many names in two parts, the second of which is shown when it is asked for; "" for none."""
+    if len(sentence) <= LONG:
+        return sentence, ""
+    head = sentence[:LONG].rpartition(" ")[0]
+    return head, sentence[len(head) :].strip()
 
 
 def _rounded(value: Any) -> Any:

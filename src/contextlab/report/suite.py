@@ -42,7 +42,8 @@ def suite_values(results: pd.DataFrame) -> pd.DataFrame:
 def suite_table(results: pd.DataFrame) -> list[dict[str, str]]:
     """Tasks by models, every cell text, with the mean over the tasks where all are told in accuracy.
 
-    The last column is the best known learner's, whose name it tells. Empty as `suite_values` is.
+    The last column is that of the learner held to be best, whose name it tells; where it is an approximation, such as
+    votes of formulas drawn at random, a model may beat it. Empty as `suite_values` is.
     """
     values = suite_values(results)
     if values.empty:
@@ -58,14 +59,14 @@ def suite_table(results: pd.DataFrame) -> list[dict[str, str]]:
         row = {head: str(task)} | ({} if shared else {"metric": metric_title(metric)})
         row |= {name: value_in_words(value[name], metric) if name in value.index else "" for name in models}
         best = rows[rows["kind"] == "learner"]
-        row["best learner"] = "".join(
+        row["reference learner"] = "".join(
             f"{value_in_words(float(b['value']), metric)} {b['name']}" for _, b in best.iterrows()
         )
         table.append(row)
     if shared and first in HIGHER_IS_BETTER:  # errors of different tasks have no common scale
         means = values.pivot_table(index="task", columns="name", values="value")
         whole = {name: value_in_words(means[name].mean(), first) for name in models if means[name].notna().all()}
-        table.append({head: "mean"} | {name: whole.get(name, "") for name in models} | {"best learner": ""})
+        table.append({head: "mean"} | {name: whole.get(name, "") for name in models} | {"reference learner": ""})
     return table
 
 
