@@ -43,6 +43,11 @@ LogOption = Annotated[
     typer.Option(help="Tell a tracker too: tensorboard, wandb, trackio or mlflow; may be given more than once."),
 ]
 
+OnOption = Annotated[
+    str | None,
+    typer.Option("--on", help="ray or ray:ADDRESS: do the jobs on a cluster that sees the run's folder."),
+]
+
 
 def run(
     recipe: RecipeArgument,
@@ -56,6 +61,7 @@ def run(
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     log: LogOption = None,
+    on: OnOption = None,
 ) -> None:
     """Train, evaluate and report an experiment.
 
@@ -73,7 +79,7 @@ def run(
     """
     run_recipe(
         recipe, changes or [], None, out=out, device=device, resume=resume, check=check, quick=quick, jobs=jobs,
-        threads=threads, plugin=plugin or [], log=log or [],
+        threads=threads, plugin=plugin or [], log=log or [], on=on,
     )  # fmt: skip
 
 
@@ -91,6 +97,7 @@ def run_recipe(
     threads: int | None,
     plugin: list[str],
     log: list[str],
+    on: str | None,
 ) -> None:
     """What `run` and `sweep` do. sweep: plain data of a SweepSpec that extends the recipe's own; None for none."""
     from contextlab.experiments import load_plugins, load_recipe, quick_form
@@ -123,6 +130,7 @@ def run_recipe(
             plugins=plugin,
             progress=bars,
             log=log,
+            on=on,
         )
     print_run(done)
 

@@ -11,6 +11,7 @@ from contextlab.cli.run import (
     DeviceOption,
     JobsOption,
     LogOption,
+    OnOption,
     OutOption,
     QuickOption,
     RecipeArgument,
@@ -52,6 +53,7 @@ def sweep(
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     log: LogOption = None,
+    on: OnOption = None,
 ) -> None:
     """Train every model at many values of a field, choose the best on validation prompts, then measure that.
 
@@ -73,7 +75,7 @@ def sweep(
         wanted["sampler"] = sampler
     run_recipe(
         recipe, changes or [], wanted, out=out, device=device, resume=resume, check=check, quick=quick, jobs=jobs,
-        threads=threads, plugin=plugin or [], log=log or [],
+        threads=threads, plugin=plugin or [], log=log or [], on=on,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from contextlab.experiments.check import check
 from contextlab.experiments.closing import close
 from contextlab.experiments.folder import OF_RUN, SPEC, RunFolder, claimed, exclusive, find_folder, read_run_record
 from contextlab.experiments.jobs import Job, chosen_jobs, compress_jobs, first_jobs, measuring_jobs
+from contextlab.experiments.on_ray import RayTeam, ray_address
 from contextlab.experiments.opened import Run, open_run
 from contextlab.experiments.progress import Progress, Silent
 from contextlab.experiments.recipes import load_recipe, read_yaml
@@ -46,9 +47,13 @@ __all__ = ["Interrupted", "Progress", "Run", "Silent", "evaluate_run", "open_run
 class Interrupted(KeyboardInterrupt):
     """A run was stopped in order. Its message says how to go on; `folder` is the run's."""
 
-    def __init__(self, folder: RunFolder, plugins: Sequence[str], trackers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: RunFolder, plugins: Sequence[str], trackers: Sequence[str] = (), address: str | None = None
+    ) -> None:
         self.folder = folder.path
         options = plugin_options(plugins) + "".join(f" --log {each}" for each in trackers)
+        if address is not None:
+            options += f" --on ray{address and ':'}{address}"
         super().__init__(f"interrupted; go on with: contextlab run {folder} --resume{options}")
 
 
@@ -63,6 +68,7 @@ def run(
     plugins: Sequence[str] = (),
     progress: Progress | None = None,
     log: Sequence[str] = (),
+    on: str | None = None,
 ) -> Run:
     """Train, evaluate and report an experiment.
 
@@ -79,6 +85,8 @@ def run(
     plugins: modules (or .py files) that register components of your own.
     progress: told what happens.
     log: trackers that are told too: "tensorboard", "wandb", "trackio", "mlflow"; see `experiments.trackers`.
+    on: "ray" or "ray:ADDRESS" does the jobs on a Ray cluster, as many at once as have room, whatever `jobs`; the run's
+        folder must be on storage that all nodes see.
 
     Raises InputError when the spec is wrong or the folder is taken; Interrupted (a KeyboardInterrupt) leaves a run to
     resume.
@@ -87,6 +95,7 @@ def run(
         require_plugins(RunFolder(out), plugins)
     load_plugins(plugins)
     require_trackers(log)
+    address = ray_address(on)
     spec = as_spec(experiment)
     if rounds(spec):
         spec = spec.model_copy()  # what is asked for is of this run
@@ -109,7 +118,7 @@ def run(
             lambda: [job for job in compress_jobs(spec) if not folder.done(job, spec)],  # they need trained models
         ]
         with Tracked(progress or Silent(), log, folder, spec, record) as tell:
-            return _do(folder, spec, record, stages, tell, trackers=log)
+            return _do(folder, spec, record, stages, tell, trackers=log, address=address)
 
 
 def evaluate_run(
@@ -186,24 +195,34 @@ def _do(
     tell: Progress,
     training: bool = True,
     trackers: Sequence[str] = (),
+    address: str | None = None,
 ) -> Run:
     """Do the jobs of one stage after another, then close the run."""
     try:
         write_status(folder, record, "running")
-        with _team(folder, spec, record, tell, training) as do:
+        with _team(folder, spec, record, tell, training, address) as do:
             for stage in stages:
                 do(stage())
         return close(folder, spec, record)
     except KeyboardInterrupt:
         write_status(folder, record, "interrupted")
-        raise Interrupted(folder, record["plugins"], trackers) from None
+        raise Interrupted(folder, record["plugins"], trackers, address) from None
 
 
 @contextlib.contextmanager
 def _team(
-    folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any], tell: Progress, training: bool
+    folder: RunFolder,
+    spec: ExperimentSpec,
+    record: dict[str, Any],
+    tell: Progress,
+    training: bool,
+    address: str | None,
 ) -> Iterator[Callable[[list[Job]], None]]:
-    """What does a list of jobs: this process, or as many workers as the record says."""
+    """What does a list of jobs: a Ray cluster, as many workers as the record says, or this process."""
+    if address is not None:
+        with RayTeam(folder, spec, record, tell, training, address) as cluster:
+            yield cluster.do
+        return
     if record["jobs"] > 1:
         with Workers(folder, spec, record, tell, training) as workers:
             yield workers.do

@@ -14,7 +14,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 from contextlab.errors import ContextlabError
 from contextlab.experiments.folder import RunFolder
 from contextlab.experiments.jobs import Job
+from contextlab.experiments.progress import Throttled
 from contextlab.experiments.sampling import settle
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.work import do_job
@@ -30,23 +30,11 @@ from contextlab.memory import plain_memory_errors
 from contextlab.plugins import load_plugins
 
 
-class _Lines:
-    """A Progress that writes JSON lines, updates at most ten times a second."""
+class _Lines(Throttled):
+    """A Progress that writes JSON lines."""
 
-    def __init__(self) -> None:
-        self.last = 0.0
-
-    def update(self, key: str, step: int, steps: int, loss: float) -> None:
-        now = time.monotonic()
-        if step == steps or now - self.last > 0.1:
-            self.last = now
-            _say(event="update", step=step, steps=steps, loss=loss)
-
-    def phase(self, key: str, text: str) -> None:
-        _say(event="phase", text=text)
-
-    def done(self, key: str, status: str, message: str) -> None:
-        _say(event="done", status=status, message=message)
+    def say(self, event: str, key: str, **what: Any) -> None:
+        _say(event=event, **what)
 
 
 def _say(**message: Any) -> None:

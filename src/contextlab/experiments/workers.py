@@ -137,16 +137,10 @@ class Workers:
 
     def _died(self, job: Job, code: int) -> None:
         """A worker that could not say how it ended: killed, out of memory, out of disk."""
-        path = self.folder.job_record(job)
-        before = read_run_record(path) if path.exists() else {}
-        if self.folder.done(job, self.spec):  # it had done its work by then
-            self.tell.done(job.key, before.get("status", "finished"), "")
-            return
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         lines = [line for line in self.folder.log(job).read_text(errors="replace").splitlines() if line.strip()]
         message = f"the worker process ended with {cause}" + (f": {lines[-1]}" if lines else "")
-        write_record(path, {**before, **job.fields, "status": "failed", "message": message})
-        self.tell.done(job.key, "failed", message)
+        record_death(self.folder, self.spec, job, message, self.tell)
 
     def _stop(self) -> None:
         """Tell every worker that is at work to save and end."""
@@ -154,3 +148,14 @@ class Workers:
             self.stopped = True
             for process in self.running:
                 process.send_signal(signal.SIGTERM)
+
+
+def record_death(folder: RunFolder, spec: ExperimentSpec, job: Job, message: str, tell: Progress) -> None:
+    """Record that whoever did a job died, unless the job was done by then."""
+    path = folder.job_record(job)
+    before = read_run_record(path) if path.exists() else {}
+    if folder.done(job, spec):
+        tell.done(job.key, before.get("status", "finished"), "")
+        return
+    write_record(path, {**before, **job.fields, "status": "failed", "message": message})
+    tell.done(job.key, "failed", message)
