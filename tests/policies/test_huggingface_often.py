@@ -1,4 +1,4 @@
-"""Policies at modules of transformers that attend several times in a forward, and at those that run several times."""
+"""Policies at modules of transformers that attend or run several times in a forward, or call torch's attention."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_hidden_size": 64, "mamba_d_state": 8, "mamba_dt_rank": 4, "n_mamba_heads": 2,
         "num_key_value_heads": 4,
     },
+    "falcon": {"multi_query": True},
+    "falcon with groups": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
 }  # fmt: skip
-TOKEN = {"diffllama": 2 * 2 * 2 * 8 * 8, "hrm_text": 12 * 4 * 2 * 8 * 8}
+TOKEN = {"diffllama": 2 * 2 * 2 * 8 * 8, "falcon": 2 * 2 * 8 * 8, "hrm_text": 12 * 4 * 2 * 8 * 8}
 """Bytes that the model itself holds of a token."""
 
 
@@ -59,7 +61,7 @@ def model(kind: str) -> HuggingFaceModel:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", ["h2o", "ada_kv", "quest", "streaming_llm", "chai"])
 def test_a_policy_with_room_for_all_changes_nothing(kind: str, name: str) -> None:
-    if name == "chai" and kind == "diffllama":
+    if name == "chai" and kind in ("diffllama", "falcon"):
         pytest.skip("one key head for a policy, so none to drop")
     reader, x = model(kind), tokens(36)
     mask = padding(x)
@@ -74,7 +76,7 @@ def test_a_policy_with_room_for_all_changes_nothing(kind: str, name: str) -> Non
         if told is not None:
             torch.testing.assert_close(got[mask], expected[mask], rtol=0, atol=1e-6)
     assert state.length == plain.length == 36
-    names = {"visits", "notes", "call", "kept"}
+    names = {"visits", "notes", "call", "kept", "forward"}
     assert not any(names & set(vars(each)) or getattr(each, "served", None) for each in reader.modules())
     torch.testing.assert_close(read(reader, x, [20, 12], mask)[0], expected, rtol=0, atol=0)
 
@@ -171,6 +173,20 @@ def test_a_second_policy_is_refused_where_layers_run_several_times() -> None:
     reader = model("hrm_text")
     with build_policy("h2o").attach(reader), pytest.raises(InputError, match="attached to this model already"):
         build_policy("snapkv").attach(reader).__enter__()
+
+
+def test_torchs_own_attention_is_that_of_plain_causal_modules() -> None:
+    reader, x = model("falcon"), tokens()
+    layer = build_policy("h2o").layers(reader)[0]
+    assert (layer.heads, layer.kv_heads, layer.key_dim, layer.turn is not None) == (4, 1, 8, True)
+    with pytest.raises(InputError, match="FalconAttention adds ALiBi to its scores by itself"):
+        build_policy("h2o").layers(HuggingFaceModel(other("falcon", alibi=True)))
+    with build_policy("h2o").attach(reader), pytest.raises(InputError, match="plain causal attention; packed"):
+        mask = torch.ones(40, 40, dtype=torch.bool).tril().triu(-5).expand(2, 1, -1, -1)
+        reader.model(x, attention_mask=mask)
+    eager = HuggingFaceModel(other("falcon", attn_implementation="eager"))
+    with pytest.raises(InputError, match="set attn_implementation='sdpa'"):
+        build_policy("h2o").layers(eager)
 
 
 @pytest.mark.parametrize("change", ["queries", "values"])

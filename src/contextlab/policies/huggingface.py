@@ -35,6 +35,7 @@ from contextlab.policies.huggingface_cache import KeptLayer, kept_for, layer_of,
 from contextlab.policies.huggingface_latent import attend_latent, entry, noting
 from contextlab.policies.huggingface_layers import NAME, attends_often, attention_layers, forward_of, model_within
 from contextlab.policies.huggingface_parts import answers, beside_zeros, check_part, in_a_row
+from contextlab.policies.huggingface_torch import calls_torch, padding_of, through
 from contextlab.policies.huggingface_visits import Noted, Visit
 from contextlab.state import KVState, State
 
@@ -79,7 +80,8 @@ class Everything(Policy):
 def attached(modules: list[nn.Module]) -> Iterator[None]:
     """While open, these attention modules ask the `Served` that each has as its attribute `served`."""
     with contextlib.ExitStack() as stack:
-        configs: dict[int, Any] = {id(m.config): m.config for m in modules}
+        own = [m for m in modules if calls_torch(forward_of(m))]
+        configs: dict[int, Any] = {id(m.config): m.config for m in modules if m not in own}
         for config in configs.values():
             before = config._attn_implementation or "eager"
             if before not in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -90,6 +92,8 @@ def attached(modules: list[nn.Module]) -> Iterator[None]:
             AttentionMaskInterface.register(name, functools.partial(_mask, before))
             stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
             config._attn_implementation = name
+        for module in own:
+            stack.callback(through(module, _attend_torch))
         for module in modules:
             stack.callback(module.register_forward_pre_hook(_enter, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(_leave).remove)
@@ -214,6 +218,36 @@ def _attend(
         known = forward_of(module).__globals__
         plain = known["ALL_ATTENTION_FUNCTIONS"].get_interface(before, known.get("eager_attention_forward"))
         return plain(module, query, key, value, attention_mask, **options)
+    return _answer(module, served, query, key, value, attention_mask, options), None
+
+
+def _attend_torch(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The same where a module calls torch's attention: returns [B, H, T, V]. The mask says what `is_causal` does."""
+    mask = padding_of(type(module).__name__, attn_mask, query.shape[2])
+    options = {"scaling": scale, "dropout": dropout_p}
+    return _answer(module, module.served, query, key, value, mask, options).transpose(1, 2)
+
+
+def _answer(
+    module: Any,
+    served: Served,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """What the policy answers, [B, T, H, V]; see `_attend`. attention_mask: [B, T] bool, False at left padding."""
     call: _Call = vars(module)["call"]
     index, kept, values = call.written()
     served = vars(module).get("visits", {}).get(index, served)
@@ -245,7 +279,7 @@ def _attend(
         served = dataclasses.replace(served, layer=layer)
     if call.rest and values is not None:
         check_part(name, value, values, parts - len(call.rest), parts)
-        return call.rest.pop(0), None
+        return call.rest.pop(0)
     call.answered = True
     state = None if kept is None else kept.state
     if layer.latent:
@@ -265,7 +299,7 @@ def _attend(
         y, *call.rest = (each.contiguous() for each in answers(y, layer.kv_heads, parts))
     if repeated > 1:
         y = y.unflatten(2, (-1, repeated)).transpose(2, 3).flatten(2, 3)
-    return y.contiguous(), None  # as their own attention answers: some take a view of it
+    return y.contiguous()  # as their own attention answers: some take a view of it
 
 
 def _same(some: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> bool:

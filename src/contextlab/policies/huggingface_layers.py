@@ -25,6 +25,7 @@ from contextlab.errors import InputError
 from contextlab.ops.kv import KVLayer
 from contextlab.policies.huggingface_latent import entry, keeps_latent, latent_sizes
 from contextlab.policies.huggingface_parts import each_turned, parts_of
+from contextlab.policies.huggingface_torch import Instead, calls_torch, check_torch
 from contextlab.policies.huggingface_visits import Noted, moves, told_layer, visits
 
 NAME = "contextlab"
@@ -77,7 +78,9 @@ def attention_layers(model: nn.Module) -> list[tuple[Any, KVLayer]]:
             raise InputError(f"{name} reads the keys and values of another layer, so no policy can serve it")
         if type(kept) not in SERVED:
             raise InputError(f"{name} keeps keys and values together with other memory, so no policy can serve it")
-        if "ALL_ATTENTION_FUNCTIONS" not in forward_of(module).__code__.co_names:
+        if calls_torch(forward_of(module)):
+            check_torch(name, config)
+        elif "ALL_ATTENTION_FUNCTIONS" not in forward_of(module).__code__.co_names:
             raise InputError(f"{name} computes attention by itself (no attention interface), so no policy can serve it")
         twice = any(other.layer_idx == module.layer_idx and other.config is module.config for other, _ in found)
         if twice and not (moves(module) or told_layer(module)):
@@ -124,7 +127,10 @@ def _described(model: PreTrainedModel, module: Any) -> KVLayer:
     size = getattr(module, "head_dim", None) or getattr(module, "head_size", None) or config.hidden_size // heads
     key_dim = getattr(module, "qk_head_dim", None) or size
     sinks = getattr(module, "sinks", None)
-    if kv_heads == heads and getattr(module, "num_key_value_heads", None):
+    if calls_torch(forward_of(module)):
+        kv_heads, key_dim = _key_at(module, _rotary(model), {}, 0, model.dtype).shape[2:]
+        size = key_dim
+    elif kv_heads == heads and getattr(module, "num_key_value_heads", None):
         kv_heads = module.num_key_value_heads  # of modules that repeat them on their own
     parts, value_dim = _parts(model, module), getattr(module, "v_head_dim", None) or size
     return KVLayer(
@@ -135,9 +141,14 @@ def _described(model: PreTrainedModel, module: Any) -> KVLayer:
     )  # fmt: skip
 
 
+def _rotary(model: PreTrainedModel) -> Any:
+    """What makes the rotations of a model's positions; None for none."""
+    return next((m.rotary_emb for m in model.modules() if hasattr(m, "rotary_emb")), None)
+
+
 def _turn(model: PreTrainedModel, module: Any, size: int) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The model's own rotation of keys, as `KVLayer.turn`; None where there is none, or none that adds up."""
-    rotary: Any = next((m.rotary_emb for m in model.modules() if hasattr(m, "rotary_emb")), None)
+    rotary = _rotary(model)
     apply = forward_of(module).__globals__.get("apply_rotary_pos_emb")
     kind = getattr(rotary, "rope_type", None)
     by_layer = {"layer_type": module.layer_type} if hasattr(module, "layer_type") else {}
@@ -217,12 +228,21 @@ def _forward(
     device = next(module.parameters()).device
     token = torch.linspace(-1, 1, module.config.hidden_size, device=device).sin().to(dtype)[None, None]
     where = rotary(token, torch.full((1, 1), place, device=device), **by_layer)
+    cache = cache_argument(module.forward)
+    given = {"hidden_states": token, "position_embeddings": where, **({cache: noted} if cache else {})}
+    for name, each in inspect.signature(module.forward).parameters.items():
+        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD:
+            given.setdefault(name, None)
+    given["attention_mask"] = None
+    if calls_torch(forward_of(module)):
+        with Instead(functools.partial(attend, module)):
+            module(**given)
+        return
     before = module.config._attn_implementation
     AttentionInterface.register(f"{NAME}_keys", attend)
     try:
         module.config._attn_implementation = f"{NAME}_keys"
-        cache = cache_argument(module.forward)
-        module(hidden_states=token, position_embeddings=where, attention_mask=None, **({cache: noted} if cache else {}))
+        module(**given)
     finally:
         module.config._attn_implementation = before
 
@@ -239,7 +259,7 @@ def _parts(model: PreTrainedModel, module: Any) -> int:
     """`parts_of` the module, by one token on its own."""
     if not attends_often(module):
         return 1
-    rotary: Any = next((m.rotary_emb for m in model.modules() if hasattr(m, "rotary_emb")), None)
+    rotary = _rotary(model)
     calls, noted = [], Noted()
 
     def note(_module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
