@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from contextlab import open_run, run
+from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec, evaluate_run, find_model
 from contextlab.experiments.check import check
 from contextlab.experiments.estimate import estimate
@@ -230,3 +231,17 @@ def test_records_of_trials_tell_their_setting_and_score(tmp_path, finished):
     assert (record["kind"], record["trial"], record["setting"]) == ("trial", 1, {"train.learning_rate": RATES[1]})
     assert record["validation"]["recall"]["metric"] == "accuracy"
     assert record["train_spec"]["learning_rate"] == RATES[1]
+
+
+def test_trials_may_end_as_soon_as_they_are_good_enough(tmp_path):
+    until = {"at_least": 0.0, "every": 2, "prompts": 8}  # any model is
+    spec = swept(train={"steps": 6, "batch": 4, "until": until})
+    done = run(spec, out=tmp_path / "run")
+    assert done.sweep["steps"].tolist() == [2, 2]
+    (record,) = done.records
+    assert record["steps"] == 2
+    assert [look["step"] for look in record["looks"]] == [2]
+    assert record["message"].startswith("stopped after step 2 of 6: accuracy was")
+    assert "stopped after step 2 of 6" in done.report.read_text()
+    with pytest.raises(InputError, match="models.softmax .*until: accuracy is better when larger; give at_least"):
+        run(swept(train={"steps": 6, "batch": 4, "until": {"at_most": 0.1}}), out=tmp_path / "wrong")

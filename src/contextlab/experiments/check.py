@@ -20,12 +20,13 @@ from contextlab.models.room import require_room, require_room_for_training
 from contextlab.prompt import Prompt, Task
 from contextlab.training.examples import CHUNK, draw_examples, require_examples
 from contextlab.training.schedule import Turns
+from contextlab.training.until import check_direction, check_metric
 
 LARGE, LARGE_FLOPS = 1 << 20, 2e9
 """Parameters, and FLOPs to read one prompt. Of larger models one layer of each kind reads, which takes a second at most
 for prompts of some thousand tokens."""
 
-TRIED = {"batch", "accumulate", "precision", "examples", "curriculum", "order"}
+TRIED = {"batch", "accumulate", "precision", "examples", "curriculum", "order", "until"}
 """What of a training's settings decides whether its first step is possible."""
 
 
@@ -134,7 +135,10 @@ def _try_model(training: Training, reader: _Reader, task: Task, prompt: Prompt) 
         prediction = reader(prompt)
         there = prompt.to(reader.device)
         task.loss(prediction, there)
-        task.errors(prediction, there)
+        errors = task.errors(prediction, there)
+        if training.train.until is not None:
+            check_direction(task, training.train.until)
+            check_metric(task, training.train.until, errors)
 
 
 def _try_room(training: Training, length: int, device: torch.device) -> None:

@@ -148,7 +148,7 @@ def check_path(path: str, where: str, options: Iterable[str], models: Iterable[s
     """
     root, _, rest = path.partition(".")
     of_models = list(models)
-    known = [f"train.{key}" for key in TrainSpec.model_fields if key != "until"] + [f"options.{key}" for key in options]
+    known = [f"train.{key}" for key in TrainSpec.model_fields] + [f"options.{key}" for key in options]
     known += [f"spec.{key}" for key in ModelSpec.model_fields]
     ahead = ""
     if root == "models" and of_models:

@@ -146,7 +146,7 @@ def _train_and_score(
     if record["status"] != "diverged":
         tell.phase(job.key, "validating")
         fixed = training.train.examples is not None
-        apart = {name: _training_set(training, name)[0] for name in training.tasks} if fixed else {}
+        apart = {name: _training_set(training, name, record["steps"])[0] for name in training.tasks} if fixed else {}
         record["validation"] = score(model, spec, training, device, apart)
 
 
@@ -175,6 +175,8 @@ def _train(
         resume=True,  # an empty folder starts at step 0; the run as a whole has been told whether to resume
         progress=lambda step, steps, loss: tell.update(key, step, steps, loss),
     )
+    if training.train.until is not None:
+        record["looks"] = result.looks
     record |= {
         "message": result.message,
         "steps": result.step,
@@ -218,7 +220,7 @@ def _measure(model: Model, spec: ExperimentSpec, training: Training, task: str, 
     """The tables of a trained model on one of its tasks: quality, then costs."""
     apart = None
     if training.train.examples is not None:
-        apart, record["training_set"][task] = _training_set(training, task)
+        apart, record["training_set"][task] = _training_set(training, task, record["steps"])
     who: dict[str, Any] = {
         "name": training.model_name,
         "run": spec.name,
@@ -231,17 +233,17 @@ def _measure(model: Model, spec: ExperimentSpec, training: Training, task: str, 
     return Measured.join([found, Measured(costs), Measured(took)])
 
 
-def _training_set(training: Training, task: str) -> tuple[Callable[[Prompt], Prompt], dict[str, Any]]:
+def _training_set(training: Training, task: str, steps: int) -> tuple[Callable[[Prompt], Prompt], dict[str, Any]]:
     """What leaves the prompts of a fixed training set out of an evaluation, and what the record tells of the set.
 
-    examples: its prompts. distinct: different ones among them. epochs: how often each was shown.
+    steps: that were made. examples: its prompts. distinct: different ones among them. epochs: how often each was shown.
     """
     spec = training.train
     assert spec.examples is not None
     known = fingerprints(draw_examples(training.tasks[task], spec.examples, training.seed).inputs).unique()
     turns = Turns(list(training.tasks.values()), spec, training.seed)
     which = list(training.tasks).index(task)
-    shown = spec.batch * sum(turns.which(step) == which for step in range(spec.steps))
+    shown = spec.batch * sum(turns.which(step) == which for step in range(steps))
     told = {"examples": spec.examples, "distinct": len(known), "epochs": shown / spec.examples}
     return without_known(known), told
 

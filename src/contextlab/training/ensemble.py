@@ -21,7 +21,7 @@ from contextlab.training.schedule import Turns
 from contextlab.training.spec import TrainSpec
 from contextlab.training.stack import Stack
 from contextlab.training.step import TrainState
-from contextlab.training.trainer import check_sizes, due, identity, keep, stop_signals
+from contextlab.training.trainer import check_sizes, due, identity, keep, set_goal, stop_signals
 
 Progress = Callable[[int, int, int, float], None]
 
@@ -129,6 +129,8 @@ def _prepared(
         run = Run(member.model, state, team, who, Path(member.folder) if member.folder else None)
         run.open(resume and member.folder is not None)
         examples = None if spec.examples is None or run.status else Examples(turns, spec, member.seed, team)
+        if not run.status:
+            set_goal(run, tasks, spec, examples)
         prepared.append(_Training(run, spec, turns, examples, _told(progress, m)))
     if resume and all(member.folder is None for member in members):
         raise InputError("resume needs the folders that the trainings wrote; give each member its folder")

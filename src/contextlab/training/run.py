@@ -18,6 +18,7 @@ from contextlab.errors import InputError
 from contextlab.training import checkpoint
 from contextlab.training.distributed import Workers
 from contextlab.training.step import Step, TrainState
+from contextlab.training.until import Look, Until
 
 
 @dataclass
@@ -33,6 +34,7 @@ class TrainResult:
     steps_per_second: of this call.
     message: one line about a diverged training, or one that was resumed with another number of threads.
     checkpoint: folder of the last checkpoint.
+    looks: at the validation prompts, where the training has a goal (`TrainSpec.until`).
     threads: of the last step on CPU.
     """
 
@@ -44,6 +46,7 @@ class TrainResult:
     message: str = ""
     checkpoint: Path | None = None
     threads: int = 1
+    looks: list[Look] = field(default_factory=list)
 
 
 @dataclass
@@ -60,6 +63,9 @@ class Run:
     fresh: list[Tensor] = field(default_factory=list)  # the same, not yet waited for
     tokens: int = 0
     status: str = ""
+    until: Until | None = None
+    looks: list[Look] = field(default_factory=list)
+    stopped: str = ""  # why, where it ended before its last step
     earlier: float = 0.0
     threads: list[int] = field(default_factory=lambda: [torch.get_num_threads()])  # of its steps, in order
     first_step: int = 0
@@ -85,6 +91,15 @@ class Run:
                 self.state.step -= len(self.pending) - 1 - bad[0]
                 self.pending = self.pending[: bad[0] + 1]
             self.fresh = []
+
+    def look(self) -> None:
+        """Look whether the model is good enough, where that is due; the steps are settled."""
+        step = self.state.step
+        if self.until is not None and self.until.due(step) and not self.status:
+            found = self.until.look(step)
+            self.looks.append(found)
+            if step < self.until.steps and self.team.any(self.until.reached(found)):
+                self.stopped = self.until.words(found)
 
     def record(self, learning_rate: float) -> dict[str, float]:
         """Add the row of this step."""
@@ -123,6 +138,7 @@ class Run:
         self.rows, self.pending = found.record["history"], found.record["pending"]
         self.tokens, self.status = found.record["tokens"], found.record["status"]
         self.earlier = found.record["seconds"]
+        self.looks, self.stopped = found.record.get("looks", []), found.record.get("stopped", "")
         self._note_threads(found.record)
 
     def _note_threads(self, record: Mapping[str, Any]) -> None:
@@ -162,6 +178,8 @@ class Run:
                 "earlier_threads": self.threads[:-1],
                 "pending": self.pending,
                 "history": self.rows,
+                "looks": self.looks,
+                "stopped": self.stopped,
             }
             self.path = checkpoint.write(self.folder, self.model, {**self.state.optimizer, **streams}, record)
         self.team.wait()
@@ -172,7 +190,7 @@ class Run:
 
     def result(self) -> TrainResult:
         seconds, done = self.seconds, self.state.step - self.first_step
-        message = self.threads_message
+        message = "; ".join(each for each in (self.stopped, self.threads_message) if each)
         if self.status == "diverged":
             message = (
                 f"the loss or its gradient was not finite at step {self.state.step}; the parameters are of "
@@ -183,5 +201,5 @@ class Run:
         )
         status: Literal["finished", "diverged"] = "diverged" if self.status == "diverged" else "finished"
         return TrainResult(
-            history, status, self.state.step, seconds, done / seconds, message, self.path, self.threads[-1]
+            history, status, self.state.step, seconds, done / seconds, message, self.path, self.threads[-1], self.looks
         )

@@ -38,6 +38,31 @@ class CurriculumSpec(Spec):
         return min(self.end, self.start + self.add * (step // self.every))
 
 
+class UntilSpec(Spec):
+    """What is good enough for a training to end before its last step.
+
+    metric: of the tasks; None takes the task's own. It is that of the tasks as they are at the end of a curriculum, and
+        of several tasks each must reach it.
+    at_least, at_most: the goal; one of the two.
+    every: steps between looks at the validation prompts; the last step is one, too.
+    prompts: of each task, the same at each look; never those of training, of `evaluate`, or of a sweep's validation.
+    seed: of these prompts.
+    """
+
+    metric: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    every: PositiveInt = 50
+    prompts: PositiveInt = 256
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> UntilSpec:
+        if (self.at_least is None) == (self.at_most is None):
+            raise InputError("give either at_least (for example 0.995 of an accuracy) or at_most (of an error)")
+        return self
+
+
 class TrainSpec(Spec):
     """How a model is trained.
 
@@ -63,6 +88,7 @@ class TrainSpec(Spec):
     order: of several tasks, where a model is trained on more than one: which of them a step draws from (2404.03558).
         "sequential": the steps are cut into as many equal blocks as there are tasks, one task a block; "mixed": an
         even choice at each step among the block's task and those of earlier blocks; "random": among all.
+    until: ends the training as soon as the model is good enough; `steps` are then the most.
     log_every: steps between recorded losses.
     checkpoint_every: steps between checkpoints; 0 for none but the last.
     """
@@ -84,6 +110,7 @@ class TrainSpec(Spec):
     compile: Literal["auto", "on", "off"] = "auto"
     curriculum: dict[str, CurriculumSpec] = Field(default_factory=dict)
     order: Order = "random"
+    until: UntilSpec | None = None
     log_every: PositiveInt = 10
     checkpoint_every: NonNegativeInt = 500
 

@@ -15,11 +15,12 @@ import torch
 from contextlab.errors import InputError
 from contextlab.prompt import Task
 from contextlab.training.distributed import Workers, workers
-from contextlab.training.examples import Examples
+from contextlab.training.examples import Examples, fingerprints, without_known
 from contextlab.training.run import Run, TrainResult
 from contextlab.training.schedule import Turns, rate
 from contextlab.training.spec import TrainSpec
 from contextlab.training.step import TrainState, train_step
+from contextlab.training.until import Until
 
 Progress = Callable[[int, int, float], None]
 
@@ -78,6 +79,7 @@ def train(
     run.open(resume)
     if not run.status:
         examples = None if spec.examples is None else Examples(tasks, spec, seed, team)
+        set_goal(run, given, spec, examples)
         _loop(run, tasks, examples, spec, progress if team.first else None)
     return run.result()
 
@@ -106,22 +108,31 @@ def _loop(run: Run, tasks: Turns, examples: Examples | None, spec: TrainSpec, pr
                 return
 
 
+def set_goal(run: Run, tasks: Sequence[Task], spec: TrainSpec, examples: Examples | None) -> None:
+    """Let a training end as soon as it is good enough, by prompts that it is not trained on. See `TrainSpec.until`."""
+    if spec.until is not None:
+        known = [] if examples is None else [fingerprints(each.inputs).unique() for each in examples.sets]
+        run.until = Until(run.model, tasks, spec, run.team.device, [without_known(each) for each in known] or None)
+
+
 def due(step: int, spec: TrainSpec) -> tuple[bool, bool]:
     """Whether a row and a checkpoint are due after so many steps."""
     last = step == spec.steps
+    look = spec.until is not None and step % spec.until.every == 0
     save = last or (spec.checkpoint_every > 0 and step % spec.checkpoint_every == 0)
-    return last or step % spec.log_every == 0, save
+    return last or look or step % spec.log_every == 0, save
 
 
 def keep(run: Run, spec: TrainSpec, stopping: bool, progress: Progress | None) -> None:
     """After a step: its row, the training's end and a checkpoint, as they are due; `run` is settled where one is."""
     step = run.state.step
     row_due, save_due = due(step, spec)
+    run.look()
     if row_due or run.status:
         row = run.record(rate(step - 1, spec) * spec.learning_rate)
         if progress is not None:
             progress(step, spec.steps, row["loss"])
-    if step == spec.steps and not run.status:
+    if (step == spec.steps or run.stopped) and not run.status:
         run.status = "finished"
     if save_due or stopping or run.status:
         run.save()

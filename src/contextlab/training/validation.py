@@ -46,16 +46,18 @@ def validate(
     metric: str | None = None,
     device: torch.device | str = "cpu",
     apart: Callable[[Prompt], Prompt] | None = None,
+    stream: str = "validation",
 ) -> Score:
     """Measure a model by one metric of the task; whether it was training is as before afterwards.
 
     model: a `Model` on `device`. metric: None takes the task's own.
     apart: leaves out of a batch the prompts that it was trained on.
+    stream: of the prompts, in a word; each has prompts of its own.
 
     Raises InputError for a metric that the task does not have, and where no prompt is left.
     """
     wanted = metric or task.metric
-    generator = seeded("validation", spec.seed, device=device)
+    generator = seeded(stream, spec.seed, device=device)
     means: list[Tensor] = []
     before = model.training
     model.eval()

@@ -1,0 +1,135 @@
+"""A training with a goal: it ends at the first look that is good enough, whatever stops it, alone or among others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_training import Sums, Tiny
+
+from contextlab.errors import InputError
+from contextlab.models import ModelSpec, build_model
+from contextlab.tasks import build_task
+from contextlab.training import Member, TrainSpec, train, train_together
+from contextlab.training.spec import UntilSpec
+from contextlab.training.until import Until
+from contextlab.training.validation import ValidationSpec, validate
+
+SPEC = {"steps": 400, "batch": 32, "warmup": 5, "optimizer": "adamw", "learning_rate": 0.01, "log_every": 1000}
+GOAL = {"at_most": 0.3, "every": 10, "prompts": 64}
+
+
+@pytest.fixture(scope="module")
+def stopped():
+    model = Tiny()
+    return model, train(model, Sums(), {**SPEC, "until": GOAL})
+
+
+def test_it_ends_at_the_first_look_that_is_good_enough_and_says_so(stopped):
+    model, result = stopped
+    assert result.status == "finished"
+    assert 10 < result.step < 400
+    assert [look["step"] for look in result.looks] == list(range(10, result.step + 1, 10))
+    values = [look["values"][0] for look in result.looks]
+    assert all(value > 0.3 for value in values[:-1])
+    assert values[-1] <= 0.3
+    assert values[-1] == validate(model, Sums(), ValidationSpec(prompts=64), stream="until").value
+    assert values[-1] != validate(model, Sums(), ValidationSpec(prompts=64)).value  # prompts of its own
+    assert result.message.startswith(f"stopped after step {result.step} of 400: error was {values[-1]:.4g} on 64")
+    assert result.history["step"].iloc[-1] == result.step
+
+
+def test_until_then_it_is_the_training_without_a_goal(stopped):
+    model, result = stopped
+    plain = Tiny()
+
+    class Enough(Exception):
+        pass
+
+    def progress(step, steps, loss):
+        if step == result.step:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(plain, Sums(), {**SPEC, "log_every": result.step}, progress=progress)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_goal_that_is_not_reached_changes_nothing():
+    spec = {**SPEC, "steps": 20}
+    one, other = Tiny(), Tiny()
+    train(one, Sums(), spec)
+    result = train(other, Sums(), {**spec, "until": {**GOAL, "at_most": 0.0, "every": 15}})
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert [look["step"] for look in result.looks] == [15, 20]
+    assert (result.step, result.message) == (20, "")
+
+
+def test_stopped_by_hand_it_goes_on_to_the_same_end(stopped, tmp_path):
+    model, whole = stopped
+
+    def stop(step, steps, loss):
+        if step == 20:
+            raise KeyboardInterrupt
+
+    spec = {**SPEC, "until": GOAL, "checkpoint_every": 15}
+    with pytest.raises(KeyboardInterrupt):
+        train(Tiny(), Sums(), spec, folder=tmp_path, progress=stop)
+    again = Tiny()
+    result = train(again, Sums(), spec, folder=tmp_path, resume=True)
+    assert (result.step, result.looks, result.message) == (whole.step, whole.looks, whole.message)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    read = train(Tiny(), Sums(), spec, folder=tmp_path, resume=True)  # it has ended
+    assert (read.step, read.looks, read.message) == (whole.step, whole.looks, whole.message)
+
+
+def test_members_of_one_program_end_each_at_its_own_look():
+    task = build_task("linear_regression", dimensions=2, examples=3)
+    spec = ModelSpec(layers=["attention"], width=8, depth=1, heads=1).for_task(task)
+    goals = [{"at_most": 1e6, "every": every, "prompts": 8} for every in (2, 3)]
+    members = [
+        Member(build_model(spec, seed=seed), task, {"steps": 5, "batch": 4, "until": goal}, seed)
+        for seed, goal in enumerate(goals)
+    ]
+    results = train_together(members, device="cpu")
+    assert [result.step for result in results] == [2, 3]
+    assert all(result.message.startswith("stopped after step") for result in results)
+
+
+def test_of_several_tasks_all_must_be_good_enough():
+    tasks = [Sums(), Sums(scale=0.0)]
+    until = Until(Tiny(), tasks, TrainSpec(until=UntilSpec(at_most=0.5)), torch.device("cpu"))
+    assert until.reached({"step": 1, "values": [0.5, 0.1]})
+    assert not until.reached({"step": 1, "values": [0.6, 0.1]})
+    assert not until.reached({"step": 1, "values": [float("nan"), 0.1]})
+    assert len(until.look(1)["values"]) == 2
+
+
+def test_what_it_is_trained_on_does_not_count(monkeypatch):
+    """A model that knows its examples by heart is not good."""
+    spec = {**SPEC, "steps": 10, "examples": 8, "batch": 8, "until": {**GOAL, "prompts": 8}}
+    seen = []
+    monkeypatch.setattr(
+        "contextlab.training.until.validate", lambda *args, apart, **more: seen.append(apart) or validate(*args, **more)
+    )
+    train(Tiny(), Sums(), spec, seed=3)
+    from contextlab.training.examples import draw_examples
+
+    known = draw_examples(Sums(), 8, 3)
+    assert seen[0](known).batch == 0
+    assert seen[0](draw_examples(Sums(), 8, 4)).batch == 8
+
+
+@pytest.mark.parametrize(
+    ("until", "message"),
+    [
+        ({}, "give either at_least .* or at_most"),
+        ({"at_least": 1, "at_most": 2}, "give either"),
+        ({"at_least": 0.9}, "until: error is better when smaller; give at_most"),
+        ({"at_most": 0.9, "metric": "eror"}, "until.metric: unknown metric of this task 'eror'; did you mean 'error'"),
+        ({"at_most": 0.9, "evry": 3}, "did you mean 'every'"),
+    ],
+)
+def test_impossible_goals_are_refused_before_the_first_step(until, message):
+    with pytest.raises(InputError, match=message) as caught:
+        train(Tiny(), Sums(), {**SPEC, "until": until}, progress=lambda *_: pytest.fail("a step was made"))
+    assert "\n" not in str(caught.value)
