@@ -14,7 +14,7 @@ from contextlab.report import build_report, write_cost_figure
 from contextlab.report.packing import pack, unpack, unpacked
 from contextlab.report.page_data import PageData, first_sentences, folded
 from tests.evaluation.test_results import rows as cost_rows
-from tests.report.conftest import MODELS, make_records, make_results
+from tests.report.conftest import MODELS, RUN, make_records, make_results
 
 BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome", "chrome") if (p := shutil.which(n))), None)
 
@@ -30,9 +30,10 @@ def browser():
         opened.close()
 
 
-@pytest.fixture
-def report(tmp_path, results, records, run_record):
-    return build_report(results, records, [run_record], [{"name": "demo", "seeds": [0]}], tmp_path / "report.html")
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    return build_report(make_results(), make_records(), [RUN], [{"name": "demo", "seeds": [0]}], path)
 
 
 def opened(browser, path, width):
@@ -47,9 +48,25 @@ def opened(browser, path, width):
     return page
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_figures_are_drawn_and_nothing_is_asked_of_the_network(browser, report, width, tmp_path):
-    page = opened(browser, report, width)
+@pytest.fixture(scope="module")
+def desk(browser, report):
+    """The report on a wide screen, for tests that look at it and use what is on it; it loads for seconds."""
+    page = opened(browser, report, 1280)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def phone(browser, report):
+    page = opened(browser, report, 390)
+    yield page
+    page.close()
+
+
+@pytest.mark.parametrize("screen", ["desk", "phone"])
+def test_figures_are_drawn_and_nothing_is_asked_of_the_network(request, screen, tmp_path):
+    page = request.getfixturevalue(screen)
+    width = page.viewport_size["width"]
     assert page.locator("figure[data-figure]").count() == 10
     assert page.problems == []
     assert [url for url in page.requests if not url.startswith(("file:", "data:", "blob:"))] == []
@@ -64,7 +81,6 @@ def test_figures_are_drawn_and_nothing_is_asked_of_the_network(browser, report, 
     assert [hint == "block" for hint in hints] == wider
     assert any(wider) == (width == 390)
     page.screenshot(path=str(tmp_path / f"report-{width}.png"), full_page=True)
-    page.close()
 
 
 def test_a_report_is_at_most_two_megabytes_and_an_old_browser_is_told(browser, report):
@@ -107,8 +123,8 @@ def test_each_task_has_a_first_sentence():
     assert folded(words[0]) == ("a: x.", "")
 
 
-def test_the_table_sorts_and_filters(browser, report):
-    page = opened(browser, report, 1280)
+def test_the_table_sorts_and_filters(desk):
+    page = desk
     value = page.locator("#results thead th").nth(5)
     for direction, better in (("ascending", min), ("descending", max)):
         value.locator("button").click()
@@ -126,15 +142,13 @@ def test_the_table_sorts_and_filters(browser, report):
     with page.expect_download() as download:
         page.click("#csv")
     assert len(pd.read_csv(download.value.path())) > 100
-    page.close()
 
 
-def test_the_axis_can_be_switched(browser, report):
-    page = opened(browser, report, 1280)
+def test_the_axis_can_be_switched(desk):
+    page = desk
     page.locator(".switch").first.click()
     page.wait_for_function("document.querySelector('.plot').layout.yaxis.type === 'log'")
     assert page.problems == []
-    page.close()
 
 
 def test_names_cannot_break_the_page(browser, tmp_path, run_record):
