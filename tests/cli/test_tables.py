@@ -50,6 +50,7 @@ def summary(results: pd.DataFrame, compressed: pd.DataFrame) -> None:
             results=results,
             records=make_records(LONG),
             record={},
+            by_prompt=None,
             compressed=compressed,
             folder=Path(),
             report="r.html",

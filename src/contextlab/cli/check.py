@@ -58,7 +58,7 @@ def _show(kind: str, name: str, cases: int, found: list[Held]) -> None:
     for law, results in by_law.items():
         broken = [each for each in results if each.broken is not None]
         word = Text(f"broken in {len(broken)} of {len(results)}", "bold red") if broken else Text("held", "green")
-        rows.append({"law": law, "": word, "what it says": results[0].law.statement})
+        rows.append({"law": law, "result": word, "what it says": results[0].law.statement})
     console.print(f"[bold]{kind} {escape(name)}[/], in {cases} case{'s' * (cases != 1)}")
     print_table("", rows, prose=["what it says"])
     breaks: dict[str, list[Held]] = {}  # one cause often breaks many laws: it is told once
