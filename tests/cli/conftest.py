@@ -10,7 +10,6 @@ import typer.main
 
 from contextlab import cli
 
-
 # The same commands each time; from hundreds of annotations they take longer to make than most of them to run.
 COMMANDS = functools.cache(typer.main.get_command)
 
