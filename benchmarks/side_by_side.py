@@ -1,12 +1,12 @@
 """Is this commit slower than another? Training steps and policies of both, in turns.
 
     git worktree add ../before COMMIT
-    python benchmarks/side_by_side.py ../before [--rounds 15] [--threads N] [--json FILE]
+    python benchmarks/side_by_side.py ../before [--only TEXT] [--rounds 15] [--threads N] [--json FILE]
 
 Two processes, one on the sources of each, take turns: while one works, the other waits. A figure is the ratio of the
 two times of a round, new by old, so below 1 is faster; the median and quartiles over the rounds are shown. The cases
-are training steps of four models on regression and recall, and the prompts and decoded tokens of policies on the model
-of `benchmarks/policies.py`, at 4,096 tokens.
+are training steps of four models on regression and recall, the prompts and decoded tokens of policies on the model of
+`benchmarks/policies.py`, at 4,096 tokens, and recurrent ops, forward and backward, in float32 with 4 heads.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ HERE = Path(__file__).resolve().parent.parent
 MODELS = ("transformer", "gated_delta_net", "mamba2", "gla")
 POLICIES = ("full", "streaming_llm", "snapkv", "h2o", "keydiff")
 LENGTH, DECODED = 4096, 64
+OPS = ("gla", "rwkv6", "gated_delta_rule", "simple_gla", "ssd")
+SIZES = ((2, 512, 64), (2, 2048, 64), (2, 8192, 64), (32, 128, 16))  # batch, tokens, size of a head
 
 
 def training(name: str, task: Any) -> Callable[[], dict[str, float]]:
@@ -71,6 +73,34 @@ def reading(model: Any, tokens: torch.Tensor, name: str) -> Callable[[], dict[st
     return read
 
 
+def op(name: str, batch: int, length: int, size: int) -> Callable[[], dict[str, float]]:
+    """A recurrent op and the gradients of all its inputs."""
+    from torch.nn import functional as F
+
+    from contextlab import ops
+
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(batch, length, *shape, generator=generator)  # noqa: E731
+    q, v, weight, k = draw(4, size), draw(4, size), draw(4, size), F.normalize(draw(4, size), dim=-1)
+    gate, gates = F.logsigmoid(draw(4) + 3), F.logsigmoid(draw(4, size)) / 16
+    inputs = {
+        "gla": [q, k, v, gates],
+        "rwkv6": [q, k, v, gates, draw(4, size)[0, 0]],
+        "gated_delta_rule": [q, k, v, gate, draw(4).sigmoid()],
+        "simple_gla": [q, k, v, gate],
+        "ssd": [v, F.softplus(draw(4) - 4), -torch.arange(1.0, 5), draw(1, size), draw(1, size), torch.ones(4)],
+    }[name]
+    inputs = [x.requires_grad_() for x in inputs]
+    function = getattr(ops, name)
+
+    def run() -> dict[str, float]:
+        began = time.perf_counter()
+        torch.autograd.grad(function(*inputs)[0], inputs, weight)
+        return {"forward and backward": time.perf_counter() - began}
+
+    return run
+
+
 def cases() -> dict[str, Callable[[], dict[str, float]]]:
     """All that is measured, by name."""
     from contextlab.experiments import load_recipe
@@ -84,7 +114,8 @@ def cases() -> dict[str, Callable[[], dict[str, float]]]:
     found = {f"training {name}, {task}": training(name, tasks[task]) for name in MODELS for task in tasks}
     model = build_model(load_recipe("byte-lm").trainings()[0].model).eval()
     tokens = torch.randint(256, (1, LENGTH + DECODED), generator=torch.Generator().manual_seed(0))
-    return found | {f"policy {name}": reading(model, tokens, name) for name in POLICIES}
+    found |= {f"policy {name}": reading(model, tokens, name) for name in POLICIES}
+    return found | {f"op {name}, {b} x {t} tokens of {d}": op(name, b, t, d) for name in OPS for b, t, d in SIZES}
 
 
 def work(threads: int) -> None:
@@ -122,6 +153,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", help="only cases whose name begins so: training, policy, op gla, ...")
     options = parser.parse_args()
     if options.worker:
         work(options.threads)
@@ -129,6 +161,7 @@ def main() -> None:
     if options.before is None or not (options.before / "src/contextlab").is_dir():
         parser.error("give a folder that holds src/contextlab of the commit before: git worktree add ../before COMMIT")
     (new, names), (old, _) = (start(root.resolve(), options.threads) for root in (HERE, options.before))
+    names = [name for name in names if name.startswith(options.only)]
     ratios: dict[str, list[float]] = {}
     for turn in range(-1, options.rounds):  # the first round warms up
         for name in names:

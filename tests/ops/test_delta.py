@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.ops.delta import delta_rule, gated_delta_rule, naive_gated_delta_rule, unit_lower_inverse
+from contextlab.ops.delta import delta_rule, gated_delta_rule, naive_gated_delta_rule
+from contextlab.ops.triangular import unit_lower_inverse
 
 
 def inputs(length: int, strength: float, strongest: float = 1.0, size: int = 4, heads: int = 2) -> list[Tensor]:

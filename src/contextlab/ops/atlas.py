@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.ops.linear import decay_matrix, log_decays
+from contextlab.ops.decays import decay_matrix, log_decays
 from contextlab.ops.precision import without_autocast
 
 

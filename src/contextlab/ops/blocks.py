@@ -16,6 +16,8 @@ def blocks(count: int, sequences: int, size: int, width: int) -> list[tuple[int,
 
     count: chunks of the sequence. sequences: batch x heads. size: tokens a chunk. width: channels of a token.
     """
+    if count == 1:
+        return [(0, 1)]
     step = max(1, ELEMENTS // max(1, sequences * size * width))
     return [(n, min(step, count - n)) for n in range(0, count, step)]
 
@@ -27,7 +29,7 @@ def taken(x: Tensor, first: int, count: int, size: int, out: Tensor) -> Tensor:
     """
     chunks = out.view(count, -1, x.shape[2], size, x.shape[3])
     place = x[:, first * size : (first + count) * size]
-    whole, rest = divmod(place.shape[1], size)
+    whole, rest = (count, 0) if place.shape[1] == count * size else divmod(place.shape[1], size)
     if whole:
         chunks[:whole].copy_(place[:, : whole * size].unflatten(1, (whole, size)).permute(1, 0, 3, 2, 4))
     if rest:
@@ -42,7 +44,7 @@ def put(x: Tensor, chunks: Tensor, first: int) -> None:
     chunks = chunks.unflatten(0, (-1, batch, heads))
     count, size = len(chunks), chunks.shape[3]
     place = x[:, first * size : (first + count) * size]
-    whole, rest = divmod(place.shape[1], size)
+    whole, rest = (count, 0) if place.shape[1] == count * size else divmod(place.shape[1], size)
     if whole:
         place[:, : whole * size].unflatten(1, (whole, size)).permute(1, 0, 3, 2, 4).copy_(chunks[:whole])
     if rest:
@@ -63,6 +65,14 @@ class Scratch:
         if held is None or len(held) < size:
             held = self.found[name] = self.like.new_empty(size)
         return held[:size].view(shape)
+
+
+def inputs_of(scratch: Scratch, given: tuple[Tensor, ...], first: int, count: int, size: int) -> list[Tensor]:
+    """Chunks of each [B, T, H, D] as [N B H, L, D], contiguous."""
+    return [
+        taken(x, first, count, size, scratch(f"input {i}", count * len(x) * x.shape[2], size, x.shape[3]))
+        for i, x in enumerate(given)
+    ]
 
 
 def folded(

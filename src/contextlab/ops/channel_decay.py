@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contextlab.ops.blocks import Scratch, blocks, folded, put, taken
+from contextlab.ops.blocks import Scratch, blocks, folded, inputs_of, put
 from contextlab.ops.halves import by_halves
 from contextlab.ops.precision import without_autocast
 
@@ -56,7 +56,7 @@ class _ChannelDecay(torch.autograd.Function):
         o, S, scratch = v.new_empty(v.shape), state.flatten(0, 1), Scratch(v)
         for first, number in plan:
             many, at = number * rows, first if keep else 0
-            qs, ks, vs, decay = _inputs(scratch, (q, k, v, g), first, number, size)
+            qs, ks, vs, decay = inputs_of(scratch, (q, k, v, g), first, number, size)
             qs.mul_(scale)
             decay.exp_()
             own = torch.mul(qs, ks, out=scratch("own", many, size, key))
@@ -134,7 +134,7 @@ class _Backward(torch.autograd.Function):
         for first, number in reversed(blocks(count, rows, size, max(key, value))):
             many = number * rows
             keys = (many, size, key)
-            qs, ks, vs, decay, dos = _inputs(scratch, (q, k, v, g, do), first, number, size)
+            qs, ks, vs, decay, dos = inputs_of(scratch, (q, k, v, g, do), first, number, size)
             qs.mul_(scale)
             decay.exp_()
             weight, run = weights[first : first + number], states[first : first + number + 1]
@@ -210,14 +210,6 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         return folded(_Backward, info.batch_size, in_dims, inputs, (0,) * 8 + (1,) * 2, (0,) * 6)
-
-
-def _inputs(scratch: Scratch, given: tuple[Tensor, ...], first: int, count: int, size: int) -> list[Tensor]:
-    """Chunks of each [B, T, H, D] as [N B H, L, D], contiguous."""
-    return [
-        taken(x, first, count, size, scratch(f"input {i}", count * len(x) * x.shape[2], size, x.shape[3]))
-        for i, x in enumerate(given)
-    ]
 
 
 def _levels(size: int) -> Iterator[int]:

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.ops import backend
-from contextlab.ops.delta import unit_lower_inverse
 from contextlab.ops.halves import halves, joined
 from contextlab.ops.linear import by_blocks, working_dtype
 from contextlab.ops.precision import without_autocast
+from contextlab.ops.triangular import unit_lower_inverse
 
 
 @without_autocast

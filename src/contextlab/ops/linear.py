@@ -10,24 +10,20 @@ by `cu_seqlens`: `ops.by_document`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.ops import backend
+from contextlab.ops.decays import chunk_sums, log_decays
 from contextlab.ops.precision import without_autocast, working_dtype
+from contextlab.ops.scalar_decay import scalar_decay
 
 SINGLE_CHUNK = 128
-"""Sequences up to this length are one quadratic chunk: cheaper than passing states at training lengths.
-
-To measure it again: `python benchmarks/ops.py`.
-"""
+"""Sequences up to this length are one chunk in a graph of torch, where the number of chunks must be known."""
 
 
 @without_autocast
@@ -40,7 +36,7 @@ def simple_gla(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
-    chunk_size: int = 64,
+    chunk_size: int = 32,
 ) -> tuple[Tensor, Tensor | None]:
     """Linear attention whose state decays by one scalar per head and token.
 
@@ -57,24 +53,18 @@ def simple_gla(
     if chosen.module is not None:
         return _fla_simple_gla(chosen.module, q, k, v, g, g_gamma, scale, initial_state, output_final_state)
     dtype, work = v.dtype, working_dtype(v.dtype)
-    batch, length, heads, value = v.shape
+    length = v.shape[1]
     state = None if initial_state is None else initial_state.to(work)
-    q, k, v = (q * scale).to(work), k.to(work), v.to(work)
+    q, k, v = q.to(work), k.to(work), v.to(work)
     if length == 0:
         return v.new_empty(v.shape, dtype=dtype), _unchanged(k, v, state) if output_final_state else None
     if length == 1:
-        o, last = _step(q, k, v, _decay_step(g, g_gamma, work), state)
+        o, last = _step(q * scale, k, v, _decay_step(g, g_gamma, work), state)
         return o.to(dtype), last if output_final_state else None
     count, size = split(length, chunk_size)
-    groups = q.shape[2]
-    shape = (batch, groups, heads // groups, count, size)
-    qc, kc = chunked(q, count, size).unsqueeze(2), chunked(k, count, size).unsqueeze(2)
-    vc = chunked(v, count, size).view(*shape, value)
-    c = _cumulative(g, g_gamma, shape, length, v)
-    grouped = None if state is None else state.unflatten(1, (groups, -1))
-    o, last, *_ = _ChunkedGLA.apply(qc, kc, vc, c, grouped, output_final_state)
-    o = unchunked(o.flatten(1, 2), length).to(dtype)
-    return o, last.flatten(1, 2) if output_final_state else None
+    c = _cumulative(g, g_gamma, length, count, size, work)
+    o, final = scalar_decay(q, k, v, c, state, scale, count, size, output_final_state)
+    return o.to(dtype), final
 
 
 def naive_simple_gla(
@@ -163,7 +153,7 @@ def ssd(
     D: Tensor | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
-    chunk_size: int = 64,
+    chunk_size: int = 32,
 ) -> tuple[Tensor, Tensor | None]:
     """Mamba-2's state-space layer: S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T, y_t = S_t^T C_t + D x_t.
 
@@ -188,144 +178,13 @@ def lightning_decay(heads: int, device: torch.device | None = None, layer: int =
     return (-slopes * (1 - layer / layers)).float()
 
 
-def simple_gla_flops(length: int, heads: int, key: int, value: int, chunk_size: int = 64) -> int:
+def simple_gla_flops(length: int, heads: int, key: int, value: int, chunk_size: int = 32) -> int:
     """Multiply-adds x 2 of the chunked form of `simple_gla` on one sequence, matrix products counted."""
     if length <= 1:
         return 4 * length * heads * key * value
     count, size = split(length, chunk_size)
     within = 2 * size * (key + value)
     return count * size * heads * (within + (4 * key * value if count > 1 else 0))
-
-
-# ---- the engine ----
-
-
-class _ChunkedGLA(torch.autograd.Function):
-    """All chunks at once.
-
-    q, k: [B, G, 1, N, L, K]; v: [B, G, R, N, L, V]; c: cumulative log decay, broadcastable to
-    [B, G, R, N, L]; state: [B, G, R, K, V] or None. Returns (o, final state, saved for backward ...).
-
-    The backward is by hand because autograd would keep and re-read many [L, L] temporaries. For the decay it
-    uses that o_i is proportional to exp(c_i) and depends on v_j only by exp(-c_j) v_j: so
-    dc = do . o - dv . v, and the state after the chunk adds <dS, S> at the last token.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, c: Tensor, state: Tensor | None, final: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-        D = decay_matrix(c, v.dtype)
-        P = (q @ k.mT) * D
-        o = P @ v
-        passes, last, states = state is not None or v.shape[3] > 1, None, None
-        if passes or final:
-            U = k.mT @ (v * _column(c[..., -1:] - c, v.dtype))
-            states, last = scan(U, c[..., -1], state)
-        if passes and states is not None:
-            o = torch.addcmul(o, q @ states, _column(c, v.dtype))
-        return o, last, P, D, states
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        q, k, v, c, _, _ = inputs
-        o, last, P, D, states = output
-        ctx.mark_non_differentiable(*(x for x in (P, D, states) if x is not None))
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, c, o, last, P, D, states)
-
-    @staticmethod
-    @once_differentiable
-    @without_autocast
-    def backward(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: Any) -> Any:
-        q, k, v, c, o, last, P, D, states = ctx.saved_tensors
-        need_c, need_state = ctx.needs_input_grad[3:5]
-        do = torch.zeros_like(o) if do is None else do
-        dG = ((do @ v.mT) * D).sum(2, keepdim=True)  # of the scores q k^T, heads of a group together
-        dq, dk, dv = dG @ k, dG.mT @ q, P.mT @ do
-        dstate = after = None
-        if states is not None:
-            de, to_end = do * _column(c, v.dtype), _column(c[..., -1:] - c, v.dtype)
-            # the same scan, run backwards: gradients of the state after each chunk, then of the first state
-            flipped, dstate = scan((q.mT @ de).flip(3), c[..., -1].flip(-1), dlast)
-            after = flipped.flip(3)
-            dq = dq + (de @ states.mT).sum(2, keepdim=True)
-            dk = dk + ((v * to_end) @ after.mT).sum(2, keepdim=True)
-            dv = torch.addcmul(dv, k @ after, to_end)
-        dc = None
-        if need_c:
-            dc = decay_gradient(do, o, dv, v, after, states, last).sum_to_size(c.shape)
-        return dq, dk, dv, dc, dstate if need_state else None, None
-
-
-def decay_gradient(
-    do: Tensor,
-    o: Tensor,
-    dv: Tensor,
-    v: Tensor,
-    after: Tensor | None,
-    states: Tensor | None,
-    last: Tensor | None,
-) -> Tensor:
-    """dc = do . o - dv . v, plus <dS, S> of the state S after a chunk at its last token: [..., N, L]."""
-    dc = (do * o).sum(-1) - (dv * v).sum(-1)
-    if after is not None and states is not None and last is not None:
-        between = (after[..., :-1, :, :] * states[..., 1:, :, :]).sum((-2, -1))
-        ends = torch.cat((between, (after[..., -1, :, :] * last).sum((-2, -1)).unsqueeze(-1)), -1)
-        dc = torch.cat((dc[..., :-1], (dc[..., -1] + ends).unsqueeze(-1)), -1)
-    return dc
-
-
-def log_decays(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """Log decays g <= 0, -inf too, as float64 that may be summed: exp of a difference of sums keeps all its digits.
-
-    g: [B, T, H] or [B, T, H, K]. dtype: in which decays will be used. What is so low that exp gives zero there is
-    raised to a value where it still does, or the sums would lose digits, and infinities their differences.
-    """
-    return g.double().clamp_min(-800.0 if dtype == torch.float64 else -200.0)
-
-
-def decay_matrix(c: Tensor, dtype: torch.dtype) -> Tensor:
-    """exp(c_i - c_j) for j <= i, else 0. c: [..., L] float64, falling. Returns [..., L, L] of `dtype`.
-
-    Below float64 c is taken in two parts, so that only small tensors are of float64.
-    """
-    mask = torch.ones(c.shape[-1], c.shape[-1], dtype=torch.bool, device=c.device).triu(1)
-    high = c.to(dtype)
-    between = high.unsqueeze(-1) - high.unsqueeze(-2)
-    if dtype != c.dtype:
-        low = (c - high).to(dtype)
-        between.add_(low.unsqueeze(-1)).sub_(low.unsqueeze(-2))
-    return between.masked_fill_(mask, -math.inf).exp_()
-
-
-def _column(c: Tensor, dtype: torch.dtype) -> Tensor:
-    """exp(c) of `dtype`, [..., L, 1], to scale rows by."""
-    return c.exp().to(dtype).unsqueeze(-1)
-
-
-def scan(U: Tensor, d: Tensor, state: Tensor | None, block: int = 32) -> tuple[Tensor, Tensor]:
-    """S_{n+1} = exp(d_n) S_n + U_n over chunks n, a block of chunks by one matrix product: linear in N.
-
-    U: [..., N, K, V]. d: float64 log decays <= 0, broadcastable to [..., N]. state: [..., K, V] or None (zeros).
-    Returns the states before each chunk [..., N, K, V] and the last one [..., K, V].
-    """
-    count, K, V = U.shape[-3:]
-    S = torch.zeros_like(U[..., 0, :, :]) if state is None else state
-    if count == 1:
-        return S.unsqueeze(-3), torch.addcmul(U[..., 0, :, :], _column(d[..., -1:], U.dtype), S)
-    d = log_decays(d, U.dtype).expand(*d.shape[:-1], count)
-    before = []
-    for n in range(0, count, block):
-        m = min(block, count - n)
-        L = decay_matrix(F.pad(d[..., n : n + m], (1, 0)).cumsum(-1), U.dtype)
-        stack = torch.cat((S.unsqueeze(-3), U[..., n : n + m, :, :]), -3)
-        states = (L @ stack.flatten(-2)).unflatten(-1, (K, V))
-        before.append(states[..., :-1, :, :])
-        S = states[..., -1, :, :]
-    return torch.cat(before, -3) if len(before) > 1 else before[0], S.contiguous()
 
 
 def _step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -345,17 +204,18 @@ def _decay_step(g: Tensor | None, g_gamma: Tensor | None, dtype: torch.dtype) ->
     return step if g_gamma is None else step + g_gamma.to(dtype)
 
 
-def _cumulative(g: Tensor | None, g_gamma: Tensor | None, shape: tuple[int, ...], length: int, like: Tensor) -> Tensor:
-    """Sums of log decays in each chunk, float64, broadcastable to shape [B, G, R, N, L]; padding does not decay."""
-    _, groups, repeat, count, size = shape
-    c = like.new_zeros(1, 1, 1, 1, size, dtype=torch.float64)
+def _cumulative(
+    g: Tensor | None, g_gamma: Tensor | None, length: int, count: int, size: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Sums of log decays in each chunk, float64, broadcastable to [B, N, L, H]; padding does not decay."""
+    c = None
     if g_gamma is not None:
-        at = torch.arange(count * size, device=like.device).view(count, size)
-        at = at.clamp(max=length - 1) - at[:, :1] + 1
-        at = at if count * size > length else at[:1]
-        c = log_decays(g_gamma, like.dtype).view(1, groups, repeat, 1, 1) * at
+        at = torch.arange(count * size, device=g_gamma.device).view(1, count, size, 1)
+        at = at.clamp(max=length - 1) - at[:, :, :1] + 1
+        c = log_decays(g_gamma, dtype) * (at if count * size > length else at[:, :1])
     if g is not None:
-        c = c + chunked(log_decays(g, like.dtype).unsqueeze(-1), count, size).squeeze(-1).view(shape).cumsum(-1)
+        sums = chunk_sums(g, size, dtype)
+        c = sums if c is None else c + sums
     return c
 
 
@@ -374,23 +234,13 @@ def by_blocks(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), state
 
 
-def split(length: int, chunk_size: int, single: int = SINGLE_CHUNK) -> tuple[int, int]:
-    """(number of chunks, tokens a chunk): one chunk when the sequence is short."""
-    if length <= max(single, chunk_size) and chunk_size >= min(length, 64):
-        return 1, length
-    return -(-length // chunk_size), chunk_size
+def split(length: int, chunk_size: int) -> tuple[int, int]:
+    """(number of chunks, tokens a chunk): one chunk when the sequence is short.
 
-
-def chunked(x: Tensor, count: int, size: int) -> Tensor:
-    """[B, T, H, D] -> contiguous [B, H, count, size, D], zeros after the end."""
-    pad = count * size - x.shape[1]
-    x = F.pad(x, (0, 0, 0, 0, 0, pad)) if pad else x
-    return x.transpose(1, 2).contiguous().unflatten(2, (count, size))
-
-
-def unchunked(o: Tensor, length: int) -> Tensor:
-    """[B, H, count, size, D] -> [B, T, H, D]."""
-    return o.flatten(2, 3)[:, :, :length].transpose(1, 2)
+    In a graph of torch up to `SINGLE_CHUNK` tokens are short: then one graph serves all these lengths.
+    """
+    most = max(SINGLE_CHUNK, chunk_size) if torch.compiler.is_compiling() else chunk_size
+    return (1, length) if length <= most else (-(-length // chunk_size), chunk_size)
 
 
 def _unchanged(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:

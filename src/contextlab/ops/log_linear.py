@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contextlab.ops.linear import decay_matrix, log_decays
+from contextlab.ops.decays import decay_matrix, log_decays
 from contextlab.ops.precision import without_autocast
 
 

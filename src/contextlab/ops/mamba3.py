@@ -54,7 +54,7 @@ def mamba3(
     D: Tensor | None = None,
     initial_state: Mamba3State | None = None,
     output_final_state: bool = False,
-    chunk_size: int = 64,
+    chunk_size: int = 32,
 ) -> tuple[Tensor, Mamba3State | None]:
     """Mamba-3's single-input single-output state-space layer, in chunks.
 

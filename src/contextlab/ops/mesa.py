@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from contextlab.errors import InputError
-from contextlab.ops.linear import log_decays, simple_gla, working_dtype
+from contextlab.ops.decays import log_decays
+from contextlab.ops.linear import simple_gla, working_dtype
 from contextlab.ops.precision import without_autocast
 
 

@@ -34,7 +34,7 @@ def mlstm(
     scale: float | None = None,
     initial_state: tuple[Tensor, Tensor] | None = None,
     output_final_state: bool = False,
-    chunk_size: int = 64,
+    chunk_size: int = 32,
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """The mLSTM cell over a sequence.
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.ops.delta import unit_lower_inverse
-from contextlab.ops.linear import by_blocks, decay_matrix, log_decays, working_dtype
+from contextlab.ops.decays import decay_matrix, log_decays
+from contextlab.ops.linear import by_blocks, working_dtype
 from contextlab.ops.precision import without_autocast
+from contextlab.ops.triangular import unit_lower_inverse
 
 
 @without_autocast
