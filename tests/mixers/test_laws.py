@@ -221,6 +221,14 @@ class Overflows(Sum):
         return y * 2000 / (1 + (y * 2000).abs().amax(-1, keepdim=True)), after
 
 
+class OverflowsUnderAutocast(Sum):
+    """Reads float32 sums by a product that autocast rounds to float16, which does not hold them."""
+
+    def forward(self, x: Tensor, state: Any = None, mask: Any = None, keep_state: bool = True) -> Any:
+        y, after = super().forward(x, state, mask, keep_state)
+        return ((y.float() * 2000) @ torch.eye(WIDTH) / 2000).to(x.dtype), after
+
+
 class Lawful(Sum):
     """Keeps all laws."""
 
@@ -293,6 +301,7 @@ CAUGHT: list[tuple[type[Mixer], str]] = [
     (LosesDigits, "autocast"),
     (RootOfZero, "zeros"),
     (Overflows, "large inputs"),
+    (OverflowsUnderAutocast, "large inputs"),
     (Sum, "description"),
     (ReadsItsWeight, "adapters"),
     (ReadsItsWeight, "int8"),

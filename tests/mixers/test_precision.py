@@ -9,7 +9,9 @@ import torch
 
 import contextlab.mixers  # noqa: F401  (registers every mixer)
 from contextlab import registry
+from contextlab.mixers.layers import Linear, project_wide
 from contextlab.ops import gla, simple_gla, titans
+from contextlab.ops.precision import wide_einsum
 from contextlab.testing import laws
 from contextlab.testing.mixers import cases
 
@@ -38,3 +40,24 @@ def test_recurrences_do_not_lose_digits_under_autocast() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             got = op(q, k, v, *more)[0]
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_does_not_round_what_is_read_from_a_state(dtype: torch.dtype) -> None:
+    q, memory = torch.randn(2, 5, 3, 8), 1e5 * torch.randn(2, 3, 8, 4)
+    with torch.autocast("cpu", dtype):
+        got = wide_einsum("bthk,bhkv->bthv", q, memory)
+    assert got.equal(torch.einsum("bthk,bhkv->bthv", q, memory))
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.float16])
+def test_a_projection_holds_sums_that_float16_does_not(given: torch.dtype) -> None:
+    """In float16, and where autocast computes in it: to float16's digits of what float32 gives."""
+    layer, y = Linear(16, 4), 1e6 * torch.randn(3, 7, 16)
+    with torch.no_grad():
+        layer.weight.mul_(0.01)
+    expected = layer(y)
+    with torch.autocast("cpu", torch.float16, enabled=given == torch.float32):
+        got = project_wide(y, layer.to(given), given)
+    assert got.dtype == given
+    torch.testing.assert_close(got.float(), expected, rtol=3e-3, atol=30)

@@ -63,17 +63,20 @@ def project_wide(y: Tensor, layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """layer(y) for an input of this dtype, of a linear or ternary layer without bias, where float16 may not hold y.
 
     y: [..., inputs], of `ops.precision.with_room`. dtype: of the mixer's input. Returns [..., outputs]. For float16,
-    rows of y above 4096 are divided by a power of two before the layer and multiplied by it after, so that what comes
-    out is infinite only where float16 does not hold it. Any other dtype leaves all to the layer.
+    also that of autocast, rows of y above 4096 are divided by a power of two before the layer and multiplied by it
+    after, so that what comes out is infinite only where the dtype does not hold it. Any other dtype leaves all to the
+    layer.
     """
-    if dtype != torch.float16:
+    autocast = torch.is_autocast_enabled(y.device.type)
+    half = torch.get_autocast_dtype(y.device.type) if autocast else dtype
+    if half != torch.float16:
         plain: Tensor = layer(y)
         return plain
     if isinstance(layer, TernaryLinear):  # it normalises its inputs
         return layer(y.to(dtype))
     largest = y.detach().abs().amax(-1, keepdim=True).to(torch.float32)
     factor = torch.exp2((largest / 4096).clamp_min(1).log2().ceil())
-    return (layer((y / factor).to(dtype)) * factor).to(dtype)
+    return (layer((y / factor).to(half)) * factor).to(dtype)
 
 
 def each_its_part(x: Tensor, layer: nn.Module) -> Tensor:

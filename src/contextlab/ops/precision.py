@@ -31,6 +31,12 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     return exact
 
 
+@without_autocast
+def wide_einsum(equation: str, *tensors: Tensor) -> Tensor:
+    """torch.einsum in the tensors' own dtype, whatever autocast is on around it: for what is read from a state."""
+    return torch.einsum(equation, *tensors)
+
+
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """At least float32: the dtype in which states, sums and lengths are computed and kept."""
     return torch.promote_types(dtype, torch.float32)

@@ -215,32 +215,42 @@ def zeros(component: Component) -> None:
     hold_to_zero(component, torch.bfloat16, autocast=False)
 
 
-@law("mixer", "large inputs", "Inputs of size 20 in float16 give what is finite wherever float32's outcome fits in it.")
+@law(
+    "mixer", "large inputs", "Inputs of size 20 in half precision give what is finite wherever float32's outcome fits."
+)
 def large_inputs(component: Component) -> None:
-    """Outputs, those read from the state, and gradients of a loss so small that the format holds them."""
+    """Outputs, those read from the state, and gradients of a loss so small that the format holds them.
+
+    In float16, and under autocast to float16 and to bfloat16.
+    """
     seed_cpu(0)
     mixer, exact = component.build(noise=False).half(), component.build(noise=False)
     exact.load_state_dict(mixer.state_dict())
     x, weight = (20 * torch.randn(2, 24, WIDTH)).half(), torch.randn(2, 24, WIDTH)
 
-    def answered(read: Mixer, given: Tensor, size: float) -> tuple[list[Tensor], list[Tensor]]:
+    def answered(read: Mixer, given: Tensor, size: float, half: torch.dtype | None = None) -> dict[str, list[Tensor]]:
         given = given.detach().requires_grad_()
-        y, state = read(given)
-        more = read(given[:, :2], state)[0] if state is not None else y
+        with torch.autocast("cpu", half, enabled=half is not None):
+            y, state = read(given)
+            more = read(given[:, :2], state)[0] if state is not None else y
         leaves = [given, *(p for p in read.parameters() if p.requires_grad)]
         loss = (y.float() * weight).sum() * size
-        return [y.detach(), more.detach()], list(torch.autograd.grad(loss, leaves, materialize_grads=True))
+        gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        return {"outputs": [y.detach(), more.detach()], "gradients": list(gradients)}
 
-    largest = max(float(each.abs().nan_to_num(math.inf).max()) for each in answered(exact, x.float(), 1.0)[1])
+    largest = max(float(each.abs().nan_to_num(math.inf).max()) for each in answered(exact, x.float(), 1.0)["gradients"])
     if not math.isfinite(largest):
         return  # float32 does not hold them either
     size = min(1.0, 100 / max(largest, 1.0))
-    for what, found, expected in zip(
-        ("outputs", "gradients"), answered(mixer, x, size), answered(exact, x.float(), size), strict=True
-    ):
-        for got, due in zip(found, expected, strict=True):
-            fits = due.abs() < 60000  # float16 ends at 65504
-            require(got[fits].isfinite().all(), f"{what} are not finite where float32's are")
+    expected = answered(exact, x.float(), size)
+    found = {"float16": answered(mixer, x, size)}
+    for dtype in (torch.float16, torch.bfloat16):
+        found[f"autocast to {str(dtype).removeprefix('torch.')}"] = answered(exact, x.float(), size, dtype)
+    for how, answers in found.items():
+        for what, each in answers.items():
+            for got, due in zip(each, expected[what], strict=True):
+                fits = due.abs() < 60000  # float16 ends at 65504
+                require(got[fits].isfinite().all(), f"{what} are not finite in {how} where float32's are")
 
 
 @law("mixer", "description", "It says how it works: parallel_form is set, its costs are of a known order.")

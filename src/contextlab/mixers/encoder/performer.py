@@ -13,7 +13,7 @@ from contextlab.mixers.encoder.base import Encoder
 from contextlab.mixers.layers import Linear
 from contextlab.mixers.linear.features import Performer as PerformerFeatures
 from contextlab.ops.linear import working_dtype
-from contextlab.ops.precision import with_room
+from contextlab.ops.precision import wide_einsum, with_room
 from contextlab.registry import register
 
 
@@ -50,7 +50,7 @@ class Performer(Encoder):
         q = self.feature(q, places, True).to(work)
         k = without_padding(self.feature(k, places, False), mask).to(work)
         v = F.pad(v, (0, 1), value=1.0).to(work)  # the denominator is the read-out of a column of ones
-        o = torch.einsum("bthf,bhfd->bthd", q, torch.einsum("bthf,bthd->bhfd", k, v))
+        o = wide_einsum("bthf,bhfd->bthd", q, wide_einsum("bthf,bthd->bhfd", k, v))
         o = o[..., :-1] / (o[..., -1:] + self.feature.floor)
         return self.out_proj(o.flatten(2).to(x.dtype))
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from contextlab.errors import InputError
 from contextlab.mixers.layers import elu1
 from contextlab.ops.linear import working_dtype
-from contextlab.ops.precision import without_autocast
+from contextlab.ops.precision import wide_einsum, without_autocast
 
 FeatureName = Literal["elu1", "relu", "silu", "identity", "taylor", "rebased", "hedgehog", "performer", "cosformer"]
 
@@ -86,7 +86,7 @@ class Hedgehog(FeatureMap):
         self.k_weight = nn.Parameter(torch.eye(size).repeat(heads, 1, 1))
 
     def forward(self, x: Tensor, places: Tensor, query: bool) -> Tensor:
-        x = torch.einsum("bthd,hde->bthe", x, (self.q_weight if query else self.k_weight).to(x.dtype))
+        x = wide_einsum("bthd,hde->bthe", x, (self.q_weight if query else self.k_weight).to(x.dtype))
         return torch.cat((x.softmax(-1), (-x).softmax(-1)), -1)
 
 

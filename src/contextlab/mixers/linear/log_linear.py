@@ -15,7 +15,7 @@ from contextlab.mixers.layers import Linear, RMSNorm, project_wide
 from contextlab.mixers.segment.base import SegmentMixer
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.log_linear import log_linear_chunk
-from contextlab.ops.precision import roomy
+from contextlab.ops.precision import roomy, wide_einsum
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
 
@@ -96,7 +96,7 @@ class LogLinearAttention(SegmentMixer):
         first = self.segment.bit_length()  # the level of one complete chunk
         for j, bit in enumerate(bits):
             weight = weights[..., min(first + j, self.levels - 1)] * decayed * bit[:, None, None]
-            o = o + torch.einsum("bthk,bhkv->bthv", q * weight.unsqueeze(-1), matrices[:, j])
+            o = o + wide_einsum("bthk,bhkv->bthv", q * weight.unsqueeze(-1), matrices[:, j])
         # Adding one to a binary number: the new state moves up past every digit that is set.
         whole, after = decayed[:, -1, :, None, None], []
         carry, moving = made, torch.ones_like(chunks, dtype=torch.bool)

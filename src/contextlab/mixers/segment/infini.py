@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from contextlab.mixers.layers import elu1
 from contextlab.mixers.segment.base import SegmentAttention
-from contextlab.ops.linear import working_dtype
+from contextlab.ops.precision import wide_einsum, working_dtype
 from contextlab.ops.softmax import attend
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
@@ -65,7 +65,7 @@ class InfiniAttention(SegmentAttention):
         new = value - self._recall(k, memory) if self.delta else value
         key = elu1(k)
         written = {
-            "matrix": memory["matrix"] + torch.einsum("bshk,bshv->bhkv", key, new),
+            "matrix": memory["matrix"] + wide_einsum("bshk,bshv->bhkv", key, new),
             "norm": memory["norm"] + key.sum(1),
         }
         return self.out_proj(y.flatten(2)), written
@@ -74,8 +74,8 @@ class InfiniAttention(SegmentAttention):
     def _recall(q: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """What the memory answers to q [B, S, H, D]; zeros while nothing was written."""
         read = elu1(q)
-        total = torch.einsum("bshk,bhk->bsh", read, memory["norm"]).unsqueeze(-1)
-        return torch.einsum("bshk,bhkv->bshv", read, memory["matrix"]) / total.masked_fill(total == 0, 1.0)
+        total = wide_einsum("bshk,bhk->bsh", read, memory["norm"]).unsqueeze(-1)
+        return wide_einsum("bshk,bhkv->bshv", read, memory["matrix"]) / total.masked_fill(total == 0, 1.0)
 
     def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         return tensor_bytes(batch, self.heads, self.head_dim, self.head_dim + 1, dtype=working_dtype(dtype))

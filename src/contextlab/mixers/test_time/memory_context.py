@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from contextlab.mixers.layers import Linear, RMSNorm
 from contextlab.mixers.segment.base import SegmentAttention
 from contextlab.ops.linear import working_dtype
-from contextlab.ops.precision import unit_length
+from contextlab.ops.precision import unit_length, wide_einsum
 from contextlab.ops.softmax import attend
 from contextlab.ops.titans import titans, titans_flops
 from contextlab.registry import register
@@ -80,7 +80,7 @@ class MemoryAsContext(SegmentAttention):
         q, k, v = self._heads(tokens[..., : 3 * inner])
         asked = unit_length(tokens[..., 3 * inner :].unflatten(-1, (self.heads, self.head_dim)), eps=1e-12)
         matrix = memory["memory"][:, :, 0]
-        recalled = torch.einsum("bshk,bhkv->bshv", asked.to(matrix.dtype), matrix).to(tokens.dtype).flatten(2)
+        recalled = wide_einsum("bshk,bhkv->bshv", asked.to(matrix.dtype), matrix).to(tokens.dtype).flatten(2)
         context = self.context_proj(recalled).unflatten(-1, (2, self.heads, self.head_dim))
         keys = [self._turned(context[:, :, 0]), self._turned(k)]
         values = [context[:, :, 1], v]
