@@ -57,7 +57,7 @@ def trials(spec: ExperimentSpec, job: Job, records: Records) -> list[Tried]:
         statuses[number] = [str(each.get("status", "missing")) for each in ended]
         for training, each in zip(trainings, ended, strict=True):
             rows += [
-                {"split": str(number), "seed": training.seed, "task": task, "metric": "", "n": score["n"],
+                {"split": str(number), "seed": training.seed, "task": task, "metric": score["metric"], "n": score["n"],
                  **{name: math.nan if score[name] is None else score[name] for name in NUMBERS}}
                 for task, score in (each.get("validation") or {}).items()
             ]  # fmt: skip

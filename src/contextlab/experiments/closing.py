@@ -28,7 +28,11 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
     """
     folder.tidy()
     records = {job: _job_record(folder, job) for job in all_jobs(spec)}
-    done = {job for job in records if folder.done(job, spec)}
+    done = {
+        job
+        for job, each in records.items()
+        if (each.get("status") in FINAL if job.kind == "trial" else folder.done(job, spec))  # there may be thousands
+    }
     let_go(folder, spec, done)
     tables = [folder.table(job) for job in measuring_jobs(spec) if job in done and folder.table(job).exists()]
     record["failed"] = [

@@ -8,15 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from contextlab.evaluation.intervals import share_bounds
 from contextlab.experiments.choice import told
 from contextlab.experiments.folder import RunFolder, read_run_record
 from contextlab.experiments.jobs import Job, Training, chosen_jobs, swept
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.files import atomic_folder, read_record
 from contextlab.models import Model
-from contextlab.prompt import Prompt
+from contextlab.prompt import HIGHER_IS_BETTER, Prompt
 from contextlab.training import checkpoint
 from contextlab.training.validation import validate
 
@@ -33,13 +35,15 @@ def score(
     apart: name of a task -> leaves out what the model was trained on.
     """
     wanted = spec.sweep_of(training.model_name).validation
-    return {
-        name: {
-            "metric": task.metric,
-            **plain(validate(model, task, wanted, device=device, apart=apart.get(name))._asdict()),
-        }
-        for name, task in training.tasks.items()
-    }
+    found = {}
+    for name, task in training.tasks.items():
+        scored = validate(model, task, wanted, device=device, apart=apart.get(name))
+        if task.metric in HIGHER_IS_BETTER:  # as `evaluate` tells of shares
+            half, count = np.array([scored.ci_high - scored.value]), np.array([scored.n])
+            low, high = share_bounds(np.array([scored.value]), half, count)
+            scored = scored._replace(ci_low=float(low[0]), ci_high=float(high[0]))
+        found[name] = {"metric": task.metric, **plain(scored._asdict())}
+    return found
 
 
 def plain(numbers: Mapping[str, float]) -> dict[str, float | None]:

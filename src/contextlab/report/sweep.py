@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from contextlab.report.naming import metric_title, value_in_words
+from contextlab.evaluation.intervals import Interval
+from contextlab.report.naming import interval_in_words, metric_title
 
 
 def chosen_table(records: Sequence[Mapping[str, Any]], several_runs: bool = False) -> list[dict[str, str]]:
@@ -30,14 +31,26 @@ def chosen_table(records: Sequence[Mapping[str, Any]], several_runs: bool = Fals
                     "task": str(record["task"]),
                     "model": str(record["model"]),
                     "field": path,
-                    "chosen": setting_in_words(value),
-                    "window": f"{window[0]:g} to {window[1]:g}" if window else "",
+                    "chosen": setting_in_words(value) + at_an_end(found, path, value),
+                    "window": " to ".join(f"{end:g}" for end in dict.fromkeys(window)) if window else "",
                     f"{metric_title(found['metric'])} on validation": _score(chosen, found["metric"]),
                     "trials": f"{found['trials']:,}",
                 }
             )
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name, "") for name in columns} for row in rows]
+
+
+def at_an_end(found: Mapping[str, Any], path: str, value: Any) -> str:
+    """Says of a number that was chosen that it is the smallest or the largest of three or more: try beyond it."""
+    tried = {each["setting"].get(path) for each in found["curve"] if _is_number(each["setting"].get(path))}
+    if len(tried) < 3 or value not in (min(tried), max(tried)):
+        return ""
+    return " (the largest tried)" if value == max(tried) else " (the smallest tried)"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def setting_in_words(value: Any) -> str:
@@ -48,6 +61,4 @@ def setting_in_words(value: Any) -> str:
 def _score(trial: Mapping[str, Any], metric: str) -> str:
     if trial["value"] is None:
         return "none"
-    shown = value_in_words(trial["value"], metric)
-    half = (trial["ci_high"] - trial["ci_low"]) / 2
-    return f"{shown} ± {value_in_words(half, metric)}"
+    return interval_in_words(Interval(trial["value"], trial["ci_low"], trial["ci_high"]), metric)
