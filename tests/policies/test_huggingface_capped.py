@@ -13,7 +13,13 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.models import HuggingFaceModel
 from contextlab.ops.kv import KVLayer
-from contextlab.policies import StreamingLLM, build_policy
+from contextlab.policies import Policy, StreamingLLM, build_policy
+from contextlab.policies.eviction import oracle
+from contextlab.policies.eviction.kvzip import greatest_attention
+from contextlab.policies.eviction.trained import greatest_logits
+from contextlab.policies.eviction.two_pass import Read
+from contextlab.policies.prompt.shorten import observed
+from contextlab.policies.storage import clusters
 from tests.models.checkpoints import V, exactly, reference
 
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -133,12 +139,29 @@ def weights_chosen(theirs: Any, x: Tensor, name: str, window: int) -> Tensor:
 LAYER = KVLayer(0, 1, 4, 2, 8, 32, 0.5, cap=1e-9)
 
 
-@pytest.mark.parametrize("policy", registered(budget="16tok", value_rank=32, reposition=False))
+def unmerged() -> Any:
+    """DMC whose gates never merge."""
+    policy = build_policy("dmc")
+    gate = torch.nn.Linear(2 * 32, 2 * 2, dtype=torch.float64).requires_grad_(False)
+    gate.weight.zero_()
+    gate.bias.copy_(torch.tensor([-99.0, -99.0, 0.0, 0.0]))
+    policy.gates = [gate]
+    return policy
+
+
+OTHERS = [
+    pytest.param(build_policy("ada_kv", of="h2o", window=4, budget="16tok"), id="ada_kv:of=h2o"),
+    pytest.param(unmerged(), id="dmc"),
+]
+
+
+@pytest.mark.parametrize("policy", [*registered(budget="16tok", value_rank=32, reposition=False), *OTHERS])
 def test_where_nothing_but_the_cap_is_left_of_scores_all_that_is_read_counts_alike(policy: Any) -> None:
     """Value j is the j-th unit vector, so that an answer shows the weight of each token that was read."""
     generator = torch.Generator().manual_seed(0)
     q = 4 * torch.randn(2, 32, 4, 8, dtype=torch.float64, generator=generator)
     k = torch.randn(2, 32, 2, 8, dtype=torch.float64, generator=generator)
+    q[1, :22], k[1, :22] = q[0, :22], k[0, :22]  # a prefix that rows share
     v = torch.eye(32, dtype=torch.float64)[None, :, None].expand(2, -1, 2, -1).contiguous()
     policy.check([LAYER])
     state, outputs = None, []
@@ -173,3 +196,63 @@ def test_what_the_model_hands_over_counts() -> None:
             if hasattr(each, "attn_logit_softcapping"):
                 each.attn_logit_softcapping = 0.1
         torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-6)
+
+
+class First(StreamingLLM):
+    """Leaves all layers but the first alone."""
+
+    def at(self, layer: KVLayer) -> Policy | None:
+        return self if layer.index == 0 else None
+
+
+@pytest.mark.usefixtures("exact")
+def test_layers_that_are_left_alone_and_heads_that_are_observed_have_capped_scores() -> None:
+    theirs, x = gemma2(), tokens()
+    model = HuggingFaceModel(theirs)
+    answer = theirs(x, output_attentions=True)
+    with First("100%").attach(model):
+        torch.testing.assert_close(model(x), answer.logits, rtol=0, atol=1e-9)
+    rows = observed(model, x, [(0, 1), (1, 2)], 3)
+    expected = torch.stack([answer.attentions[layer][:, head, -3:] for layer, head in ((0, 1), (1, 2))], 1)
+    torch.testing.assert_close(rows, expected, rtol=0, atol=1e-9)
+
+
+def test_pages_are_wanted_by_capped_scores() -> None:
+    """One head's second best page is far behind its best until both are capped; the other's never is."""
+    keys = torch.tensor([[10, 0], [9, 0], [0, 0.9], [0, 0.6], [0, 0]], dtype=torch.float64)[None, :, None]
+    q, values = torch.eye(2, dtype=torch.float64)[None, None], torch.eye(5, dtype=torch.float64)[None, :, None]
+    policy, read = build_policy("topk", budget="4tok", window=1), {}
+    for cap in (None, 1.0):
+        layer = KVLayer(0, 1, 2, 1, 2, 5, 1.0, cap=cap)
+        _, state = policy.attend(layer, q.expand(1, 4, -1, -1), keys[:, :4], values[:, :4], None)
+        y, _ = policy.attend(layer, q, keys[:, 4:], values[:, 4:], state)
+        read[cap] = y[0, 0, 0].nonzero().flatten().tolist()
+    assert read == {None: [0, 2, 3, 4], 1.0: [0, 1, 2, 4]}
+
+
+def test_what_policies_make_of_scores_is_of_capped_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = 4 * torch.randn(2, 32, 4, 8, dtype=torch.float64, generator=generator)
+    k = torch.randn(2, 32, 2, 8, dtype=torch.float64, generator=generator)
+    v = torch.eye(32, dtype=torch.float64)[None, :, None].expand(2, -1, 2, -1)
+    best = greatest_attention(LAYER, q, k, torch.arange(32))
+    torch.testing.assert_close(best, (1 / torch.arange(1.0, 33).double()).expand(2, 2, -1), rtol=0, atol=1e-6)
+    logits = greatest_logits(LAYER, Read(q, k, v, torch.zeros(2, dtype=torch.int64)), 8)
+    assert logits.shape == (2, 2, 24)
+    torch.testing.assert_close(logits, torch.full_like(logits, 1e-9), rtol=1e-6, atol=0)
+    policy: Any = build_policy("expected_attention", sinks=2)
+    _, state = policy.attend(LAYER, q, k, v, None)
+    expected = torch.tensor([0.0] * 2 + [1 / 30] * 30).expand(2, 2, -1)
+    torch.testing.assert_close(policy.score(policy.seen(LAYER, state)), expected, rtol=0, atol=1e-3)
+    told = []
+    rows, worth = clusters.attention_rows, oracle.leave_one_out
+    monkeypatch.setattr(clusters, "attention_rows", lambda *x, **y: told.append(y["cap"]) or rows(*x, **y))
+    monkeypatch.setattr(oracle, "leave_one_out", lambda *x, **y: told.append(y["cap"]) or worth(*x, **y))
+    build_policy("chai", clusters=1, tokens=4).attend(LAYER, q, k, v, None)
+    assert told == [LAYER.cap]
+    model, x = HuggingFaceModel(gemma2(1)), tokens()
+    ceiling: Any = build_policy("oracle", budget="14tok", window=4)
+    ceiling.watch(model, x)
+    with ceiling.attach(model):
+        model.read(x[:, :20])
+    assert told == [LAYER.cap, CAP]
