@@ -35,7 +35,7 @@ EXCESS, PROMPTS = 0.02, 2048
 PUBLIC = {"standard": (256, 12, 8), "small": (128, 6, 4), "tiny": (64, 3, 2)}
 """Width, layers and heads of the sizes that the public code has."""
 OURS = TrainSpec(
-    steps=600, batch=128, learning_rate=0.006, matrix_learning_rate=0.01, warmup=20, final_fraction=0.1, compile="off"
+    steps=800, batch=128, learning_rate=0.006, matrix_learning_rate=0.01, warmup=20, final_fraction=0.1, compile="off"
 )
 
 
@@ -181,7 +181,9 @@ def main() -> None:
     yardstick = Yardstick(task, 5)
 
     def told(name: str) -> Callable[[int, float, float], None]:
-        return lambda step, seconds, excess: print(f"{name}: step {step:,}, {seconds:.1f} s, excess {excess:.4f}")
+        return lambda step, seconds, excess: print(
+            f"{name}: step {step:,}, {seconds:.1f} s, excess {excess:.4f}", flush=True
+        )
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; excess per dimension wanted: {EXCESS}")
     step, excess = ours(task, yardstick, OURS, depth=4, width=64, heads=4, mlp_ratio=2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,15 @@ def test_a_module_that_pytorch_cannot_map_is_named() -> None:
 
     with pytest.raises(InputError, match="Peeks: several cannot be computed as one: vmap: It looks like"):
         train_together([Member(Peeks(seed).double(), Sums(), SHORT) for seed in range(2)])
+
+
+def test_members_share_the_time_of_their_program() -> None:
+    began = time.perf_counter()
+    found = train_together([Member(tiny(seed), Sums(), SHORT, seed) for seed in range(3)])
+    spent = time.perf_counter() - began
+    shares = [result.history["seconds"].iloc[-1] for result in found]
+    assert 0.2 * spent < sum(shares) <= spent
+    assert all(result.seconds <= spent for result in found)
 
 
 def test_a_loss_that_pytorch_cannot_map_is_taken_one_by_one() -> None:

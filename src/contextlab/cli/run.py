@@ -42,6 +42,13 @@ LogOption = Annotated[
     list[str] | None,
     typer.Option(help="Tell a tracker too: tensorboard, wandb, trackio or mlflow; may be given more than once."),
 ]
+EnsembleOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|off",
+        help="Train seeds and trials of a small model as one program: auto means on a GPU, where the model allows it.",
+    ),
+]
 
 OnOption = Annotated[
     str | None,
@@ -62,6 +69,7 @@ def run(
     plugin: PluginOption = None,
     log: LogOption = None,
     on: OnOption = None,
+    ensemble: EnsembleOption = "auto",
 ) -> None:
     """Train, evaluate and report an experiment.
 
@@ -79,7 +87,7 @@ def run(
     """
     run_recipe(
         recipe, changes or [], None, out=out, device=device, resume=resume, check=check, quick=quick, jobs=jobs,
-        threads=threads, plugin=plugin or [], log=log or [], on=on,
+        threads=threads, plugin=plugin or [], log=log or [], on=on, ensemble=ensemble,
     )  # fmt: skip
 
 
@@ -98,6 +106,7 @@ def run_recipe(
     plugin: list[str],
     log: list[str],
     on: str | None,
+    ensemble: str = "auto",
 ) -> None:
     """What `run` and `sweep` do. sweep: plain data of a SweepSpec that extends the recipe's own; None for none."""
     from contextlab.experiments import load_plugins, load_recipe, quick_form
@@ -131,6 +140,7 @@ def run_recipe(
             progress=bars,
             log=log,
             on=on,
+            ensemble=ensemble,
         )
     print_run(done)
 

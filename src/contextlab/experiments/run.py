@@ -34,6 +34,7 @@ from contextlab.experiments.record import (
 )
 from contextlab.experiments.sampling import ask, require_sampler, rounds, settle
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.experiments.together import train_groups, wanted
 from contextlab.experiments.trackers import Tracked, require_trackers
 from contextlab.experiments.trial import stale
 from contextlab.experiments.work import do_job, trained
@@ -69,6 +70,7 @@ def run(
     progress: Progress | None = None,
     log: Sequence[str] = (),
     on: str | None = None,
+    ensemble: str = "auto",
 ) -> Run:
     """Train, evaluate and report an experiment.
 
@@ -87,6 +89,8 @@ def run(
     log: trackers that are told too: "tensorboard", "wandb", "trackio", "mlflow"; see `experiments.trackers`.
     on: "ray" or "ray:ADDRESS" does the jobs on a Ray cluster, as many at once as have room, whatever `jobs`; the run's
         folder must be on storage that all nodes see.
+    ensemble: "auto" trains seeds and trials of a small model on one task as one program on CUDA, where it can
+        (`training.train_together`), and never on CPU, where it is slower, nor on Ray; "off" trains each alone.
 
     Raises InputError when the spec is wrong or the folder is taken; Interrupted (a KeyboardInterrupt) leaves a run to
     resume.
@@ -103,6 +107,7 @@ def run(
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     chosen = resolve(device)
+    together = wanted(ensemble, chosen) and address is None
     next(find_folder(spec, out, resume))  # where there is none, nothing needs to be tried
     require_sampler(spec)
     check(spec, chosen)
@@ -118,7 +123,8 @@ def run(
             lambda: [job for job in compress_jobs(spec) if not folder.done(job, spec)],  # they need trained models
         ]
         with Tracked(progress or Silent(), log, folder, spec, record) as tell:
-            return _do(folder, spec, record, stages, tell, trackers=log, address=address)
+            return _do(folder, spec, record, stages, tell, trackers=log, address=address, together=together)
+            return _do(folder, spec, record, stages, tell, trackers=log, together=together)
 
 
 def evaluate_run(
@@ -196,13 +202,17 @@ def _do(
     training: bool = True,
     trackers: Sequence[str] = (),
     address: str | None = None,
+    together: bool = False,
 ) -> Run:
     """Do the jobs of one stage after another, then close the run."""
     try:
         write_status(folder, record, "running")
         with _team(folder, spec, record, tell, training, address) as do:
             for stage in stages:
-                do(stage())
+                todo = stage()
+                if together:
+                    train_groups(folder, spec, todo, torch.device(record["device"]), tell)
+                do(todo)
         return close(folder, spec, record)
     except KeyboardInterrupt:
         write_status(folder, record, "interrupted")

@@ -63,8 +63,8 @@ def train_together(
     resume: each goes on from its folder's newest checkpoint, where there is one.
     progress: called as progress(member, step, steps, loss) each time that a member's row is recorded.
 
-    Returns a result for each. `seconds` and those in the history are of the whole program. Ops run in PyTorch, and
-    `compile` must not be "on". Ctrl-C and SIGTERM end as in `train`, with a checkpoint of each.
+    Returns a result for each. Seconds in the history are a member's share of the program's time. Ops run in PyTorch,
+    and `compile` must not be "on". Ctrl-C and SIGTERM end as in `train`, with a checkpoint of each.
 
     Raises InputError as `train` does, and where the members differ in form, or have a part that several of which
     cannot be computed as one: `models.stacked.reasons_apart` tells.
@@ -74,6 +74,8 @@ def train_together(
         # PyTorch loops over members in the few ops that it has no rule for, and says so once for each.
         warnings.filterwarnings("ignore", "There is a performance drop because", UserWarning)
         while going := [each for each in trainings if not each.run.status]:
+            for each in going:
+                each.run.shared_by(len(going))
             stack = Stack([t.run.model for t in going], [t.run.state for t in going], [t.spec for t in going])
             try:
                 _until_one_ends(stack, going)
@@ -114,9 +116,11 @@ def _prepared(
     if team.count > 1:
         raise InputError("train_together: one process trains all; start it without torchrun, or use train")
     curricula: dict[Any, Turns] = {}
+    known: dict[Task, Task] = {}
     prepared = []
     for m, (member, spec) in enumerate(zip(members, specs, strict=True)):
         tasks = [member.task] if isinstance(member.task, Task) else list(member.task)
+        tasks = [_same(known, task) for task in tasks]
         for task in tasks:
             check_sizes(member.model, task)
         turns = Turns(tasks, spec, member.seed)
@@ -135,6 +139,14 @@ def _prepared(
     if resume and all(member.folder is None for member in members):
         raise InputError("resume needs the folders that the trainings wrote; give each member its folder")
     return prepared
+
+
+def _same(known: dict[Task, Task], task: Task) -> Task:
+    """The equal task that another member has, if there is one: what members share is asked once for all."""
+    try:
+        return known.setdefault(task, task)
+    except TypeError:  # an option that has no hash
+        return task
 
 
 def _check(members: Sequence[Member], specs: Sequence[TrainSpec]) -> None:

@@ -26,7 +26,8 @@ class TrainResult:
     """What came of a training.
 
     history: a row every `log_every` steps: step, loss and gradient_norm (means over the steps since the last
-        row), learning_rate, tokens (read since the start, by all processes), seconds (since the start).
+        row), learning_rate, tokens (read since the start, by all processes), seconds (since the start; of trainings
+        that go together its share).
     status: "finished", or "diverged" when a loss or gradient was not finite; the model then holds the last
         parameters that came from finite gradients.
     step: the last step, counted from 1; of a diverged training the step that failed.
@@ -70,11 +71,22 @@ class Run:
     threads: list[int] = field(default_factory=lambda: [torch.get_num_threads()])  # of its steps, in order
     first_step: int = 0
     began: float = field(default_factory=time.perf_counter)
+    share: int = 1  # trainings that go together as one program, which share its time
+    counted: float = field(default_factory=time.perf_counter)  # up to then the time is in `earlier`
     path: Path | None = None
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.began
+
+    @property
+    def used(self) -> float:
+        """Seconds since the start of the training, of all calls; its share of those that went together."""
+        return self.earlier + (time.perf_counter() - self.counted) / self.share
+
+    def shared_by(self, trainings: int) -> None:
+        """From now on so many trainings share the time."""
+        self.earlier, self.counted, self.share = self.used, time.perf_counter(), trainings
 
     def add(self, step: Step) -> None:
         self.fresh.append(torch.stack([step.loss, step.gradient_norm]))
@@ -110,7 +122,7 @@ class Run:
             "learning_rate": learning_rate,
             "gradient_norm": norm,
             "tokens": self.tokens,
-            "seconds": self.earlier + self.seconds,
+            "seconds": self.used,
         }
         self.rows.append(row)
         self.pending = []
@@ -171,7 +183,7 @@ class Run:
                 "step": self.state.step,
                 "status": self.status,
                 "is": self.identity,
-                "seconds": self.earlier + self.seconds,
+                "seconds": self.used,
                 "tokens": self.tokens,
                 "versions": {"torch": torch.__version__},
                 "threads": self.threads[-1],

@@ -1,0 +1,100 @@
+"""Trainings of a run that go together as one program, on a GPU: before their jobs are done one by one.
+
+What comes of each is its checkpoints, as if it had trained alone; its job then only reads the last one and measures it.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Literal
+
+import torch
+
+from contextlab.errors import ContextlabError, InputError, first_line, unknown
+from contextlab.experiments.folder import RunFolder
+from contextlab.experiments.jobs import Job, Training
+from contextlab.experiments.progress import Progress
+from contextlab.experiments.spec import ExperimentSpec
+from contextlab.files import locked, make_folder
+from contextlab.memory import lack_of_memory
+from contextlab.models import build_model
+from contextlab.models.stacked import reasons_apart
+from contextlab.training.ensemble import Member, train_together
+
+Ensemble = Literal["auto", "off"]
+
+MOST_MEMBERS = 64
+MOST_PARAMETERS = 20_000_000
+"""Of a model that others train with; an estimate of where one model's steps fill a GPU."""
+
+
+def wanted(ensemble: str, device: torch.device) -> bool:
+    """Whether trainings go together: "auto" means on CUDA. Raises InputError on another word."""
+    if ensemble not in ("auto", "off"):
+        raise InputError(unknown("ensemble", ensemble, ("auto", "off")))
+    return ensemble == "auto" and device.type == "cuda"
+
+
+def groups(spec: ExperimentSpec, todo: Sequence[Job]) -> list[list[Training]]:
+    """Those jobs' trainings that can go together, at least two in a group: one task and one model, by their specs.
+
+    Seeds, learning rates and whatever else may differ between members (`train_together`) are no reason to part them.
+    """
+    known = {training.job: training for training in spec.trainings()}
+    found: dict[str, list[Training]] = {}
+    for training in (known[job] for job in todo if job in known):
+        train = training.train
+        if train.compile != "on":
+            form = (training.task_name, train.optimizer, train.accumulate, train.precision)
+            key = json.dumps([*form, training.model.model_dump(mode="json")], sort_keys=True)
+            found.setdefault(key, []).append(training)
+    return [
+        group[start : start + MOST_MEMBERS]
+        for group in found.values()
+        for start in range(0, len(group), MOST_MEMBERS)
+        if len(group[start : start + MOST_MEMBERS]) > 1
+    ]
+
+
+def train_groups(
+    folder: RunFolder, spec: ExperimentSpec, todo: Sequence[Job], device: torch.device, tell: Progress
+) -> None:
+    """Train all that can go together, up to checkpoints of their ends.
+
+    What cannot, because of a part that declares so or of its size, is left to its job; so is a group that fails, with a
+    warning that says why.
+    """
+    for group in groups(spec, todo):
+        try:
+            _train(folder, group, device, tell)
+        except Exception as raised:  # the jobs go on from the checkpoints that there are, or tell the fault as theirs
+            error = lack_of_memory(raised) or raised
+            why = first_line(error) if isinstance(error, ContextlabError) else f"{type(error).__name__}: {error}"
+            message = f"{group[0].task_name}, {group[0].model_name}: {len(group)} trainings go one by one: {why}"
+            warnings.warn(message, stacklevel=2)
+
+
+def _train(folder: RunFolder, group: Sequence[Training], device: torch.device, tell: Progress) -> None:
+    first = build_model(group[0].model, seed=group[0].seed)
+    if reasons_apart(first) or first.parameter_count > MOST_PARAMETERS:
+        return
+    models = [first, *(build_model(training.model, seed=training.seed) for training in group[1:])]
+    members = [
+        Member(model, list(training.tasks.values()), training.train, training.seed, folder.training(training.job))
+        for model, training in zip(models, group, strict=True)
+    ]
+    keys = [training.key for training in group]
+    with ExitStack() as held:
+        for training in group:
+            make_folder(folder.job_record(training.job).parent)
+            held.enter_context(locked(folder.lock(training.job)))
+            tell.phase(training.key, "training")
+        train_together(
+            members,
+            device=device,
+            resume=True,
+            progress=lambda member, step, steps, loss: tell.update(keys[member], step, steps, loss),
+        )
