@@ -16,6 +16,7 @@ from contextlab.report import (
     write_compress_page,
 )
 from contextlab.report.compress import over_seeds
+from contextlab.report.lint import lint
 from tests.report.conftest import make_results
 
 
@@ -36,26 +37,35 @@ def results() -> pd.DataFrame:
             costs |= {"prefill_tokens_per_second": 900.0, "prefill_ratio": 0.8, "kl": 0.01}
             quality = {"accuracy": accuracy} if task == "needle" else {"accuracy": 0.5, "perplexity": perplexity}
             for metric, value in {**quality, **costs}.items():
-                spread = {"value": value, "ci_low": 0.9 * value, "ci_high": 1.1 * value, "n": 8}
+                near = 0.001 if metric in quality else 0.1
+                spread = {"value": value, "ci_low": (1 - near) * value, "ci_high": (1 + near) * value, "n": 8}
                 rows.append({**who, "metric": metric, **spread})
     return table(rows)
 
 
 def test_a_sentence_names_the_best_policy_of_each_budget() -> None:
-    at25, at10, reads = compress_words(results())
-    assert at25.startswith("At 25%, bits is the best policy: it keeps 99.5% of the full cache's quality in 20.0%")
-    assert at10.startswith("At 10%, b is the best policy: it keeps 78.1% of the full cache's quality in 10.0%")
-    assert "needle at 512 tokens accuracy 70.0% (full 100.0%)" in at10
-    assert "text at 512 tokens perplexity 5.8 (full 5)" in at10
-    assert reads.startswith(
-        "quest, which holds everything and reads 10% of it a token, keeps 96.5% of the full cache's"
+    at25, at10, reads, over = compress_words(results())
+    assert at25.startswith(
+        "At 25%, bits is the best policy: it keeps 99.5% ± 0.1% of the full cache's quality in 20.0%"
     )
+    assert at10.startswith("At 10%, b is the best policy: it keeps 78.1% ± 0.1% of the full cache's quality in 10.0%")
+    assert "needle at 512 tokens accuracy 70.0% ± 0.1% (full 100.0% (≥ 99.9%))" in at10
+    assert "text at 512 tokens perplexity 5.8000 ± 0.0058 (full 5.0000 ± 0.0050)" in at10
+    assert reads.startswith(
+        "quest, which holds everything and reads 10% of it a token, keeps 96.5% ± 0.1% of the full cache's"
+    )
+    assert over == "What is kept is told above chance; 95% intervals over 8 prompts alone (one seed)."
+    assert lint([at25, at10, reads, over]) == []
     twin = results()
     twin["model"] = twin["model"].replace({"quest": "c"})
     twin.loc[twin["model"].eq("c") & twin["metric"].eq("state_bytes"), "value"] = 100
     twin.loc[twin["model"].eq("b") & twin["metric"].eq("accuracy") & twin["task"].eq("needle"), "value"] = 0.95
     twin.loc[twin["model"].eq("b") & twin["metric"].eq("perplexity"), "value"] = 5.1
-    assert "b is the best policy (and c, which is as good)" in compress_words(twin)[1]
+    tied = compress_words(twin)[1]
+    assert tied.startswith("At 10%, c and b are not told apart (difference -0.02 ± ") or tied.startswith(
+        "At 10%, b and c"
+    )
+    assert "; b keeps 9" in tied or "; c keeps 9" in tied
 
 
 @pytest.mark.parametrize(("size", "best"), [(245, "bits"), (250, "bits"), (251, "a")])
@@ -70,9 +80,7 @@ def test_what_has_no_budget_is_not_told_as_the_best_where_nothing_else_is_held()
     """A quantizer's state is compared with the states of policies that keep to a budget, and at 10% there is none."""
     found = results()
     found = found[~(found["split"].eq("10%") & found["model"].isin(["a", "b"]))]
-    assert [each.split(",")[0] for each in compress_words(found)] == [
-        "At 25%", "quest"
-    ]  # fmt: skip
+    assert [each.split(",")[0] for each in compress_words(found)[:-1]] == ["At 25%", "quest"]
 
 
 def test_tables_have_a_row_for_each_setting() -> None:
@@ -131,9 +139,12 @@ def seeds() -> pd.DataFrame:
 def test_seeds_are_told_as_their_mean_and_what_lies_between_them() -> None:
     found = over_seeds(seeds())
     row = found[found["model"].eq("a") & found["split"].eq("10%") & found["task"].eq("needle")].set_index("metric")
-    assert row.loc["accuracy", ["value", "ci_low", "ci_high", "n"]].tolist() == pytest.approx([0.45, 0.4, 0.5, 16])
-    assert compress_table(seeds())["needle, 512 tokens"][2]["accuracy"] == "45.0% ± 5.0"
-    assert "needle at 512 tokens accuracy 65.0% (full 95.0%)" in compress_words(seeds())[1]
+    half = 12.706 * 0.1 / 2**0.5 / 2**0.5  # Student's t of two
+    expected = [0.45, max(0, 0.45 - half), min(1, 0.45 + half), 16]
+    assert row.loc["accuracy", ["value", "ci_low", "ci_high", "n"]].tolist() == pytest.approx(expected)
+    assert row.loc["decode_ratio", ["value", "ci_low", "ci_high"]].tolist() == pytest.approx([2.0, 1.8, 2.2])
+    assert compress_table(seeds())["needle, 512 tokens"][2]["accuracy"] == "45.0% (0% to 100%)"
+    assert "of each of 2 seeds" in compress_words(seeds())[-1]
     pd.testing.assert_frame_equal(over_seeds(results()), results())
 
 
@@ -147,23 +158,28 @@ def without(found: pd.DataFrame, *settings: tuple[str, str, str]) -> pd.DataFram
 def test_the_table_of_what_is_kept_puts_the_best_first() -> None:
     (title, rows), *more = kept_tables(results()).items()
     assert title == "mean over needle and text at 512 tokens"
-    assert more == []
-    assert [row["policy"] for row in rows] == ["b", "a", "quest", "bits"]
+    (apart, held) = more[0]
+    assert apart == f"{title}; these hold everything and save no memory"
+    assert held == [{"policy": "quest", "10%": "96.5% ± 0.1", "holds": "106%"}]
+    assert [row["policy"] for row in rows] == ["b", "a", "bits"]
     found = {row["policy"]: row for row in rows}
-    assert found["a"] == {"policy": "a", "25%": "93.1%", "10%": "66.7%", "own": "", "holds": "10% to 24%"}
-    assert found["bits"] == {"policy": "bits", "25%": "", "10%": "", "own": "99.5%", "holds": "20%"}
+    cells = {"25%": "93.1% ± 0.1", "10%": "66.7% ± 0.1", "own": "", "holds": "10% to 24%"}
+    assert found["a"] == {"policy": "a", **cells}
+    assert found["bits"] == {"policy": "bits", "25%": "", "10%": "", "own": "99.5% ± 0.1", "holds": "20%"}
     assert not_served(results()) == ["needle (512 tokens) at 25%; text (512 tokens) at 25%: quest"]
 
 
 def test_all_cells_of_a_table_are_of_the_same_tasks() -> None:
     """At 10% nothing that holds less can serve needle: text alone, which is easy, must not look better than 25%."""
     found = kept_tables(without(results(), ("a", "10%", "needle"), ("b", "10%", "needle")))
-    assert list(found) == ["mean over needle and text at 512 tokens", "text at 512 tokens"]
-    both, text = ({row["policy"]: row for row in rows} for rows in found.values())
-    assert both["a"] == {"policy": "a", "25%": "93.1%", "own": "", "holds": "24%"}  # no 10%
-    assert (text["a"]["25%"], text["a"]["10%"]) == ("96.2%", "83.3%")
-    assert text["bits"]["own"] == "100.0%"
-    assert text["quest"]["10%"] == "98.0%"
+    assert [title for title in found if "these" not in title] == [
+        "mean over needle and text at 512 tokens", "text at 512 tokens",
+    ]  # fmt: skip
+    both, text, whole = ({row["policy"]: row for row in rows} for rows in found.values())
+    assert both["a"] == {"policy": "a", "25%": "93.1% ± 0.1", "own": "", "holds": "24%"}  # no 10%
+    assert (text["a"]["25%"], text["a"]["10%"]) == ("96.2% ± 0.1", "83.3% ± 0.1")
+    assert text["bits"]["own"] == "100.0% ± 0.1"
+    assert whole["quest"]["10%"] == "98.0% ± 0.1"
     assert "quest" not in both
     for rows in (both, text):
         assert not any("*" in cell for row in rows.values() for cell in row.values())
@@ -173,7 +189,7 @@ def test_a_policy_that_serves_fewer_tasks_is_not_compared_and_what_it_could_not_
     twin = results()
     twin = pd.concat([twin, twin[twin["model"].eq("b")].assign(model="c")], ignore_index=True)
     less = without(twin, ("a", "10%", "needle"))
-    (rows,) = kept_tables(less).values()
+    rows = kept_tables(less)["mean over needle and text at 512 tokens"]
     assert {row["policy"]: row["10%"] for row in rows}["a"] == ""
     assert "needle (512 tokens) at 10%: a" in not_served(less)
     at10 = next(each for each in compress_words(less) if each.startswith("At 10%"))
@@ -185,25 +201,25 @@ def test_a_policy_that_serves_fewer_tasks_is_not_compared_and_what_it_could_not_
     assert at10.startswith(
         "At 10% (without needle at 512 tokens, where most policies cannot keep to it), b is the best"
     )
-    assert "it keeps 86.2%" in at10  # text alone: 5.0 / 5.8
+    assert "it keeps 86.2% ± 0.1%" in at10  # text alone: 5.0 / 5.8
     assert "Not compared" not in at10
 
 
 def test_what_one_seed_could_not_serve_is_in_no_mean() -> None:
     found = seeds()
     lost = found["model"].eq("a") & found["split"].eq("10%") & found["task"].eq("needle") & found["seed"].eq(1)
-    (rows,) = [rows for title, rows in kept_tables(found[~lost]).items() if title.startswith("text")]
-    assert {row["policy"]: row["10%"] for row in rows}["a"] == "83.3%"
+    rows = kept_tables(found[~lost])["text at 512 tokens"]
+    assert {row["policy"]: row["10%"] for row in rows}["a"].startswith("83.3% ± ")
     assert "needle (512 tokens) at 10%: a" in not_served(found[~lost])
 
 
 def test_the_oracle_is_a_ceiling_and_never_the_best_policy() -> None:
     found = results()
     found["model"] = found["model"].replace({"b": "oracle:sinks=2", "bits": "c"})
-    at25, ceiling25, at10, _, ceiling10 = compress_words(found)
+    at25, ceiling25, at10, _, ceiling10, _ = compress_words(found)
     assert at25.startswith("At 25%, c is the best")
-    assert at10.startswith("At 10%, a keeps 66.7%")  # the only one of those that hold so little
-    assert ceiling10 == "At 10%, oracle:sinks=2, which knows what follows, keeps 78.1%: a bound, not a method."
+    assert at10.startswith("At 10%, a keeps 66.7% ± 0.1%")  # the only one of those that hold so little
+    assert ceiling10 == "At 10%, oracle:sinks=2, which knows what follows, keeps 78.1% ± 0.1%: a bound, not a method."
     assert ceiling25.startswith("At 25%, oracle")
 
 

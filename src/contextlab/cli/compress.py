@@ -69,6 +69,7 @@ def compress(
     """
     from contextlab.evaluation import write_results
     from contextlab.evaluation.compress import compress as measure
+    from contextlab.evaluation.results import COMPRESS_COLUMNS
     from contextlab.experiments import find_model
     from contextlab.report import compress_table, compress_words, write_compress_page
     from contextlab.training.distributed import resolve
@@ -87,12 +88,14 @@ def compress(
             progress=lambda text: status.update(escape(text)),
         )  # fmt: skip
     folder = out or Path("compressed") / name
-    write_results(results, folder / "results.parquet")
+    write_results(results, folder / "results.parquet", COMPRESS_COLUMNS)
     write_compress_page(results, folder / "compress.html", left_out or ())
     for title, rows in compress_table(results).items():
         print_table(title, rows)
     for sentence in compress_words(results):
         console.print(f"• {escape(sentence)}")
+    if named := list(dict.fromkeys(results["tokenizer"].dropna())):
+        console.print(f"[dim]tokenizer of text: {escape(', '.join(named))}[/dim]", soft_wrap=True)
     for line in left_out or ():
         console.print(f"[dim]left out: {escape(line)}[/dim]", soft_wrap=True)
     console.print(

@@ -30,9 +30,10 @@ SIMILARITY_COLUMNS = (
 BY_PROMPT_COLUMNS = (
     "run", "model", "kind", "seed", "task", "split", "metric", "prompts", "chance", "values",
 )  # fmt: skip
+COMPRESS_COLUMNS = (*COLUMNS, "chance", "tokenizer", "prompts", "values")
 DTYPES = {
     **dict.fromkeys(("run", "model", "kind", "task", "split", "metric", "facet", "learner", "measure"), "string"),
-    "prompts": "string",
+    **dict.fromkeys(("prompts", "tokenizer"), "string"),
     **dict.fromkeys(("seed", "shot", "length", "n"), "Int64"),
     **dict.fromkeys(("low", "high", "value", "ci_low", "ci_high", "chance"), "float64"),
     "values": "object",
@@ -65,8 +66,13 @@ def write_results(results: pd.DataFrame, path: str | Path, columns: Sequence[str
     return Path(path)
 
 
-def read_results(paths: str | Path | Iterable[str | Path], columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
-    """Read one or more tables of the same columns into one. Raises InputError for files that are none."""
+def read_results(
+    paths: str | Path | Iterable[str | Path], columns: Sequence[str] = COLUMNS, optional: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Read one or more tables of the same columns into one. Raises InputError for files that are none.
+
+    optional: columns that tables of older versions may lack; they are read as missing values.
+    """
     frames = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
         try:
@@ -75,13 +81,20 @@ def read_results(paths: str | Path | Iterable[str | Path], columns: Sequence[str
             raise InputError(f"{path}: no such file") from None
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: damaged or not Parquet ({first_line(error)})") from None
-        missing = [name for name in columns if name not in found.column_names]
+        missing = [name for name in columns if name not in (*found.column_names, *optional)]
         if missing:
             raise InputError(f"{path}: is not a results table: it lacks the columns {', '.join(missing)}")
-        frames.append(found.select(list(columns)).to_pandas().astype({name: DTYPES[name] for name in columns}))
+        there = [name for name in columns if name in found.column_names]
+        frame = found.select(there).to_pandas().reindex(columns=list(columns))
+        frames.append(frame.astype({name: DTYPES[name] for name in columns}))
     if not frames:
         raise InputError("expected at least one results file")
     return pd.concat(frames, ignore_index=True)
+
+
+def read_compressed(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """Read tables of `compress`; those of older versions tell no chance, no tokenizer and no values by prompt."""
+    return read_results(paths, COMPRESS_COLUMNS, COMPRESS_COLUMNS[len(COLUMNS) :])
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +107,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     accuracy, stay within 0 and 1. Returns the same columns without `seed`, and `seeds`; `n` is the smallest number of
     prompts. Tables of facets and similarities are put together likewise.
     """
-    measured = ("seed", "value", "ci_low", "ci_high", "n")
+    measured = ("seed", "value", "ci_low", "ci_high", "n", "chance", "prompts", "values")
     keys = [name for name in results.columns if name in DTYPES and name not in measured]
     columns = [*keys, "value", "ci_low", "ci_high", "n", "seeds"]
     dtypes = {**{name: DTYPES[name] for name in columns if name in DTYPES}, "seeds": "Int64"}

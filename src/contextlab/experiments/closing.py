@@ -9,7 +9,8 @@ import pandas as pd
 import yaml
 
 from contextlab.errors import InputError, ResourceError
-from contextlab.evaluation import Measured, read_results, write_results
+from contextlab.evaluation import Measured, write_results
+from contextlab.evaluation.results import COMPRESS_COLUMNS, read_compressed
 from contextlab.experiments.choice import sweep_table
 from contextlab.experiments.folder import FINAL, RunFolder, read_run_record
 from contextlab.experiments.jobs import Job, all_jobs, chosen_jobs, compress_jobs, measuring_jobs
@@ -102,8 +103,8 @@ def _close_compressed(folder: RunFolder, spec: ExperimentSpec, done: set[Job]) -
     jobs = [job for job in compress_jobs(spec) if job in done]
     if not jobs:
         return pd.DataFrame()
-    found = pd.concat([read_results(folder.table(job)) for job in jobs], ignore_index=True)
-    write_results(found, folder.compressed)
+    found = read_compressed([folder.table(job) for job in jobs])
+    write_results(found, folder.compressed, COMPRESS_COLUMNS)
     paths = [folder.left_out(job) for job in jobs]
     lines = [line for path in paths if path.exists() for line in read_json(path)]
     left_out = {line.partition(": ")[0]: line for line in lines}  # each setting once, whatever the seeds

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 
 from contextlab.errors import InputError, first_line, unknown
-from contextlab.evaluation import Measured, read_results
-from contextlab.evaluation.results import BY_PROMPT_COLUMNS, table
+from contextlab.evaluation import Measured
+from contextlab.evaluation.results import BY_PROMPT_COLUMNS, read_compressed, table
 from contextlab.experiments.folder import OF_RUN, OF_TRAINING, RECORD, REPORT, RESULTS, RunFolder, read_run_record
 from contextlab.experiments.made_with import naming_plugins
 from contextlab.experiments.recipes import load_recipe
@@ -82,7 +82,7 @@ def open_run(folder: str | Path) -> Run:
     at.require_unchanged(record, ".parquet")
     records = [read_run_record(path, OF_TRAINING) for path in sorted(at.path.glob(f"trainings/*/{RECORD}"))]
     found = Measured.read([at.results])
-    compressed = read_results(at.compressed) if at.compressed.exists() else pd.DataFrame()
+    compressed = read_compressed(at.compressed) if at.compressed.exists() else pd.DataFrame()
     return Run(
         at.path,
         found.results,

@@ -13,6 +13,7 @@ import torch
 from contextlab.errors import ContextlabError, InputError, first_line
 from contextlab.evaluation import Measured, measure, measure_learners, static_cost, write_results
 from contextlab.evaluation.compress import compress
+from contextlab.evaluation.results import COMPRESS_COLUMNS
 from contextlab.experiments.folder import RunFolder, evaluations, read_run_record
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.progress import Progress
@@ -271,4 +272,4 @@ def _measure_compressed(
         left_out=left_out, progress=progress,
     )  # fmt: skip
     write_json(folder.left_out(job), left_out)
-    write_results(found, folder.table(job))
+    write_results(found, folder.table(job), COMPRESS_COLUMNS)

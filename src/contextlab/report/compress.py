@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
+import numpy as np
 import pandas as pd
 
 from contextlab.errors import InputError
 from contextlab.evaluation.compress import FULL, is_text
+from contextlab.evaluation.intervals import Interval, t95
 from contextlab.policies import Policy, parse_policy
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.naming import bytes_in_words
+from contextlab.report.naming import bytes_in_words, interval_in_words
 
 SETTING = ["run", "model", "kind", "split", "task", "length", "metric"]
 
 
 def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
-    """Results of several seeds as one: the means of the seeds, and as interval the least and the most of them."""
+    """Results of several seeds as one: the means of the seeds.
+
+    Each seed has prompts of its own, so that the seeds' means hold all noise: of qualities the interval is Student's t
+    over them, no narrower than that over prompts. Of times and bytes it goes from the least to the most of the batches.
+    """
     if results["seed"].nunique() < 2:
         return results
-    found = results.groupby(SETTING, sort=False, dropna=False).agg(
-        value=("value", "mean"), ci_low=("value", "min"), ci_high=("value", "max"), n=("n", "sum"), seed=("seed", "min")
-    )
-    return found.reset_index()
+    chance = results.get("chance", math.nan)
+    halves = results.assign(half=(results["ci_high"] - results["ci_low"]) / 2, chance=chance)
+    found = halves.groupby(SETTING, sort=False, dropna=False).agg(
+        value=("value", "mean"), ci_low=("ci_low", "min"), ci_high=("ci_high", "max"), n=("n", "sum"),
+        seed=("seed", "min"), chance=("chance", "first"), half=("half", "mean"), spread=("value", "std"),
+        seeds=("value", "size"),
+    ).reset_index()  # fmt: skip
+    t = np.array([t95(max(1, int(seeds) - 1)) for seeds in found["seeds"]])
+    half = np.fmax(t * found["spread"].fillna(0), found["half"]) / np.sqrt(found["seeds"])
+    cost = found["metric"].str.contains("bytes|_ratio|_per_second|overhead")
+    share = found["metric"].isin(HIGHER_IS_BETTER)
+    for end, sign in (("ci_low", -1), ("ci_high", 1)):
+        bound = found["value"] + sign * half
+        found[end] = found[end].where(cost, bound.clip(0, 1).where(share, bound))
+    return found.drop(columns=["half", "spread", "seeds"])
 
 
 def main_metric(task: str, rows: pd.DataFrame) -> str:
@@ -89,10 +107,7 @@ def short(metric: str) -> str:
 
 
 def _quality(row: pd.Series, metric: str) -> str:
-    half = (row["ci_high"] - row["ci_low"]) / 2
-    if metric in HIGHER_IS_BETTER:
-        return f"{row['value']:.1%} ± {100 * half:.1f}"
-    return f"{row['value']:.4g} ± {half:.2g}"
+    return interval_in_words(Interval(row["value"], row["ci_low"], row["ci_high"]), metric)
 
 
 def _bytes(value: dict[str, float], metric: str) -> str:
@@ -100,7 +115,6 @@ def _bytes(value: dict[str, float], metric: str) -> str:
 
 
 def _times(values: dict[str, pd.Series], what: str) -> str:
-    """How many times as fast as the full cache, with the least and the most of the batches."""
+    """How many times as fast as the full cache, with the least and the most of the batches; nothing of one batch."""
     row = values[f"{what}_ratio"]
-    spread = f" ({row['ci_low']:.2g}-{row['ci_high']:.2g})" if row["n"] > 1 else ""
-    return f"{row['value']:.2g}x{spread}"
+    return f"{row['value']:.2g}x ({row['ci_low']:.2g}-{row['ci_high']:.2g})" if row["n"] > 1 else ""

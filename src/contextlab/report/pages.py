@@ -43,4 +43,4 @@ def quality_of_policies(data: CompressData) -> list[Drawn]:
 
 def interval_words(seeds: int) -> str:
     """What the bars of compress figures show, by the number of seeds."""
-    return "95% intervals over prompts" if seeds == 1 else "from the least to the most of the seeds"
+    return "95% intervals over prompts" if seeds == 1 else "95% intervals over prompts and seeds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from contextlab.evaluation.compress.settings import (
     settings_of,
     trained,
 )  # fmt: skip
-from contextlab.evaluation.results import table
+from contextlab.evaluation.results import COMPRESS_COLUMNS, table
 from contextlab.prompt import Task
 
 MOST_LOGITS = 2**28
@@ -71,6 +72,9 @@ def compress(
 
     Returns a tidy table: `run` is the model's name, `model` the policy as it was written, `split` the budget
     ("full" without a policy, "own" where a policy takes none), `kind` "policy", or "model" of those compared.
+    Beside the columns of `results.COLUMNS` there are `chance`, what a guess among all tokens gets where the task knows
+    none; `tokenizer`, by which text was read; and `prompts` and `values`, the quality of each prompt, by which
+    policies are compared.
     Metrics: those of the task; kl (of the full cache's predictions to these, nats); perplexity (of text);
     state_bytes (of one sequence, the larger of those after the prompt's first part and at the end); read_bytes (of
     keys and values, by the last token, where a policy chooses what is read); peak_bytes (taken beyond what the
@@ -114,7 +118,9 @@ def compress(
                 with refusals.of(f"{setting.label} at {setting.budget}, {text} at {n} tokens"):
                     check_budget(setting, tried.question + 1, read(setting, tried))
                     chosen[text, n].append(setting)
-        return _measured(built, chosen, prompts, batch, decoded, seed, name, device, tell)
+        found = _measured(built, chosen, prompts, batch, decoded, seed, name, device, tell)
+        texts = [text for (text, _), task in built.items() if hasattr(task, "tokenizer")]
+        return found.assign(tokenizer=found["tokenizer"].mask(found["task"].isin(texts), tokenizer_name(tokenizer)))
 
 
 def _measured(
@@ -146,6 +152,20 @@ def _measured(
                 trials[i].add(read(settings[i], drawn), full, task, drawn)
         for setting, found in zip(settings, trials, strict=True):
             who = {"run": name, "model": setting.label, "kind": setting.kind, "split": setting.budget}
-            at = {"seed": seed, "task": text, "length": n}
-            rows += [{**who, **at, **row} for row in found.rows(setting, text)]
-    return table(rows)
+            at = {"seed": seed, "task": text, "length": n, "prompts": f"seed {seed}"}
+            rows += [{**who, **at, **row} for row in found.rows(setting, text, _chance(task, setting))]
+    return table(rows, COMPRESS_COLUMNS)
+
+
+def _chance(task: Task, setting: Setting) -> dict[str, float]:
+    """What a predictor gets that has learned nothing: as the task knows it, else that of a guess among all tokens."""
+    tokens = setting.model.spec.output_size or task.output_size
+    return {"accuracy": 1 / tokens, "cross_entropy": math.log(tokens), **task.chance()}
+
+
+def tokenizer_name(tokenizer: Any) -> str:
+    """How the tokenizer of a text is told: bytes, a folder or hub name, or its class."""
+    if tokenizer is None:
+        return "bytes"
+    named = tokenizer if isinstance(tokenizer, str) else getattr(tokenizer, "name_or_path", "")
+    return str(named or type(tokenizer).__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,8 @@ class Trials:
         }.items():
             self.costs.setdefault(metric, []).append(value)
 
-    def rows(self, setting: Setting, text: str) -> Iterator[dict[str, Any]]:
+    def rows(self, setting: Setting, text: str, chance: Mapping[str, float] | None = None) -> Iterator[dict[str, Any]]:
+        """A row a metric; of qualities with what chance gives and the value of each prompt, [prompts] float32."""
         for metric, parts in self.quality.items():
             values = torch.cat(parts)
             mean, half = values.mean().item(), t95(len(values) - 1) * values.std().item() / math.sqrt(len(values))
@@ -57,10 +58,11 @@ class Trials:
             if metric in HIGHER_IS_BETTER:
                 low, high = share_bounds(*(np.array([each]) for each in (mean, half, len(values))))
                 row |= {"ci_low": float(low[0]), "ci_high": float(high[0])}
-            yield {"metric": metric, "n": len(values), **row}
+            known = {"chance": (chance or {}).get(metric, math.nan), "values": values.float().numpy()}
+            yield {"metric": metric, "n": len(values), **row, **known}
             if metric == "cross_entropy" and is_text(text):
                 row = {key: math.exp(min(each, 700)) for key, each in row.items()}
-                yield {"metric": "perplexity", "n": len(values), **row}
+                yield {"metric": "perplexity", "n": len(values), **row, "values": None}
         for metric, found in self.costs.items():
             if setting.kind == "model" and metric == "overhead":
                 continue
@@ -70,4 +72,5 @@ class Trials:
                 "ci_low": min(found),
                 "ci_high": max(found),
                 "n": len(found),
+                "values": None,
             }
