@@ -47,6 +47,7 @@ def printed(monkeypatch):
 def summary(results: pd.DataFrame, compressed: pd.DataFrame) -> None:
     run._print_summary(
         SimpleNamespace(
+            by_prompt=None,
             results=results,
             records=make_records(LONG),
             record={},

@@ -244,3 +244,28 @@ def test_layers_of_labels_are_refused() -> None:
     model = build_model(ModelSpec(width=8, depth=1, heads=1).for_task(task), seed=0)
     with pytest.raises(InputError, match="real targets, such as those of linear_regression, not of BooleanFunction"):
         layer_read_outs(model, task, prompts=4)
+
+
+def test_of_a_pool_the_prompts_on_which_the_candidates_differ_most_are_compared() -> None:
+    learners = {"ridge": Ridge(0.4), "ols": LeastSquares(), "gd": GradientDescent(1)}
+    how = {"splits": ["train"], "weights": False}
+    plain, sharp = (similarity(Ridge(0.5), TASK, learners, prompts=20, pool=pool, **how) for pool in (1, 4))
+    assert set(sharp.loc[sharp["shot"].isna(), "n"]) == {20}
+    drawn = similarity(Ridge(0.5), TASK, learners, prompts=80, **how)
+    for fewer in (plain, drawn):  # ridge and the one step of gradient descent are the candidates
+        assert value(sharp, "gd", "separation") > 1.2 * value(fewer, "gd", "separation")
+    assert value(sharp, "ridge", "behind") == 0
+    behind = value(sharp, "ridge", "errors") - value(sharp, "gd", "errors")
+    assert value(sharp, "gd", "behind") == pytest.approx(behind, abs=1e-9)
+    row = sharp[(sharp["learner"] == "gd") & (sharp["measure"] == "behind")].iloc[0]
+    assert row["ci_low"] > 0
+    with pytest.raises(InputError, match="pool: expected at least 1 prompt"):
+        similarity(Ridge(0.5), TASK, learners, prompts=20, pool=0)
+
+
+def test_prompts_on_which_every_learner_is_perfect_tell_nothing() -> None:
+    task = build_task("associative_recall", vocabulary=16, pairs=2, length=8)
+    (lookup,) = list(task.learners().values())[:1]
+    with pytest.warns(UserWarning, match="every learner is perfect on these prompts"):
+        found = similarity(lookup, task, {"one": lookup, "two": lookup}, prompts=8, splits=["train"])
+    assert found.empty

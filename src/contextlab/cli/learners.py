@@ -13,6 +13,9 @@ from contextlab.cli.tables import print_table
 from contextlab.errors import InputError, unknown
 from contextlab.memory import LARGEST_WHOLE
 
+POOL = 4
+"""Prompts that `similarity` draws for each one that it compares."""
+
 
 def learners(
     what: Annotated[str, typer.Argument(help="A task's name, or a recipe (a suite): its name or YAML file.")],
@@ -91,9 +94,11 @@ def similarity(
     import pandas as pd
 
     from contextlab import evaluation
+    from contextlab.evaluation.intervals import Interval
     from contextlab.experiments import open_run
     from contextlab.files import write_atomic
-    from contextlab.report.naming import record_tasks
+    from contextlab.report.alike import similarity_words
+    from contextlab.report.naming import interval_in_words, record_tasks
 
     load_components(plugin)
     opened = open_run(run)
@@ -108,17 +113,27 @@ def similarity(
             parts.append(_show_layers(name, model, task, built, split, prompts))
             continue
         with console.status(f"{escape(name)} ..."):
-            found = evaluation.similarity(model, built, prompts=prompts, splits=(split,))
+            found = evaluation.similarity(model, built, prompts=prompts, splits=(split,), pool=POOL)
+        if found.empty:
+            raise InputError(f"split {split!r} of {task} tells no learner from another; try another --split")
         parts.append(found.assign(model=name))
-        wide = found[found["shot"].isna()].pivot_table(index="learner", columns="measure", values="value", sort=False)
-        wide = wide.sort_values("errors", ascending=False)
+        whole = found[found["shot"].isna()]
+        order = whole[whole["measure"] == "errors"].sort_values("value", ascending=False)["learner"]
+        cells = {
+            (row["learner"], row["measure"]): interval_in_words(
+                Interval(row["value"], row["ci_low"], row["ci_high"]), ""
+            )
+            for _, row in whole[whole["measure"] != "behind"].iterrows()
+        }
+        measures = list(dict.fromkeys(measure for _, measure in cells))
         print_table(
             f"{name} on {task}, split {split}",
-            [
-                {"learner": str(learner), **{str(m): f"{v:.3g}" if v == v else "-" for m, v in row.items()}}
-                for learner, row in wide.iterrows()
-            ],
+            [{"learner": str(each), **{str(m): cells.get((each, m), "-") for m in measures}} for each in order],
         )
+        told = whole.assign(run="", model=name, seed=0, task=task).drop(columns="shot")
+        for sentence in similarity_words(told):
+            console.print(f"• {escape(sentence)}")
+        console.print()
     if layers:
         legend = (
             "Steps at which an iterative learner's errors are most like those of what a linear read-out finds in each "
@@ -126,6 +141,7 @@ def similarity(
         )
     else:
         legend = (
+            f"On the {prompts} of {POOL * prompts} prompts drawn on which the candidates differ most. "
             "errors: cosine of the error vectors (1: the same errors). spd: mean squared difference of predictions. "
             "separation: that to the learner's nearest rival; an spd well below it tells the two apart. weights, ilwd: "
             "cosine and squared difference of induced weights."

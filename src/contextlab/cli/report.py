@@ -17,11 +17,11 @@ def report(
     plugin: PluginOption = None,
 ) -> None:
     """Put several runs into one self-contained HTML report."""
-    import pandas as pd
-
+    from contextlab.evaluation import Measured
     from contextlab.experiments import open_run
     from contextlab.experiments.recipes import read_yaml
     from contextlab.report import build_report
+    from contextlab.report.merged import told_apart
 
     load_components(plugin, ("figure",))
     opened = [open_run(folder) for folder in runs]
@@ -33,15 +33,25 @@ def report(
                 rows["run"] = name
     if out.is_dir():
         raise InputError(f"{out}: is a folder; expected the name of an HTML file")
+    specs = [read_yaml(each.folder / "experiment.yaml") for each in opened]
+    tables, records, apart = told_apart(
+        names,
+        [Measured(each.results, each.facets, each.similarity, each.by_prompt) for each in opened],
+        [each.records for each in opened],
+        specs,
+    )
+    whole = Measured.join(tables)
     build_report(
-        pd.concat([each.results for each in opened], ignore_index=True),
-        [{**record, "run": name} for each, name in zip(opened, names, strict=True) for record in each.records],
+        whole.results,
+        [{**record, "run": name} for own, name in zip(records, names, strict=True) for record in own],
         [{**each.record, "name": name} for each, name in zip(opened, names, strict=True)],
-        [read_yaml(each.folder / "experiment.yaml") for each in opened],
+        specs,
         out,
-        facets=pd.concat([each.facets for each in opened], ignore_index=True),
-        similarity=pd.concat([each.similarity for each in opened], ignore_index=True),
-        by_prompt=pd.concat([each.by_prompt for each in opened], ignore_index=True),
+        facets=whole.facets,
+        similarity=whole.similarity,
+        by_prompt=whole.by_prompt,
         compressed={name: each.compressed for each, name in zip(opened, names, strict=True)},
     )
+    for sentence in apart:
+        console.print(f"• {sentence}", soft_wrap=True, markup=False)
     console.print(f"Report: {out}", soft_wrap=True)

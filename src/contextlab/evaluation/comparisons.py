@@ -61,11 +61,20 @@ class _Pair:
         """one, two: answers [B, T, k]."""
         self.differences.append(_by_shot((one - two).square().sum(-1), prompt, self.shots))
 
+    def take(self, index: Tensor) -> None:
+        """Keep these prompts alone."""
+        for sums in (self.products, self.first, self.second, self.differences):
+            sums[:] = [torch.cat(sums)[index]] if sums else []
+
+    def within(self) -> Tensor:
+        """The cosine of the error vectors within each prompt, over all shots from 1 on, [prompts]."""
+        later = slice(1 if self.shots > 1 else 0, None)
+        return _cosine(*(torch.cat(sums)[:, later].sum(1) for sums in (self.products, self.first, self.second)))
+
     def cosines(self, counts: Tensor) -> list[dict[str, Any]]:
         """counts: predictions of each prompt and shot, [prompts, S]."""
         a, b, c = (torch.cat(sums) for sums in (self.products, self.first, self.second))
-        later = slice(1 if self.shots > 1 else 0, None)
-        rows = [_mean(_cosine(a[:, later].sum(1), b[:, later].sum(1), c[:, later].sum(1)), most=1.0)]
+        rows = [_mean(self.within(), most=1.0)]
         for shot in range(self.shots):
             has = counts[:, shot] > 0
             if not (n := int(has.sum())):
@@ -77,6 +86,24 @@ class _Pair:
             low, high = max(value.item() - half, -1.0), min(value.item() + half, 1.0)
             rows.append({"shot": shot, "value": value.item(), "ci_low": low, "ci_high": high, "n": n})
         return rows
+
+
+def _sharpest(pairs: Mapping[str, _Pair], others: Mapping[tuple[str, str], _Pair], keep: int) -> Tensor:
+    """The prompts on which the candidates differ most, [keep].
+
+    Candidates are the learner that the predictor is most like and those that are not told apart from it, or the next
+    one where all are; each two of them count alike. What the predictor answers does not choose among prompts.
+    """
+    alike = {name: pair.within() for name, pair in pairs.items()}
+    order = sorted(alike, key=lambda name: -alike[name].mean().item())
+    candidates = [name for name in order if _mean(alike[order[0]] - alike[name])["ci_low"] <= 0]
+    chosen = set(candidates if len(candidates) > 1 else order[:2])
+    score = torch.zeros(len(alike[order[0]]), dtype=torch.float64)
+    for both, pair in others.items():
+        if chosen.issuperset(both):
+            apart = torch.cat(pair.differences).sum(1).double()
+            score += apart / apart.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    return score.topk(keep).indices.sort().values
 
 
 def _by_shot(values: Tensor, prompt: Prompt, shots: int) -> Tensor:
@@ -106,10 +133,14 @@ def compare_predictions(
     task: Task,
     prompts: Sequence[Prompt],
     between: bool = True,
+    keep: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of `similarity` but for the split: errors, spd and separation (the last only where `between`).
+    """Rows of `similarity` but for the split: errors, behind, spd and separation (behind and the last where `between`).
 
     predictions: [B, T, k] for each of the prompts. named: learners by name, which answer the prompts here.
+    keep: of the prompts those on which the candidates differ most, so many; None for all.
+
+    Raises InputError where several learners are compared and none of them errs: the prompts cannot tell them apart.
     """
     shots = 1 + max(int(prompt.shot.max()) for prompt in prompts)
     pairs = {name: _Pair(shots) for name in named}
@@ -133,6 +164,16 @@ def compare_predictions(
         for (one, two), pair in others.items():
             pair.differ(answers[one], answers[two], prompt)
 
+    if between and len(pairs) > 1 and not any(torch.cat(pair.second).any() for pair in pairs.values()):
+        raise InputError("every learner is perfect on these prompts, which cannot tell one from another")
+    if keep is not None and keep < len(counts) and len(pairs) > 1:
+        wanted = _sharpest(pairs, others, keep)
+        counts = counts[wanted]
+        for pair in (*pairs.values(), *others.values()):
+            pair.take(wanted)
+    alike = {name: pair.within() for name, pair in pairs.items()}
+    nearest_of_all = max(alike.values(), key=lambda each: each.mean().item())
+
     def differences(measure: str, pair: _Pair) -> list[dict[str, Any]]:
         sums = torch.cat(pair.differences)
         rows = [_mean(sums.sum(1) / counts.sum(1))]
@@ -144,6 +185,8 @@ def compare_predictions(
     found = []
     for name, pair in pairs.items():
         rows = [{"measure": "errors", **row} for row in pair.cosines(counts)]
+        if between and len(pairs) > 1:
+            rows.append({"measure": "behind", **_mean(nearest_of_all - alike[name])})
         rows += differences("spd", pair)
         mine = [other for both, other in others.items() if name in both]
         if mine:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from contextlab.errors import ContextlabError
+from contextlab.errors import ContextlabError, InputError
 from contextlab.evaluation.breakdown import FacetTally
 from contextlab.evaluation.comparisons import compare_predictions
 from contextlab.evaluation.decisions import ONLINE, regret
@@ -175,8 +175,11 @@ class _Answers:
     def compared(self) -> list[dict[str, Any]]:
         if sum(each.batch for each in self.prompts) < 2:
             return []
-        with torch.no_grad():
-            rows = compare_predictions(self.predictions, self.learners, self.task, self.prompts)
+        try:
+            with torch.no_grad():
+                rows = compare_predictions(self.predictions, self.learners, self.task, self.prompts)
+        except InputError:  # every learner is perfect: nothing is told
+            return []
         return [{"split": "train", **row} for row in rows if row["shot"] is None]
 
 

@@ -33,6 +33,7 @@ def similarity(
     weights: bool = True,
     weight_prompts: int = 32,
     queries: int | None = None,
+    pool: int = 1,
     device: torch.device | str | None = None,
     **changes: Any,
 ) -> pd.DataFrame:
@@ -46,11 +47,15 @@ def similarity(
     weights: measure induced weights, too, of tasks with (x, y) examples in a layout.
     weight_prompts: prompts for that, each asked at some prefixes with all queries.
     queries: inputs asked at each prefix; None for four times their size.
+    pool: prompts drawn for each one that is compared: of them those on which the candidates differ most, the learner
+        that the predictor is most like, and those not told apart from it. Weights are measured on the first drawn.
 
     Returns a tidy table (`COLUMNS`), a row a split, learner, measure and shot; a missing shot stands for all. Measures:
 
     errors: cosine of the two error vectors: of a shot, over the prompts; of all shots from 1 on, within each prompt,
         averaged (similarity of errors, 2310.17086). 1 where neither errs, 0 where only one does.
+    behind: how much less like the predictor's errors this learner's are than those of the learner that it is most like,
+        paired by prompts; where the interval holds 0 the two are not told apart.
     spd: mean squared difference of the predictions (squared prediction difference, 2211.15661).
     separation: the same between this learner and the other that is nearest to it: where the separation is not well
         above the predictor's spd, the split cannot tell these two apart.
@@ -59,9 +64,12 @@ def similarity(
     ilwd: squared difference of these weights (implicit linear weight difference, 2211.15661).
 
     Tasks of labels or tokens are compared by probabilities. Intervals are 95% over prompts: jackknife for the cosines
-    over prompts, else normal. A split that the predictor or a learner cannot answer is left out with a warning.
+    over prompts, else normal. A split that the predictor or a learner cannot answer, or on which every learner is
+    perfect, is left out with a warning.
     """
     spec = _spec(spec, changes)
+    if pool < 1:
+        raise InputError(f"pool: expected at least 1 prompt drawn for each one compared, got {pool}")
     named = _named(task, learners)
     if device is None:
         first = next(predictor.parameters(), None) if isinstance(predictor, nn.Module) else None
@@ -70,8 +78,10 @@ def similarity(
     for split, index, shifted in _splits(task, spec):
         try:
             with _evaluating(predictor):
-                prompts = _kept_prompts(shifted, spec, index, device)
-                found = compare_predictions((predict(predictor, prompt) for prompt in prompts), named, shifted, prompts)
+                drawn = spec.model_copy(update={"prompts": pool * spec.prompts})
+                prompts = _kept_prompts(shifted, drawn, index, device)
+                answers = (predict(predictor, prompt) for prompt in prompts)
+                found = compare_predictions(answers, named, shifted, prompts, keep=spec.prompts)
                 if weights and (probe := Probe.of(shifted, spec, index, device, weight_prompts, queries)) is not None:
                     found += compare_weights(predictor, named, probe)
         except InputError as error:

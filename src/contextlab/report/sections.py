@@ -31,6 +31,7 @@ from contextlab.evaluation import Measured
 from contextlab.kinds import Page
 from contextlab.registry import Entry, register
 from contextlab.report import figures
+from contextlab.report.alike import similarity_words
 from contextlab.report.naming import ASIDE, facet_title, main_metric, metric_title, record_label, record_tasks
 
 MOST_BY_NAME = 2
@@ -250,8 +251,8 @@ def similarity(data: TaskData) -> Drawn | None:
         return None
     note = (
         f"Cosine of a model's errors and a learner's within a prompt, the mean over {int(alike['n'].min())} "
-        "prompts: 1 where both make the same errors, 0 where one makes none or they have nothing in common."
-    )
+        "prompts: 1 where both make the same errors, 0 where one makes none or they have nothing in common. "
+    ) + " ".join(similarity_words(alike[alike["split"] == "train"], data.results["run"].nunique() > 1))
     return Drawn("Which algorithm is it?", figures.similarity_map(data.measured.similarity, data.task), note)
 
 

@@ -11,6 +11,7 @@ from contextlab.evaluation import sample_complexity
 from contextlab.evaluation.intervals import Interval
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.findings import Mean, findings
+from contextlab.report.merged import differing_trainings
 from contextlab.report.naming import bytes_in_words, count_in_words, interval_in_words, label, metric_title
 
 NEAR = (0.2, 0.1, 0.05)
@@ -26,6 +27,8 @@ def summary_table(
 ) -> dict[str, list[dict[str, str]]]:
     """Task -> rows by their values, the best known learner last; every cell is text, means with their intervals.
 
+    Steps and numbers of seeds have columns where they differ among the models.
+
     results, records, by_prompt: as `summary_words` takes them.
     """
     tables = {}
@@ -37,6 +40,8 @@ def summary_table(
             for found in (here.of(f"excess_{here.metric}"), here.of("regret", "online"))
         )
         costs = {m: _cost(rows, m, several) for m in ("parameters", "state_bytes", "training_seconds")}
+        trained = differing_trainings(records, here.task)
+        titles = dict.fromkeys(title for each in trained.values() for title in each)
         shown = []
         for mean in [*here.ranked(here.metric), *here.of(here.metric, kind="learner")[:1]]:
             name, model = mean.label, mean.kind == "model"
@@ -52,6 +57,8 @@ def summary_table(
                         if regret
                         else {}
                     ),
+                    **dict.fromkeys(titles, ""),
+                    **trained.get(name, {}),
                     "parameters": _told(costs["parameters"], name, count_in_words),
                     "state": _told(costs["state_bytes"], name, bytes_in_words),
                     "training": _told(costs["training_seconds"], name, lambda s: f"{s:.0f} s"),
