@@ -51,7 +51,6 @@ def summary(results: pd.DataFrame, compressed: pd.DataFrame) -> None:
             results=results,
             records=make_records(LONG),
             record={},
-            by_prompt=None,
             compressed=compressed,
             folder=Path(),
             report="r.html",
