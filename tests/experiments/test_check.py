@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -84,6 +86,25 @@ def test_no_random_stream_is_disturbed():
     check(ExperimentSpec.parse(tiny()), CPU)
     assert torch.equal(torch.rand(4), wanted)
     assert torch.is_grad_enabled()
+
+
+def test_what_other_threads_draw_meanwhile_is_theirs(monkeypatch):
+    """The shared stream is neither read nor put back, even where what is tried draws without a generator."""
+    theirs: list[float] = []
+
+    def draw(*arguments):
+        torch.rand(3)  # as a plugin's task may
+        other = threading.Thread(target=lambda: theirs.append(float(torch.rand(()))))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr("contextlab.experiments.check._try_room", draw)
+    torch.manual_seed(3)
+    check(ExperimentSpec.parse(tiny()), CPU)
+    found = [*theirs, float(torch.rand(()))]
+    torch.manual_seed(3)
+    assert len(theirs) > 1
+    assert found == [float(torch.rand(())) for _ in found]
 
 
 def test_a_step_that_cannot_fit_is_refused_by_arithmetic(monkeypatch):

@@ -100,3 +100,10 @@ def test_the_estimate_is_of_the_right_size():
         sum(t.training + t.evaluating for t in found.trainings) + sum(found.learners.values())
     )
     assert 0.001 < found.trainings[0].training < 5
+
+
+def test_it_draws_from_generators_of_its_own():
+    """So other threads may draw from the shared stream meanwhile: nothing puts it back to what it was."""
+    before = torch.get_rng_state()
+    estimate.estimate(ExperimentSpec.parse(one()), torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -15,6 +15,7 @@ from contextlab.experiments.jobs import Training
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.memory import lack_of_memory
 from contextlab.models import build_model
+from contextlab.models.draws import OwnDraws
 from contextlab.models.outline import one_of_each, without_memory
 from contextlab.models.room import require_room, require_room_for_training
 from contextlab.prompt import Prompt, Task
@@ -39,7 +40,7 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
 
     Raises InputError with the key's path, or ResourceError where the machine lacks the memory.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with OwnDraws(0), torch.no_grad():  # ours draw from generators of their own; a plugin's may not
         prompts = {name: _try_task(spec, name) for name in spec.tasks}
         tried: set[tuple[str, ...]] = set()
         readers: dict[str, _Reader] = {}

@@ -92,15 +92,14 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
     before = torch.get_num_threads()
     torch.set_num_threads(each)
     try:
-        with torch.random.fork_rng(devices=[]):
-            groups: dict[tuple[str, ...], list[Training]] = {}
-            for training in spec.trainings():
-                same = training.train.model_dump_json(exclude=FREE)
-                key = (training.task_name, training.model_name, training.model.model_dump_json(), same)
-                groups.setdefault(key, []).append(training)
-            timer = _Timer(spec, device, max(LEAST_SECONDS, SECONDS / (len(groups) + len(spec.tasks))))
-            trainings = [timer.training(members) for members in groups.values()]
-            learners = {name: timer.learners(name) for name in spec.tasks}
+        groups: dict[tuple[str, ...], list[Training]] = {}
+        for training in spec.trainings():
+            same = training.train.model_dump_json(exclude=FREE)
+            key = (training.task_name, training.model_name, training.model.model_dump_json(), same)
+            groups.setdefault(key, []).append(training)
+        timer = _Timer(spec, device, max(LEAST_SECONDS, SECONDS / (len(groups) + len(spec.tasks))))
+        trainings = [timer.training(members) for members in groups.values()]
+        learners = {name: timer.learners(name) for name in spec.tasks}
     finally:
         torch.set_num_threads(before)
     start = WORKER_START if at_once > 1 else 0.0
