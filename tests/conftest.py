@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -25,6 +26,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # A hundred processes that tests start import the same modules: compiled once, they take half the time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# What is collected stays to the end; to look through it for garbage again and again takes a quarter of the collection.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
 
 # Small tensors: a second thread costs more than it gives, and under xdist the workers share the cores.
 torch.set_num_threads(1)
