@@ -2,7 +2,8 @@
 
     python -m tests.soak.kills --kills 300 --seed 0
 
-Three recipes: one with learners of two tasks, one with `compress`, one in two worker processes. A campaign is one run,
+Four recipes: one with learners of two tasks, one with `compress`, one that sweeps, one in two worker processes; with
+--recipe NAME one of them. A campaign is one run,
 killed a few times and resumed each time, at last to its end. Kills fall at random times, or before or after a random
 write (a file taking its name, a folder being made), so that each gap between two files is met; with workers the whole
 tree of processes dies, or one of the workers alone. What is there at the end must be what a run that was never stopped
@@ -70,6 +71,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
         "seeds": [0, 1],
     },
+    "sweep": {
+        "tasks": {"recall": RECALL},
+        "models": {"softmax": MODEL},
+        "train": {**SHORT, "steps": 12, "checkpoint_every": 4},
+        "evaluate": {"prompts": 16, "batch": 16},
+        "sweep": {"over": {"train.learning_rate": [1e-3, 3e-2]}, "validation": {"prompts": 16}},
+        "seeds": [0, 1],
+    },
     "workers": {
         "tasks": {"recall": RECALL},
         "models": {"softmax": MODEL, "delta": {**MODEL, "preset": "gated_delta_net"}},
@@ -78,8 +87,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 JOBS = {"workers": 2}
-SHARES = {"learners": 0.5, "compress": 0.4, "workers": 0.1}
-"""Of the kills; a worker process takes seconds to start, so the third recipe gets fewer."""
+SHARES = {"learners": 0.4, "compress": 0.3, "sweep": 0.2, "workers": 0.1}
+"""Of the kills; a worker process takes seconds to start, so the last recipe gets fewer."""
 MOST_OF_A_CAMPAIGN = 10
 TIMED = ("_seconds", "_per_token", "_per_second", "_ratio", "overhead", "peak_bytes")
 """Endings of metrics that no two runs share."""
@@ -91,13 +100,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="leave the folders of what failed")
+    parser.add_argument("--recipe", choices=RECIPES, help="all kills are of this one", default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
     chance = random.Random(options.seed)
     base = Path(tempfile.mkdtemp(prefix="kills-"))
     failed: list[str] = []
     began = time.monotonic()
-    for name, share in SHARES.items():
+    for name, share in (SHARES if options.recipe is None else {options.recipe: 1.0}).items():
         spec = ExperimentSpec.parse({"name": name, **RECIPES[name]})
         whole = base / name / "whole"
         took, code, _ = attempt(spec, whole, JOBS.get(name, 1), None)
@@ -297,6 +307,7 @@ def fingerprint(spec: ExperimentSpec, path: Path) -> dict[str, Any]:
 def _fingerprint(spec: ExperimentSpec, folder: RunFolder) -> dict[str, Any]:
     found: dict[str, Any] = {"spec": folder.spec.read_text(), "status": folder.status(), "whole": folder.whole(spec)}
     found["half written"] = [str(p) for p in folder.path.rglob(".*") if HALF_WRITTEN.fullmatch(p.name)]
+    found["checkpoints of trials"] = [str(path) for path in folder.path.glob("trials/*/step_*")]  # all are let go
     for table in sorted(folder.path.rglob("*.parquet")):
         found[str(table.relative_to(folder.path))] = _table(pd.read_parquet(table))
     for page in sorted(folder.path.glob("*.html")):
@@ -304,7 +315,20 @@ def _fingerprint(spec: ExperimentSpec, folder: RunFolder) -> dict[str, Any]:
     for job in all_jobs(spec):
         record = read_json(folder.job_record(job))
         history = {name: rows for name, rows in record.get("history", {}).items() if name != "seconds"}
-        same = ("key", "status", "message", "evaluate_spec", "parameters", "steps", "threads", "tasks")
+        same = (
+            "key",
+            "status",
+            "message",
+            "evaluate_spec",
+            "parameters",
+            "steps",
+            "threads",
+            "tasks",
+            "trial",
+            "setting",
+            "validation",
+            "sweep",
+        )
         found[job.key] = [history, {name: record.get(name) for name in same}, sorted(record.get("files", ()))]
         if job.kind == "training":
             last = newest(folder.training(job))
@@ -317,7 +341,9 @@ def _fingerprint(spec: ExperimentSpec, folder: RunFolder) -> dict[str, Any]:
 
 def _table(table: pd.DataFrame) -> str:
     timed = table["metric"].astype(str).str.endswith(TIMED) if "metric" in table else pd.Series(False, table.index)
-    return hashlib.sha256(table[~timed].to_csv(index=False).encode()).hexdigest()
+    return hashlib.sha256(
+        table[~timed].drop(columns="seconds", errors="ignore").to_csv(index=False).encode()
+    ).hexdigest()
 
 
 if __name__ == "__main__":
