@@ -5,11 +5,13 @@ Names and modules are imported on first use: `import contextlab` and `contextlab
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from contextlab.lazy import modules_on_demand
+from contextlab.threads import yield_cores
 
 __version__ = "0.1.0"
 
@@ -44,6 +46,9 @@ _HOMES = {
     "InputError": "errors",
 }
 
+if "torch" not in sys.modules:
+    yield_cores()  # on a busy machine: OMP_WAIT_POLICY=passive, which torch reads when it is loaded
+
 _module = modules_on_demand(__name__, __path__)
 
 __all__ = [*_HOMES, "__version__"]
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
     from contextlab import ops as ops
     from contextlab import plugins as plugins
     from contextlab import policies as policies
+    from contextlab import progress as progress
     from contextlab import prompt as prompt
     from contextlab import recipes as recipes
     from contextlab import registry as registry
@@ -72,6 +78,7 @@ if TYPE_CHECKING:
     from contextlab import strict_yaml as strict_yaml
     from contextlab import tasks as tasks
     from contextlab import testing as testing
+    from contextlab import threads as threads
     from contextlab import tokenizer as tokenizer
     from contextlab import training as training
     from contextlab import words as words

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from contextlab.errors import InputError, nearest
@@ -41,6 +43,12 @@ class Spec(BaseModel):
                 refuse_bools(name, data[name], getattr(made, name))
                 refuse_extremes(name, getattr(made, name), FLOAT32)
         return made
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what differs from the defaults, as YAML."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        text = yaml.safe_dump(data, sort_keys=False, width=100) if data else "all defaults"
+        return f"<b>{type(self).__name__}</b><pre>{html.escape(text)}</pre>"
 
     @classmethod
     def parse(cls: type[S], data: Any, path: str = "") -> S:

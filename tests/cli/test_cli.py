@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import contextlab
-from contextlab import registry
-from contextlab.cli import shared, threads
+from contextlab import registry, threads
+from contextlab.cli import shared
 from contextlab.cli.shared import _no_collection
 from contextlab.experiments import find_recipe, load_recipe
 from contextlab.experiments.recipes import recipe_files

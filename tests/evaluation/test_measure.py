@@ -30,9 +30,10 @@ def test_results_are_those_of_evaluate_with_one_pass_over_the_prompts() -> None:
     found = measure(model, REGRESSION, spec, name="m", run="r", seed=2, task_name="t")
     assert len(calls) == 3 * len(REGRESSION.splits())
     alone = evaluate(model, REGRESSION, spec, name="m", run="r", seed=2, task_name="t")
-    pd.testing.assert_frame_equal(found.results, alone)
+    pd.testing.assert_frame_equal(found.results, pd.DataFrame(alone))
     learners = measure_learners(REGRESSION, spec, run="r", task_name="t")
-    pd.testing.assert_frame_equal(learners.results, evaluate_learners(REGRESSION, spec, run="r", task_name="t"))
+    theirs = evaluate_learners(REGRESSION, spec, run="r", task_name="t")
+    pd.testing.assert_frame_equal(learners.results, pd.DataFrame(theirs))
     assert found.facets.empty  # its positions are the shots
     assert learners.similarity.empty
 

@@ -14,9 +14,9 @@ from rich.markup import escape
 
 from contextlab.cli.arguments import largest_given
 from contextlab.cli.commands import app
-from contextlab.cli.threads import yield_cores
 from contextlab.errors import ContextlabError
 from contextlab.memory import limited_memory, plain_memory_errors
+from contextlab.threads import yield_cores
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # click's own, or that of the copy inside newer versions of typer
 

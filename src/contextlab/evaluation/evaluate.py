@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError, unknown
 from contextlab.evaluation.intervals import share_bounds, t95
-from contextlab.evaluation.results import table
+from contextlab.evaluation.results import Results, table
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.memory import require_room
 from contextlab.models.answer import answer
@@ -104,7 +104,7 @@ def evaluate(
         rows += [{**who, "split": split, **row} for row in tally.rows()]
         if by_prompt is not None:
             by_prompt += [{**who, "split": split, **row} for row in tally.by_prompt()]
-    return table(rows)
+    return Results(table(rows))
 
 
 def evaluate_learners(
@@ -145,7 +145,7 @@ def evaluate_learners(
             rows += [{**who, "model": name, **row} for row in tally.rows()]
             if by_prompt is not None:
                 by_prompt += [{**who, "model": name, **row} for row in tally.by_prompt()]
-    return table(rows)
+    return Results(table(rows))
 
 
 def _spec(spec: EvaluateSpec | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> EvaluateSpec:

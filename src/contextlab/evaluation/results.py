@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,19 @@ _ARROW = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64(), "
 def schema(columns: Sequence[str] = COLUMNS) -> pa.Schema:
     """The Parquet schema of a table."""
     return pa.schema([(name, _ARROW[DTYPES[name]]) for name in columns])
+
+
+class Results(pd.DataFrame):
+    """A table that prints all of its columns, in blocks where the terminal is narrow; what is made of it is plain."""
+
+    @property
+    def _constructor(self) -> Any:
+        return pd.DataFrame
+
+    def __repr__(self) -> str:
+        most = pd.get_option("display.max_rows") or len(self)
+        width = shutil.get_terminal_size().columns
+        return pd.DataFrame(self).to_string(max_rows=most, line_width=width, show_dimensions=len(self) > most)
 
 
 def table(rows: Iterable[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from contextlab.experiments.made_with import naming_plugins
 from contextlab.experiments.recipes import load_recipe
 from contextlab.models import Model
 from contextlab.prompt import Task
+from contextlab.report import summary_table, summary_words
 from contextlab.report.naming import record_tasks
 from contextlab.training.checkpoint import load, newest
 
@@ -42,6 +44,21 @@ class Run:
     compressed: pd.DataFrame = field(default_factory=pd.DataFrame)
     sweep: pd.DataFrame = field(default_factory=pd.DataFrame)
     by_prompt: pd.DataFrame = field(default_factory=lambda: table([], BY_PROMPT_COLUMNS))
+
+    def __repr__(self) -> str:
+        status = [str(each["status"]) for each in self.records]
+        ended = ", ".join(f"{status.count(each)} {each}" for each in dict.fromkeys(status))
+        return f"Run({str(self.folder)!r}, {self.record['status']}; trainings: {ended or 'none'})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the table of each task, what they say in words, and a link to the report."""
+        tables = [
+            f"<b>{escape(task)}</b>{pd.DataFrame(rows).to_html(index=False, border=0)}"
+            for task, rows in summary_table(self.results, self.records).items()
+        ]
+        words = "".join(f"<li>{escape(each)}</li>" for each in summary_words(self.results, self.records))
+        link = f'<a href="{escape(str(self.report))}">report.html</a>'
+        return f"<div>{escape(repr(self))} {link}{''.join(tables)}<ul>{words}</ul></div>"
 
     @property
     def report(self) -> Path:

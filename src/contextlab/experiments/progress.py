@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
+
+from contextlab.errors import InputError
+from contextlab.progress import Steps, bars
 
 
 class Progress(Protocol):
@@ -50,3 +55,34 @@ class Throttled:
 
     def done(self, key: str, status: str, message: str) -> None:
         self.say("done", key, status=status, message=message)
+
+
+class StepsOnly(Silent):
+    """A Progress that calls a function of (step, steps, loss), as `train` calls it, whichever training it is."""
+
+    def __init__(self, function: Steps) -> None:
+        self.function = function
+
+    def update(self, key: str, step: int, steps: int, loss: float) -> None:
+        self.function(step, steps, loss)
+
+
+@contextmanager
+def told(progress: Progress | Steps | bool | None) -> Iterator[Progress]:
+    """The Progress that is meant. progress: one, or what `contextlab.progress` describes."""
+    if progress is None or isinstance(progress, bool):
+        made = bars(progress)
+        if made is None:
+            yield Silent()
+        else:
+            with made:
+                yield made
+    elif all(hasattr(progress, name) for name in ("update", "phase", "done")):
+        yield progress  # type: ignore[misc]
+    elif callable(progress):
+        yield StepsOnly(progress)
+    else:
+        raise InputError(
+            f"progress: expected True, False, a function of (step, steps, loss) or an object with update, phase and "
+            f"done, got {type(progress).__name__}"
+        )

@@ -21,7 +21,7 @@ from contextlab.experiments.folder import OF_RUN, SPEC, RunFolder, claimed, excl
 from contextlab.experiments.jobs import Job, chosen_jobs, compress_jobs, first_jobs, measuring_jobs
 from contextlab.experiments.on_ray import RayTeam, ray_address
 from contextlab.experiments.opened import Run, open_run
-from contextlab.experiments.progress import Progress, Silent
+from contextlab.experiments.progress import Progress, Silent, told
 from contextlab.experiments.recipes import load_recipe, read_yaml
 from contextlab.experiments.record import (
     begin,
@@ -40,6 +40,7 @@ from contextlab.experiments.trial import stale
 from contextlab.experiments.work import do_job, trained
 from contextlab.experiments.workers import Workers
 from contextlab.plugins import load_plugins, plugin_options
+from contextlab.progress import Steps
 from contextlab.training.distributed import resolve
 
 __all__ = ["Interrupted", "Progress", "Run", "Silent", "evaluate_run", "open_run", "run"]
@@ -67,7 +68,7 @@ def run(
     jobs: int | None = 1,
     threads: int | None = None,
     plugins: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress | Steps | bool | None = None,
     log: Sequence[str] = (),
     on: str | None = None,
     ensemble: str = "auto",
@@ -85,7 +86,8 @@ def run(
     threads: of each training; equal threads give equal bits, whatever `jobs`. None takes a share of the cores, and of a
         resumed run what it was begun with.
     plugins: modules (or .py files) that register components of your own.
-    progress: told what happens.
+    progress: told what happens: a `Progress`, or a function of (step, steps, loss) as `train` takes. True shows bars,
+        False none, and None where a person watches: in an interactive terminal or a notebook.
     log: trackers that are told too: "tensorboard", "wandb", "trackio", "mlflow"; see `experiments.trackers`.
     on: "ray" or "ray:ADDRESS" does the jobs on a Ray cluster, as many at once as have room, whatever `jobs`; the run's
         folder must be on storage that all nodes see.
@@ -122,9 +124,8 @@ def run(
             lambda: _not_measured(folder, spec),  # the best of all trials
             lambda: [job for job in compress_jobs(spec) if not folder.done(job, spec)],  # they need trained models
         ]
-        with Tracked(progress or Silent(), log, folder, spec, record) as tell:
+        with told(progress) as watcher, Tracked(watcher, log, folder, spec, record) as tell:
             return _do(folder, spec, record, stages, tell, trackers=log, address=address, together=together)
-            return _do(folder, spec, record, stages, tell, trackers=log, together=together)
 
 
 def evaluate_run(
@@ -133,7 +134,7 @@ def evaluate_run(
     *,
     jobs: int | None = 1,
     plugins: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress | Steps | bool | None = None,
 ) -> Run:
     """Measure the trained models of a run again, with another evaluation, and report; nothing is trained.
 
@@ -172,7 +173,8 @@ def evaluate_run(
         for job in compress_jobs(spec):
             at.done(job, spec)  # they are kept: one that is damaged is told of before anything is measured
         record |= {"jobs": min(jobs or record["jobs"], max(1, len(todo))), "plugins": plugin_names(plugins)}
-        return _do(at, spec, record, [lambda: todo], progress or Silent(), training=False)
+        with told(progress) as tell:
+            return _do(at, spec, record, [lambda: todo], tell, training=False)
 
 
 def _asked(folder: RunFolder, spec: ExperimentSpec, number: int) -> list[Job]:

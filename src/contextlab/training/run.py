@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +49,11 @@ class TrainResult:
     checkpoint: Path | None = None
     threads: int = 1
     looks: list[Look] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: how it ended, and the last rows of its history."""
+        how = f"{self.status} after {self.step:,} steps in {self.seconds:.3g} s. {self.message}"
+        return f"<div>{escape(how)}{self.history.tail(5).to_html(index=False, border=0)}</div>"
 
 
 @dataclass

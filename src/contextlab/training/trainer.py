@@ -13,7 +13,10 @@ from typing import Any
 import torch
 
 from contextlab.errors import InputError
+from contextlab.progress import Steps as Progress
+from contextlab.progress import shown
 from contextlab.prompt import Task
+from contextlab.threads import warn_of_spinning
 from contextlab.training.distributed import Workers, workers
 from contextlab.training.examples import Examples, fingerprints, without_known
 from contextlab.training.run import Run, TrainResult
@@ -21,8 +24,6 @@ from contextlab.training.schedule import Turns, rate
 from contextlab.training.spec import TrainSpec
 from contextlab.training.step import TrainState, train_step
 from contextlab.training.until import Until
-
-Progress = Callable[[int, int, float], None]
 
 COMPILE_FROM_STEPS = 20_000
 """`compile: auto` compiles CUDA runs of so many steps; an estimate: a minute to compile, 3 ms a step saved."""
@@ -37,7 +38,7 @@ def train(
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> TrainResult:
     """Train a model on a task, or on several; the model's parameters are changed in place.
 
@@ -51,7 +52,8 @@ def train(
     resume: go on from the folder's newest checkpoint, if there is one; on CPU, with as many threads,
         the result is bit for bit that of a training that was never stopped; with another number, a warning and the
         result's message say so. One that has ended is only read.
-    progress: called as progress(step, steps, loss) each time that a row is recorded.
+    progress: called as progress(step, steps, loss) each time that a row is recorded; True shows a bar, False none, and
+        None one where a person watches: in an interactive terminal or a notebook.
 
     Under `torchrun` the batch is split over the processes, and the first alone writes and shows progress.
     Ctrl-C or SIGTERM lets the current step end, writes a checkpoint, raises KeyboardInterrupt; a second one
@@ -80,7 +82,10 @@ def train(
     if not run.status:
         examples = None if spec.examples is None else Examples(tasks, spec, seed, team)
         set_goal(run, given, spec, examples)
-        _loop(run, tasks, examples, spec, progress if team.first else None)
+        if team.device.type == "cpu":
+            warn_of_spinning(torch.get_num_threads())
+        with shown(progress if team.first else False) as tell:
+            _loop(run, tasks, examples, spec, tell)
     return run.result()
 
 
