@@ -103,7 +103,7 @@ def test_bars_tell_phases_and_ends(notebook):
 
 def test_a_table_of_results_prints_all_of_its_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    found = evaluate(Tiny().eval(), Sums(), prompts=4)
+    found = evaluate(contextlab.build_learner("averaging"), contextlab.build_task("linear_regression"), prompts=4)
     printed = repr(found)
     assert "..." not in printed.splitlines()[0]
     assert all(column in printed for column in found.columns)
