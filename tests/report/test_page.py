@@ -80,6 +80,8 @@ def test_figures_are_drawn_and_nothing_is_asked_of_the_network(request, screen, 
     wider = page.eval_on_selector_all(".scroll", "s => s.map(x => x.scrollWidth - x.clientWidth > 2)")
     assert [hint == "block" for hint in hints] == wider
     assert any(wider) == (width == 390)
+    names = page.eval_on_selector_all(".numbers td:first-child", "c => c.map(x => [x.clientWidth, x.clientHeight])")
+    assert all(across > 100 and high < 80 for across, high in names)
     page.screenshot(path=str(tmp_path / f"report-{width}.png"), full_page=True)
 
 
