@@ -142,7 +142,6 @@ class _Backward(torch.autograd.Function):
         dc = None
         if of_decays:
             dc = v.new_zeros(batch, count * size, heads)
-            dc[:, :length] = (do * o).sum(-1)
         dS = torch.zeros_like(states[0]) if dlast is None else dlast.flatten(0, 1).clone()
         for first, number in reversed(blocks(count, rows, size, max(key, value, size // 2))):
             many = number * rows
@@ -186,6 +185,9 @@ class _Backward(torch.autograd.Function):
             put(dq, dqs.mul_(scale), first)
             put(dk, dks, first)
             if dc is not None:
+                part = slice(first * size, min((first + number) * size, length))
+                of_part = scratch("part", batch, part.stop - part.start, heads, value)
+                dc[:, part] += torch.mul(do[:, part], o[:, part], out=of_part).sum(-1)
                 here = dc.unflatten(1, (count, size))[:, first : first + number]
                 here -= (share * betas.squeeze(-1)).view(number, batch, heads, size).permute(1, 0, 3, 2)
                 ends = slopes[1:].mul_(run[1:]).sum((2, 3))

@@ -174,7 +174,6 @@ class _Backward(torch.autograd.Function):
         dc = dS = None
         if of_decays:
             dc = v.new_zeros(batch, count * size, heads)
-            dc[:, :length] = (do * o).sum(-1)
         if states is not None:
             dS = torch.zeros_like(states[0])
             if dlast is not None:
@@ -223,6 +222,9 @@ class _Backward(torch.autograd.Function):
                     dc.unflatten(1, (count, size))[:, first : first + number, -1] += ends
             put(wide_dv, dvs, first)
             if dc is not None:
+                part = slice(first * size, min((first + number) * size, length))
+                of_part = scratch("part", batch, part.stop - part.start, heads, value)
+                dc[:, part] += torch.mul(do[:, part], o[:, part], out=of_part).sum(-1)
                 share = vs.mul_(dvs).view(lie).sum(-1).permute(1, 0, 3, 2, 4).flatten(3)
                 dc.unflatten(1, (count, size))[:, first : first + number] -= share
             put(dq, dqs.mul_(scale), first)
