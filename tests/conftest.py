@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import signal
+from collections.abc import Generator
 from pathlib import Path
 from zlib import crc32
 
@@ -27,21 +28,23 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # A hundred processes that tests start import the same modules: compiled once, they take half the time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# What is collected stays to the end; to look through it for garbage again and again takes a quarter of the collection.
-gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()
-    gc.enable()
-
-
 # Small tensors: a second thread costs more than it gives, and under xdist the workers share the cores.
 torch.set_num_threads(1)
 
 
 # `torch.manual_seed` also notes a seed and a stack trace for a GPU that may be used later: seconds, over all tests.
 SEED = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is collected stays to the end: to look through it for garbage, again and again, takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
