@@ -18,7 +18,10 @@ def cover(distance: Tensor, reach: float) -> Tensor:
 
 
 def points(radius: int) -> Tensor:
-    """The sample points of the pixels at most `radius` away on either axis, [(2 radius + 1)^2, points, 2], (y, x)."""
+    """The sample points of the pixels at most `radius` away on either axis, [pixels, points, 2], (y, x).
+
+    There are (2 radius + 1)^2 pixels.
+    """
     pixel = torch.arange(-radius, radius + 1, dtype=torch.float64)
     inside = (torch.arange(SAMPLES, dtype=torch.float64) + 0.5) / SAMPLES - 0.5
     line = pixel.unsqueeze(1) + inside
@@ -79,7 +82,7 @@ class Steps:
         return self.dash + math.ceil(thickness) + self.gap
 
     def drawn(self, angles: Tensor, thickness: float, wider: float = 0.0, backwards: bool = False) -> Tensor:
-        """The share that each pixel of a dash covers, [len(angles), (2 radius + 1)^2]; it starts in the middle.
+        """The share that each pixel of a dash covers, [A, pixels] of A angles; it starts in the middle.
 
         wider: by how much it reaches further on all sides. backwards: the middle is where it ends.
         """

@@ -33,7 +33,10 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 @without_autocast
 def wide_einsum(equation: str, *tensors: Tensor) -> Tensor:
-    """torch.einsum in the tensors' own dtype, whatever autocast is on around it: for what is read from a state."""
+    """torch.einsum in the tensors' own dtype, whatever autocast is on around it: for what is read from a state.
+
+    tensors: of any shapes that the equation fits, such as [B, T, D].
+    """
     return torch.einsum(equation, *tensors)
 
 

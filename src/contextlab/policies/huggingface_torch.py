@@ -47,6 +47,8 @@ class Instead(TorchFunctionMode):
 def through(module: Any, attend: Callable[..., Tensor]) -> Callable[[], None]:
     """Let torch's attention be attend(module, query, key, value, ...) whenever the module runs.
 
+    attend: takes queries [B, H, T, D], and keys and values [B, H, L, D], as torch's function does.
+
     Returns what puts the module back.
     """
     own, forward = vars(module).get("forward"), module.forward

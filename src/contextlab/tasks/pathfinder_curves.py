@@ -47,6 +47,7 @@ class Curves:
     last: Tensor
 
     def take(self, index: Tensor) -> Curves:
+        """Those of the rows `index`, [B']."""
         return Curves(self.shape[index], self.at[index], self.first[index], self.last[index])
 
 
@@ -75,13 +76,15 @@ class Canvas:
         self.beside = (disc.unsqueeze(1) * self.side + disc)[inside]
 
     def number(self, place: Tensor) -> Tensor:
-        """Of the pixel at (y, x)."""
+        """Of the pixels at [..., 2] (y, x): [...]."""
         return (place[..., 0] + self.rim) * self.side + place[..., 1] + self.rim
 
     def inside(self, place: Tensor) -> Tensor:
+        """Which places [..., 2] (y, x) lie in the image, [...]."""
         return ((place >= 0) & (place < self.style.size)).all(-1)
 
     def uniform(self, *shape: int) -> Tensor:
+        """Numbers from 0 to 1, of the shape, such as [B, 2]."""
         return torch.rand(*shape, generator=self.generator, device=self.device)
 
     def direction(self, count: int) -> Tensor:
@@ -89,14 +92,14 @@ class Canvas:
         return (self.uniform(count) * 360).long()
 
     def blank(self, count: int) -> Tensor:
-        """Masks where the image's outermost pixels are covered."""
+        """Masks [count, pixels] where the image's outermost pixels are covered."""
         mask = torch.zeros(self.side, self.side, dtype=torch.uint8, device=self.device)
         whole, within = slice(self.rim, -self.rim), slice(self.rim + 1, -self.rim - 1)
         mask[whole, whole], mask[within, within] = 100, 0
         return mask.flatten().expand(count, -1).clone()
 
     def pairs(self, count: int, dashes: int) -> tuple[list[Curves], Tensor]:
-        """Two curves for each of `count` images that fit beside each other, and the masks of both."""
+        """Two curves for each of `count` images that fit beside each other, and the masks of both, [count, pixels]."""
         found: list[tuple[list[Curves], Tensor]] = []
         done, drawn, number = 0, 0, min(CANDIDATES, 32 + 4 * count)
         while done < count:
@@ -209,7 +212,10 @@ class Canvas:
         return image.view(count, self.side, self.side)[:, whole, whole]
 
     def disc(self, radius: float) -> tuple[Tensor, Tensor]:
-        """A disc's pixels: how much of each it covers, and their numbers from its middle, cut where the rim ends."""
+        """A disc's pixels: how much of each it covers, and their numbers from its middle, both [pixels].
+
+        It is cut where the rim ends.
+        """
         wide = min(math.ceil(radius), self.rim)
         near = torch.arange(-wide, wide + 1, device=self.device)
         covered = cover(points(wide).to(self.device).norm(dim=-1), radius)
@@ -227,6 +233,7 @@ class Walk:
         self.angle, self.pivot, self.end = steps.first_angles[first], tip + steps.first_shifts[first], end
 
     def keep(self, index: Tensor) -> None:
+        """Go on with the rows `index`, [B'], alone."""
         self.shape, self.at = ([each[index] for each in known] for known in (self.shape, self.at))
         self.tip, self.angle, self.pivot, self.end = (
             each[index] for each in (self.tip, self.angle, self.pivot, self.end)
@@ -236,7 +243,7 @@ class Walk:
         return Curves(torch.stack(self.shape, 1), torch.stack(self.at, 1), self.tip, self.end)
 
     def covered(self, mask: Tensor) -> Tensor:
-        """The masks with the newest dashes."""
+        """The masks [B, pixels] with the newest dashes."""
         place = self.at[-1].unsqueeze(1) + self.canvas.window
         return mask.scatter(1, place, torch.maximum(mask.gather(1, place), self.canvas.margin[self.shape[-1]]))
 
