@@ -47,7 +47,7 @@ class Curves:
     last: Tensor
 
     def take(self, index: Tensor) -> Curves:
-        """Those of the rows `index`, [B']."""
+        """Those of the rows `index`, [N]."""
         return Curves(self.shape[index], self.at[index], self.first[index], self.last[index])
 
 
@@ -233,7 +233,7 @@ class Walk:
         self.angle, self.pivot, self.end = steps.first_angles[first], tip + steps.first_shifts[first], end
 
     def keep(self, index: Tensor) -> None:
-        """Go on with the rows `index`, [B'], alone."""
+        """Go on with the rows `index`, [N], alone."""
         self.shape, self.at = ([each[index] for each in known] for known in (self.shape, self.at))
         self.tip, self.angle, self.pivot, self.end = (
             each[index] for each in (self.tip, self.angle, self.pivot, self.end)
