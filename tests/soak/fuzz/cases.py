@@ -373,7 +373,8 @@ class Generator:
 
     def folder(self) -> Case:
         """A run or a saved model with one file damaged or replaced; see `worker.damage`."""
-        run = ["record.json", "experiment.yaml", "results.parquet", "facets.parquet", "similarity.parquet", ".lock"]
+        tables = [f"{name}.parquet" for name in ("results", "facets", "similarity", "by_prompt")]
+        run = ["record.json", "experiment.yaml", *tables, ".lock"]
         training = ["record.json", "results.parquet", ".lock"]
         step = ["model.json", "model.safetensors", "training.json", "training.safetensors"]
         of_run = [f"run/{name}" for name in [*run, "report.html", "learners/*.parquet"]]
