@@ -22,11 +22,13 @@ from contextlab.training.validation import ValidationSpec, validate
 from tests.experiments.test_run import MODEL, Tape, one, same_results, tiny
 
 RATES = [1e-3, 3e-2]
+LITTLE = {"prompts": 16, "batch": 16, "splits": ["train"], "similarity": 0}
 
 
 def swept(**changes):
     """A run of one model on one task: two learning rates, two seeds."""
-    return one(**{"sweep": {"over": {"train.learning_rate": RATES}, "validation": {"prompts": 32}}, **changes})
+    sweep = {"over": {"train.learning_rate": RATES}, "validation": {"prompts": 32}}
+    return one(**{"sweep": sweep, "evaluate": LITTLE, **changes})
 
 
 def timeless(done):
@@ -81,7 +83,10 @@ def test_what_is_best_on_validation_is_chosen_even_where_it_is_worse_on_the_test
         return prompt
 
     monkeypatch.setattr(LinearRegression, "sample", turned)
-    spec = one(tasks={"regression": tiny()["tasks"]["regression"]}, evaluate={"prompts": 64})
+    spec = one(
+        tasks={"regression": tiny()["tasks"]["regression"]},
+        evaluate={**LITTLE, "prompts": 64, "batch": 64, "learners": ["ridge"]},
+    )
     spec["train"] = {"steps": 100, "batch": 32, "optimizer": "adamw"}
     path, rates = "train.learning_rate", (1e-2, 1e-9)
     done = run({**spec, "sweep": {"over": {path: list(rates)}}}, out=tmp_path / "run")
@@ -104,7 +109,7 @@ def test_models_sweep_their_own_fields_or_none(tmp_path):
             "sweep": {"over": {"train.steps": None}},
         },
     }
-    spec = one(models=models, sweep={"over": {"train.steps": [2, 3]}, "validation": {"prompts": 8}})
+    spec = one(models=models, evaluate=LITTLE, sweep={"over": {"train.steps": [2, 3]}, "validation": {"prompts": 8}})
     done = run(spec, out=tmp_path / "run", progress=(tape := Tape()))
     assert sorted(tape.ended) == [
         "learners.recall", "recall.delta.seed0", "recall.softmax.seed0",
@@ -206,7 +211,7 @@ def test_the_chosen_models_are_measured_again_without_training(tmp_path, finishe
     done = evaluate_run(whole.folder, ["evaluate.prompts=24"], progress=(tape := Tape()))
     assert not tape.updates
     assert tape.ended.keys() == {"recall.softmax.seed0", "recall.softmax.seed1", "learners.recall"}
-    assert same_results(done.results, run(swept(seeds=[0, 1], evaluate={"prompts": 24, "batch": 16}),
+    assert same_results(done.results, run(swept(seeds=[0, 1], evaluate={**LITTLE, "prompts": 24}),
                                           out=tmp_path / "at once").results)  # fmt: skip
     pd.testing.assert_frame_equal(timeless(whole), timeless(done))
 
