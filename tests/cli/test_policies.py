@@ -61,7 +61,7 @@ def test_compress_measures_prints_and_writes(call, tmp_path):
     code, out, err = call(*arguments.split())
     assert code == 0, err
     assert "text, 64 tokens" in out
-    assert "At 20%, snapkv:window=4 keeps " in " ".join(out.split())
+    assert "not seen to be better than chance" in " ".join(out.split())  # it is untrained: nothing ranks
     results = pd.read_parquet(tmp_path / "compressed/small/results.parquet")
     assert set(results["model"]) == {"full", "snapkv:window=4", "quantize", "linear"}
     assert set(results["split"]) == {"full", "50%", "20%", "own"}
