@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
-from contextlab.experiments.choice import Tried, best, window
+from contextlab.experiments.choice import Tried, best, told, window
+from contextlab.experiments.jobs import Job, all_jobs
 from contextlab.experiments.sweep import SweepSpec, flatten
 from contextlab.experiments.values import Values
 from tests.experiments.test_run import MODEL, one, tiny
@@ -96,6 +98,14 @@ LOG = {"log": [1e-4, 1e-2]}
         ({"over": {"train.steps": [1]}, "sampler": "grd"}, "did you mean 'grid'"),
         ({"ovr": {}}, "sweep.ovr: unknown key; did you mean 'over'"),
         ({"over": {"train": {"steps": [1]}, "train.steps": [2]}}, "over.train.steps: given twice"),
+        ({"over": {"train.until.at_least": [0.5], "train.until": [None]}}, "train.until is swept too, and one would"),
+        (
+            {"over": {"options.width": [8, 16], "spec.width": [16]}},
+            "over.spec.width: options.width is swept too",
+        ),
+        ({"over": {"options.layers.0.options.heads": [1]}}, "sweep spec.layers.0.options.heads"),
+        ({"over": {"train.learning_rate.": [1]}}, "no field of a model or its training"),
+        ({"over": {"train.clip": {"range": [1, 1.0000001]}}, "sampler": "random", "trials": 3}, "only 1 different"),
     ],
 )
 def test_an_impossible_sweep_is_refused_in_one_line(sweep, message):
@@ -119,6 +129,49 @@ def test_a_model_adds_replaces_and_takes_away():
     assert ExperimentSpec.parse(spec.model_dump(mode="json", exclude_unset=True)) == spec
     with pytest.raises(InputError, match="models.softmax.sweep.over.train.stps: .*'train.steps'"):
         ExperimentSpec.parse(one(models={"softmax": {**MODEL, "sweep": {"over": {"train.stps": [1]}}}}))
+
+
+def test_null_takes_away_only_what_is_swept():
+    models = {"softmax": {**MODEL, "sweep": {"over": {"train.bach": None}}}}
+    with pytest.raises(InputError, match="softmax.sweep.over.train.bach: null .* did you mean 'train.batch'"):
+        ExperimentSpec.parse(one(models=models, sweep={"over": {"train.batch": [2, 4]}}))
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_model_without_a_field_is_trained_once_whatever_others_draw(sampler):
+    over = {"models.softmax.train.learning_rate": {"log": [1e-3, 1e-2]}}
+    sweep = {"over": over, "sampler": sampler, "trials": 3}
+    found = ExperimentSpec.parse(one(models={"softmax": MODEL, "plain": MODEL}, sweep=sweep)).trainings()
+    assert [(each.model_name, each.trial) for each in found] == [*(("softmax", i) for i in range(3)), ("plain", None)]
+
+
+def test_values_from_python_are_those_of_the_file():
+    over = {
+        "train.betas": [(0.9, 0.95), (0.9, 0.99)],
+        "options.width": np.array([8, 16]),
+        "train.clip": [np.float64(1)],
+    }
+    sweep = SweepSpec.parse({"over": over})
+    assert sweep.settings()[0] == {"train.betas": [0.9, 0.95], "options.width": 8, "train.clip": 1.0}
+    assert {type(each["options.width"]) for each in sweep.settings()} == {int}
+    assert SweepSpec.parse(sweep.model_dump(mode="json")) == sweep
+
+
+def test_one_of_two_numbers_is_swept_where_the_recipe_leaves_both_as_they_are():
+    spec = ExperimentSpec.parse(one(sweep={"over": {"train.betas.1": [0.5, 0.75], "train.until.at_least": [0.5]}}))
+    assert [each.train.betas[1] for each in spec.trainings()] == [0.5, 0.75]
+    assert len({each.train.betas[0] for each in spec.trainings()}) == 1
+    assert spec.trainings()[0].train.until.at_least == 0.5
+
+
+def test_names_with_plus_are_told_apart():
+    recall = tiny()["tasks"]["recall"]
+    spec = one(tasks={"a": recall, "b": recall}, sweep={"over": {"train.steps": [2, 3]}})
+    both = {"x+y": {"tasks": ["a", "b"]}}
+    jobs = all_jobs(ExperimentSpec.parse({**spec, "multitask": both, "alone": False}))
+    assert [job.model for job in jobs if job.kind != "learners"] == ["softmax+x+y"] * 3
+    with pytest.raises(InputError, match="two trainings would be called 'm.x.y'"):
+        ExperimentSpec.parse({**spec, "models": {"m": MODEL, "m+x": MODEL}, "multitask": {**both, "y": both["x+y"]}})
 
 
 def test_a_trial_goes_before_what_the_task_says_of_the_model_and_of_training():
@@ -171,3 +224,23 @@ def test_the_best_has_finished_from_every_seed_and_the_first_of_equals_is_taken(
     assert (
         best([Tried(0, {}, ("diverged",), nan, nan, nan), Tried(1, {}, ("failed",), nan, nan, nan)], True).number == 0
     )
+
+
+def test_a_score_that_is_no_number_counts_as_a_seed_that_did_not_finish():
+    """Not as the mean of the others, which would be the best."""
+    recall = tiny()["tasks"]["recall"]
+    spec = ExperimentSpec.parse(
+        one(tasks={"a": recall, "b": recall}, multitask={"both": {"tasks": ["a", "b"]}}, alone=False, seeds=[0, 1],
+            sweep={"over": {"train.steps": [2, 3]}})
+    )  # fmt: skip
+
+    def record(job):
+        values = {"a": 0.9, "b": None if job.seed else 0.1} if job.trial == 0 else {"a": 0.3, "b": 0.2}
+        score = {"metric": "accuracy", "n": 8, "ci_low": None, "ci_high": None}
+        return {"status": "finished", "validation": {name: {**score, "value": v} for name, v in values.items()}}
+
+    found = told(spec, Job("training", "both", "softmax+both", 0), record)
+    assert found["trial"] == 1
+    curve = found["sweep"]["curve"]
+    assert [each["statuses"] for each in curve] == [["finished", "no score"], ["finished", "finished"]]
+    assert [each["value"] for each in curve] == pytest.approx([0.5, 0.25])

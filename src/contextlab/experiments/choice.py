@@ -15,6 +15,8 @@ from contextlab.experiments.spec import ExperimentSpec
 
 NEAR = 0.95
 """The window of a field is where the quality is at least this share of the best."""
+NO_SCORE = "no score"
+"""The status of a seed whose training finished, but whose score is no number."""
 NUMBERS = ("value", "ci_low", "ci_high")
 
 Records = Callable[[Job], Mapping[str, Any]]
@@ -39,9 +41,7 @@ class Tried:
     @property
     def missing(self) -> int:
         """Seeds that did not finish, or whose score is no number."""
-        return (
-            sum(status != "finished" for status in self.statuses) if not math.isnan(self.value) else len(self.statuses)
-        )
+        return sum(status != "finished" for status in self.statuses)
 
 
 def trials(spec: ExperimentSpec, job: Job, records: Records) -> list[Tried]:
@@ -54,12 +54,13 @@ def trials(spec: ExperimentSpec, job: Job, records: Records) -> list[Tried]:
     rows, statuses = [], {}
     for number, trainings in by_number.items():
         ended = [records(training.job) for training in trainings]
-        statuses[number] = [str(each.get("status", "missing")) for each in ended]
+        statuses[number] = [_status(each) for each in ended]
         for training, each in zip(trainings, ended, strict=True):
             rows += [
                 {"split": str(number), "seed": training.seed, "task": task, "metric": score["metric"], "n": score["n"],
                  **{name: math.nan if score[name] is None else score[name] for name in NUMBERS}}
                 for task, score in (each.get("validation") or {}).items()
+                if _status(each) == "finished"
             ]  # fmt: skip
     means: dict[str, list[float]] = {}
     if rows:
@@ -70,6 +71,13 @@ def trials(spec: ExperimentSpec, job: Job, records: Records) -> list[Tried]:
         Tried(number, members[0].setting, statuses[number], *means.get(str(number), nothing))
         for number, members in by_number.items()
     ]
+
+
+def _status(record: Mapping[str, Any]) -> str:
+    """How a trial ended from one seed; one whose score on a task is no number has no mean to be compared."""
+    status = str(record.get("status", "missing"))
+    scores = (record.get("validation") or {}).values()
+    return NO_SCORE if status == "finished" and any(score["value"] is None for score in scores) else status
 
 
 def best(tried: Iterable[Tried], higher_is_better: bool) -> Tried:

@@ -78,6 +78,10 @@ class ExperimentSpec(Spec):
                     f"multitask.{name}: a model is called '{taken[0]}+{name}', as {taken[0]!r} trained on these tasks "
                     "would be; rename one"
                 )
+        called = [f"{model}+{name}" for model in self.models for name in self.multitask]
+        if len(set(called)) < len(called):
+            twice = next(each for each in called if called.count(each) > 1)
+            raise InputError(f"multitask: two trainings would be called {twice!r}; rename a model or an entry")
         self._check_sweeps()
         trained = [job.model for job in self.measured()]
         if self.compress is not None:
@@ -139,7 +143,9 @@ class ExperimentSpec(Spec):
 
     def sweep_of(self, model_name: str) -> SweepSpec:
         """The sweep of a model by its name in the results: of a training on several tasks "MODEL+NAME"."""
-        return self.sweep_spec(model_name if model_name in self.models else model_name.rpartition("+")[0])
+        if model_name in self.models:
+            return self.sweep_spec(model_name)
+        return self.sweep_spec(next(m for m in self.models for name in self.multitask if f"{m}+{name}" == model_name))
 
     def _check_sweeps(self) -> None:
         """Every path must be one of some model."""

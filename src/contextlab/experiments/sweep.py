@@ -22,6 +22,9 @@ from contextlab.spec import Spec, describe
 from contextlab.training.spec import TrainSpec
 from contextlab.training.validation import ValidationSpec
 
+MOST_DRAWS = 100
+"""For each setting that is wanted: values are rounded, so that a narrow range has few."""
+
 Setting = Mapping[str, Any]
 """What one trial changes: path -> value."""
 
@@ -59,6 +62,11 @@ class SweepSpec(Spec):
             )
         if self.sampler != "grid" and self.trials is None:
             raise InputError(f"trials: required by sampler {self.sampler!r}: how many settings to draw, for example 16")
+        for one, other in itertools.permutations(self.over, 2):
+            if f"{_place(other)}.".startswith(f"{_place(one)}."):
+                raise InputError(
+                    f"over.{other}: {one} is swept too, and one would undo the other; expected one of them"
+                )
         for path, values in self.over.items():
             try:
                 points = values.points()
@@ -73,6 +81,8 @@ class SweepSpec(Spec):
 
         Raises InputError where there are too many, or too few to draw from.
         """
+        if not self.over:  # nothing to draw, however many trials others have
+            return [{}]
         points = [values.points() for values in self.over.values()]
         counted = [len(each) for each in points if each is not None]
         size = math.prod(counted) if len(counted) == len(points) else math.inf
@@ -88,9 +98,16 @@ class SweepSpec(Spec):
             raise InputError(f"trials: {self.trials}, but there are only {size} different settings; use sampler grid")
         source = random.Random(self.seed)
         found: dict[str, Setting] = {}
-        while len(found) < self.trials:
+        for _ in range(MOST_DRAWS * self.trials):
+            if len(found) == self.trials:
+                break
             setting = {path: values.draw(source) for path, values in self.over.items()}
             found.setdefault(json.dumps(setting, default=str), setting)
+        if len(found) < self.trials:
+            raise InputError(
+                f"trials: {self.trials}, but only {len(found)} different settings were drawn; widen the ranges, or set "
+                f"trials to at most {len(found)}"
+            )
         return list(found.values())
 
     @property
@@ -135,7 +152,13 @@ def own_sweep(top: SweepSpec | None, changes: Mapping[str, Any], name: str, know
     given = changes.get("over") or {}
     if not isinstance(given, Mapping):
         raise InputError(f"models.{name}.sweep.over: expected a mapping from paths to values, got {describe(given)}")
-    over |= flatten(given)
+    own = flatten(given)
+    for path, values in own.items():
+        if values is None and path not in (*general, *over):
+            near = nearest(path, over)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise InputError(f"models.{name}.sweep.over.{path}: null takes a field away, but it is not swept{hint}")
+    over |= own
     kept = {path: values for path, values in over.items() if values is not None}
     base = {} if top is None else top.model_dump(exclude_unset=True)
     return SweepSpec.parse({**base, **changes, "over": kept}, f"models.{name}.sweep")
@@ -158,7 +181,7 @@ def check_path(path: str, where: str, options: Iterable[str], models: Iterable[s
             hint = f"; did you mean 'models.{near}.{path_of_model}'?" if near else ""
             raise InputError(f"{where}.{path}: no model of this experiment is called {name!r}{hint}")
         ahead, path = f"models.{name}.", path_of_model
-    if ".".join(path.split(".")[:2]) in known:
+    if ".".join(path.split(".")[:2]) in known and all(path.split(".")):
         return
     by_end = [each for each in known if each.partition(".")[2] == path]
     near = by_end[0] if by_end else nearest(path, known)
@@ -184,9 +207,15 @@ def put(data: Any, keys: list[str], value: Any, path: str) -> Any:
 def with_setting(data: Mapping[str, Any], setting: Setting, root: str) -> dict[str, Any]:
     """Plain data of a spec with those values of a setting that are below `root`: "train", "options" or "spec"."""
     changed: Any = dict(data)
+    fields = (TrainSpec if root == "train" else ModelSpec).model_fields
     for path, value in setting.items():
         first, *keys = path.split(".")
         if first == root and keys:
+            if len(keys) > 1 and keys[0] not in changed and keys[0] in fields:
+                if root == "options":
+                    raise InputError(f"{path}: no option gives {keys[0]}; sweep spec.{'.'.join(keys)}")
+                default = fields[keys[0]].get_default(call_default_factory=True)
+                changed[keys[0]] = default.model_dump() if isinstance(default, Spec) else default or {}
             changed = put(changed, keys, value, path)
     return dict(changed)
 
@@ -195,6 +224,12 @@ def setting_words(setting: Setting) -> str:
     """train.learning_rate=0.001, options.width=64."""
     return ", ".join(f"{path}={value:.6g}" if isinstance(value, float) else f"{path}={value}"
                      for path, value in setting.items())  # fmt: skip
+
+
+def _place(path: str) -> str:
+    """What a path changes: an option that is a key of ModelSpec is that key of what comes of it."""
+    root, _, rest = path.partition(".")
+    return f"spec.{rest}" if root == "options" else path
 
 
 def _has(path: str, knows: Callable[[str], bool]) -> bool:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat, model_serializer, model_validator
+import numpy as np
+from pydantic import Field, PositiveFloat, field_validator, model_serializer, model_validator
 
 from contextlab.errors import InputError
 from contextlab.spec import Spec, describe
@@ -43,7 +44,13 @@ class Values(Spec):
     def _list_is_values(cls, data: Any) -> Any:
         if isinstance(data, Mapping | Values):
             return data
-        return {"values": tuple(_number(value) for value in (data if isinstance(data, list | tuple) else (data,)))}
+        plain = _plain(data)
+        return {"values": tuple(plain if isinstance(plain, list) else (plain,))}
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _plain_values(cls, data: Any) -> Any:
+        return _plain(data)
 
     @model_validator(mode="after")
     def _one_shape(self) -> Values:
@@ -94,9 +101,9 @@ class Values(Spec):
         if share in (0, 1):
             return high if share else low
         if self.log is not None:
-            return _rounded(low * (high / low) ** share)
+            return min(max(_rounded(low * (high / low) ** share), low), high)
         between = low + (high - low) * share
-        return round(between) if self.integers is not None else _rounded(between)
+        return round(between) if self.integers is not None else min(max(_rounded(between), low), high)
 
     def draw(self, source: random.Random) -> Any:
         """One value, each as likely as another; of `log` on its scale."""
@@ -104,8 +111,12 @@ class Values(Spec):
         return self.at(source.random()) if points is None else points[int(source.random() * len(points))]
 
 
-def _number(value: Any) -> Any:
-    """1e-3, which YAML takes for a text, as the number that it is."""
+def _plain(value: Any) -> Any:
+    """A value as a file has it, without tuples and NumPy's types; 1e-3, which YAML takes for a text, as a number."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 

@@ -70,14 +70,14 @@ def validate(
                 errors = task.errors(answer(model, prompt), prompt)
                 if wanted not in errors:
                     raise InputError(f"metric {wanted!r}: the task measures {', '.join(errors)}")
-                each = torch.where(prompt.scored, errors[wanted].double(), 0.0).sum(1) / prompt.scored.sum(1)
-                means.append(each.cpu())
+                count = prompt.scored.sum(1)
+                each = torch.where(prompt.scored, errors[wanted].double(), 0.0).sum(1) / count
+                means.append(each[count > 0].cpu())  # what the model answers with nan stays: it is no good answer
     finally:
         model.train(before)
     if not means:
         raise InputError("validation: the model was trained on all of the prompts")
     values = torch.cat(means)
-    values = values[~values.isnan()] if bool((~values.isnan()).any()) else values
     mean, n = values.mean().item(), len(values)
     half = Z95 * (values.var().item() / n) ** 0.5 if n > 1 else 0.0
     return Score(mean, mean - half, mean + half, n)
