@@ -437,7 +437,7 @@ def test_a_prompt_of_a_task_is_shown(call):
     assert "best known learner: lookup" in out
     assert out == call("show", "task", "associative_recall", "--sample", "--preset", "easy", "--seed", "3")[1]
     few = call("show", "task", "associative_recall", "--sample", "--set", "pairs=2", "--set", "queries=1")[1]
-    assert "1 predictions scored" in few
+    assert "1 prediction scored" in few
     for wrong in (("mixer", "attention", "--sample"), ("task", "associative_recall", "--preset", "easy")):
         code, _, err = call("show", *wrong)
         assert code == 2

@@ -28,7 +28,9 @@ LEGENDS = {
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(LISTED.values())}.")],
+    kind: Annotated[
+        str | None, typer.Argument(help=f"One of: {', '.join(LISTED.values())}.", show_default=False)
+    ] = None,
     family: Annotated[str | None, typer.Option(help="Only those of this family.")] = None,
     search: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Only those whose name, description or papers have these words.")
@@ -44,6 +46,8 @@ def list_(
 
       contextlab list tasks --search 'group word'
     """
+    if kind is None:
+        raise InputError(f"list: of what? (known: {', '.join(LISTED.values())})")
     kind = read_kind(kind)
     if kind == "recipe":
         if plugin:
@@ -165,11 +169,16 @@ def _needs(entry: Entry) -> str:
     return "; ".join(filter(None, told)) or "nothing"
 
 
+def _first_sentence(text: str) -> str:
+    """The first sentence; the dot of "et al." ends none."""
+    return re.split(r"(?<!\bet al)\. ", text)[0].rstrip(".") + "."
+
+
 def _cells(kind: str, row: dict[str, Any]) -> dict[str, str | Text]:
     """What a list shows of a component or recipe."""
     cells: dict[str, str | Text] = {"name": Text(row["name"], "cyan")}
     if kind == "recipe":
-        return {**cells, "what it is": row["summary"].split(". ")[0].rstrip(".") + "."}
+        return {**cells, "what it is": _first_sentence(row["summary"])}
     cells = {"family": row["family"], **cells, "what it is": row["summary"]}
     if kind == "policy":
         cells["needs"] = row["needs"]

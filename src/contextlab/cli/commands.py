@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
+from rich.markup import escape
+
 from contextlab.cli.about import doctor, schema
 from contextlab.cli.catalogue import list_
 from contextlab.cli.check import check
@@ -14,8 +18,8 @@ from contextlab.cli.shared import app
 from contextlab.cli.show import show
 from contextlab.cli.sweep import sweep
 
-app.command()(run)
-app.command()(sweep)
-app.command("list")(list_)
-for command in (show, learners, similarity, evaluate, report, cost, compress, check, doctor, schema):
-    app.command()(command)
+for command in (
+    run, sweep, list_, show, learners, similarity, evaluate, report, cost, compress, check, doctor, schema
+):  # fmt: skip
+    # Escaped: in a docstring [train] is a value, where rich sees a style and leaves it out.
+    app.command(command.__name__.rstrip("_"), help=escape(inspect.getdoc(command) or ""))(command)

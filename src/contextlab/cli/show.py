@@ -127,7 +127,7 @@ def _show_sample(kind: str, name: str, preset: str | None, changes: list[str], s
     count, what = int(prompt.scored.sum()), "vectors" if task.read_in == "vector" else "tokens"
     chance = ", ".join(f"{metric} {value:.3g}" for metric, value in task.chance().items())
     console.print(
-        f"[dim]{prompt.length} {what}, {count} predictions scored; best known learner: "
+        f"[dim]{prompt.length} {what}, {count} prediction{'s' if count != 1 else ''} scored; best known learner: "
         f"{escape(next(iter(task.learners())))}" + (f"; by chance: {escape(chance)}" if chance else "") + "[/dim]"
     )
 

@@ -9,6 +9,7 @@ import typer
 from contextlab.cli.run import (
     CheckOption,
     DeviceOption,
+    EnsembleOption,
     JobsOption,
     LogOption,
     OnOption,
@@ -54,11 +55,13 @@ def sweep(
     plugin: PluginOption = None,
     log: LogOption = None,
     on: OnOption = None,
+    ensemble: EnsembleOption = "auto",
 ) -> None:
     """Train every model at many values of a field, choose the best on validation prompts, then measure that.
 
-    Fields are train.KEY, options.KEY of the models that have such an option, spec.KEY of what comes of them, and each
-    of these after models.NAME. for one model. The run's folder holds the sweep, for --resume.
+    Fields are train.KEY, options.KEY of the models that have such an option,
+    spec.KEY of what comes of preset and options, and models.NAME. before any
+    of these for one model. The run's folder holds the sweep, for --resume.
 
     Examples:
 
@@ -75,7 +78,7 @@ def sweep(
         wanted["sampler"] = sampler
     run_recipe(
         recipe, changes or [], wanted, out=out, device=device, resume=resume, check=check, quick=quick, jobs=jobs,
-        threads=threads, plugin=plugin or [], log=log or [], on=on,
+        threads=threads, plugin=plugin or [], log=log or [], on=on, ensemble=ensemble,
     )  # fmt: skip
 
 
