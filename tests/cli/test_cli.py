@@ -471,6 +471,7 @@ def test_a_sweep_needs_no_file(call, tmp_path):
         (["demo", "--over", "train.learning_rat=1"], "did you mean 'train.learning_rate'"),
         (["demo", "--over", "train.steps=1,2", "--sampler", "grd"], "did you mean 'grid'"),
         (["demo", "--over", "train.steps=1,2", "--trials", "5"], "only 2 different settings"),
+        (["demo", "--over", "train.steps=1", "--over", "train.steps=2"], "--over train.steps: given twice"),
     ],
 )
 def test_a_wrong_sweep_is_one_line_and_exit_code_2(call, arguments, message):

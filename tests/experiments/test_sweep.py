@@ -19,7 +19,7 @@ from contextlab.files import read_record
 from contextlab.tasks.regression import LinearRegression
 from contextlab.training.distributed import seeded
 from contextlab.training.validation import ValidationSpec, validate
-from tests.experiments.test_run import MODEL, Tape, one, same_results, tiny
+from tests.experiments.test_run import COMPRESS, MODEL, Tape, one, same_results, tiny
 
 RATES = [1e-3, 3e-2]
 LITTLE = {"prompts": 16, "batch": 16, "splits": ["train"], "similarity": 0}
@@ -199,6 +199,48 @@ def test_a_trial_that_failed_is_tried_again_and_may_then_be_the_best(tmp_path, m
     assert same_results(whole.results, again.results)
 
 
+def test_policies_are_measured_again_where_another_trial_is_the_best_by_now(tmp_path, monkeypatch):
+    from contextlab.experiments import work
+
+    part = {"compare": [], "policies": ["streaming_llm:sinks=2"], "budgets": ["50%"]}
+    spec = {**COMPRESS, "models": {"softmax": MODEL}, "compress": {**COMPRESS["compress"], **part}, "seeds": [0]}
+    spec["sweep"] = {"over": {"train.steps": [2, 3]}, "validation": {"prompts": 2}}
+    real = work.score
+
+    def failing(model, spec, training, device, apart):
+        if training.trial == 1:
+            raise RuntimeError("out of luck")
+        return real(model, spec, training, device, apart)
+
+    def better(*args):
+        return {name: {**score, "value": 2.0} for name, score in real(*args).items()}
+
+    monkeypatch.setattr(work, "score", failing)
+    first = run(spec, out=tmp_path / "run")
+    monkeypatch.setattr(work, "score", better)
+    again = run(spec, out=tmp_path / "run", resume=True, progress=(tape := Tape()))
+    assert (first.records[0]["trial"], again.records[0]["trial"]) == (0, 1)
+    assert tape.ended.keys() == {"all.softmax+all.trial1.seed0", "all.softmax+all.seed0", "softmax+all.seed0.compress"}
+    columns = ["model", "split", "metric"]
+    found = [each.compressed.query("metric == 'cross_entropy'") for each in (first, again)]
+    quality = [each.set_index(columns)["value"] for each in found]
+    assert (quality[0] != quality[1]).all()
+
+
+def test_what_is_done_is_not_taken_for_what_an_edited_recipe_says(tmp_path, finished):
+    folder = finished(swept(), tmp_path / "run").folder
+    edited = (folder / "experiment.yaml").read_text()
+    assert "- 0.001\n" in edited
+    (folder / "experiment.yaml").write_text(edited.replace("- 0.001\n", "- 0.0001\n    - 0.001\n", 1))
+    with pytest.raises(InputError, match="trial0.*made with learning_rate float 0.001, but .*says float 0.0001;"):
+        run(folder / "experiment.yaml", out=folder, resume=True)
+    (folder / "experiment.yaml").write_text(edited.replace("- 0.03\n", "- 0.03\n    - 0.01\n", 1))
+    added = run(folder / "experiment.yaml", out=folder, resume=True, progress=(tape := Tape()))
+    assert "recall.softmax.trial2.seed0" in tape.ended
+    assert "recall.softmax.trial0.seed0" not in tape.ended
+    assert added.records[0]["sweep"]["trials"] == 3
+
+
 def test_two_workers_give_the_bits_of_one_process(tmp_path, finished):
     whole = finished(swept(), tmp_path / "whole")
     done = run(swept(), out=tmp_path / "run", jobs=2, threads=1)
@@ -248,5 +290,6 @@ def test_trials_may_end_as_soon_as_they_are_good_enough(tmp_path):
     assert [look["step"] for look in record["looks"]] == [2]
     assert record["message"].startswith("stopped after step 2 of 6: accuracy was")
     assert "stopped after step 2 of 6" in done.report.read_text()
+    assert evaluate_run(done.folder, ["evaluate.prompts=8"]).records[0]["message"] == record["message"]
     with pytest.raises(InputError, match="models.softmax .*until: accuracy is better when larger; give at_least"):
         run(swept(train={"steps": 6, "batch": 4, "until": {"at_most": 0.1}}), out=tmp_path / "wrong")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +27,9 @@ def report(
 
     load_components(plugin, ("figure",))
     opened = [open_run(folder) for folder in runs]
-    names = [each.record["name"] for each in opened]
-    if len(set(names)) < len(names):  # two runs of one recipe: tell them apart by their folders
-        names = [each.folder.name for each in opened]
+    own = [each.record["name"] for each in opened]
+    names = _names(own, runs)
+    if names != own:
         for each, name in zip(opened, names, strict=True):
             for rows in (each.results, each.facets, each.similarity, each.by_prompt):
                 rows["run"] = name
@@ -55,3 +57,21 @@ def report(
     for sentence in apart:
         console.print(f"• {sentence}", soft_wrap=True, markup=False)
     console.print(f"Report: {out}", soft_wrap=True)
+
+
+def _names(names: list[str], folders: list[Path]) -> list[str]:
+    """Names that tell runs apart: their own, or where two are of one recipe as much of the folders' paths as it takes.
+
+    Raises InputError where a folder is given twice: its seeds would count as more of them.
+    """
+    there: dict[Path, Path] = {}
+    for folder in folders:
+        if (other := there.setdefault(folder.resolve(), folder)) is not folder:
+            also = "" if other == folder else f" (as {other}, too)"
+            raise InputError(f"{folder}: given twice{also}; expected different runs")
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]
+    for depth in itertools.count(1):
+        if len(set(names)) == len(names):
+            return names
+        names = ["/".join(each[-depth:]) for each in parts]
+    raise AssertionError("paths of different folders differ")

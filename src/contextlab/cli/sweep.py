@@ -71,7 +71,11 @@ def sweep(
 
       contextlab sweep demo --over 'train.learning_rate={log: [1e-4, 1e-2]}' --trials 8
     """
-    wanted: dict[str, Any] = {"over": dict(parse_over(each) for each in over or ())}
+    wanted: dict[str, Any] = {"over": {}}
+    for path, values in map(parse_over, over or ()):
+        if path in wanted["over"]:
+            raise InputError(f"--over {path}: given twice; give all of its values at once, as {path}=1,2,3")
+        wanted["over"][path] = values
     if trials is not None:
         wanted |= {"trials": trials, "sampler": sampler or "random"}
     elif sampler is not None:

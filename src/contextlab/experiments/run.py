@@ -36,7 +36,7 @@ from contextlab.experiments.sampling import ask, require_sampler, rounds, settle
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.together import train_groups, wanted
 from contextlab.experiments.trackers import Tracked, require_trackers
-from contextlab.experiments.trial import stale
+from contextlab.experiments.trial import require_as_begun, stale, stale_compressed
 from contextlab.experiments.work import do_job, trained
 from contextlab.experiments.workers import Workers
 from contextlab.plugins import load_plugins, plugin_options
@@ -115,14 +115,16 @@ def run(
     check(spec, chosen)
     with claimed(spec, out, resume) as folder:
         record = (go_on if resume else begin)(folder, spec, chosen, jobs, threads, plugins)
+        settle(folder, spec)
+        if resume:
+            require_as_begun(folder, spec)
         if record["status"] == "finished" and folder.whole(spec):
             return open_run(folder.path)
-        settle(folder, spec)
         stages: list[Callable[[], list[Job]]] = [
             lambda: [job for job in first_jobs(spec) if not folder.done(job, spec)],
             *(partial(_asked, folder, spec, number) for number in range(rounds(spec))),
             lambda: _not_measured(folder, spec),  # the best of all trials
-            lambda: [job for job in compress_jobs(spec) if not folder.done(job, spec)],  # they need trained models
+            lambda: _not_compressed(folder, spec),  # of trained models
         ]
         with told(progress) as watcher, Tracked(watcher, log, folder, spec, record) as tell:
             return _do(folder, spec, record, stages, tell, trackers=log, address=address, together=together)
@@ -184,6 +186,11 @@ def _asked(folder: RunFolder, spec: ExperimentSpec, number: int) -> list[Job]:
 def _not_measured(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:
     other = stale(folder, spec)
     return [job for job in chosen_jobs(spec) if job in other or not folder.done(job, spec)]
+
+
+def _not_compressed(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:
+    other = stale_compressed(folder, spec)
+    return [job for job in compress_jobs(spec) if job in other or not folder.done(job, spec)]
 
 
 def as_spec(experiment: ExperimentSpec | dict[str, Any] | str | Path) -> ExperimentSpec:

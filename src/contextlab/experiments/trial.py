@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from contextlab.errors import InputError
 from contextlab.evaluation.intervals import share_bounds
 from contextlab.experiments.choice import told
-from contextlab.experiments.folder import RunFolder, read_run_record
-from contextlab.experiments.jobs import Job, Training, chosen_jobs, swept
+from contextlab.experiments.folder import FINAL, RunFolder, read_run_record
+from contextlab.experiments.jobs import Job, Training, chosen_jobs, compress_jobs, swept
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.files import atomic_folder, read_record
+from contextlab.files import atomic_folder, read_record, write_record
 from contextlab.models import Model
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt
+from contextlab.spec import describe
 from contextlab.training import checkpoint
 from contextlab.training.validation import validate
 
@@ -65,17 +67,66 @@ def measured_training(spec: ExperimentSpec, job: Job, record: Mapping[str, Any])
 
 
 def stale(folder: RunFolder, spec: ExperimentSpec) -> set[Job]:
-    """Jobs that measured another trial than is the best by now, as one that had failed was tried again."""
+    """Jobs that measured another trial than is the best by now, as one that had failed was tried again.
+
+    Records of the others are told of all trials as they are by now.
+    """
     found = set()
-    choices: dict[tuple[str, str], int] = {}
+    choices: dict[tuple[str, str], dict[str, Any]] = {}
     for job in chosen_jobs(spec):
         path = folder.job_record(job)
         if path.exists():
             if (job.task, job.model) not in choices:
-                choices[job.task, job.model] = chosen_training(folder, spec, job)[1]["trial"]
-            if read_run_record(path).get("trial") != choices[job.task, job.model]:
+                choices[job.task, job.model] = chosen_training(folder, spec, job)[1]
+            record, now = read_run_record(path), choices[job.task, job.model]
+            if record.get("trial") != now["trial"]:
                 found.add(job)
+            elif record.get("sweep") != now["sweep"]:
+                write_record(path, {**record, **now})
     return found
+
+
+def compressed_trials(folder: RunFolder, spec: ExperimentSpec, job: Job) -> dict[str, int]:
+    """Which trial each model of a job of kind "compress" is of by now; none of models that are not swept."""
+    assert spec.compress is not None
+    wanted = (spec.compress.model, *spec.compress.compare)
+    jobs = [each for each in chosen_jobs(spec) if each.seed == job.seed and each.model in wanted]
+    records = {each.model: trial_record(folder, each) for each in jobs}
+    return {model: record["trial"] for model, record in records.items() if "trial" in record}
+
+
+def stale_compressed(folder: RunFolder, spec: ExperimentSpec) -> set[Job]:
+    """Jobs of kind "compress" that measured models of other trials than are the best by now."""
+    found = set()
+    for job in compress_jobs(spec):
+        record = trial_record(folder, job)
+        now = compressed_trials(folder, spec, job)
+        if record.get("trials", now) != now:
+            found.add(job)
+    return found
+
+
+def require_as_begun(folder: RunFolder, spec: ExperimentSpec) -> None:
+    """Refuse to go on where what is done is of other settings than the recipe says by now: it may have been edited.
+
+    More seeds, models or trials at the end may be added. Raises InputError that says what differs.
+    """
+    for training in spec.trainings():
+        record = trial_record(folder, training.job)
+        if record.get("status") not in FINAL:
+            continue  # of what is half done its checkpoint says what it is
+        for key, now in (("train_spec", training.train), ("model_spec", training.model)):
+            if not isinstance(record.get(key), Mapping):
+                continue
+            try:
+                was = type(now).parse(record[key]).model_dump(mode="json")
+            except InputError:  # of another version
+                continue
+            for where, before, after in checkpoint.differences(was, now.model_dump(mode="json")):
+                raise InputError(
+                    f"{folder.job_record(training.job)}: made with {where} {describe(before)}, but {folder.spec} says "
+                    f"{describe(after)}; put it back, or begin another run"
+                )
 
 
 def take_over(folder: RunFolder, job: Job, training: Training) -> None:

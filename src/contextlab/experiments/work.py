@@ -18,7 +18,13 @@ from contextlab.experiments.folder import RunFolder, evaluations, read_run_recor
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.experiments.trial import chosen_training, measured_training, score, take_over
+from contextlab.experiments.trial import (
+    chosen_training,
+    compressed_trials,
+    measured_training,
+    score,
+    take_over,
+)
 from contextlab.files import locked, make_folder, read_record, write_json, write_record
 from contextlab.memory import lack_of_memory
 from contextlab.models import Model, build_model
@@ -65,6 +71,7 @@ def _recorded(
             )
             found.write(folder.table(job))
         else:
+            record["trials"] = compressed_trials(folder, spec, job)
             _measure_compressed(folder, spec, job, device, tell)
         if record["status"] == "running":
             record["status"] = "finished"
@@ -198,6 +205,7 @@ def _as_trained(folder: RunFolder, job: Job, model: Model) -> dict[str, Any]:
     rows = found["history"]
     history = {name: [row[name] for row in rows] for name in rows[-1]}
     return {"parameters": model.parameter_count, "steps": found["step"], "seconds": rows[-1]["seconds"]} | {
+        "message": found.get("stopped", ""),
         "threads": found.get("threads"),
         "history": history,
     }
