@@ -38,6 +38,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as stop:  # commands end by typer.Exit: this is typer's or rich's, where a pipe's reader has gone
+        sys.exit(0 if isinstance(stop.__context__, BrokenPipeError) else stop.code)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
