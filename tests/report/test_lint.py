@@ -31,7 +31,7 @@ def test_the_words_of_drawn_reports_are_clean(drawn) -> None:
     words = summary_words(results, [], by_prompt)
     assert lint(words, results, by_prompt) == []
     assert {each["seeds"] for each in truth.values()} == {1, 2, 3}
-    for said in ("comes closest", "not told apart", "better than chance", "costs the model", "loses least", "reaches"):
+    for said in ("comes closest", "not told apart", "better than chance", "costs the model", "least excess", "reaches"):
         assert any(said in each for each in words), said
 
 

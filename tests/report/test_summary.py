@@ -11,6 +11,7 @@ import torch
 from contextlab.evaluation import evaluate, evaluate_learners
 from contextlab.evaluation.results import table
 from contextlab.report import summary_table, summary_words
+from contextlab.report.lint import lint
 from contextlab.report.summary import example_table
 from contextlab.tasks import build_task
 from tests.report.conftest import make_records, make_results
@@ -54,7 +55,7 @@ def test_table_and_words_tell_the_same_excess_over_the_same_positions():
 def test_a_shift_of_one_model_is_told_without_a_best_of_one():
     one = make_results(models=("transformer",))
     told = next(w for w in summary_words(one, []) if "costs the model most" in w)
-    assert "loses least" not in told
+    assert "least excess" not in told
     single = one[one["split"].isin(["train", "scaled inputs", "cost"])]
     assert any("the shift 'scaled inputs' costs the model (" in w for w in summary_words(single, []))
 
@@ -85,9 +86,18 @@ def test_recall_says_who_passes_and_what_is_known_of_the_rest(results, records):
     assert "falling" not in told
 
 
+def test_one_pair_is_no_pairs(results, records):
+    few = results.replace({"split": {"pairs=8": "pairs=1"}})
+    words = summary_words(few, records)
+    short = next(w for w in words if "mambaformer falls short" in w)
+    assert lint(words, few) == []
+    assert re.search(r"[ :]1 pair \d", short)
+
+
 def test_shifts_and_states_are_told(results, records):
     words = summary_words(results, records)
-    assert any("'orthogonal query' costs the models most" in w and "transformer loses least" in w for w in words)
+    worst = next(w for w in words if "'orthogonal query' costs the models most" in w)
+    assert "; there transformer has the least excess, " in worst
     assert any(
         "transformer holds the least state, 4 KiB; mambaformer holds the most, 32 KiB (8 times" in w for w in words
     )

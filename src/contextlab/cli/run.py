@@ -239,8 +239,10 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
     ]
     console.print(
         f"[dim]{'prompts: drawn for each seed, and how often each is shown (epochs). ' * fixed}"
-        "An estimate: each training's steps and one batch of prompts were timed alone; one training's columns are "
-        "seconds of one seed." + (f" Not counted: {', '.join(left_out)}." if left_out else "") + " Nothing was written."
+        "An estimate: each training's steps and one batch of prompts were timed alone; "
+        "times in the table are of one training from one seed."
+        + (f" Not counted: {', '.join(left_out)}." if left_out else "")
+        + " Nothing was written."
         "[/dim]"
     )
 

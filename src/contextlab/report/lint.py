@@ -14,7 +14,7 @@ from contextlab.report.findings import Findings, Mean, Term, findings
 
 _NUMBER = r"(?<![\w.=])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 _COUNTED = "models|shifts|seeds|prompts|examples|steps|tasks|pairs|policies|budgets|problems|learners|tokens"
-_UNIT = rf"(?:%|\s*(?:points|times|to|of|more|and|± |[KMGTP]?i?B\b|{_COUNTED}|in-context|that))"
+_UNIT = rf"(?:%|\s*(?:points|times|to|of|more|and|± |[KMGTP]?i?B\b|{_COUNTED}|pair\b|in-context|that))"
 _RANKS = r"\b(?:best|better|wins?|worst|worse|highest|lowest|closest|superior|outperforms?|beats?|most|least)\b"
 _EXEMPT = r"better than chance|best known learner|at (?:most|least)|more by more"
 _GRAMMAR = (
@@ -60,7 +60,8 @@ def _sentence(here: Findings, sentence: str) -> Iterator[str]:
     named = {mean.label for mean in here.means}
     splits = {mean.split for mean in here.means}
     plain = _without(sentence, named | {f"'{split}'" for split in splits})
-    measured = [float(each.replace(",", "")) for each in re.findall(_NUMBER, re.sub(rf"\d+ (?:{_COUNTED})", "", plain))]
+    amounts = re.sub(rf"\d+ (?:{_COUNTED}|pair\b)", "", plain)
+    measured = [float(each.replace(",", "")) for each in re.findall(_NUMBER, amounts)]
     if measured and not any(measured):
         yield "says nothing but zeros"
     if here.rising or "state" in plain:
@@ -147,7 +148,7 @@ def _costs_most(here: Findings, match: re.Match[str]) -> str | None:
     return None
 
 
-def _loses_least(here: Findings, match: re.Match[str]) -> str | None:
+def _least_excess(here: Findings, match: re.Match[str]) -> str | None:
     excess, split = f"excess_{here.metric}", match["split"]
     for mean in here.of(excess, split, "model"):
         if mean.label != match["name"]:
@@ -186,7 +187,7 @@ _CLAIMS: tuple[tuple[str, str, Callable[[Findings, re.Match[str]], str | None]],
     ("closest", r"^NAME (?:comes closest to|is not told apart from [^.]+, and comes closest to)", _closest),
     ("costs", r"SPLIT costs the models? most", _costs_most),
     ("costs", r"SPLIT costs the models?(?! most)", _costs_most),
-    ("loses least", r"SPLIT costs [^;]*; NAME loses least", _loses_least),
+    ("the least", r"SPLIT costs [^;]*; there NAME has the least excess", _least_excess),
     ("loses least", r"of the learners NAME loses least", _least_regret),
     ("the least", r"(?:prompt|;|,|and) NAME (?P<verb>holds?) the (?P<end>least|most)\b", _holds),
     (

@@ -59,8 +59,10 @@ def reasons(here: Findings, name: str, fall: float | None) -> list[str]:
         )
     easier = [mean for mean in here.of(here.metric, None) if mean.label == name and mean.split.startswith("pairs=")]
     if len(easier) > 1 and any(f"{mean.value:.1%}" != "0.0%" for mean in easier):
+        counts = [mean.split.removeprefix("pairs=") for mean in easier]
         told = ", ".join(
-            f"{mean.split.removeprefix('pairs=')} pairs {interval_in_words(mean.told, here.metric)}" for mean in easier
+            f"{count} {'pair' if count == '1' else 'pairs'} {interval_in_words(mean.told, here.metric)}"
+            for count, mean in zip(counts, easier, strict=True)
         )
         found.append(f"by the number of pairs it answers: {told}")
     return found

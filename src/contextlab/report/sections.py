@@ -226,7 +226,7 @@ def by_split(data: TaskData) -> Drawn | None:
     if data.rows.loc[~data.rows["split"].isin(ASIDE), "split"].nunique() <= 1:
         return None
     by = f"excess_{data.metric}" if data.shots > 1 else data.metric
-    note = "Each line is a change of the prompts that training never showed; 'train' is the training distribution."
+    note = "Each line is a change of the prompts; 'train' is the training distribution."
     return Drawn("On other prompts than those of training", figures.by_split(data.results, data.task, by), note)
 
 

@@ -268,14 +268,14 @@ def _shift_words(here: Findings) -> list[str]:
 
 
 def _steady(here: Findings, split: str, excess: str) -> str:
-    """The model that loses least on a shift, where it is told apart from all others."""
+    """The model of the least excess on a shift, where it is told apart from all others."""
     least, *others = here.ranked(excess, split)
     if not others or any(
         not here.combine([Term(1.0, mean.label, split, excess), Term(-1.0, least.label, split, excess)]).parts
         for mean in others
     ):
         return ""
-    return f"; {least.label} loses least, {_gap(least.told, excess)}"
+    return f"; there {least.label} has the least excess, {_gap(least.told, excess)}"
 
 
 def _state_words(here: Findings) -> list[str]:
