@@ -21,15 +21,15 @@ WORDS = {
     "(`training.train_together`) and one after the other.",
     "kernels": "Forward and backward in bfloat16, two sequences, eight heads of 64. Errors are against float32.",
     "target": "In-context regression, d = 20, 41 examples, without noise: seconds of training until the excess over "
-    "least squares is 0.02 per dimension. Ours is a transformer of width 256 and 12 layers; of the public code's model "
-    "the time of a step is measured.",
+    "least squares is 0.02 per dimension. Ours is a transformer of width 256 and 12 layers; of the model of "
+    "Garg et al.'s code the time of a step is measured.",
     "tests": "`tests/device`, which holds results on the GPU to those of the CPU.",
     "decoding": "The model of recipe `byte-lm`, untrained, in bfloat16, one sequence; policies keep 10%, `quantize` 4 "
     "bits.",
     "captured": "A training step of recipe `demo`'s models, batch 128.",
     "bf16": "A training step on regression (d = 20, 41 examples), batch 128, and the loss after equally many steps.",
 }
-EMPTY = "There are no figures yet: no machine with a GPU has run the script."
+EMPTY = "There are no figures yet: no machine with a GPU has run the script. The headings below are what it measures."
 
 
 def page(found: Mapping[str, Any] | None) -> str:
