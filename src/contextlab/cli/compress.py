@@ -100,7 +100,8 @@ def compress(
         console.print(f"[dim]left out: {escape(line)}[/dim]", soft_wrap=True)
     console.print(
         "[dim]state: bytes of one sequence. decode, prefill: times as fast as the full cache on the same prompts "
-        "(least-most of the batches). KL: of the full cache's predictions to these, nats.[/dim]"
+        "(least-most of the batches; nothing of one batch: a smaller --batch makes more). KL: of the full cache's "
+        "predictions to these, nats.[/dim]"
     )
     console.print(f"Figure: {folder / 'compress.html'}   Table: {folder / 'results.parquet'}", soft_wrap=True)
 

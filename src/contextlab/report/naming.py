@@ -68,7 +68,7 @@ def value_in_words(value: float, metric: str, digits: str = ".3f") -> str:
 
 
 def interval_in_words(told: Interval, metric: str) -> str:
-    """A value with its interval: 0.050 ± 0.020, 97.0% ± 0.4%, or 100.0% (≥ 99.6%) where it ends at a bound."""
+    """A value with its interval: 0.050 ± 0.020, 97.0% ± 0.4%, 100.0% (≥ 99.6%) where it ends at a bound."""
     value, low, high = told
     half = max(value - low, high - value)
     if metric in HIGHER_IS_BETTER:
@@ -77,7 +77,10 @@ def interval_in_words(told: Interval, metric: str) -> str:
             return shown
         if high > 0.9995:
             return f"{shown} (≥ {max(low, 0.0):.1%})" if low > 0.0005 else f"{shown} (0% to 100%)"
-        return f"{shown} (≤ {high:.1%})" if low < 0.0005 else f"{shown} ± {half:.1%}"
+        if low < 0.0005:
+            return f"{shown} (≤ {high:.1%})"
+        inside = half <= min(value, 1 - value)
+        return f"{shown} ± {half:.1%}" if inside else f"{shown} ({low:.1%} to {high:.1%})"
     if not math.isfinite(half):
         return f"{value:.3g} (of one prompt: no interval)"
     if half <= 0:

@@ -1,0 +1,21 @@
+"""Values with their intervals, in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from contextlab.evaluation.intervals import Interval
+from contextlab.report.naming import interval_in_words
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (Interval(0.5, 0.4, 0.6), "50.0% ± 10.0%"),
+        (Interval(0.125, 0.051, 0.276), "12.5% (5.1% to 27.6%)"),  # ± 15.1% would say less than nothing
+        (Interval(0.9, 0.75, 0.95), "90.0% (75.0% to 95.0%)"),
+        (Interval(0.03, 0.0, 0.09), "3.0% (≤ 9.0%)"),
+    ],
+)
+def test_the_interval_of_a_share_in_words_stays_within_bounds(told, words):
+    assert interval_in_words(told, "accuracy") == words
