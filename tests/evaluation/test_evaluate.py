@@ -88,6 +88,17 @@ def test_a_split_that_cannot_be_answered_is_a_missing_value_and_a_warning():
     assert (row["n"] == 0).all()
 
 
+def test_one_prompt_that_is_answered_with_nan_is_not_left_out_of_the_mean():
+    def answer(inputs):
+        given = torch.zeros(len(inputs), 6, 1)
+        given[0] = math.nan
+        return given
+
+    results = evaluate(answer, REGRESSION, prompts=4, splits=("train",))
+    assert results["value"].isna().all()
+    assert set(results["n"]) == {4}
+
+
 def test_nan_predictions_are_told_as_nan():
     results = evaluate(
         lambda inputs: torch.full((len(inputs), 6, 1), math.nan), REGRESSION, prompts=4, splits=("train",)

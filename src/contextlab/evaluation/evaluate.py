@@ -207,6 +207,7 @@ class _Tally:
     task: Task
     prompts: int
     values: dict[str, list[Tensor]] = field(default_factory=dict)
+    known: list[Tensor] = field(default_factory=list)
     length: int = 0
     kept: list[np.ndarray] = field(default_factory=list)
     drawn: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=8))
@@ -228,6 +229,7 @@ class _Tally:
             require_room("prompts", self.prompts, 2 * 8 * (1 + shots) * len(errors))
         count = torch.zeros(prompt.batch, shots, dtype=torch.float64, device=prompt.shot.device)
         count.scatter_add_(1, prompt.shot, prompt.scored.double())
+        self.known.append(torch.cat([prompt.scored.any(1, keepdim=True), count > 0], 1).cpu())
         for metric, error in errors.items():
             sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
             excess = sign * (error.double() - reference[metric].double())
@@ -238,11 +240,12 @@ class _Tally:
                 self.values.setdefault(label, []).append(torch.cat([whole, by_shot], 1).cpu())
 
     def rows(self) -> Iterator[dict[str, Any]]:
+        widest = max(part.shape[1] for part in self.known)  # batches can differ in their largest shot
+        # Asked, not answered with a number: prompts whose answer is nan are not left out of a mean.
+        known = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in self.known])
+        n = known.sum(0)
         for metric, parts in self.values.items():
-            widest = max(part.shape[1] for part in parts)  # batches can differ in their largest shot
             values = torch.cat([F.pad(part, (0, widest - part.shape[1]), value=math.nan) for part in parts])
-            known = ~values.isnan() if not _all_nan(values) else torch.ones_like(values, dtype=torch.bool)
-            n = known.sum(0)
             mean = torch.where(known, values, 0).sum(0) / n
             spread = torch.where(known, values - mean, 0).square().sum(0) / (n - 1).clamp_min(1)
             scale = torch.tensor([t95(count - 1) for count in n.tolist()], dtype=torch.float64)
@@ -270,8 +273,3 @@ class _Tally:
             values[kept] = torch.cat([part[:, 0] for part in self.values[metric]]).numpy()
             named = {"metric": metric, "prompts": self.drawn.hexdigest(), "chance": chance.get(metric, math.nan)}
             yield {**named, "values": values}
-
-
-def _all_nan(values: Tensor) -> bool:
-    """Whether the predictions themselves were nan, rather than a shot missing from some prompts."""
-    return bool(values[:, 0].isnan().all())
