@@ -42,10 +42,10 @@ class CurveTracer(Learner):
     segments: Annotated[int, Field(ge=2)]
     dash: PositiveInt
     gap: PositiveInt
-    continuity: float
-    thickness: float
-    marker: float
-    contrast: float
+    continuity: Annotated[float, Field(ge=0)]
+    thickness: Annotated[float, Field(gt=0)]
+    marker: Annotated[float, Field(gt=0)]
+    contrast: Annotated[float, Field(gt=0)]
     levels: Annotated[int, Field(ge=2)]
 
     def __call__(self, prompt: Prompt) -> Tensor:
