@@ -169,5 +169,5 @@ def test_task_spec_builds_and_names_the_key() -> None:
     assert spec.build() == build_task("associative_recall", pairs=4)
     with pytest.raises(InputError, match="did you mean 'associative_recall'"):
         TaskSpec.parse({"name": "associative_recal"})
-    with pytest.raises(InputError, match=r"options\..*did you mean .pairs"):
+    with pytest.raises(InputError, match=r"options: .*did you mean .pairs"):
         TaskSpec.parse({"name": "associative_recall", "options": {"pair": 4}})

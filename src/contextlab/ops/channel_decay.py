@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from contextlab.ops.blocks import Scratch, blocks, folded, inputs_of, put
+from contextlab.ops.exported import channel_decay_chunks
 from contextlab.ops.halves import by_halves
 from contextlab.ops.precision import without_autocast
 
@@ -27,6 +28,8 @@ def channel_decay(
     bonus: [H, K], or None. With it a token reads the state before its own decay, and itself times the bonus.
     size: tokens a chunk, a power of two. Returns o [B, T, H, V] and the last state.
     """
+    if torch.compiler.is_exporting():
+        return channel_decay_chunks(q, k, v, g, bonus, state, scale, size)
     bonus = None if bonus is None else bonus.expand(len(q), -1, -1)
     o, last, *_ = _ChannelDecay.apply(q, k, v, g, bonus, state, scale, size, torch.is_grad_enabled())
     return o, last

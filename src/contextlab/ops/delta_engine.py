@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from contextlab.ops.blocks import Scratch, blocks, folded, inputs_of, put
 from contextlab.ops.decays import Decays, each_its_decays
+from contextlab.ops.exported import corrected_chunks
 from contextlab.ops.precision import without_autocast
 from contextlab.ops.triangular import unit_lower_inverse
 
@@ -29,6 +30,8 @@ def corrected(
     c: sums of log decays within each chunk, float64, broadcastable to [B, N, L, H] for N chunks of L = `size` tokens.
     Returns o [B, T, H, V] and the last state [B, H, K, V].
     """
+    if torch.compiler.is_exporting():
+        return corrected_chunks(q, k, v, c, beta, state, scale, size)
     o, last, *_ = _Corrected.apply(q, k, v, c, beta, state, scale, size, torch.is_grad_enabled())
     return o, last
 

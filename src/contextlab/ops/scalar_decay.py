@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from contextlab.ops.blocks import Scratch, blocks, folded, inputs_of, put
 from contextlab.ops.decays import Decays, each_its_decays
+from contextlab.ops.exported import scalar_decay_chunks
 from contextlab.ops.precision import without_autocast
 
 
@@ -34,6 +35,9 @@ def scalar_decay(
     c: sums of log decays within each chunk, float64, broadcastable to [B, N, L, H]; None: no decay. count, size: N
     chunks of L tokens. Returns o [B, T, H, V] and, if `final`, the last state [B, H, K, V].
     """
+    if torch.compiler.is_exporting():
+        o, last = scalar_decay_chunks(q, k, v, c, state, scale, size)
+        return o, last if final else None
     groups, heads, value = q.shape[2], *v.shape[2:]
     if c is None and heads > groups:  # no decay tells the heads of a group apart: they are one that is wide
         v = v.unflatten(2, (groups, -1)).flatten(3)

@@ -25,7 +25,7 @@ from contextlab.state import RecurrentState, State, own, tensor_bytes
     "mesa_net",
     family="test-time",
     papers=("2506.05233", "2309.05858"),
-    cases=({}, {"heads": 2, "head_dim": 4, "steps": 6}, {"short_conv": 0, "heads": 3, "steps": 7}),
+    cases=({}, {"heads": 2, "head_dim": 4, "steps": 6}, {"short_conv": 0, "heads": 3, "steps": 12}),
 )
 class MesaNet(MatrixMixer):
     """MesaNet: every token is answered by the ridge regression of all values on all keys so far.
