@@ -418,7 +418,8 @@ def test_an_open_length_that_torch_cannot_export_is_an_error_and_no_wrong_answer
     torch.testing.assert_close(fixed(tokens), model(tokens), rtol=0, atol=1e-5)
     with pytest.raises((AssertionError, RuntimeError, ValueError)):
         fixed(longer)
-    with pytest.raises(Exception, match="Guard failed|Constraints violated"):
+    # "too many values": torch 2.13 falls over the constraints that it derives.
+    with pytest.raises(Exception, match="Guard failed|Constraints violated|too many values to unpack"):
         torch.export.export(model, (tokens,), dynamic_shapes={"inputs": {1: torch.export.Dim.DYNAMIC}}).module()(longer)
 
 
