@@ -36,8 +36,8 @@ def scalar_decay(
     chunks of L tokens. Returns o [B, T, H, V] and, if `final`, the last state [B, H, K, V].
     """
     if torch.compiler.is_exporting():
-        o, last = scalar_decay_chunks(q, k, v, c, state, scale, size)
-        return o, last if final else None
+        found = scalar_decay_chunks(q, k, v, c, state, scale, size)
+        return found[0], found[1] if final else None
     groups, heads, value = q.shape[2], *v.shape[2:]
     if c is None and heads > groups:  # no decay tells the heads of a group apart: they are one that is wide
         v = v.unflatten(2, (groups, -1)).flatten(3)
