@@ -26,6 +26,8 @@ CROWD = 3
 """Marks on one spot that are told in the list."""
 AT_MARK = "at a mark"
 """What annotations are called that need the figure's whole width."""
+INVISIBLE = "rgba(255,255,255,0)"
+"""Plotly 6.0 knows no #rrggbbaa."""
 LETTER, LINE, REACH = 6.3, 13, (9, 14, 22, 32, 46, 62)
 """Pixels of a letter and a line of a name, and how far from its mark a name may stand."""
 
@@ -157,7 +159,7 @@ def _place(
             taken.append(box)
             figure.add_annotation(
                 x=math.log10(spot.bytes), y=spot.value, text=text, name=AT_MARK, ax=dx * reach, ay=-dy * reach,
-                showarrow=True, arrowhead=0, arrowwidth=0.6, arrowcolor="#999999" if reach > REACH[1] else "#ffffff00",
+                showarrow=True, arrowhead=0, arrowwidth=0.6, arrowcolor="#999999" if reach > REACH[1] else INVISIBLE,
                 xanchor="left" if dx > 0 else "right" if dx < 0 else "center", yanchor="middle", borderpad=0,
                 font={"size": 11, "color": colour},
             )  # fmt: skip
