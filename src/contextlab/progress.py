@@ -40,16 +40,22 @@ class Bars:
     def __exit__(self, *error: object) -> None: ...
 
 
+def rich_bars(console: Any) -> Any:
+    """rich's Progress on a console, with what each task's field `told` says beside its bar."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    told = TextColumn("{task.fields[told]}", markup=False)
+    return Progress(*columns, told, TimeRemainingColumn(), console=console)
+
+
 class TerminalBars(Bars):
     """Bars on standard error, so that what a program prints stays its own."""
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-        told = TextColumn("{task.fields[told]}", markup=False)
-        self.progress = Progress(*columns, told, TimeRemainingColumn(), console=Console(stderr=True))
+        self.progress = rich_bars(Console(stderr=True))
         self.tasks: dict[str, Any] = {}
 
     def draw(self, key: str, step: int | None, steps: int | None, told: str) -> None:

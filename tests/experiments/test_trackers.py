@@ -47,7 +47,7 @@ def heard(monkeypatch):
 
 
 def test_a_tracker_is_told_losses_and_what_was_measured(heard, tmp_path):
-    done = run(SPEC, out=tmp_path / "run", log=["tensorboard"])
+    done = run(SPEC, out=tmp_path / "run", log=["tensorboard", "tensorboard"])  # named twice, told once
     training, learners = heard[KEY], heard["learners.line"]
     history = done.records[0]["history"]
     assert training["logged"] == [

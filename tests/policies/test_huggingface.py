@@ -38,6 +38,19 @@ def tokens(length: int = 40, batch: int = 2, seed: int = 0) -> Tensor:
     return torch.randint(3, V, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def compressed_afterwards(reader: HuggingFaceModel, x: Tensor) -> tuple[Policy, Any, Any]:
+    """A policy, a state of 36 tokens compressed after it was read, and that read under it: they answer alike."""
+    policy = build_policy("keydiff", budget="50%", window=4)
+    _, plain = reader.read(x[:, :36])
+    kept = policy.apply(plain, reader)
+    with policy.attach(reader):
+        _, state = reader.read(x[:, :36])
+        expected, _ = reader.read(x[:, 36:], state)
+        got, _ = reader.read(x[:, 36:], kept)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+    return policy, kept, state
+
+
 def other(kind: str, **changes: Any) -> Any:
     """`reference` of a type that the checkpoints of other tests do not have."""
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ from contextlab.evaluation.compress import compress
 from contextlab.models import HuggingFaceModel
 from contextlab.policies import build_policy
 from contextlab.policies.huggingface_parts import answers, beside_zeros, in_a_row
-from tests.policies.test_huggingface import other, padding, read, tokens
+from tests.policies.test_huggingface import compressed_afterwards, other, padding, read, tokens
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
@@ -99,15 +99,8 @@ def test_a_budget_is_of_what_the_model_holds(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_state_that_was_read_without_it_is_compressed(kind: str) -> None:
-    reader, x = model(kind), tokens()
-    policy = build_policy("keydiff", budget="50%", window=4)
-    _, plain = reader.read(x[:, :36])
-    kept = policy.apply(plain, reader)
-    with policy.attach(reader):
-        _, state = reader.read(x[:, :36])
-        expected, _ = reader.read(x[:, 36:], state)
-        got, _ = reader.read(x[:, 36:], kept)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+    reader = model(kind)
+    policy, kept, state = compressed_afterwards(reader, tokens())
     held = [[left.positions for _, left in policy.states(reader, each)] for each in (kept, state)]
     assert all(torch.equal(one, two) for one, two in zip(*held, strict=True))
 

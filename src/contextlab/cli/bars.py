@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from contextlab.cli.shared import console
+from contextlab.progress import rich_bars
 
 if TYPE_CHECKING:
     from contextlab.experiments.jobs import Job
@@ -20,15 +20,8 @@ class Bars:
     def __init__(self, jobs: Iterable[Job], quiet: bool) -> None:
         self.quiet = quiet
         self.jobs = {job.key: job for job in jobs}
-        self.bars: dict[str, TaskID] = {}
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self.bars: dict[str, Any] = {}
+        self.progress = rich_bars(console)
 
     def __enter__(self) -> Bars:
         if not self.quiet:
@@ -41,7 +34,7 @@ class Bars:
 
     def update(self, key: str, step: int, steps: int, loss: float) -> None:
         if not self.quiet:
-            self.progress.update(self._bar(key), completed=step, total=steps, loss=f"loss {loss:.4g}")
+            self.progress.update(self._bar(key), completed=step, total=steps, told=f"loss {loss:.4g}")
 
     def phase(self, key: str, text: str) -> None:
         if self.quiet:
@@ -60,9 +53,9 @@ class Bars:
             colour = "green" if status == "finished" else "red"
             self.progress.update(self._bar(key), description=f"{self._title(key)} [{colour}]{escape(text[:60])}[/]")
 
-    def _bar(self, key: str) -> TaskID:
+    def _bar(self, key: str) -> Any:
         if key not in self.bars:
-            self.bars[key] = self.progress.add_task(self._title(key), total=None, loss="")
+            self.bars[key] = self.progress.add_task(self._title(key), total=None, told="")
         return self.bars[key]
 
     def _title(self, key: str) -> str:

@@ -137,31 +137,24 @@ class RayTeam:
             raise ResourceError(fault)
 
 
-class _Told(Throttled):
-    """A Progress that puts what it is told into a queue of Ray's."""
-
-    def __init__(self, queue: Any) -> None:
-        super().__init__()
-        self.queue = queue
-
-    def say(self, event: str, key: str, **what: Any) -> None:
-        with contextlib.suppress(Exception):  # nobody may be listening any more
-            self.queue.put_nowait((event, key, what))
-
-
 def _do(common: dict[str, Any], job: dict[str, Any], queue: Any) -> str | None:
     """The task: do one job that is not done. Returns None, or one line on what is wrong with this node."""
     folder, where = RunFolder(common["folder"]), f"node {socket.gethostname()}"
     if not folder.record.exists() or read_run_record(folder.record).get("started") != common["started"]:
         return f"{where} does not see the run's folder {folder}; choose one on storage that all nodes share, with --out"
     torch.set_num_threads(common["threads"])
+
+    def say(event: str, key: str, what: dict[str, Any]) -> None:
+        with contextlib.suppress(Exception):  # nobody may be listening any more
+            queue.put_nowait((event, key, what))
+
     try:
         load_plugins(common["plugins"])
         spec = ExperimentSpec.parse(common["spec"])
         settle(folder, spec)
         if not folder.done(Job(**job), spec):
             with plain_memory_errors():
-                do_job(folder, spec, Job(**job), torch.device(common["device"]), _Told(queue), common["training"])
+                do_job(folder, spec, Job(**job), torch.device(common["device"]), Throttled(say), common["training"])
     except ContextlabError as error:
         return f"{where}: {first_line(error)}"
     return None

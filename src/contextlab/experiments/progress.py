@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -35,26 +35,25 @@ class Silent:
 
 
 class Throttled:
-    """A Progress that says on what it is told by `say`, updates at most ten times a second."""
+    """A Progress that says on what it is told, updates at most ten times a second.
 
-    def __init__(self) -> None:
-        self.last = 0.0
+    say: called as say(event, key, arguments), event "update", "phase" or "done".
+    """
 
-    def say(self, event: str, key: str, **what: Any) -> None:
-        """event: "update", "phase" or "done". what: its other arguments."""
-        raise NotImplementedError
+    def __init__(self, say: Callable[[str, str, dict[str, Any]], None]) -> None:
+        self.say, self.last = say, 0.0
 
     def update(self, key: str, step: int, steps: int, loss: float) -> None:
         now = time.monotonic()
         if step == steps or now - self.last > 0.1:
             self.last = now
-            self.say("update", key, step=step, steps=steps, loss=loss)
+            self.say("update", key, {"step": step, "steps": steps, "loss": loss})
 
     def phase(self, key: str, text: str) -> None:
-        self.say("phase", key, text=text)
+        self.say("phase", key, {"text": text})
 
     def done(self, key: str, status: str, message: str) -> None:
-        self.say("done", key, status=status, message=message)
+        self.say("done", key, {"status": status, "message": message})
 
 
 class StepsOnly(Silent):

@@ -157,7 +157,8 @@ class Tracked:
     def __init__(
         self, tell: Progress, names: Sequence[str], folder: RunFolder, spec: ExperimentSpec, record: Mapping[str, Any]
     ) -> None:
-        self.tell, self.names, self.folder, self.spec, self.record = tell, list(names), folder, spec, record
+        self.tell, self.folder, self.spec, self.record = tell, folder, spec, record
+        self.names = list(dict.fromkeys(names))  # one that is named twice is told once
         self.jobs = {job.key: job for job in all_jobs(spec) if job.kind != "compress"} if names else {}
         self.open: dict[str, dict[str, Sink]] = {}
         self.steps: dict[str, int] = {}

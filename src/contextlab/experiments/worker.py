@@ -30,13 +30,6 @@ from contextlab.memory import plain_memory_errors
 from contextlab.plugins import load_plugins
 
 
-class _Lines(Throttled):
-    """A Progress that writes JSON lines."""
-
-    def say(self, event: str, key: str, **what: Any) -> None:
-        _say(event=event, **what)
-
-
 def _say(**message: Any) -> None:
     print(json.dumps(message), flush=True)
 
@@ -87,11 +80,12 @@ def main() -> int:
         load_plugins(common["plugins"])
         spec = ExperimentSpec.parse(common["spec"])
         folder, device = RunFolder(common["folder"]), torch.device(common["device"])
+        lines = Throttled(lambda event, key, what: _say(event=event, **what))
         for order in waiting:
             _errors_to(order["errors"])
             settle(folder, spec)
             with plain_memory_errors():
-                do_job(folder, spec, Job(**order["job"]), device, _Lines(), common["training"])
+                do_job(folder, spec, Job(**order["job"]), device, lines, common["training"])
             _say(event="ready")
     except (KeyboardInterrupt, StopIteration):
         return 130

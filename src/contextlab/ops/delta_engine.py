@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from contextlab.ops.blocks import Scratch, blocks, folded, inputs_of, put
-from contextlab.ops.decays import Decays, each_its_decays
+from contextlab.ops.decays import Decays, add_share_of_outputs, each_its_decays
 from contextlab.ops.exported import corrected_chunks
 from contextlab.ops.precision import without_autocast
 from contextlab.ops.triangular import unit_lower_inverse
@@ -188,9 +188,7 @@ class _Backward(torch.autograd.Function):
             put(dq, dqs.mul_(scale), first)
             put(dk, dks, first)
             if dc is not None:
-                part = slice(first * size, min((first + number) * size, length))
-                of_part = scratch("part", batch, part.stop - part.start, heads, value)
-                dc[:, part] += torch.mul(do[:, part], o[:, part], out=of_part).sum(-1)
+                add_share_of_outputs(dc, do, o, slice(first * size, (first + number) * size), scratch)
                 here = dc.unflatten(1, (count, size))[:, first : first + number]
                 here -= (share * betas.squeeze(-1)).view(number, batch, heads, size).permute(1, 0, 3, 2)
                 ends = slopes[1:].mul_(run[1:]).sum((2, 3))

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from contextlab.ops.decays import decay_matrix, log_decays
 from contextlab.ops.triangular import unit_lower_inverse
 
 
@@ -50,8 +51,7 @@ def channel_decay_chunks(
 ) -> tuple[Tensor, Tensor]:
     """As `ops.channel_decay.channel_decay`. q, k, g: [B, T, H, K]. v: [B, T, H, V]. bonus: [H, K]."""
     S, found = state, []
-    g = g.double().clamp_min(-800.0 if g.dtype == torch.float64 else -200.0)  # see `ops.decays.log_decays`
-    for qs, ks, vs, gs in _chunks(size, q * scale, k, v, g):
+    for qs, ks, vs, gs in _chunks(size, q * scale, k, v, log_decays(g, g.dtype)):
         length = qs.shape[2]
         c = gs.cumsum(2)
         reads = c if bonus is None else c - gs  # with a bonus a token reads the state before its own decay
@@ -82,8 +82,6 @@ def _sums(c: Tensor, chunk: int, length: int) -> Tensor:
 
 def _decays(c: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decays between tokens [..., L, L], from the start and to the end [..., L, 1], of the whole chunk [..., 1, 1]."""
-    later = torch.ones(c.shape[-1], c.shape[-1], dtype=torch.bool, device=c.device).triu(1)
-    between = (c.unsqueeze(-1) - c.unsqueeze(-2)).masked_fill(later, -math.inf)
     start, end, whole = c.unsqueeze(-1), (c[..., -1:] - c).unsqueeze(-1), c[..., -1:].unsqueeze(-1)
-    between, start, end, whole = (x.exp().to(dtype) for x in (between, start, end, whole))
-    return between, start, end, whole
+    start, end, whole = (x.exp().to(dtype) for x in (start, end, whole))
+    return decay_matrix(c, dtype), start, end, whole
