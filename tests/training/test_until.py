@@ -7,7 +7,8 @@ import torch
 from tiny_training import Sums, Tiny
 
 from contextlab.errors import InputError
-from contextlab.models import ModelSpec, build_model
+from contextlab.evaluation import evaluate
+from contextlab.models import ModelSpec, build_model, preset
 from contextlab.tasks import build_task
 from contextlab.training import Member, TrainSpec, train, train_together
 from contextlab.training.spec import UntilSpec
@@ -133,3 +134,16 @@ def test_impossible_goals_are_refused_before_the_first_step(until, message):
     with pytest.raises(InputError, match=message) as caught:
         train(Tiny(), Sums(), {**SPEC, "until": until}, progress=lambda *_: pytest.fail("a step was made"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float64, 1e-5), (torch.bfloat16, 0.05)])
+def test_a_model_of_another_dtype_is_looked_at_and_measured(dtype, off):
+    task = build_task("linear_regression", dimensions=2, examples=4)
+    model = build_model(preset("gated_delta_net", width=8, depth=1, heads=2).for_task(task), seed=0)
+    expected = evaluate(model, task, prompts=16, splits=("train",))
+    model.to(dtype)
+    found = evaluate(model, task, prompts=16, splits=("train",))
+    assert found["value"].tolist() == pytest.approx(expected["value"].tolist(), rel=off)
+    goal = {"at_most": 1e-6, "every": 1, "prompts": 8}
+    result = train(model, task, {"steps": 2, "batch": 4, "precision": "float32", "until": goal})
+    assert [look["step"] for look in result.looks] == [1, 2]

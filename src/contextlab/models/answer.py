@@ -15,17 +15,19 @@ from contextlab.prompt import Prompt
 def answer(model: Any, prompt: Prompt) -> Tensor:
     """The predictions [B, T, k] of a model, or of any function of the prompt's inputs.
 
-    A causal model reads the inputs as they are. One that sees later tokens, or has one prediction for all, reads each
-    prompt up to its last scored position, as the rest could hold the answer; a pooled prediction stands at every place.
+    A causal model reads the inputs as they are, vectors in the dtype of its parameters. One that sees later tokens, or
+    has one prediction for all, reads each prompt up to its last scored position, as the rest could hold the answer; a
+    pooled prediction stands at every place.
 
     model: it may be compiled or wrapped in DistributedDataParallel.
 
     Raises InputError for a pooled read-out where a prompt has more than one scored position.
     """
-    mask, spec = readable(model, prompt), getattr(_own(model), "spec", None)
-    if mask is None:
-        return spread(spec, model(prompt.inputs), prompt.length)
-    return spread(spec, model(prompt.inputs, mask), prompt.length)
+    own = _own(model)
+    mask, spec, inputs = readable(model, prompt), getattr(own, "spec", None), prompt.inputs
+    if isinstance(spec, ModelSpec) and inputs.is_floating_point():
+        inputs = inputs.to(next(own.parameters()).dtype)
+    return spread(spec, model(inputs) if mask is None else model(inputs, mask), prompt.length)
 
 
 def spread(spec: Any, predicted: Tensor, length: int) -> Tensor:
