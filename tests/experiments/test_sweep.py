@@ -16,6 +16,7 @@ from contextlab.experiments.check import check
 from contextlab.experiments.estimate import estimate
 from contextlab.experiments.jobs import all_jobs, first_jobs
 from contextlab.files import read_record
+from contextlab.report import chosen_table
 from contextlab.tasks.regression import LinearRegression
 from contextlab.training.distributed import seeded
 from contextlab.training.validation import ValidationSpec, validate
@@ -280,6 +281,29 @@ def test_records_of_trials_tell_their_setting_and_score(tmp_path, finished):
     assert record["train_spec"]["learning_rate"] == RATES[1]
 
 
+def test_a_hopeless_trial_ends_early_and_all_tables_say_so_and_what_is_tied(tmp_path):
+    until = {"hopeless": 0.5, "every": 2, "prompts": 8}
+    tied = {"train.matrix_learning_rate": {"to": "train.learning_rate", "times": 2}}
+    sweep = {"over": {"train.learning_rate": [1e-20, 1e-2]}, "tied": tied, "validation": {"prompts": 32}}
+    spec = swept(train={"steps": 8, "batch": 4, "until": until}, sweep=sweep)
+    done = run(spec, out=tmp_path / "run")
+    found = done.sweep
+    assert (found["steps"][0], found["stopped"][0], found["status"][0]) == (4, "hopeless", "finished")
+    assert found["train.matrix_learning_rate"].tolist() == [2e-20, 2e-2]
+    trial = read_record(done.folder / "trials" / "recall.softmax.trial0.seed0" / "record.json")
+    assert trial["message"].startswith("stopped: hopeless at step 4 of 8: accuracy was")
+    assert (trial["stopped"], trial["tied"]) == ("hopeless", {"train.matrix_learning_rate": 2e-20})
+    (record,) = done.records
+    assert record["tied"]["train.matrix_learning_rate"] == 2 * record["setting"]["train.learning_rate"]
+    stopped = [each["stopped"] for each in record["sweep"]["curve"]]
+    assert stopped[0] == ["hopeless"]
+    (row,) = chosen_table(done.records)
+    assert row["field"] == "train.learning_rate"
+    assert row["chosen"].endswith(f", with train.matrix_learning_rate {2 * record['setting'][row['field']]:.3g}")
+    assert row["trials"] == f"2 ({stopped.count(['hopeless'])} of 2 trainings stopped: hopeless)"
+    assert row["trials"] in done.report.read_text()
+
+
 def test_trials_may_end_as_soon_as_they_are_good_enough(tmp_path):
     until = {"at_least": 0.0, "every": 2, "prompts": 8}  # any model is
     spec = swept(train={"steps": 6, "batch": 4, "until": until})
@@ -288,6 +312,8 @@ def test_trials_may_end_as_soon_as_they_are_good_enough(tmp_path):
     (record,) = done.records
     assert record["steps"] == 2
     assert [look["step"] for look in record["looks"]] == [2]
+    assert record["stopped"] == "solved"
+    assert done.sweep["stopped"].tolist() == ["solved", "solved"]
     assert record["message"].startswith("stopped after step 2 of 6: accuracy was")
     assert "stopped after step 2 of 6" in done.report.read_text()
     assert evaluate_run(done.folder, ["evaluate.prompts=8"]).records[0]["message"] == record["message"]

@@ -9,7 +9,8 @@ from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
 from contextlab.experiments.choice import Tried, best, told, window
 from contextlab.experiments.jobs import Job, all_jobs
-from contextlab.experiments.sweep import SweepSpec, flatten
+from contextlab.experiments.paths import flatten
+from contextlab.experiments.sweep import SweepSpec
 from contextlab.experiments.values import Values
 from tests.experiments.test_run import MODEL, one, tiny
 
@@ -112,6 +113,94 @@ def test_an_impossible_sweep_is_refused_in_one_line(sweep, message):
     with pytest.raises(InputError, match=message) as caught:
         ExperimentSpec.parse(one(sweep=sweep))
     assert "\n" not in str(caught.value)
+
+
+RATE = "train.learning_rate"
+TIE = {"train.matrix_learning_rate": {"to": RATE, "times": 20 / 3}}
+
+
+def test_a_tied_field_follows_the_swept_one_and_is_no_axis():
+    own = {**MODEL, "sweep": {"tied": {"train.matrix_learning_rate": {"to": RATE, "times": 2}}}}
+    free = {**MODEL, "sweep": {"tied": {"train.matrix_learning_rate": None}}}
+    single = {**MODEL, "sweep": {"over": {RATE: None}}}
+    models = {"softmax": MODEL, "own": own, "free": free, "single": single}
+    spec = ExperimentSpec.parse(one(models=models, sweep={"over": {RATE: [3e-3, 6e-3]}, "tied": TIE}))
+    found = {}
+    for training in spec.trainings():
+        assert set(training.setting) <= {RATE}
+        pair = (training.train.learning_rate, training.train.matrix_learning_rate)
+        found.setdefault(training.model_name, []).append(pair)
+    default = spec.train.matrix_learning_rate
+    assert found == {
+        "softmax": [(3e-3, 0.02), (6e-3, 0.04)],
+        "own": [(3e-3, 6e-3), (6e-3, 0.012)],
+        "free": [(3e-3, default), (6e-3, default)],
+        "single": [(spec.train.learning_rate, default)],
+    }
+    assert ExperimentSpec.parse(spec.model_dump(mode="json", exclude_unset=True)) == spec
+
+
+def test_early_false_leaves_every_goal_of_a_training_unheeded():
+    goal = {"until": {"at_least": 0.5}}
+    models = {"softmax": {**MODEL, "train": goal}, "plain": MODEL}
+    recipe = one(models=models, train={"steps": 6, "until": {"hopeless": 0.5}}, sweep={"over": {RATE: [1e-3, 1e-2]}})
+    recipe["tasks"]["recall"] = {**recipe["tasks"]["recall"], "train": {"batch": 4, **goal}}
+    assert all(each.train.until is not None for each in ExperimentSpec.parse(recipe).trainings())
+    found = ExperimentSpec.parse({**recipe, "early": False}).trainings()
+    assert [(each.train.until, each.train.steps, each.train.batch) for each in found] == [(None, 6, 4)] * 4
+    swept = {**recipe, "early": False, "sweep": {"over": {"train.until.at_least": [0.5, 0.9]}}}
+    with pytest.raises(InputError, match=r"^early: false leaves train.until.at_least unheeded, which is swept"):
+        ExperimentSpec.parse(swept)
+    with pytest.raises(InputError, match="early: .*true or false|early: .*bool"):
+        ExperimentSpec.parse({**recipe, "early": "perhaps"})
+
+
+def test_levels_of_tied_are_paths_and_whole_numbers_stay_whole():
+    tied = {"train": {"warmup": {"to": "train.steps", "times": 0.5}}, "options": {"width": {"to": "train.batch"}}}
+    over = {"train.steps": [4, 10], "train.batch": [8, 16]}
+    spec = ExperimentSpec.parse(one(models={"softmax": MODEL}, sweep={"over": over, "tied": tied}))
+    assert list(spec.sweep_spec("softmax").tied) == ["train.warmup", "options.width"]
+    found = [(each.train.steps, each.train.warmup, each.train.batch, each.model.width) for each in spec.trainings()]
+    assert found == [(4, 2, 8, 8), (4, 2, 16, 16), (10, 5, 8, 8), (10, 5, 16, 16)]
+
+
+@pytest.mark.parametrize(
+    ("tied", "message"),
+    [
+        ({"train.matrix_learning_rat": {"to": RATE}}, "tied.train.matrix_learning_rat: no field .*'train.matrix_l"),
+        ({RATE: {"to": "train.batch"}}, "tied.train.learning_rate: train.learning_rate is swept, and one would undo"),
+        (
+            {"train.clip": {"to": "zzz"}},
+            "tied.train.clip.to: zzz is not swept; expected one of train.learning_rate, tr",
+        ),
+        ({"train.clip": {"to": "train.learning_rat"}}, "is not swept; did you mean 'train.learning_rate'"),
+        ({"train.clip": {"to": "train.optimizer"}}, "train.optimizer has the value str 'muon', which is no number"),
+        ({"train.clip": {"to": RATE}, "train.warmup": {"to": "train.clip"}}, "train.clip is tied itself, and no chain"),
+        ({"train.until": {"to": RATE}, "train.until.at_least": {"to": RATE}}, "is tied, too, and one would undo"),
+        ({"train.clip": {"to": RATE, "times": 0}}, "tied.train.clip.times: .*greater than 0"),
+        ({"train.clip": {"to": RATE, "times": float("nan")}}, "tied.train.clip.times: .*finite"),
+        ({"train.clip": {"to": RATE, "times": True}}, "times: expected a number"),
+        ({"train.clip": {"to": RATE, "tims": 2}}, "tied.train.clip.tims: unknown key; did you mean 'times'"),
+        ({"train.clip": {"times": 2}}, "tied.train.clip.to: .*required"),
+        ({"train.clip": RATE}, "tied.train.clip"),
+        ({"train": {"clip": {"to": RATE}}, "train.clip": {"to": RATE}}, "tied.train.clip: given twice"),
+        ({"train.steps": {"to": RATE, "times": 100}}, "learning_rate=0.003.* models.softmax.train.steps: .*integer"),
+    ],
+)
+def test_impossible_ties_are_refused_in_one_line(tied, message):
+    over = {RATE: [3e-3], "train.batch": [4], "train.optimizer": ["muon"]}
+    with pytest.raises(InputError, match=message) as caught:
+        ExperimentSpec.parse(one(sweep={"over": over, "tied": tied}))
+    assert "\n" not in str(caught.value)
+
+
+def test_null_unties_only_what_is_tied():
+    models = {"softmax": {**MODEL, "sweep": {"tied": {"train.clp": None}}}}
+    sweep = {"over": {RATE: [3e-3]}, "tied": {"train.clip": {"to": RATE}}}
+    with pytest.raises(InputError, match="softmax.sweep.tied.train.clp: null .* did you mean 'train.clip'"):
+        ExperimentSpec.parse(one(models=models, sweep=sweep))
+    with pytest.raises(InputError, match="softmax.sweep.tied: expected a mapping"):
+        ExperimentSpec.parse(one(models={"softmax": {**MODEL, "sweep": {"tied": [1]}}}, sweep=sweep))
 
 
 def test_a_model_adds_replaces_and_takes_away():

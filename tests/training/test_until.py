@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import nan
+
 import pytest
 import torch
 from tiny_training import Sums, Tiny
@@ -17,6 +20,17 @@ from contextlab.training.validation import ValidationSpec, validate
 
 SPEC = {"steps": 400, "batch": 32, "warmup": 5, "optimizer": "adamw", "learning_rate": 0.01, "log_every": 1000}
 GOAL = {"at_most": 0.3, "every": 10, "prompts": 64}
+STILL = {**SPEC, "learning_rate": 1e-30, "steps": 48}  # too small a rate to change anything
+
+
+@dataclass(frozen=True)
+class Guessed(Sums):
+    """Knows what chance gives."""
+
+    guess: float = 0.0
+
+    def chance(self):
+        return {"error": self.guess}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +41,7 @@ def stopped():
 
 def test_it_ends_at_the_first_look_that_is_good_enough_and_says_so(stopped):
     model, result = stopped
-    assert result.status == "finished"
+    assert (result.status, result.stopped) == ("finished", "solved")
     assert 10 < result.step < 400
     assert [look["step"] for look in result.looks] == list(range(10, result.step + 1, 10))
     values = [look["values"][0] for look in result.looks]
@@ -96,6 +110,91 @@ def test_members_of_one_program_end_each_at_its_own_look():
     assert all(result.message.startswith("stopped after step") for result in results)
 
 
+def test_what_is_no_better_than_chance_and_no_longer_improves_ends_late_in_its_steps(tmp_path):
+    spec = {**STILL, "until": {"hopeless": 0.4, "every": 8, "prompts": 16}, "checkpoint_every": 5}
+    result = train(Tiny(), Guessed(), spec)
+    assert (result.status, result.stopped, result.step) == ("finished", "hopeless", 24)
+    assert [look["step"] for look in result.looks] == [8, 16, 24]
+    value = result.looks[-1]["values"][0]
+    assert result.looks[-1]["ci_low"][0] < value < result.looks[-1]["ci_high"][0]
+    assert result.message == (
+        f"stopped: hopeless at step 24 of 48: error was {value:.4g} on 16 validation prompts, where chance gives 0, "
+        f"and {value:.4g} at step 16"
+    )
+
+    def stop(step, steps, loss):
+        if step == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Tiny(), Guessed(), spec, folder=tmp_path, progress=stop)
+    for _ in range(2):  # it goes on to the same end, and is then only read
+        again = train(Tiny(), Guessed(), spec, folder=tmp_path, resume=True)
+        assert (again.step, again.looks, again.message) == (result.step, result.looks, result.message)
+        assert again.stopped == "hopeless"
+
+
+def test_what_improves_is_not_hopeless_and_comes_out_as_without_the_rule():
+    one, other = Tiny(), Tiny()
+    spec = {**SPEC, "steps": 24}
+    train(one, Guessed(), spec)
+    result = train(other, Guessed(), {**spec, "until": {"hopeless": 0.1, "every": 8, "prompts": 16}})
+    assert (result.step, result.stopped, result.message) == (24, "", "")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    better = train(Tiny(), Guessed(guess=1e3), {**STILL, "until": {"hopeless": 0.1, "every": 8, "prompts": 16}})
+    assert better.step == 48  # it does not improve, but is better than chance
+
+
+@pytest.mark.parametrize(
+    ("look", "hopeless"),
+    [
+        ({}, True),
+        ({"step": 49}, False),
+        ({"ci_high": [0.99]}, False),
+        ({"ci_high": [1.0]}, True),
+        ({"values": [1.09]}, False),
+        ({"values": [1.2], "ci_high": [1.3]}, True),
+        ({"values": [nan], "ci_low": [nan], "ci_high": [nan]}, True),
+    ],
+)
+def test_hopeless_is_late_at_chance_and_no_better_than_before(look, hopeless):
+    spec = TrainSpec(steps=100, until=UntilSpec(hopeless=0.5))
+    until = Until(Tiny(), [Guessed(guess=1.0)], spec, torch.device("cpu"))
+    before = {"step": 40, "values": [1.1], "ci_low": [1.0], "ci_high": [1.2]}
+    now = {**before, "step": 50, **look}
+    assert until.hopeless(now, before) is hopeless
+    assert not until.hopeless(now, None)  # nothing to compare with
+    assert not until.reached(now)
+
+
+def test_of_two_tasks_one_that_is_learned_is_hope():
+    spec = TrainSpec(steps=100, until=UntilSpec(hopeless=0.5))
+    before = {"step": 40, "values": [1.1, 1.1], "ci_low": [1.0, 1.0], "ci_high": [1.2, 1.2]}
+    for guess, hopeless in ((9.0, False), (1.1, True)):
+        until = Until(Tiny(), [Guessed(guess=1.0), Guessed(guess=guess)], spec, torch.device("cpu"))
+        assert until.hopeless({**before, "step": 50}, before) is hopeless
+
+
+def test_a_share_is_at_chance_where_its_interval_begins_below():
+    task = build_task("associative_recall", vocabulary=16, pairs=2, length=8)  # chance: 1 / 8
+    model = build_model(ModelSpec(layers=["attention"], width=8, depth=1, heads=1).for_task(task))
+    until = Until(model, [task], TrainSpec(steps=10, until=UntilSpec(hopeless=0.5)), torch.device("cpu"))
+    before = {"step": 4, "values": [0.2], "ci_low": [0.1], "ci_high": [0.3]}
+    assert until.hopeless({**before, "step": 5}, before)
+    assert until.hopeless({**before, "step": 5, "ci_low": [0.125]}, before)
+    assert not until.hopeless({**before, "step": 5, "ci_low": [0.13]}, before)
+    assert not until.hopeless({**before, "step": 5, "values": [0.21]}, before)
+
+
+def test_of_members_of_one_program_the_hopeless_one_ends():
+    task = build_task("linear_regression", dimensions=2, examples=3)
+    spec = ModelSpec(layers=["attention"], width=8, depth=1, heads=1).for_task(task)
+    still = {**STILL, "steps": 8, "batch": 4, "until": {"hopeless": 0.5, "every": 2, "prompts": 8}}
+    members = [Member(build_model(spec), task, each) for each in (still, {**still, "until": None})]
+    results = train_together(members, device="cpu")
+    assert [(result.step, result.stopped) for result in results] == [(4, "hopeless"), (8, "")]
+
+
 def test_of_several_tasks_all_must_be_good_enough():
     tasks = [Sums(), Sums(scale=0.0)]
     until = Until(Tiny(), tasks, TrainSpec(until=UntilSpec(at_most=0.5)), torch.device("cpu"))
@@ -128,6 +227,12 @@ def test_what_it_is_trained_on_does_not_count(monkeypatch):
         ({"at_least": 0.9}, "until: error is better when smaller; give at_most"),
         ({"at_most": 0.9, "metric": "eror"}, "until.metric: unknown metric of this task 'eror'; did you mean 'error'"),
         ({"at_most": 0.9, "evry": 3}, "did you mean 'every'"),
+        ({"hopeless": 0.5}, "until.hopeless: this task does not know what chance gives in error; leave hopeless out"),
+        ({"hopeless": 0}, "until.hopeless: .*greater than 0"),
+        ({"hopeless": 1}, "until.hopeless: .*less than 1"),
+        ({"hopeless": nan}, "until.hopeless: .*finite"),
+        ({"hopeless": True}, "until.hopeless: .*got bool True"),
+        ({"hopeles": 0.5}, "did you mean 'hopeless'"),
     ],
 )
 def test_impossible_goals_are_refused_before_the_first_step(until, message):

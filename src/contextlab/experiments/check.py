@@ -21,7 +21,7 @@ from contextlab.models.room import require_room, require_room_for_training
 from contextlab.prompt import Prompt, Task
 from contextlab.training.examples import CHUNK, draw_examples, require_examples
 from contextlab.training.schedule import Turns
-from contextlab.training.until import check_direction, check_metric
+from contextlab.training.until import check_goal, check_metric
 
 LARGE, LARGE_FLOPS = 1 << 20, 2e9
 """Parameters, and FLOPs to read one prompt. Of larger models one layer of each kind reads, which takes a second at most
@@ -138,7 +138,7 @@ def _try_model(training: Training, reader: _Reader, task: Task, prompt: Prompt) 
         task.loss(prediction, there)
         errors = task.errors(prediction, there)
         if training.train.until is not None:
-            check_direction(task, training.train.until)
+            check_goal(task, training.train.until)
             check_metric(task, training.train.until, errors)
 
 

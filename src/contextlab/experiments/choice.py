@@ -27,7 +27,8 @@ Records = Callable[[Job], Mapping[str, Any]]
 class Tried:
     """A trial of a model on a task, all seeds together.
 
-    number, setting: of the trial. statuses: of each seed. value: the mean over the seeds that finished, and over tasks
+    number, setting: of the trial. statuses: of each seed. stopped: why the training of each ended before its last step,
+        "solved" or "hopeless"; "" where it did not. value: the mean over the seeds that finished, and over tasks
         where it was trained on several; nan where none did. ci_low, ci_high: its 95% interval.
     """
 
@@ -37,6 +38,7 @@ class Tried:
     value: float
     ci_low: float
     ci_high: float
+    stopped: Sequence[str] = ()
 
     @property
     def missing(self) -> int:
@@ -51,10 +53,11 @@ def trials(spec: ExperimentSpec, job: Job, records: Records) -> list[Tried]:
         for training in spec.candidates(Job("training", job.task, job.model, seed)):
             assert training.trial is not None
             by_number.setdefault(training.trial, []).append(training)
-    rows, statuses = [], {}
+    rows, statuses, stopped = [], {}, {}
     for number, trainings in by_number.items():
         ended = [records(training.job) for training in trainings]
         statuses[number] = [_status(each) for each in ended]
+        stopped[number] = [str(each.get("stopped", "")) for each in ended]
         for training, each in zip(trainings, ended, strict=True):
             rows += [
                 {"split": str(number), "seed": training.seed, "task": task, "metric": score["metric"], "n": score["n"],
@@ -66,11 +69,11 @@ def trials(spec: ExperimentSpec, job: Job, records: Records) -> list[Tried]:
     if rows:
         over_tasks = summarise(table(rows)).groupby("split")[list(NUMBERS)].mean()
         means = {str(row[0]): [float(each) for each in row[1:]] for row in over_tasks.itertuples()}
-    nothing = [math.nan] * len(NUMBERS)
-    return [
-        Tried(number, members[0].setting, statuses[number], *means.get(str(number), nothing))
-        for number, members in by_number.items()
-    ]
+    found = []
+    for number, members in by_number.items():
+        value, low, high = means.get(str(number), [math.nan] * len(NUMBERS))
+        found.append(Tried(number, members[0].setting, statuses[number], value, low, high, stopped[number]))
+    return found
 
 
 def _status(record: Mapping[str, Any]) -> str:
@@ -123,7 +126,8 @@ def profile(tried: Sequence[Tried], path: str, higher_is_better: bool) -> dict[f
 
 
 def told(spec: ExperimentSpec, job: Job, records: Records) -> dict[str, Any]:
-    """What the record of a measured model says of its sweep: `trial`, `setting`, and in `sweep` every trial's score."""
+    """What the record of a measured model says of its sweep: `trial`, `setting`, what is `tied` to it, and in `sweep`
+    every trial's score."""
     training = spec.candidates(job)[0]
     task = next(iter(training.tasks.values()))
     tried = trials(spec, job, records)
@@ -131,6 +135,7 @@ def told(spec: ExperimentSpec, job: Job, records: Records) -> dict[str, Any]:
     return {
         "trial": chosen.number,
         "setting": dict(chosen.setting),
+        "tied": dict(spec.sweep_of(job.model).ties(chosen.setting)),
         "sweep": {
             "trials": len(tried),
             "metric": task.metric,
@@ -141,11 +146,13 @@ def told(spec: ExperimentSpec, job: Job, records: Records) -> dict[str, Any]:
                 for path in chosen.setting
                 if (found := window(tried, path, task.higher_is_better)) is not None
             },
+            "tied": {path: tie.model_dump() for path, tie in spec.sweep_of(job.model).tied.items()},
             "curve": [
                 {
                     "trial": each.number,
                     "setting": dict(each.setting),
                     "statuses": list(each.statuses),
+                    "stopped": list(each.stopped),
                     **{name: None if math.isnan(value := getattr(each, name)) else value for name in NUMBERS},
                 }
                 for each in tried
@@ -159,20 +166,23 @@ def sweep_table(spec: ExperimentSpec, records: Records, chosen: Mapping[Job, int
 
     chosen: of each measured job the number of the trial that it has.
 
-    Columns: run, task, model, seed, trial, status, steps, seconds, metric, value, ci_low, ci_high, n, chosen, and one
-    for each path. A trial that gave no score has one row without a value.
+    Columns: run, task, model, seed, trial, status, stopped ("solved" or "hopeless" where the training ended before its
+    last step), steps, seconds, metric, value, ci_low, ci_high, n, chosen, and one for each path, swept or tied. A trial
+    that gave no score has one row without a value.
     """
     rows = []
     for training in spec.trainings():
         if training.trial is None:
             continue
         record = records(training.job)
+        setting = {**training.setting, **spec.sweep_of(training.model_name).ties(training.setting)}
         who = {
             "run": spec.name,
             "model": training.model_name,
             "seed": training.seed,
             "trial": training.trial,
             "status": record.get("status", "missing"),
+            "stopped": record.get("stopped", ""),
             "steps": record.get("steps"),
             "seconds": record.get("seconds"),
             "chosen": chosen.get(training.measured) == training.trial,
@@ -180,7 +190,7 @@ def sweep_table(spec: ExperimentSpec, records: Records, chosen: Mapping[Job, int
         for name, task in training.tasks.items():
             score = (record.get("validation") or {}).get(name, {})
             own = {key: score.get(key) for key in (*NUMBERS, "n")}
-            rows.append({**who, "task": name, "metric": task.metric, **own, **training.setting})
+            rows.append({**who, "task": name, "metric": task.metric, **own, **setting})
     found = pd.DataFrame(rows)
     paths = [name for name in found if "." in str(name)]
     for path in paths:
@@ -194,6 +204,7 @@ def sweep_table(spec: ExperimentSpec, records: Records, chosen: Mapping[Job, int
         "trial",
         *paths,
         "status",
+        "stopped",
         "steps",
         "seconds",
         "metric",
@@ -201,7 +212,7 @@ def sweep_table(spec: ExperimentSpec, records: Records, chosen: Mapping[Job, int
         "n",
         "chosen",
     ]
-    text = dict.fromkeys(("run", "task", "model", "status", "metric"), "string")
+    text = dict.fromkeys(("run", "task", "model", "status", "stopped", "metric"), "string")
     numbers = {
         **dict.fromkeys(("seed", "trial", "steps", "n"), "Int64"),
         **dict.fromkeys((*NUMBERS, "seconds"), "float64"),

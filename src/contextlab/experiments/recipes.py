@@ -10,8 +10,8 @@ from typing import Any
 
 from contextlab.errors import InputError, unknown
 from contextlab.experiments.made_with import naming_plugins
+from contextlab.experiments.paths import flatten
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.experiments.sweep import flatten
 from contextlab.files import present, read_text, short
 from contextlab.spec import describe
 from contextlab.strict_yaml import DEEPEST, LARGEST_TEXT, check_tree, parse_yaml

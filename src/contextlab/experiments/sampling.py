@@ -18,9 +18,11 @@ from contextlab.errors import InputError, ResourceError
 from contextlab.experiments.choice import Tried, trials
 from contextlab.experiments.folder import RunFolder
 from contextlab.experiments.jobs import Job
+from contextlab.experiments.paths import Setting
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.experiments.sweep import Setting, SweepSpec, Values
+from contextlab.experiments.sweep import SweepSpec
 from contextlab.experiments.trial import trial_record
+from contextlab.experiments.values import Values
 from contextlab.files import make_folder, read_json, write_json
 
 SAMPLERS = {"tpe": "TPESampler", "gp": "GPSampler"}

@@ -14,7 +14,8 @@ from contextlab.evaluation.compress import check_settings
 from contextlab.evaluation.spec import CompressSpec, EvaluateSpec
 from contextlab.experiments.entries import ModelEntry, MultiTaskEntry, Name, TaskEntry
 from contextlab.experiments.jobs import Job, Training
-from contextlab.experiments.sweep import Setting, SweepSpec, check_path, own_sweep, setting_words, with_setting
+from contextlab.experiments.paths import Setting, check_path, setting_words, with_setting
+from contextlab.experiments.sweep import SweepSpec, own_sweep
 from contextlab.models import ModelSpec, preset
 from contextlab.prompt import Task
 from contextlab.spec import Spec
@@ -38,6 +39,8 @@ class ExperimentSpec(Spec):
     compress: what one of the models loses under policies that keep a part of its context.
     seeds: of parameters and training prompts.
     sweep: at which values each model is trained; the best of them, by validation prompts, is what is measured.
+    early: whether early decisions are heeded; false trains all to their last step, whatever `train.until` says, that
+        of models and tasks among it.
     """
 
     name: Name
@@ -51,6 +54,7 @@ class ExperimentSpec(Spec):
     compress: CompressSpec | None = None
     seeds: tuple[NonNegativeInt, ...] = (0,)
     sweep: SweepSpec | None = None
+    early: bool = True
     _tasks: dict[str, Task] = PrivateAttr(default_factory=dict)
     _evaluations: dict[str, EvaluateSpec] = PrivateAttr(default_factory=dict)
     _trainings: dict[Job, Training] = PrivateAttr(default_factory=dict)
@@ -141,6 +145,10 @@ class ExperimentSpec(Spec):
             self._sweeps[name] = own_sweep(self.sweep, entry.sweep, name, entry.knows)
         return self._sweeps[name]
 
+    def _tied(self, name: str, setting: Setting | None) -> Setting:
+        """A setting of the model called `name` with the fields that are tied to it."""
+        return {**(setting or {}), **self.sweep_spec(name).ties(setting or {})}
+
     def sweep_of(self, model_name: str) -> SweepSpec:
         """The sweep of a model by its name in the results: of a training on several tasks "MODEL+NAME"."""
         if model_name in self.models:
@@ -152,28 +160,34 @@ class ExperimentSpec(Spec):
         options = list(dict.fromkeys(option for entry in self.models.values() for option in entry.option_names))
         for path in self.sweep.over if self.sweep else ():
             check_path(path, "sweep.over", options, self.models)
+        for path in self.sweep.tied if self.sweep else ():
+            check_path(path, "sweep.tied", options)
         for name, entry in self.models.items():
-            for path in self.sweep_spec(name).over:
-                check_path(path, f"models.{name}.sweep.over", entry.option_names)
+            for key, paths in (("over", self.sweep_spec(name).over), ("tied", self.sweep_spec(name).tied)):
+                for path in paths:
+                    check_path(path, f"models.{name}.sweep.{key}", entry.option_names)
+                    if not self.early and f"{path}.".startswith("train.until."):
+                        raise InputError(f"early: false leaves {path} unheeded, which is swept; take one of them away")
 
     def model_spec(self, name: str, task_name: str, task: Task, setting: Setting | None = None) -> ModelSpec:
         """The model called `name`, with the task's changes and sizes. Raises InputError with the key's path.
 
         task_name: of a task or of an entry of `multitask`.
         task: whose sizes the model gets.
-        setting: of a trial; it goes before what the entries say.
+        setting: of a trial; it goes before what the entries say, and so does what is tied to it.
         """
         entry = self.models[name]
+        setting = self._tied(name, setting)
         changes = {
             key: value
             for key, value in self._entry(task_name).model.items()
             if entry.knows(key) or not any(other.knows(key) for other in self.models.values())
         }
         try:
-            data = with_setting({**(entry.spec or {}), **entry.options, **changes}, setting or {}, "options")
+            data = with_setting({**(entry.spec or {}), **entry.options, **changes}, setting, "options")
             spec = preset(entry.preset, **data) if entry.preset is not None else ModelSpec.parse(data)
-            if any(path.startswith("spec.") for path in setting or {}):
-                spec = ModelSpec.parse(with_setting(spec.model_dump(), setting or {}, "spec"))
+            if any(path.startswith("spec.") for path in setting):
+                spec = ModelSpec.parse(with_setting(spec.model_dump(), setting, "spec"))
             return spec.for_task(task)
         except ContextlabError as error:
             raise InputError(f"models.{name} (for task {task_name}): {error}") from None
@@ -195,10 +209,10 @@ class ExperimentSpec(Spec):
         for path, data in (
             (f"{'tasks' if task_name in self.tasks else 'multitask'}.{task_name}.train", merged),
             (f"models.{name}.train", own),
-            (f"models.{name}.train", with_setting(own, setting or {}, "train")),
+            (f"models.{name}.train", with_setting(own, self._tied(name, setting), "train")),
         ):
             spec = TrainSpec.parse(data, path)
-        return spec
+        return spec if self.early else spec.model_copy(update={"until": None})
 
     def trainings(self) -> list[Training]:
         """Every training of the experiment, each trial of a sweep among them, in order, resolved once."""
@@ -268,13 +282,14 @@ class ExperimentSpec(Spec):
             )
         models: dict[str, ModelSpec] = {}  # by the options that are swept: most trials share one
         for number, setting in enumerate(settings):
+            whole = {**setting, **sweep.ties(setting)}
             try:
-                options = repr({path: value for path, value in setting.items() if not path.startswith("train.")})
+                options = repr({path: value for path, value in whole.items() if not path.startswith("train.")})
                 if options not in models:
                     models[options] = self.model_spec(name, group, first, setting)
                 train = self.train_spec(name, group, setting)
             except InputError as error:
-                raise InputError(f"sweep.over: {setting_words(setting)}: {error}" if setting else str(error)) from None
+                raise InputError(f"sweep.over: {setting_words(whole)}: {error}" if setting else str(error)) from None
             try:
                 Turns(list(tasks.values()), train)  # an impossible curriculum is refused before anything is trained
             except InputError as error:

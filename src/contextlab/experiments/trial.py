@@ -169,6 +169,6 @@ def _is_of(path: Path, training: Training) -> bool:
     """Whether a checkpoint is of this training."""
     known = read_record(path / checkpoint.RECORD, checkpoint.KEYS)["is"]
     wanted = {"model": training.model, "train": training.train}
-    return known.get("seed") == training.seed and all(
-        known.get(name) == spec.model_dump(mode="json") for name, spec in wanted.items()
+    return known.get("seed") == training.seed and not any(
+        checkpoint.differences(known.get(name), spec.model_dump(mode="json")) for name, spec in wanted.items()
     )

@@ -101,9 +101,9 @@ class Values(Spec):
         if share in (0, 1):
             return high if share else low
         if self.log is not None:
-            return min(max(_rounded(low * (high / low) ** share), low), high)
+            return min(max(rounded(low * (high / low) ** share), low), high)
         between = low + (high - low) * share
-        return round(between) if self.integers is not None else min(max(_rounded(between), low), high)
+        return round(between) if self.integers is not None else min(max(rounded(between), low), high)
 
     def draw(self, source: random.Random) -> Any:
         """One value, each as likely as another; of `log` on its scale."""
@@ -120,5 +120,6 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """In so many digits as points of a range have."""
     return float(f"{value:.{DIGITS}g}")

@@ -31,6 +31,7 @@ from contextlab.models import Model, build_model
 from contextlab.prompt import Prompt
 from contextlab.training import checkpoint, train
 from contextlab.training.examples import draw_examples, fingerprints, without_known
+from contextlab.training.run import stopped_of
 from contextlab.training.schedule import Turns
 
 
@@ -147,7 +148,8 @@ def _train_and_score(
 ) -> None:
     """One trial of a sweep. Its losses stay with its checkpoint: a record of each of thousands is read again."""
     training = spec.training(job)
-    record |= {**_described(training), "setting": dict(training.setting)}
+    ties = spec.sweep_of(training.model_name).ties(training.setting)
+    record |= {**_described(training), "setting": dict(training.setting), "tied": dict(ties)}
     record.pop("validation", None)
     model = _train(folder, job, training, record, device, tell)
     del record["history"]
@@ -184,7 +186,7 @@ def _train(
         progress=lambda step, steps, loss: tell.update(key, step, steps, loss),
     )
     if training.train.until is not None:
-        record["looks"] = result.looks
+        record |= {"looks": result.looks, "stopped": result.stopped}
     record |= {
         "message": result.message,
         "steps": result.step,
@@ -206,6 +208,7 @@ def _as_trained(folder: RunFolder, job: Job, model: Model) -> dict[str, Any]:
     history = {name: [row[name] for row in rows] for name in rows[-1]}
     return {"parameters": model.parameter_count, "steps": found["step"], "seconds": rows[-1]["seconds"]} | {
         "message": found.get("stopped", ""),
+        "stopped": stopped_of(found),
         "threads": found.get("threads"),
         "history": history,
     }

@@ -8,6 +8,9 @@ from typing import Any
 from contextlab.evaluation.intervals import Interval
 from contextlab.report.naming import interval_in_words, metric_title
 
+STOPPED = ("solved", "hopeless")
+"""Why a training may have ended before its last step."""
+
 
 def chosen_table(records: Sequence[Mapping[str, Any]], several_runs: bool = False) -> list[dict[str, str]]:
     """A row for each swept field of each model and task, as text: what was chosen, its score, its window, the trials.
@@ -31,10 +34,10 @@ def chosen_table(records: Sequence[Mapping[str, Any]], several_runs: bool = Fals
                     "task": str(record["task"]),
                     "model": str(record["model"]),
                     "field": path,
-                    "chosen": setting_in_words(value) + at_an_end(found, path, value),
+                    "chosen": setting_in_words(value) + at_an_end(found, path, value) + _with_it(record, path),
                     "window": " to ".join(f"{end:g}" for end in dict.fromkeys(window)) if window else "",
                     f"{metric_title(found['metric'])} on validation": _score(chosen, found["metric"]),
-                    "trials": f"{found['trials']:,}",
+                    "trials": f"{found['trials']:,}" + _stopped(found),
                 }
             )
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -47,6 +50,20 @@ def at_an_end(found: Mapping[str, Any], path: str, value: Any) -> str:
     if len(tried) < 3 or value not in (min(tried), max(tried)):
         return ""
     return " (the largest tried)" if value == max(tried) else " (the smallest tried)"
+
+
+def _with_it(record: Mapping[str, Any], path: str) -> str:
+    """The fields that are tied to a swept one, with their values: ", with train.matrix_learning_rate 0.02"."""
+    ties = record["sweep"].get("tied") or {}
+    own = [f"{name} {setting_in_words(record['tied'][name])}" for name, tie in ties.items() if tie["to"] == path]
+    return f", with {', '.join(own)}" if own else ""
+
+
+def _stopped(found: Mapping[str, Any]) -> str:
+    """How many trainings ended before their last step, and why: " (2 of 12 trainings stopped: hopeless)"."""
+    why = [each for trial in found["curve"] for each in trial.get("stopped") or ()]
+    told = [f"{why.count(name)} of {len(why)} trainings stopped: {name}" for name in STOPPED if name in why]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _is_number(value: Any) -> bool:

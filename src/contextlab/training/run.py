@@ -21,6 +21,9 @@ from contextlab.training.distributed import Workers
 from contextlab.training.step import Step, TrainState
 from contextlab.training.until import Look, Until
 
+Stopped = Literal["", "solved", "hopeless"]
+"""Why a training ended before its last step; "" where it did not."""
+
 
 @dataclass
 class TrainResult:
@@ -34,10 +37,12 @@ class TrainResult:
     step: the last step, counted from 1; of a diverged training the step that failed.
     seconds: that this call took.
     steps_per_second: of this call.
-    message: one line about a diverged training, or one that was resumed with another number of threads.
+    message: one line about a diverged training, one that was stopped, or one that was resumed with another number of
+        threads.
     checkpoint: folder of the last checkpoint.
     looks: at the validation prompts, where the training has a goal (`TrainSpec.until`).
     threads: of the last step on CPU.
+    stopped: why it ended before its last step: "solved" or "hopeless"; "" where it did not.
     """
 
     history: pd.DataFrame
@@ -49,6 +54,7 @@ class TrainResult:
     checkpoint: Path | None = None
     threads: int = 1
     looks: list[Look] = field(default_factory=list)
+    stopped: Stopped = ""
 
     def _repr_html_(self) -> str:
         """In a notebook: how it ended, and the last rows of its history."""
@@ -72,7 +78,8 @@ class Run:
     status: str = ""
     until: Until | None = None
     looks: list[Look] = field(default_factory=list)
-    stopped: str = ""  # why, where it ended before its last step
+    stopped: Stopped = ""  # why, where it ended before its last step
+    stopped_words: str = ""  # the same in a line
     earlier: float = 0.0
     threads: list[int] = field(default_factory=lambda: [torch.get_num_threads()])  # of its steps, in order
     first_step: int = 0
@@ -111,13 +118,19 @@ class Run:
             self.fresh = []
 
     def look(self) -> None:
-        """Look whether the model is good enough, where that is due; the steps are settled."""
+        """Look whether the model is good enough or hopeless, where that is due; the steps are settled."""
         step = self.state.step
         if self.until is not None and self.until.due(step) and not self.status:
             found = self.until.look(step)
             self.looks.append(found)
-            if step < self.until.steps and self.team.any(self.until.reached(found)):
-                self.stopped = self.until.words(found)
+            if step == self.until.steps:
+                return
+            before = self.looks[-2] if len(self.looks) > 1 else None
+            if self.team.any(self.until.reached(found)):
+                self.stopped, self.stopped_words = "solved", self.until.words(found)
+            elif self.team.any(self.until.hopeless(found, before)):
+                assert before is not None
+                self.stopped, self.stopped_words = "hopeless", self.until.hopeless_words(found, before)
 
     def record(self, learning_rate: float) -> dict[str, float]:
         """Add the row of this step."""
@@ -156,7 +169,8 @@ class Run:
         self.rows, self.pending = found.record["history"], found.record["pending"]
         self.tokens, self.status = found.record["tokens"], found.record["status"]
         self.earlier = found.record["seconds"]
-        self.looks, self.stopped = found.record.get("looks", []), found.record.get("stopped", "")
+        self.looks, self.stopped_words = found.record.get("looks", []), found.record.get("stopped", "")
+        self.stopped = stopped_of(found.record)
         self._note_threads(found.record)
 
     def _note_threads(self, record: Mapping[str, Any]) -> None:
@@ -197,7 +211,8 @@ class Run:
                 "pending": self.pending,
                 "history": self.rows,
                 "looks": self.looks,
-                "stopped": self.stopped,
+                "stopped": self.stopped_words,
+                "stopped_as": self.stopped,
             }
             self.path = checkpoint.write(self.folder, self.model, {**self.state.optimizer, **streams}, record)
         self.team.wait()
@@ -208,7 +223,7 @@ class Run:
 
     def result(self) -> TrainResult:
         seconds, done = self.seconds, self.state.step - self.first_step
-        message = "; ".join(each for each in (self.stopped, self.threads_message) if each)
+        message = "; ".join(each for each in (self.stopped_words, self.threads_message) if each)
         if self.status == "diverged":
             message = (
                 f"the loss or its gradient was not finite at step {self.state.step}; the parameters are of "
@@ -219,5 +234,12 @@ class Run:
         )
         status: Literal["finished", "diverged"] = "diverged" if self.status == "diverged" else "finished"
         return TrainResult(
-            history, status, self.state.step, seconds, done / seconds, message, self.path, self.threads[-1], self.looks
-        )
+            history, status, self.state.step, seconds, done / seconds, message, self.path, self.threads[-1], self.looks,
+            self.stopped,
+        )  # fmt: skip
+
+
+def stopped_of(record: Mapping[str, Any]) -> Stopped:
+    """Why the training of a checkpoint's record was stopped. Those of older versions stopped only what was solved."""
+    found: Stopped = record.get("stopped_as", "solved" if record.get("stopped") else "")
+    return found

@@ -39,11 +39,14 @@ class CurriculumSpec(Spec):
 
 
 class UntilSpec(Spec):
-    """What is good enough for a training to end before its last step.
+    """When a training ends before its last step: as soon as it is good enough, or as it is hopeless.
 
     metric: of the tasks; None takes the task's own. It is that of the tasks as they are at the end of a curriculum, and
-        of several tasks each must reach it.
-    at_least, at_most: the goal; one of the two.
+        of several tasks each must reach the goal.
+    at_least, at_most: the goal; one of the two, or none where `hopeless` is given.
+    hopeless: share of the steps. From there on a look ends the training where the metric's 95% interval over prompts is
+        not on the better side of chance (`Task.chance`) and the metric is no better than at the look before; of several
+        tasks, where this is so of each. None never does.
     every: steps between looks at the validation prompts; the last step is one, too.
     prompts: of each task, the same at each look; never those of training, of `evaluate`, or of a sweep's validation.
     seed: of these prompts.
@@ -52,14 +55,19 @@ class UntilSpec(Spec):
     metric: str | None = None
     at_least: float | None = None
     at_most: float | None = None
+    hopeless: Annotated[float, Field(gt=0, lt=1)] | None = None
     every: PositiveInt = 50
     prompts: PositiveInt = 256
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _one_goal(self) -> UntilSpec:
-        if (self.at_least is None) == (self.at_most is None):
-            raise InputError("give either at_least (for example 0.995 of an accuracy) or at_most (of an error)")
+        goals = (self.at_least is not None) + (self.at_most is not None)
+        if goals > 1 or (goals == 0 and self.hopeless is None):
+            raise InputError(
+                "give either at_least (for example 0.995 of an accuracy) or at_most (of an error), and beside it or "
+                "alone hopeless (a share of the steps, for example 0.5)"
+            )
         return self
 
 
@@ -88,7 +96,7 @@ class TrainSpec(Spec):
     order: of several tasks, where a model is trained on more than one: which of them a step draws from (2404.03558).
         "sequential": the steps are cut into as many equal blocks as there are tasks, one task a block; "mixed": an
         even choice at each step among the block's task and those of earlier blocks; "random": among all.
-    until: ends the training as soon as the model is good enough; `steps` are then the most.
+    until: ends the training as soon as the model is good enough, or where it is hopeless; `steps` are then the most.
     log_every: steps between recorded losses.
     checkpoint_every: steps between checkpoints; 0 for none but the last.
     """

@@ -114,7 +114,7 @@ def _loop(run: Run, tasks: Turns, examples: Examples | None, spec: TrainSpec, pr
 
 
 def set_goal(run: Run, tasks: Sequence[Task], spec: TrainSpec, examples: Examples | None) -> None:
-    """Let a training end as soon as it is good enough, by prompts that it is not trained on. See `TrainSpec.until`."""
+    """Let a training end when it is good enough, or hopeless, by prompts not trained on. See `TrainSpec.until`."""
     if spec.until is not None:
         known = [] if examples is None else [fingerprints(each.inputs).unique() for each in examples.sets]
         run.until = Until(run.model, tasks, spec, run.team.device, [without_known(each) for each in known] or None)

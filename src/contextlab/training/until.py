@@ -1,4 +1,4 @@
-"""A training that ends as soon as the model is good enough, by validation prompts that it looks at now and then."""
+"""A training that ends when the model is good enough, or hopeless, by validation prompts looked at now and then."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ STREAM = "until"
 
 
 class Look(TypedDict):
-    """A look at the validation prompts. step: after which. values: of the metric, of each task in order."""
+    """A look at the validation prompts.
+
+    step: after which. values: of the metric, of each task in order. ci_low, ci_high: their 95% intervals over prompts.
+    """
 
     step: int
     values: list[float]
+    ci_low: list[float]
+    ci_high: list[float]
 
 
 class Until:
@@ -31,7 +36,8 @@ class Until:
     model: a `Model` on `device`. tasks: as they are at the end of a curriculum; all must be good enough.
     spec: whose `until` is read. apart: of each task, leaves out prompts that are trained on; None leaves out none.
 
-    Raises InputError for a metric that a task does not have, or that is better the other way.
+    Raises InputError for a metric that a task does not have, or that is better the other way, and where a task does not
+    know what chance gives and `hopeless` asks for it.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class Until:
             prompts=spec.until.prompts, batch=min(256, spec.until.prompts), seed=spec.until.seed
         )
         for task in tasks:
-            check_direction(task, spec.until)
+            check_goal(task, spec.until)
             prompt = task.sample(1, seeded("until's metric", 0, device=device), device)
             with torch.no_grad():
                 check_metric(task, spec.until, task.errors(answer(model, prompt), prompt))
@@ -60,7 +66,7 @@ class Until:
 
     def look(self, step: int) -> Look:
         """Measure the model, which is left as it was."""
-        values = [
+        scores = [
             validate(
                 self.model,
                 task,
@@ -69,34 +75,96 @@ class Until:
                 device=self.device,
                 apart=self.apart[i] if self.apart else None,
                 stream=STREAM,
-            ).value
+            )
             for i, task in enumerate(self.tasks)
         ]
-        return {"step": step, "values": values}
+        return {
+            "step": step,
+            "values": [score.value for score in scores],
+            "ci_low": [score.ci_low for score in scores],
+            "ci_high": [score.ci_high for score in scores],
+        }
 
     def reached(self, look: Look) -> bool:
         """Whether every task's value is good enough."""
         least, most = self.until.at_least, self.until.at_most
+        if least is None and most is None:
+            return False
         return all(value >= least if least is not None else value <= (most or 0.0) for value in look["values"])
 
-    def words(self, look: Look) -> str:
-        """Why the training ended, in one line."""
-        least, most = self.until.at_least, self.until.at_most
-        goal = f"at most {most:g}" if least is None else f"at least {least:g}"
-        values = " and ".join(f"{value:.4g}" for value in look["values"])
-        return (
-            f"stopped after step {look['step']} of {self.steps}: {self.until.metric or self.tasks[0].metric} was "
-            f"{values} on {self.until.prompts} validation prompts ({goal} was asked for)"
+    def hopeless(self, look: Look, before: Look | None) -> bool:
+        """Whether no task is seen to be better than chance, and none has improved since the look before, late enough.
+
+        What is no number is neither. before: None where this is the first look, which nothing can be compared with.
+        """
+        share = self.until.hopeless
+        if share is None or before is None or look["step"] < share * self.steps:
+            return False
+        return all(
+            no_better_than_chance(look["ci_low"][i], look["ci_high"][i], self._chance(task), self._rises(task))
+            and not _better(look["values"][i], before["values"][i], self._rises(task))
+            for i, task in enumerate(self.tasks)
         )
 
+    def words(self, look: Look) -> str:
+        """Why a training that is good enough ended, in one line."""
+        least, most = self.until.at_least, self.until.at_most
+        goal = f"at most {most:g}" if least is None else f"at least {least:g}"
+        return (
+            f"stopped after step {look['step']} of {self.steps}: {self._metric(self.tasks[0])} was "
+            f"{_listed(look['values'])} on {self.until.prompts} validation prompts ({goal} was asked for)"
+        )
 
-def check_direction(task: Task, until: UntilSpec) -> None:
-    """Raises InputError where the goal is on the wrong side of what is better."""
+    def hopeless_words(self, look: Look, before: Look) -> str:
+        """Why a hopeless training ended, in one line."""
+        return (
+            f"stopped: hopeless at step {look['step']} of {self.steps}: {self._metric(self.tasks[0])} was "
+            f"{_listed(look['values'])} on {self.until.prompts} validation prompts, where chance gives "
+            f"{_listed([self._chance(task) for task in self.tasks])}, and {_listed(before['values'])} at step "
+            f"{before['step']}"
+        )
+
+    def _metric(self, task: Task) -> str:
+        return self.until.metric or task.metric
+
+    def _chance(self, task: Task) -> float:
+        return task.chance()[self._metric(task)]
+
+    def _rises(self, task: Task) -> bool:
+        return rises(task, self._metric(task))
+
+
+def rises(task: Task, metric: str) -> bool:
+    """Whether a metric of the task is better when larger."""
+    return task.higher_is_better if metric == task.metric else metric in HIGHER_IS_BETTER
+
+
+def no_better_than_chance(ci_low: float, ci_high: float, chance: float, higher_is_better: bool) -> bool:
+    """Whether a 95% interval is not on the better side of chance; so is one that is no number."""
+    return not (ci_low > chance if higher_is_better else ci_high < chance)
+
+
+def _better(value: float, other: float, higher_is_better: bool) -> bool:
+    return value > other if higher_is_better else value < other
+
+
+def _listed(values: Sequence[float]) -> str:
+    return " and ".join(f"{value:.4g}" for value in values)
+
+
+def check_goal(task: Task, until: UntilSpec) -> None:
+    """Raises InputError where the goal is on the wrong side of what is better, or where chance is asked for in vain."""
     metric = until.metric or task.metric
-    higher = task.higher_is_better if metric == task.metric else metric in HIGHER_IS_BETTER
-    if higher != (until.at_least is not None):
+    higher = rises(task, metric)
+    if (until.at_most if higher else until.at_least) is not None:
         better, wanted = ("larger", "at_least") if higher else ("smaller", "at_most")
         raise InputError(f"until: {metric} is better when {better}; give {wanted}")
+    if until.hopeless is not None and metric not in task.chance():
+        known = ", ".join(task.chance())
+        raise InputError(
+            f"until.hopeless: this task does not know what chance gives in {metric}; "
+            + (f"set until.metric to one that it knows it of ({known})" if known else "leave hopeless out")
+        )
 
 
 def check_metric(task: Task, until: UntilSpec, errors: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,8 +57,22 @@ def validate(
     Raises InputError for a metric that the task does not have, and where no prompt is left.
     """
     wanted = metric or task.metric
+    return validate_all(model, task, spec, [wanted], device=device, apart=apart, stream=stream)[wanted]
+
+
+def validate_all(
+    model: Any,
+    task: Task,
+    spec: ValidationSpec,
+    metrics: Sequence[str],
+    *,
+    device: torch.device | str = "cpu",
+    apart: Callable[[Prompt], Prompt] | None = None,
+    stream: str = "validation",
+) -> dict[str, Score]:
+    """The same by several metrics, from one reading of the prompts: metric -> its score."""
     generator = seeded(stream, spec.seed, device=device)
-    means: list[Tensor] = []
+    means: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
     before = model.training
     model.eval()
     try:
@@ -68,16 +82,22 @@ def validate(
                 if apart is not None and not (prompt := apart(prompt)).batch:
                     continue
                 errors = task.errors(answer(model, prompt), prompt)
-                if wanted not in errors:
-                    raise InputError(f"metric {wanted!r}: the task measures {', '.join(errors)}")
                 count = prompt.scored.sum(1)
-                each = torch.where(prompt.scored, errors[wanted].double(), 0.0).sum(1) / count
-                means.append(each[count > 0].cpu())  # what the model answers with nan stays: it is no good answer
+                for metric, found in means.items():
+                    if metric not in errors:
+                        raise InputError(f"metric {metric!r}: the task measures {', '.join(errors)}")
+                    each = torch.where(prompt.scored, errors[metric].double(), 0.0).sum(1) / count
+                    found.append(each[count > 0].cpu())  # what the model answers with nan stays: it is no good answer
     finally:
         model.train(before)
+    return {metric: _score(found) for metric, found in means.items()}
+
+
+def _score(means: Sequence[Tensor]) -> Score:
+    """Of the prompts' means, in batches of any size."""
     if not means:
         raise InputError("validation: the model was trained on all of the prompts")
-    values = torch.cat(means)
+    values = torch.cat(list(means))
     mean, n = values.mean().item(), len(values)
     half = Z95 * (values.var().item() / n) ** 0.5 if n > 1 else 0.0
     return Score(mean, mean - half, mean + half, n)
