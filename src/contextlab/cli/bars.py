@@ -46,7 +46,7 @@ class Bars:
         text = f"{status}: {message}" if message else status
         if self.quiet:
             print(f"{key}: {text}", flush=True)
-        elif self.jobs[key].kind == "trial" and status == "finished":
+        elif self.jobs[key].kind == "trial" and status in ("finished", "paused"):
             self.progress.remove_task(self._bar(key))  # there may be hundreds
             del self.bars[key]
         elif self.jobs[key].kind != "learners" or status != "finished":

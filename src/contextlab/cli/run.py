@@ -223,15 +223,19 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         for each in found.trainings
     ]
     print_table("what would be trained", rows)
-    trainings = sum(each.seeds * each.trials for each in found.trainings)
+    halved = any(spec.halving_of(name) for name in spec.models)
     console.print(
-        f"{_counted(trainings, 'training')}, {_counted(found.steps, 'step')} in all; learners of "
+        f"{_counted(found.count, 'training')}, {'at most ' * halved}{_counted(found.steps, 'step')} in all"
+        f"{' (trials are halved)' * halved}; learners of "
         f"{_counted(len(found.learners), 'task')} "
         f"({seconds_in_words(sum(found.learners.values()))})"
     )
     cores = _counted(found.threads, "thread")
     at_once = f"{found.jobs} at once, {cores} each" if found.jobs > 1 else cores
-    console.print(f"About [bold]{seconds_in_words(found.seconds)}[/] in all on {chosen.type} ({at_once}).")
+    console.print(
+        f"{'At most about' if halved else 'About'} [bold]{seconds_in_words(found.seconds)}[/] in all on {chosen.type} "
+        f"({at_once})."
+    )
     left_out = [
         *(["what compress measures"] if spec.compress is not None else []),
         *(["online play"] if any(_plays(spec.build_task(t), spec.evaluate_spec(t)) for t in spec.tasks) else []),

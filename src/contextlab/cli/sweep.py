@@ -44,6 +44,14 @@ def sweep(
             show_default="random with --trials, else grid",
         ),
     ] = None,
+    halving: Annotated[
+        bool | None,
+        typer.Option(
+            "--halving/--no-halving",
+            help="Drop the worse half of the trials at a quarter and at half of the steps; --set sweep.halving.KEY.",
+            show_default="as the recipe says",
+        ),
+    ] = None,
     out: OutOption = None,
     changes: SetOption = None,
     device: DeviceOption = "auto",
@@ -69,7 +77,7 @@ def sweep(
 
       contextlab sweep demo --over 'train.learning_rate={log: [1e-4, 1e-2], n: 5}' --over options.depth=2,4 --check
 
-      contextlab sweep demo --over 'train.learning_rate={log: [1e-4, 1e-2]}' --trials 8
+      contextlab sweep demo --over 'train.learning_rate={log: [1e-4, 1e-2]}' --trials 8 --halving
     """
     wanted: dict[str, Any] = {"over": {}}
     for path, values in map(parse_over, over or ()):
@@ -80,6 +88,8 @@ def sweep(
         wanted |= {"trials": trials, "sampler": sampler or "random"}
     elif sampler is not None:
         wanted["sampler"] = sampler
+    if halving is not None:
+        wanted["halving"] = halving
     run_recipe(
         recipe, changes or [], wanted, out=out, device=device, resume=resume, check=check, quick=quick, jobs=jobs,
         threads=threads, plugin=plugin or [], log=log or [], on=on, ensemble=ensemble,

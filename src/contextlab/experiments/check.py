@@ -56,7 +56,11 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
                     readers[key] = _Reader(training, max(prompts[name].length for name in training.tasks), device)
             reader = readers[key]
             for name, task in training.tasks.items():
-                _try_model(training, reader, task, prompts[name])
+                errors = _try_model(training, reader, task, prompts[name])
+                halving = spec.halving_of(training.model_name)
+                if halving is not None and halving.metric is not None and halving.metric not in errors:
+                    what = unknown("metric of this task", halving.metric, errors)
+                    raise InputError(f"sweep.halving.metric (for task {name}): {what}")
                 _try_room(training, prompts[name].length, device)
             _try_examples(training, prompts, sets)
             first = Turns(list(training.tasks.values()), training.train, training.seed)(0)
@@ -131,7 +135,8 @@ def _require_known_tokens(task: Task, prompt: Prompt) -> None:
             raise InputError(f"expected token ids from 0 to {task.input_size - 1}, got {least if least < 0 else most}")
 
 
-def _try_model(training: Training, reader: _Reader, task: Task, prompt: Prompt) -> None:
+def _try_model(training: Training, reader: _Reader, task: Task, prompt: Prompt) -> dict[str, Tensor]:
+    """The errors of the model's answers to the prompt, by metric."""
     with _trying(f"models.{training.model_name} (for task {training.task_name}): reading a prompt"):
         prediction = reader(prompt)
         there = prompt.to(reader.device)
@@ -140,6 +145,7 @@ def _try_model(training: Training, reader: _Reader, task: Task, prompt: Prompt) 
         if training.train.until is not None:
             check_goal(task, training.train.until)
             check_metric(task, training.train.until, errors)
+    return errors
 
 
 def _try_room(training: Training, length: int, device: torch.device) -> None:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-import pandas as pd
-
 from contextlab.evaluation.results import summarise, table
+from contextlab.experiments.halving import Race
 from contextlab.experiments.jobs import Job, Training
+from contextlab.experiments.rungs import (
+    Scores,
+    deciding,
+    higher_is_better,
+    in_force,
+    mean_of,
+    race_of,
+    scored_at,
+    standing,
+    task_of,
+)
 from contextlab.experiments.spec import ExperimentSpec
 
 NEAR = 0.95
@@ -25,11 +36,12 @@ Records = Callable[[Job], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Tried:
-    """A trial of a model on a task, all seeds together.
+    """A trial of a model on a task, all seeds together that decide.
 
     number, setting: of the trial. statuses: of each seed. stopped: why the training of each ended before its last step,
         "solved" or "hopeless"; "" where it did not. value: the mean over the seeds that finished, and over tasks
         where it was trained on several; nan where none did. ci_low, ci_high: its 95% interval.
+    lost: seeds without a score where it counts, at the end or at a rung; None takes those that did not finish.
     """
 
     number: int
@@ -39,40 +51,59 @@ class Tried:
     ci_low: float
     ci_high: float
     stopped: Sequence[str] = ()
+    lost: int | None = None
 
     @property
     def missing(self) -> int:
         """Seeds that did not finish, or whose score is no number."""
-        return sum(status != "finished" for status in self.statuses)
+        return sum(status != "finished" for status in self.statuses) if self.lost is None else self.lost
 
 
 def trials(spec: ExperimentSpec, job: Job, records: Records) -> list[Tried]:
-    """The trials of the model and task of a job of kind "training", in order."""
-    by_number: dict[int, list[Training]] = {}
-    for seed in spec.seeds:
-        for training in spec.candidates(Job("training", job.task, job.model, seed)):
-            assert training.trial is not None
-            by_number.setdefault(training.trial, []).append(training)
-    rows, statuses, stopped = [], {}, {}
-    for number, trainings in by_number.items():
-        ended = [records(training.job) for training in trainings]
-        statuses[number] = [_status(each) for each in ended]
-        stopped[number] = [str(each.get("stopped", "")) for each in ended]
-        for training, each in zip(trainings, ended, strict=True):
-            rows += [
-                {"split": str(number), "seed": training.seed, "task": task, "metric": score["metric"], "n": score["n"],
-                 **{name: math.nan if score[name] is None else score[name] for name in NUMBERS}}
-                for task, score in (each.get("validation") or {}).items()
-                if _status(each) == "finished"
-            ]  # fmt: skip
+    """The trials of the model and task of a job of kind "training", in order, by their scores at their ends."""
+    members = deciding(spec, job)
+    ended = {number: [records(training.job) for training in each] for number, each in members.items()}
+    statuses = {number: [_status(record) for record in each] for number, each in ended.items()}
+    scores = {
+        number: [record.get("validation") if _status(record) == "finished" else None for record in each]
+        for number, each in ended.items()
+    }
+    return _tried(members, ended, statuses, scores)
+
+
+def at_rung(spec: ExperimentSpec, job: Job, records: Records, race: Race, rung: int) -> list[Tried]:
+    """The same by their scores at a rung, and how they stand in the race by now."""
+    members = deciding(spec, job)
+    ended = {number: [records(training.job) for training in each] for number, each in members.items()}
+    statuses = {n: [standing(race, n, _status(record)) for record in each] for n, each in ended.items()}
+    scores = {number: [scored_at(record, rung) for record in each] for number, each in ended.items()}
+    return _tried(members, ended, statuses, scores)
+
+
+def _tried(
+    members: Mapping[int, Sequence[Training]],
+    ended: Mapping[int, Sequence[Mapping[str, Any]]],
+    statuses: Mapping[int, Sequence[str]],
+    scores: Mapping[int, Sequence[Scores | None]],
+) -> list[Tried]:
+    """Trials with the means and intervals of their scores. ended: the records. scores: None where a seed gave none."""
+    rows = [
+        {"split": str(number), "seed": training.seed, "task": task, "metric": score["metric"], "n": score["n"],
+         **{name: math.nan if score[name] is None else score[name] for name in NUMBERS}}
+        for number, trainings in members.items()
+        for training, found in zip(trainings, scores[number], strict=True)
+        for task, score in (found or {}).items()
+    ]  # fmt: skip
     means: dict[str, list[float]] = {}
     if rows:
         over_tasks = summarise(table(rows)).groupby("split")[list(NUMBERS)].mean()
         means = {str(row[0]): [float(each) for each in row[1:]] for row in over_tasks.itertuples()}
     found = []
-    for number, members in by_number.items():
+    for number, trainings in members.items():
         value, low, high = means.get(str(number), [math.nan] * len(NUMBERS))
-        found.append(Tried(number, members[0].setting, statuses[number], value, low, high, stopped[number]))
+        lost = sum(each is None for each in scores[number])
+        stopped = [str(record.get("stopped", "")) for record in ended[number]]
+        found.append(Tried(number, trainings[0].setting, statuses[number], value, low, high, stopped, lost))
     return found
 
 
@@ -127,24 +158,34 @@ def profile(tried: Sequence[Tried], path: str, higher_is_better: bool) -> dict[f
 
 def told(spec: ExperimentSpec, job: Job, records: Records) -> dict[str, Any]:
     """What the record of a measured model says of its sweep: `trial`, `setting`, what is `tied` to it, and in `sweep`
-    every trial's score."""
-    training = spec.candidates(job)[0]
-    task = next(iter(training.tasks.values()))
+    every trial's score.
+
+    With halving the scores are those at the last rung at which all trials can be compared, which `sweep.halving` names.
+    """
+    records = cache(records)  # each is asked for more than once
+    task, halving = task_of(spec, job), spec.halving_of(job.model)
+    metric, better = task.metric, task.higher_is_better
     tried = trials(spec, job, records)
-    chosen = best(tried, task.higher_is_better)
+    extra: dict[str, Any] = {}
+    chosen = best(tried, better)
+    if halving is not None:
+        race = race_of(spec, job, records)
+        chosen = best([each for each in tried if each.number in race.left], better)
+        if (level := race.level) is not None:
+            tried = at_rung(spec, job, records, race, level)
+            metric, better = halving.metric or metric, higher_is_better(halving, task)
+        extra = {"halving": _of_halving(spec, job, records, race)}
     return {
         "trial": chosen.number,
         "setting": dict(chosen.setting),
         "tied": dict(spec.sweep_of(job.model).ties(chosen.setting)),
         "sweep": {
             "trials": len(tried),
-            "metric": task.metric,
-            "higher_is_better": task.higher_is_better,
+            "metric": metric,
+            "higher_is_better": better,
             "validation": _validated(spec, job),
             "windows": {
-                path: list(found)
-                for path in chosen.setting
-                if (found := window(tried, path, task.higher_is_better)) is not None
+                path: list(found) for path in chosen.setting if (found := window(tried, path, better)) is not None
             },
             "tied": {path: tie.model_dump() for path, tie in spec.sweep_of(job.model).tied.items()},
             "curve": [
@@ -153,75 +194,64 @@ def told(spec: ExperimentSpec, job: Job, records: Records) -> dict[str, Any]:
                     "setting": dict(each.setting),
                     "statuses": list(each.statuses),
                     "stopped": list(each.stopped),
+                    "missing": each.missing,
                     **{name: None if math.isnan(value := getattr(each, name)) else value for name in NUMBERS},
                 }
                 for each in tried
             ],
+            **extra,
         },
     }
 
 
-def sweep_table(spec: ExperimentSpec, records: Records, chosen: Mapping[Job, int]) -> pd.DataFrame:
-    """Every trial as a tidy table: a row for each seed and task that it was scored on, with a column for each field.
+def _of_halving(spec: ExperimentSpec, job: Job, records: Records, race: Race) -> dict[str, Any]:
+    """What a record says of a race, as plain data.
 
-    chosen: of each measured job the number of the trial that it has.
-
-    Columns: run, task, model, seed, trial, status, stopped ("solved" or "hopeless" where the training ended before its
-    last step), steps, seconds, metric, value, ci_low, ci_high, n, chosen, and one for each path, swept or tied. A trial
-    that gave no score has one row without a value.
+    seeds: that decided. metric: at the rungs. at: where the curve and the windows are, in words; None: at the end.
+    rungs: of each that was held its step (None where trials differ in steps), how many were in, and each one's mean.
+    left: the numbers of the trials that were left. told: how each trial stands, in words.
     """
-    rows = []
-    for training in spec.trainings():
-        if training.trial is None:
-            continue
-        record = records(training.job)
-        setting = {**training.setting, **spec.sweep_of(training.model_name).ties(training.setting)}
-        who = {
-            "run": spec.name,
-            "model": training.model_name,
-            "seed": training.seed,
-            "trial": training.trial,
-            "status": record.get("status", "missing"),
-            "stopped": record.get("stopped", ""),
-            "steps": record.get("steps"),
-            "seconds": record.get("seconds"),
-            "chosen": chosen.get(training.measured) == training.trial,
-        }
-        for name, task in training.tasks.items():
-            score = (record.get("validation") or {}).get(name, {})
-            own = {key: score.get(key) for key in (*NUMBERS, "n")}
-            rows.append({**who, "task": name, "metric": task.metric, **own, **setting})
-    found = pd.DataFrame(rows)
-    paths = [name for name in found if "." in str(name)]
-    for path in paths:
-        if not pd.api.types.is_numeric_dtype(found[path]):
-            found[path] = found[path].map(lambda value: None if _absent(value) else str(value)).astype("string")
-    order = [
-        "run",
-        "task",
-        "model",
-        "seed",
-        "trial",
-        *paths,
-        "status",
-        "stopped",
-        "steps",
-        "seconds",
-        "metric",
-        *NUMBERS,
-        "n",
-        "chosen",
-    ]
-    text = dict.fromkeys(("run", "task", "model", "status", "stopped", "metric"), "string")
-    numbers = {
-        **dict.fromkeys(("seed", "trial", "steps", "n"), "Int64"),
-        **dict.fromkeys((*NUMBERS, "seconds"), "float64"),
+    halving, members = in_force(spec, job), deciding(spec, job)
+    counts = {training.train.steps for each in members.values() for training in each}
+    steps = next(iter(counts)) if len(counts) == 1 else None
+
+    def place(rung: int) -> str:
+        if steps is None:
+            return f"{halving.rungs[rung]:.4g} of the steps"
+        return f"step {halving.step(rung, steps):,} of {steps:,}"
+
+    def means(rung: int) -> dict[str, float | None]:
+        found = {}
+        for number in race.rounds[rung]:
+            known = [mean_of(scored_at(records(training.job), rung)) for training in members[number]]
+            whole = not any(map(math.isnan, known))
+            found[str(number)] = sum(sorted(known)) / len(known) if whole else None
+        return found
+
+    return {
+        "seeds": list(spec.deciding_seeds(job.model)),
+        "metric": halving.metric or task_of(spec, job).metric,
+        "at": None if race.level is None else place(race.level),
+        "rungs": [
+            {"at": place(rung), "trials": len(among), "scores": means(rung)} for rung, among in enumerate(race.rounds)
+        ],
+        "left": list(race.left),
+        "told": {
+            str(number): _words(race, number, [records(training.job) for training in each], place)
+            for number, each in members.items()
+        },
     }
-    return found[order].astype({**text, **numbers})
 
 
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _words(race: Race, number: int, records: Sequence[Mapping[str, Any]], place: Callable[[int], str]) -> str:
+    """dropped at step 120 of 480."""
+    gone = race.dropped_at(number)
+    if gone is not None:
+        return f"dropped at {place(gone)}"
+    last = len(race.rounds) - 1
+    if race.left == (number,) and any(scored_at(record, last) for record in records):
+        return f"chosen at {place(last)}"
+    return ", ".join(dict.fromkeys(_status(record) for record in records))
 
 
 def _validated(spec: ExperimentSpec, job: Job) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import yaml
 from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation import Measured, write_results
 from contextlab.evaluation.results import COMPRESS_COLUMNS, read_compressed
-from contextlab.experiments.choice import sweep_table
 from contextlab.experiments.folder import FINAL, RunFolder, read_run_record
 from contextlab.experiments.jobs import Job, all_jobs, chosen_jobs, compress_jobs, measuring_jobs
 from contextlab.experiments.opened import Run, read_sweep
 from contextlab.experiments.record import write_status
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.trial import let_go
+from contextlab.experiments.trials_table import sweep_table
 from contextlab.files import read_json, write_atomic
 from contextlab.report import build_report, write_compress_page
 
@@ -32,7 +32,7 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
     done = {
         job
         for job, each in records.items()
-        if (each.get("status") in FINAL if job.kind == "trial" else folder.done(job, spec))  # there may be thousands
+        if (folder.tried(job, each, spec) if job.kind == "trial" else folder.done(job, spec))  # there may be thousands
     }
     let_go(folder, spec, done)
     tables = [folder.table(job) for job in measuring_jobs(spec) if job in done and folder.table(job).exists()]

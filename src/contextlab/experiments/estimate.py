@@ -17,8 +17,10 @@ import torch
 
 from contextlab.evaluation import EvaluateSpec
 from contextlab.experiments import timing
+from contextlab.experiments.halving import HalvingSpec
 from contextlab.experiments.jobs import Training
-from contextlab.experiments.record import shares
+from contextlab.experiments.record import most_at_once, shares
+from contextlab.experiments.rungs import most_rungs
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.models import build_model
 from contextlab.models.outline import one_of_each, without_memory
@@ -42,7 +44,8 @@ LARGE = 1 << 21
 class TrainingEstimate:
     """One training of a run, which its seeds share, and the trials of a sweep that take as long.
 
-    task, model, seeds: what is trained. trials: of a sweep, each from every seed; else 1.
+    task, model, seeds: what is trained; with halving the seeds that decide.
+    trials: of a sweep, each from every one of these seeds; else 1.
     parameters, steps: of each seed. prompts: drawn for each seed. epochs: how often each is shown, on average.
     training: seconds of each seed; of a trial with its validation.
     evaluating: seconds of each seed; of a sweep for the best trial alone.
@@ -67,19 +70,17 @@ class Estimate:
     trainings: one for all seeds of a model on a task, and for all trials of a sweep that take as long.
     learners: seconds of each task's learners.
     jobs, threads: at once, and of each.
-    seconds: of the whole run but what `compress` measures and online play.
+    count, steps: of all trainings together; with halving the most that it can take.
+    seconds: of the whole run but what `compress` measures and online play; with halving where the dearest trials stay.
     """
 
     trainings: list[TrainingEstimate]
     learners: dict[str, float]
     jobs: int
     threads: int
+    count: int
+    steps: int
     seconds: float
-
-    @property
-    def steps(self) -> int:
-        """Of all trainings together."""
-        return sum(each.steps * each.seeds * each.trials for each in self.trainings)
 
 
 def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, threads: int | None = None) -> Estimate:
@@ -88,7 +89,7 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
     Arguments are those of `run`. Each is timed alone: where several processes share the memory's bandwidth, or others
     work on the machine too, it takes longer.
     """
-    at_once, each = shares(len(spec.trainings()), device, jobs, threads)
+    at_once, each = shares(most_at_once(spec), device, jobs, threads)
     before = torch.get_num_threads()
     torch.set_num_threads(each)
     try:
@@ -103,18 +104,53 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
     finally:
         torch.set_num_threads(before)
     start = WORKER_START if at_once > 1 else 0.0
-    first: list[float] = []
-    best: dict[tuple[str, str], float] = {}  # of a sweep one trial is measured, which may be the dearest
-    for t in trainings:
-        if spec.sweep_of(t.model).over:
-            first += [t.training] * (t.seeds * t.trials)
-            best[t.task, t.model] = max(best.get((t.task, t.model), 0.0), t.evaluating)
+    stages, count, steps = planned(spec, trainings)
+    stages[0] += learners.values()
+    seconds = start + sum(makespan(jobs, at_once) for jobs in stages if jobs)
+    return Estimate(trainings, learners, at_once, each, count, steps, seconds)
+
+
+def planned(spec: ExperimentSpec, trainings: Sequence[TrainingEstimate]) -> tuple[list[list[float]], int, int]:
+    """The seconds of each job of each stage, one after another; how many trainings that is, and of how many steps.
+
+    Of a sweep one trial is measured, which may be the dearest. With halving the dearest go on, and every seed that does
+    not decide is trained at the dearest setting.
+    """
+    # Each rung, what is left after the last one, and the best.
+    stages: list[list[float]] = [[] for _ in range(most_rungs(spec) + 2)]
+    count = steps = 0
+    of_sweep: dict[tuple[str, str], list[TrainingEstimate]] = {}
+    for each in trainings:
+        if spec.sweep_of(each.model).over:
+            of_sweep.setdefault((each.task, each.model), []).append(each)
         else:
-            first += [t.training + t.evaluating] * t.seeds
-    chosen = [seconds for seconds in best.values() for _ in spec.seeds]
-    first += learners.values()
-    stages = [makespan(jobs, at_once) for jobs in (first, chosen) if jobs]
-    return Estimate(trainings, learners, at_once, each, start + sum(stages))
+            stages[0] += [each.training + each.evaluating] * each.seeds
+            count, steps = count + each.seeds, steps + each.steps * each.seeds
+    for (_, model), group in of_sweep.items():
+        halving, deciding = spec.halving_of(model), group[0].seeds
+        evaluating = max(each.evaluating for each in group)
+        dearest = sorted((each.training for each in group for _ in range(each.trials)), reverse=True)
+        longest = sorted((each.steps for each in group for _ in range(each.trials)), reverse=True)
+        sizes = [len(dearest)] if halving is None else halving.sizes(len(dearest))
+        ends = [1.0] if halving is None else [*halving.rungs[: len(sizes) - 1], 1.0]
+
+        def of_steps(length: int, halving: HalvingSpec | None = halving, held: int = len(sizes) - 1) -> list[int]:
+            """The steps after each stage of a trial of so many."""
+            return [0, *(halving.step(rung, length) for rung in range(held) if halving), length]
+
+        before = rest = 0.0
+        for stage, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            if halving is not None and end == 1.0 and size == 1:
+                rest = 1.0 - before  # in the job that measures it
+            else:
+                at = stage if halving is None or end < 1.0 else len(halving.rungs)
+                stages[at] += [(end - before) * seconds for seconds in dearest[:size]] * deciding
+            steps += deciding * sum(reached[stage + 1] - reached[stage] for reached in map(of_steps, longest[:size]))
+            before = end
+        others = len(spec.seeds) - deciding
+        stages[-1] += [rest * dearest[0] + evaluating] * deciding + [dearest[0] + evaluating] * others
+        count, steps = count + len(dearest) * deciding + others, steps + longest[0] * others
+    return stages, count, steps
 
 
 def makespan(seconds: Sequence[float], at_once: int) -> float:

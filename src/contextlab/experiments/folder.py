@@ -33,6 +33,8 @@ from contextlab.training.checkpoint import newest
 
 FINAL = ("finished", "diverged")
 """How a training can have ended so that there is nothing left to do of it."""
+HALVED = ("dropped", "chosen")
+"""How a trial can have ended by halving: it is trained no further, or by the job that measures it."""
 TRAINED = ("training", "trial")
 """Kinds of jobs that have a folder of their own, for checkpoints."""
 SPEC, RECORD, RESULTS, REPORT = "experiment.yaml", "record.json", "results.parquet", "report.html"
@@ -109,7 +111,7 @@ class RunFolder:
         if not self.all_there(record):
             return False
         if job.kind == "trial":
-            return record["status"] in FINAL
+            return self.tried(job, record, spec)
         if job.kind == "training":
             ended = record["status"] in FINAL and newest(self.training(job)) is not None
             if not ended or record["status"] == "diverged":
@@ -121,6 +123,15 @@ class RunFolder:
             return False
         self.require_unchanged(record)
         return True
+
+    @staticmethod
+    def tried(job: Job, record: Mapping[str, Any], spec: ExperimentSpec) -> bool:
+        """Whether nothing is left to do of a trial, by its record: up to its rung, if the job is for one."""
+        if job.rung is not None and len(record.get("rungs") or ()) > job.rung:
+            return True
+        return record.get("status") in FINAL or (
+            job.rung is None and record.get("status") in HALVED and spec.halving_of(job.model) is not None
+        )
 
     def whole(self, spec: ExperimentSpec) -> bool:
         """Whether all files of a run that has finished are there. Raises InputError when one has changed since."""

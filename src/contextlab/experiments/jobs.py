@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from contextlab.evaluation.spec import EvaluateSpec
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Job:
     """One piece of a run's work, which is of one of these kinds:
 
-    "trial": to train a model at one setting of a sweep, and to score it on validation prompts;
+    "trial": to train a model at one setting of a sweep, up to a rung or its end, and to score it on validation prompts;
     "training": to train a model and measure it, or to measure that of the sweep's best trial;
     "learners": to measure those of a task;
     "compress": to measure what a model loses under policies.
@@ -28,6 +28,7 @@ class Job:
     model: its name in the results; "" of learners.
     seed: of the training; 0 of learners.
     trial: number of the setting, of a trial.
+    rung: of a trial that is halved: the rung at which it pauses; None: its end.
     """
 
     kind: Literal["trial", "training", "learners", "compress"]
@@ -35,6 +36,7 @@ class Job:
     model: str = ""
     seed: int = 0
     trial: int | None = None
+    rung: int | None = None
 
     @property
     def key(self) -> str:
@@ -102,7 +104,14 @@ class Training:
 
 
 def first_jobs(spec: ExperimentSpec) -> list[Job]:
-    """What needs nothing else done: trials, trainings without a sweep, and learners, in order."""
+    """What needs nothing else done: trials (up to a first rung), trainings without a sweep, and learners, in order."""
+    return [
+        job if job.trial is None or spec.halving_of(job.model) is None else replace(job, rung=0)
+        for job in _known_jobs(spec)
+    ]
+
+
+def _known_jobs(spec: ExperimentSpec) -> list[Job]:
     known = [each.job for each in spec.trainings() if each.trial is None or not spec.sweep_of(each.model_name).adaptive]
     return known + [Job("learners", task=name) for name in spec.tasks]
 
@@ -135,5 +144,5 @@ def compress_jobs(spec: ExperimentSpec) -> list[Job]:
 
 
 def all_jobs(spec: ExperimentSpec) -> list[Job]:
-    """All jobs of an experiment, in order."""
-    return first_jobs(spec) + asked_jobs(spec) + chosen_jobs(spec) + compress_jobs(spec)
+    """All jobs of an experiment, in order; each trial once, however many rungs it has."""
+    return _known_jobs(spec) + asked_jobs(spec) + chosen_jobs(spec) + compress_jobs(spec)

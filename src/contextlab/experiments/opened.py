@@ -31,7 +31,7 @@ class Run:
     record: the run's own record (status, versions, machine). report: the HTML page.
     facets: errors by facets of the predictions. similarity: of models to learners. Empty where nothing was measured.
     compressed: what a model loses under policies; empty where the recipe does not ask.
-    sweep: every trial's setting and score (see `choice.sweep_table`); empty where nothing is swept.
+    sweep: every trial's setting and score (see `trials_table.sweep_table`); empty where nothing is swept.
     by_prompt: the value of each prompt, by which differences are paired; empty in runs of older versions.
     """
 

@@ -21,7 +21,7 @@ class Progress(Protocol):
         """A job has entered a phase: 'training', 'evaluating', ..."""
 
     def done(self, key: str, status: str, message: str) -> None:
-        """A job has ended: 'finished', 'diverged', 'interrupted' or 'failed'."""
+        """A job has ended: 'finished', 'diverged', 'interrupted' or 'failed'; a trial may be 'paused' at a rung."""
 
 
 class Silent:

@@ -99,6 +99,8 @@ def load_recipe(
                 f"{short(path)}: sweeps over no field; give --over, for example --over train.learning_rate=1e-3,3e-3"
             )
         data["sweep"] = {**own, **sweep, "over": over}
+        if sweep.get("halving") is True and isinstance(own.get("halving"), Mapping):
+            data["sweep"]["halving"] = own["halving"]  # it is on already, in a form of its own
     with naming_plugins(path):
         return ExperimentSpec.parse(data, "")
 

@@ -29,7 +29,7 @@ def begin(
     plugins: Sequence[str],
 ) -> dict[str, Any]:
     """Write the spec and the record of a new run. Returns the record."""
-    at_once, each = shares(len(spec.trainings()), device, jobs, threads)
+    at_once, each = shares(most_at_once(spec), device, jobs, threads)
     record = {
         "name": spec.name,
         "description": spec.description,
@@ -68,10 +68,14 @@ def go_on(
             f"{folder}: the run was started on {record['device']}; resume with --device {record['device']}"
         )
     _change_spec(folder, spec)
-    count = len(spec.trainings())
-    at_once = record["jobs"] if jobs is None else shares(count, device, jobs, threads)[0]
+    at_once = record["jobs"] if jobs is None else shares(most_at_once(spec), device, jobs, threads)[0]
     record |= {"jobs": at_once, "threads": threads or record["threads"], "plugins": plugin_names(plugins)}
     return record
+
+
+def most_at_once(spec: ExperimentSpec) -> int:
+    """How many trainings can go on at once: trials, or the seeds that are trained at the chosen setting."""
+    return max(len(spec.trainings()), len(spec.measured()))
 
 
 def shares(trainings: int, device: torch.device, jobs: int | None, threads: int | None) -> tuple[int, int]:

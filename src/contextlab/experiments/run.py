@@ -32,11 +32,12 @@ from contextlab.experiments.record import (
     require_plugins,
     write_status,
 )
+from contextlab.experiments.rungs import most_rungs
 from contextlab.experiments.sampling import ask, require_sampler, rounds, settle
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.together import train_groups, wanted
 from contextlab.experiments.trackers import Tracked, require_trackers
-from contextlab.experiments.trial import require_as_begun, stale, stale_compressed
+from contextlab.experiments.trial import require_as_begun, rung_jobs, stale, stale_compressed
 from contextlab.experiments.work import do_job, trained
 from contextlab.experiments.workers import Workers
 from contextlab.plugins import load_plugins, plugin_options
@@ -123,6 +124,7 @@ def run(
         stages: list[Callable[[], list[Job]]] = [
             lambda: [job for job in first_jobs(spec) if not folder.done(job, spec)],
             *(partial(_asked, folder, spec, number) for number in range(rounds(spec))),
+            *(partial(rung_jobs, folder, spec, rung) for rung in range(1, most_rungs(spec) + 1)),
             lambda: _not_measured(folder, spec),  # the best of all trials
             lambda: _not_compressed(folder, spec),  # of trained models
         ]

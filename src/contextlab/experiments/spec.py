@@ -13,6 +13,7 @@ from contextlab.errors import ContextlabError, InputError, unknown
 from contextlab.evaluation.compress import check_settings
 from contextlab.evaluation.spec import CompressSpec, EvaluateSpec
 from contextlab.experiments.entries import ModelEntry, MultiTaskEntry, Name, TaskEntry
+from contextlab.experiments.halving import HalvingSpec
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.paths import Setting, check_path, setting_words, with_setting
 from contextlab.experiments.sweep import SweepSpec, own_sweep
@@ -39,8 +40,8 @@ class ExperimentSpec(Spec):
     compress: what one of the models loses under policies that keep a part of its context.
     seeds: of parameters and training prompts.
     sweep: at which values each model is trained; the best of them, by validation prompts, is what is measured.
-    early: whether early decisions are heeded; false trains all to their last step, whatever `train.until` says, that
-        of models and tasks among it.
+    early: whether early decisions are heeded; false trains all to their last step, whatever `sweep.halving` and
+        `train.until` say, those of models and tasks among them.
     """
 
     name: Name
@@ -155,6 +156,16 @@ class ExperimentSpec(Spec):
             return self.sweep_spec(model_name)
         return self.sweep_spec(next(m for m in self.models for name in self.multitask if f"{m}+{name}" == model_name))
 
+    def halving_of(self, model_name: str) -> HalvingSpec | None:
+        """The halving that is in force for a model, by its name in the results; None: every trial goes to its end."""
+        sweep = self.sweep_of(model_name)
+        return sweep.halving if sweep.over and self.early else None
+
+    def deciding_seeds(self, model_name: str) -> tuple[int, ...]:
+        """The seeds that all trials of a model are trained from; the others are trained at the chosen setting alone."""
+        halving = self.halving_of(model_name)
+        return self.seeds if halving is None else self.seeds[: halving.seeds]
+
     def _check_sweeps(self) -> None:
         """Every path must be one of some model."""
         options = list(dict.fromkeys(option for entry in self.models.values() for option in entry.option_names))
@@ -215,17 +226,21 @@ class ExperimentSpec(Spec):
         return spec if self.early else spec.model_copy(update={"until": None})
 
     def trainings(self) -> list[Training]:
-        """Every training of the experiment, each trial of a sweep among them, in order, resolved once."""
+        """Every training of the experiment, each trial of a sweep among them, in order, resolved once.
+
+        What seeds that do not decide (`deciding_seeds`) are trained at is chosen later, among `candidates`.
+        """
         if not self._trainings:
             for training in self._resolve():
-                self._trainings[training.job] = training
+                if training.trial is None or training.seed in self.deciding_seeds(training.model_name):
+                    self._trainings[training.job] = training
                 self._measured.setdefault(training.measured, []).append(training)
         return list(self._trainings.values())
 
     def training(self, job: Job) -> Training:
         """The training that a job of kind "trial" is, or one of kind "training" whose model is not swept."""
         self.trainings()
-        return self._trainings[job]
+        return self._trainings[replace(job, rung=None)]
 
     def settle(self, job: Job, number: int, setting: Setting) -> None:
         """Give a trial its setting, which a sampler chose. job: of kind "training", that measures its best trial."""

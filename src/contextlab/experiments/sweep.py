@@ -13,9 +13,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from contextlab.errors import InputError, nearest
+from contextlab.experiments.halving import HalvingSpec
 from contextlab.experiments.paths import Setting, flatten, has, place
 from contextlab.experiments.tied import TIED, TiedSpec, check_ties, own_ties
 from contextlab.experiments.values import MOST_TRIALS, SHAPES, Values
@@ -38,6 +39,7 @@ class SweepSpec(Spec):
     trials: of each model on each task, where they are drawn.
     seed: of what is drawn; all models draw the same.
     validation: the prompts by which the best is chosen; never those of training or of `evaluate`.
+    halving: drops trials before their end, of a grid or of random ones; true takes its defaults, null drops none.
     """
 
     over: dict[str, Values] = Field(default_factory=dict)
@@ -46,6 +48,7 @@ class SweepSpec(Spec):
     trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | None = None
     seed: NonNegativeInt = 0
     validation: ValidationSpec = Field(default_factory=ValidationSpec)
+    halving: HalvingSpec | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -59,6 +62,11 @@ class SweepSpec(Spec):
             return {**data, **flat}
         return data
 
+    @field_validator("halving", mode="before")
+    @classmethod
+    def _on_or_off(cls, data: Any) -> Any:
+        return ({} if data else None) if isinstance(data, bool) else data
+
     @model_validator(mode="after")
     def _possible(self) -> SweepSpec:
         if self.sampler == "grid" and self.trials is not None:
@@ -67,6 +75,11 @@ class SweepSpec(Spec):
             )
         if self.sampler != "grid" and self.trials is None:
             raise InputError(f"trials: required by sampler {self.sampler!r}: how many settings to draw, for example 16")
+        if self.halving is not None and self.adaptive:
+            raise InputError(
+                f"halving: sampler {self.sampler!r} goes by scores at the end of training, which halving does not wait "
+                "for; expected sampler grid or random, or halving null"
+            )
         for one, other in itertools.permutations(self.over, 2):
             if f"{place(other)}.".startswith(f"{place(one)}."):
                 raise InputError(

@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from contextlab.errors import ContextlabError, InputError, first_line, unknown
 from contextlab.experiments.folder import RunFolder
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.progress import Progress
+from contextlab.experiments.rungs import pause_at
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.files import locked, make_folder
 from contextlab.memory import lack_of_memory
@@ -45,7 +47,7 @@ def groups(spec: ExperimentSpec, todo: Sequence[Job]) -> list[list[Training]]:
     """
     known = {training.job: training for training in spec.trainings()}
     found: dict[str, list[Training]] = {}
-    for training in (known[job] for job in todo if job in known):
+    for training in (known[job] for each in todo if (job := replace(each, rung=None)) in known):
         train = training.train
         if train.compile != "on":
             form = (training.task_name, train.optimizer, train.accumulate, train.precision)
@@ -62,14 +64,15 @@ def groups(spec: ExperimentSpec, todo: Sequence[Job]) -> list[list[Training]]:
 def train_groups(
     folder: RunFolder, spec: ExperimentSpec, todo: Sequence[Job], device: torch.device, tell: Progress
 ) -> None:
-    """Train all that can go together, up to checkpoints of their ends.
+    """Train all that can go together, up to checkpoints of their ends or of the rungs at which they pause.
 
     What cannot, because of a part that declares so or of its size, is left to its job; so is a group that fails, with a
     warning that says why.
     """
+    rungs = {replace(job, rung=None): job.rung for job in todo}
     for group in groups(spec, todo):
         try:
-            _train(folder, group, device, tell)
+            _train(folder, group, [pause_at(spec, each, rungs[each.job]) for each in group], device, tell)
         except Exception as raised:  # the jobs go on from the checkpoints that there are, or tell the fault as theirs
             error = lack_of_memory(raised) or raised
             why = first_line(error) if isinstance(error, ContextlabError) else f"{type(error).__name__}: {error}"
@@ -77,14 +80,18 @@ def train_groups(
             warnings.warn(message, stacklevel=2)
 
 
-def _train(folder: RunFolder, group: Sequence[Training], device: torch.device, tell: Progress) -> None:
+def _train(
+    folder: RunFolder, group: Sequence[Training], pauses: Sequence[int | None], device: torch.device, tell: Progress
+) -> None:
     first = build_model(group[0].model, seed=group[0].seed)
     if reasons_apart(first) or first.parameter_count > MOST_PARAMETERS:
         return
     models = [first, *(build_model(training.model, seed=training.seed) for training in group[1:])]
     members = [
-        Member(model, list(training.tasks.values()), training.train, training.seed, folder.training(training.job))
-        for model, training in zip(models, group, strict=True)
+        Member(
+            model, list(training.tasks.values()), training.train, training.seed, folder.training(training.job), pause
+        )
+        for model, training, pause in zip(models, group, pauses, strict=True)
     ]
     keys = [training.key for training in group]
     with ExitStack() as held:

@@ -22,6 +22,9 @@ from contextlab.experiments.jobs import Job, all_jobs, swept
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.spec import ExperimentSpec
 
+WELL = ("finished", "paused")
+"""Statuses of a job that nothing went wrong with."""
+
 
 class Sink(Protocol):
     """One job's run in a tracker. Values are finite or NaN; steps only grow, but for a training that is resumed."""
@@ -30,7 +33,8 @@ class Sink(Protocol):
         """Values of a step."""
 
     def end(self, step: int, values: Mapping[str, float], status: str) -> None:
-        """What was measured, and how the job ended: "finished", "diverged", "interrupted" or "failed"."""
+        """What was measured, and how the job ended: "finished", "paused" (a trial at a rung), "diverged",
+        "interrupted" or "failed"."""
 
 
 class _TensorBoard:
@@ -70,7 +74,7 @@ class _Wandb:
 
     def end(self, step: int, values: Mapping[str, float], status: str) -> None:
         self.run.summary.update({**values, "status": status})
-        self.run.finish(exit_code=0 if status == "finished" else 1)
+        self.run.finish(exit_code=0 if status in WELL else 1)
 
 
 class _Trackio:
@@ -96,7 +100,7 @@ class _Trackio:
 class _MLflow:
     """A run of MLflow, in the experiment of the same name, at MLFLOW_TRACKING_URI or MLflow's own default."""
 
-    STATUS: Mapping[str, str] = {"finished": "FINISHED", "interrupted": "KILLED"}
+    STATUS: Mapping[str, str] = {**dict.fromkeys(WELL, "FINISHED"), "interrupted": "KILLED"}
 
     def __init__(self, name: str, group: str, identity: str, config: Mapping[str, Any], folder: Path) -> None:
         from mlflow import MlflowClient
@@ -188,7 +192,7 @@ class Tracked:
             self._end(key, status)
 
     def _end(self, key: str, status: str) -> None:
-        values = _measured(self.folder, self.jobs[key]) if status == "finished" else {}
+        values = _measured(self.folder, self.jobs[key]) if status in WELL else {}
         self._each(key, lambda sink: sink.end(self.steps.get(key, 0), values, status))
         self.open.pop(key, None)
 
@@ -241,7 +245,9 @@ def _measured(folder: RunFolder, job: Job) -> dict[str, float]:
     """The means over all that is scored: "SPLIT/METRIC" -> value, with the task before it where there are several,
     and with the learner before it; of a trial "validation/METRIC"."""
     if job.kind == "trial":
-        scores = read_run_record(folder.job_record(job)).get("validation", {}).items()
+        record = read_run_record(folder.job_record(job))
+        at_rung: Mapping[str, Any] = next((each["validation"] for each in reversed(record.get("rungs") or ())), {})
+        scores = record.get("validation", at_rung).items()
         of_task = {task: f"{task}/validation" if len(scores) > 1 else "validation" for task, _ in scores}
         return {
             f"{of_task[task]}/{score['metric']}": score["value"] for task, score in scores if score["value"] is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from contextlab.errors import InputError
 from contextlab.evaluation.intervals import share_bounds
 from contextlab.experiments.choice import told
 from contextlab.experiments.folder import FINAL, RunFolder, read_run_record
+from contextlab.experiments.halving import Race
 from contextlab.experiments.jobs import Job, Training, chosen_jobs, compress_jobs, swept
+from contextlab.experiments.rungs import PAUSED, deciding, in_force, race_of, standing, words
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.files import atomic_folder, read_record, write_record
 from contextlab.models import Model
@@ -31,20 +35,23 @@ def score(
     training: Training,
     device: torch.device,
     apart: Mapping[str, Callable[[Prompt], Prompt]],
+    metric: str | None = None,
 ) -> dict[str, Any]:
     """How good a trial's model is on validation prompts of each of its tasks, as plain data.
 
     apart: name of a task -> leaves out what the model was trained on.
+    metric: of all tasks; None takes each task's own.
     """
     wanted = spec.sweep_of(training.model_name).validation
     found = {}
     for name, task in training.tasks.items():
-        scored = validate(model, task, wanted, device=device, apart=apart.get(name))
-        if task.metric in HIGHER_IS_BETTER:  # as `evaluate` tells of shares
+        named = metric or task.metric
+        scored = validate(model, task, wanted, metric=named, device=device, apart=apart.get(name))
+        if named in HIGHER_IS_BETTER:  # as `evaluate` tells of shares
             half, count = np.array([scored.ci_high - scored.value]), np.array([scored.n])
             low, high = share_bounds(np.array([scored.value]), half, count)
             scored = scored._replace(ci_low=float(low[0]), ci_high=float(high[0]))
-        found[name] = {"metric": task.metric, **plain(scored._asdict())}
+        found[name] = {"metric": named, **plain(scored._asdict())}
     return found
 
 
@@ -64,6 +71,50 @@ def chosen_training(folder: RunFolder, spec: ExperimentSpec, job: Job) -> tuple[
 def measured_training(spec: ExperimentSpec, job: Job, record: Mapping[str, Any]) -> Training:
     """The training that was measured, by its record; nothing is chosen again."""
     return spec.candidates(job)[record["trial"] if swept(spec, job) else 0]
+
+
+def rung_jobs(folder: RunFolder, spec: ExperimentSpec, rung: int) -> list[Job]:
+    """What is to be done once the rungs before this one are held: trials that go on up to it, or after the last one to
+    their ends. Where one trial is left, none: it goes on in the jobs that measure it.
+
+    Which trials those are follows from the records of the rungs before, whatever has been done since.
+    """
+    found = []
+    for job in _halved(spec):
+        rungs = len(in_force(spec, job).rungs)
+        if rung > rungs:
+            continue
+        race = race_of(spec, job, lambda trial: trial_record(folder, trial), rung)
+        members = deciding(spec, job)
+        if rung == rungs:
+            for training in itertools.chain.from_iterable(members.values()):
+                _tell_standing(folder, training, race)
+        if len(race.left) > 1:
+            at = None if rung == rungs else rung
+            found += [replace(each.job, rung=at) for number in race.left for each in members[number]]
+    return [job for job in found if not folder.done(job, spec)]
+
+
+def _tell_standing(folder: RunFolder, training: Training, race: Race) -> None:
+    """Write into a trial's record how it stands by now; one that has ended is left as it is."""
+    record = trial_record(folder, training.job)
+    assert training.trial is not None
+    now = standing(race, training.trial, record.get("status", "missing"))
+    if now in PAUSED and now != record["status"]:
+        message = words(now, record["steps"], training.train.steps)
+        write_record(folder.job_record(training.job), {**record, "status": now, "message": message})
+
+
+def _halved(spec: ExperimentSpec) -> list[Job]:
+    """A job of kind "training" for each model and task whose trials are halved."""
+    return [job for job in chosen_jobs(spec) if job.seed == spec.seeds[0] and spec.halving_of(job.model) is not None]
+
+
+def go_back(folder: RunFolder, job: Job, step: int) -> None:
+    """Remove a trial's checkpoints of later steps, where it is to be scored at this one: its record was lost."""
+    for path in folder.training(job).glob("step_*"):
+        if checkpoint.is_checkpoint(path) and checkpoint.step_of(path) > step:
+            shutil.rmtree(path)
 
 
 def stale(folder: RunFolder, spec: ExperimentSpec) -> set[Job]:
@@ -113,8 +164,9 @@ def require_as_begun(folder: RunFolder, spec: ExperimentSpec) -> None:
     """
     for training in spec.trainings():
         record = trial_record(folder, training.job)
-        if record.get("status") not in FINAL:
+        if record.get("status") not in (*FINAL, *PAUSED):
             continue  # of what is half done its checkpoint says what it is
+        _require_rungs(folder, spec, training, record)
         for key, now in (("train_spec", training.train), ("model_spec", training.model)):
             if not isinstance(record.get(key), Mapping):
                 continue
@@ -127,6 +179,32 @@ def require_as_begun(folder: RunFolder, spec: ExperimentSpec) -> None:
                     f"{folder.job_record(training.job)}: made with {where} {describe(before)}, but {folder.spec} says "
                     f"{describe(after)}; put it back, or begin another run"
                 )
+
+
+def _require_rungs(folder: RunFolder, spec: ExperimentSpec, training: Training, record: Mapping[str, Any]) -> None:
+    """Refuse a trial that was not scored at the rungs that the recipe has by now, or in another way."""
+    halving = spec.halving_of(training.model_name)
+    if training.trial is None or halving is None:
+        return
+    there = record.get("rungs") or []
+    rungs = [halving.step(rung, training.train.steps) for rung in range(len(halving.rungs))]
+    asked = {name: halving.metric or task.metric for name, task in training.tasks.items()}
+    lacking = [step for step in rungs[len(there) :] if step < record.get("steps", 0)]
+    other = [each["at"] for rung, each in enumerate(there) if each["at"] not in rungs[rung : rung + 1]]
+    scores = [item for each in there for item in each["validation"].items()]
+    metrics = {score["metric"] for name, score in scores if score["metric"] != asked[name]}
+    if lacking and record["status"] == "finished":
+        what = f"it was trained past step {lacking[0]}, where sweep.halving would score it"
+    elif other:
+        what = f"it was scored at step {other[0]}, where sweep.halving has no such rung"
+    elif metrics:
+        wanted = ", ".join(dict.fromkeys(asked.values()))
+        what = f"it was scored by {', '.join(sorted(metrics))} at its rungs, where sweep.halving asks for {wanted}"
+    else:
+        return
+    raise InputError(
+        f"{folder.job_record(training.job)}: {what} by what {folder.spec} says now; put it back, or begin another run"
+    )
 
 
 def take_over(folder: RunFolder, job: Job, training: Training) -> None:

@@ -17,10 +17,12 @@ from contextlab.evaluation.results import COMPRESS_COLUMNS
 from contextlab.experiments.folder import RunFolder, evaluations, read_run_record
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.progress import Progress
+from contextlab.experiments.rungs import pause_at, words
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.trial import (
     chosen_training,
     compressed_trials,
+    go_back,
     measured_training,
     score,
     take_over,
@@ -31,7 +33,7 @@ from contextlab.models import Model, build_model
 from contextlab.prompt import Prompt
 from contextlab.training import checkpoint, train
 from contextlab.training.examples import draw_examples, fingerprints, without_known
-from contextlab.training.run import stopped_of
+from contextlab.training.run import TrainResult, stopped_of
 from contextlab.training.schedule import Turns
 
 
@@ -42,7 +44,7 @@ def do_job(
 
     training: whether models may be trained; False measures those that are.
 
-    Returns its status: "finished", "diverged" or "failed".
+    Returns its status: "finished", "diverged", "failed", or of a trial "paused".
     """
     make_folder(folder.job_record(job).parent)
     # A worker of a run that was killed may still be saving: it ends within a step, so wait for it.
@@ -151,13 +153,26 @@ def _train_and_score(
     ties = spec.sweep_of(training.model_name).ties(training.setting)
     record |= {**_described(training), "setting": dict(training.setting), "tied": dict(ties)}
     record.pop("validation", None)
-    model = _train(folder, job, training, record, device, tell)
+    halving, steps = spec.halving_of(job.model), training.train.steps
+    pause = pause_at(spec, training, job.rung)
+    if pause is not None:
+        go_back(folder, job, pause)
+    model = _train(folder, job, training, record, device, tell, pause)
     del record["history"]
-    if record["status"] != "diverged":
-        tell.phase(job.key, "validating")
-        fixed = training.train.examples is not None
-        apart = {name: _training_set(training, name, record["steps"])[0] for name in training.tasks} if fixed else {}
-        record["validation"] = score(model, spec, training, device, apart)
+    if record["status"] == "diverged":
+        return
+    tell.phase(job.key, "validating")
+    fixed = training.train.examples is not None
+    apart = {name: _training_set(training, name, record["steps"])[0] for name in training.tasks} if fixed else {}
+    if job.rung is not None:
+        assert halving is not None
+        found = score(model, spec, training, device, apart, halving.metric)
+        rungs = record.get("rungs", [])[: job.rung]
+        record["rungs"] = [*rungs, {"at": pause, "step": record["steps"], "validation": found}]
+        if record["status"] == "paused":
+            record["message"] = words("paused", record["steps"], steps)
+            return
+    record["validation"] = score(model, spec, training, device, apart)
 
 
 def _described(training: Training) -> dict[str, Any]:
@@ -169,7 +184,13 @@ def _described(training: Training) -> dict[str, Any]:
 
 
 def _train(
-    folder: RunFolder, job: Job, training: Training, record: dict[str, Any], device: torch.device, tell: Progress
+    folder: RunFolder,
+    job: Job,
+    training: Training,
+    record: dict[str, Any],
+    device: torch.device,
+    tell: Progress,
+    pause: int | None = None,
 ) -> Model:
     key = job.key
     model = build_model(training.model, seed=training.seed)
@@ -183,6 +204,7 @@ def _train(
         device=device,
         folder=folder.training(job),
         resume=True,  # an empty folder starts at step 0; the run as a whole has been told whether to resume
+        pause=pause,
         progress=lambda step, steps, loss: tell.update(key, step, steps, loss),
     )
     if training.train.until is not None:
@@ -191,12 +213,20 @@ def _train(
         "message": result.message,
         "steps": result.step,
         "threads": result.threads,
-        "seconds": float(result.history["seconds"].iloc[-1]),  # of all calls, where the training was resumed
+        "seconds": _seconds(result),
         "history": result.history.to_dict("list"),
     }
-    if result.status == "diverged":
-        record["status"] = "diverged"
+    if result.status != "finished":
+        record["status"] = result.status
     return model
+
+
+def _seconds(result: TrainResult) -> float:
+    """Of all calls, where the training was resumed."""
+    if result.status != "paused":
+        return float(result.history["seconds"].iloc[-1])
+    assert result.checkpoint is not None
+    return float(read_record(result.checkpoint / checkpoint.RECORD, checkpoint.KEYS)["seconds"])  # between two rows
 
 
 def _as_trained(folder: RunFolder, job: Job, model: Model) -> dict[str, Any]:

@@ -16,6 +16,9 @@ def chosen_table(records: Sequence[Mapping[str, Any]], several_runs: bool = Fals
     """A row for each swept field of each model and task, as text: what was chosen, its score, its window, the trials.
 
     records: one mapping a training; those without a sweep are left out, and all seeds tell the same.
+
+    Where trials were dropped before their end, score and window are of the step that "compared at" names: the last one
+    at which all were scored.
     """
     rows = []
     seen = set()
@@ -37,11 +40,26 @@ def chosen_table(records: Sequence[Mapping[str, Any]], several_runs: bool = Fals
                     "chosen": setting_in_words(value) + at_an_end(found, path, value) + _with_it(record, path),
                     "window": " to ".join(f"{end:g}" for end in dict.fromkeys(window)) if window else "",
                     f"{metric_title(found['metric'])} on validation": _score(chosen, found["metric"]),
-                    "trials": f"{found['trials']:,}" + _stopped(found),
+                    **({"compared at": compared_at(found)} if found.get("halving") else {}),
+                    "trials": _trials(found) + _stopped(found),
                 }
             )
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name, "") for name in columns} for row in rows]
+
+
+def compared_at(found: Mapping[str, Any]) -> str:
+    """Where in training the trials of a sweep are compared: step 120 of 480, or the end."""
+    return (found.get("halving") or {}).get("at") or "the end"
+
+
+def _trials(found: Mapping[str, Any]) -> str:
+    """How many there were, and how many of them went on at each rung: 8, then 4, then 2."""
+    halving = found.get("halving")
+    if not halving:
+        return f"{found['trials']:,}"
+    counts = [*(rung["trials"] for rung in halving["rungs"]), len(halving["left"])]
+    return ", then ".join(f"{count:,}" for count in counts)
 
 
 def at_an_end(found: Mapping[str, Any], path: str, value: Any) -> str:

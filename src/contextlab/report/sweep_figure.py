@@ -12,6 +12,7 @@ from contextlab.registry import register
 from contextlab.report.drawing import draw_line, finish, styles
 from contextlab.report.naming import axis_title, metric_title, record_label, record_tasks
 from contextlab.report.sections import Drawn, TaskData
+from contextlab.report.sweep import compared_at
 
 LOGARITHMIC = 8.0
 """A field whose largest number is so many times its smallest has a logarithmic axis."""
@@ -32,9 +33,11 @@ def by_swept_field(data: TaskData) -> list[Drawn]:
     drawn = []
     for path in paths:
         lines = {name: line for name, record in found.items() if len(line := profile(record["sweep"], path)) > 1}
-        if lines:
-            metrics = {str(found[name]["sweep"]["metric"]) for name in lines}
-            drawn.append(_drawn(data, path, lines, next(iter(metrics))))
+        metrics = {name: str(found[name]["sweep"]["metric"]) for name in lines}
+        for metric in dict.fromkeys(metrics.values()):
+            of_metric = {name: line for name, line in lines.items() if metrics[name] == metric}
+            places = {name: compared_at(found[name]["sweep"]) for name in of_metric}
+            drawn.append(_drawn(data, path, of_metric, metric, places))
     return drawn
 
 
@@ -46,7 +49,8 @@ def profile(sweep: Mapping[str, Any], path: str) -> pd.DataFrame:
         at = trial["setting"].get(path)
         if isinstance(at, bool) or not isinstance(at, int | float) or trial["value"] is None:
             continue
-        if set(trial["statuses"]) == {"finished"} and (
+        whole = set(trial["statuses"]) == {"finished"}
+        if trial.get("missing", 0 if whole else 1) == 0 and (
             at not in best or sign * trial["value"] < sign * best[at]["value"]
         ):
             best[at] = trial
@@ -54,20 +58,27 @@ def profile(sweep: Mapping[str, Any], path: str) -> pd.DataFrame:
     return pd.DataFrame([{"at": at, **{name: best[at][name] for name in columns}} for at in sorted(best)])
 
 
-def _drawn(data: TaskData, path: str, lines: Mapping[str, pd.DataFrame], metric: str) -> Drawn:
+def _drawn(
+    data: TaskData, path: str, lines: Mapping[str, pd.DataFrame], metric: str, places: Mapping[str, str]
+) -> Drawn:
     look = styles(data.results)
     figure = go.Figure()
     for name, line in lines.items():
         draw_line(figure, line, line["at"].tolist(), name, "model", look.get(name, UNSEEN))
     finish(figure, path, f"{axis_title(metric)} on validation")
-    places = sorted({at for line in lines.values() for at in line["at"]})
-    if places[0] > 0 and places[-1] >= LOGARITHMIC * places[0]:
+    early = {name: place for name, place in places.items() if place != "the end"}
+    same = len(set(places.values())) == 1
+    numbers = sorted({at for line in lines.values() for at in line["at"]})
+    if numbers[0] > 0 and numbers[-1] >= LOGARITHMIC * numbers[0]:
         figure.update_xaxes(type="log")
-    if len(places) <= 8:
-        figure.update_xaxes(tickvals=places, ticktext=[f"{at:.3g}" for at in places])
+    if len(numbers) <= 8:
+        figure.update_xaxes(tickvals=numbers, ticktext=[f"{at:.3g}" for at in numbers])
     title = f"{metric_title(metric).capitalize()} by {path}"
     note = (
         "Each trial's mean over seeds on the validation prompts, by which the best was chosen; where other fields "
         "were swept too, that of the best of their values. Bands: 95% intervals."
     )
+    if early:
+        where = next(iter(early.values())) if same else "; ".join(f"{name}: {place}" for name, place in early.items())
+        note += f" Scores are of the last step at which all trials were compared, before any was dropped ({where})."
     return Drawn(title, figure, note)

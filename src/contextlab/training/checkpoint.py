@@ -126,15 +126,16 @@ def differences(was: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any
 
 def remedy(path: Path) -> str:
     """What to do about a damaged checkpoint, in words: go on from the one before it, where there is one."""
-    before = _steps(path.parent, below=_step(path))
+    before = _steps(path.parent, below=step_of(path))
     return f"delete the folder {path} to " + (f"go on from {before[0].name}" if before else "train again")
 
 
 def _steps(folder: Path, below: float = math.inf) -> list[Path]:
     """The checkpoints of steps below `below`, the newest first."""
-    found = [path for path in folder.glob("step_*") if is_checkpoint(path) and _step(path) < below]
-    return sorted(found, key=_step, reverse=True)
+    found = [path for path in folder.glob("step_*") if is_checkpoint(path) and step_of(path) < below]
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its folder's name."""
     return int(path.name.removeprefix("step_"))

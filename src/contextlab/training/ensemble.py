@@ -35,6 +35,7 @@ class Member:
     spec: a TrainSpec or a mapping of its keys.
     seed: of the prompts.
     folder: where its checkpoints are kept, its own; None keeps none.
+    pause: after this step it goes no further, as in `train`; None trains it to its end.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Member:
     spec: TrainSpec | Mapping[str, Any] = TrainSpec()  # noqa: RUF009 - a spec is immutable
     seed: int = 0
     folder: str | Path | None = None
+    pause: int | None = None
 
 
 def train_together(
@@ -73,12 +75,12 @@ def train_together(
     with warnings.catch_warnings():
         # PyTorch loops over members in the few ops that it has no rule for, and says so once for each.
         warnings.filterwarnings("ignore", "There is a performance drop because", UserWarning)
-        while going := [each for each in trainings if not each.run.status]:
+        while going := [each for each in trainings if each.going]:
             for each in going:
                 each.run.shared_by(len(going))
             stack = Stack([t.run.model for t in going], [t.run.state for t in going], [t.spec for t in going])
             try:
-                _until_one_ends(stack, going)
+                _until_one_stops(stack, going)
             finally:
                 stack.release()
     return [training.run.result() for training in trainings]
@@ -86,13 +88,19 @@ def train_together(
 
 @dataclass
 class _Training:
-    """One member in progress. progress: as `train` takes it, for this member."""
+    """One member in progress. pause, progress: as `train` takes them, for this member."""
 
     run: Run
     spec: TrainSpec
     turns: Turns
     examples: Examples | None
+    pause: int | None
     progress: Callable[[int, int, float], None] | None
+
+    @property
+    def going(self) -> bool:
+        """Whether there are steps to make, of this call."""
+        return not self.run.status and (self.pause is None or self.run.state.step < self.pause)
 
     def prompt(self) -> tuple[Task, Prompt]:
         """The task and the prompts of its next step."""
@@ -135,7 +143,7 @@ def _prepared(
         examples = None if spec.examples is None or run.status else Examples(turns, spec, member.seed, team)
         if not run.status:
             set_goal(run, tasks, spec, examples)
-        prepared.append(_Training(run, spec, turns, examples, _told(progress, m)))
+        prepared.append(_Training(run, spec, turns, examples, member.pause, _told(progress, m)))
     if resume and all(member.folder is None for member in members):
         raise InputError("resume needs the folders that the trainings wrote; give each member its folder")
     return prepared
@@ -176,24 +184,25 @@ def _told(progress: Progress | None, member: int) -> Callable[[int, int, float],
     return None if progress is None else lambda step, steps, loss: progress(member, step, steps, loss)
 
 
-def _until_one_ends(stack: Stack, going: Sequence[_Training]) -> None:
-    """Steps until a member has finished or diverged; then fewer go on, in a smaller stack."""
+def _until_one_stops(stack: Stack, going: Sequence[_Training]) -> None:
+    """Steps until a member has finished, paused or diverged; then fewer go on, in a smaller stack."""
     eager_check = stack.device.type == "cpu"  # reading a loss costs nothing there
     fresh: list[Tensor] = []
     with stop_signals() as asked:
-        while not any(training.run.status for training in going):
+        while all(training.going for training in going):
             drawn = [training.prompt() for training in going]
             fresh.append(stack.step([task for task, _ in drawn], [prompt for _, prompt in drawn]))
             for training, (_, prompt) in zip(going, drawn, strict=True):
                 training.run.tokens += prompt.batch * prompt.length
             stopping = asked()
-            if stopping or eager_check or any(any(due(t.run.state.step, t.spec)) for t in going):
+            pausing = [training.run.state.step == training.pause for training in going]
+            if stopping or eager_check or any(pausing) or any(any(due(t.run.state.step, t.spec)) for t in going):
                 numbers = torch.stack(fresh).cpu()  # [steps, M, 2], waited for once
                 fresh = []
                 for m, training in enumerate(going):
                     training.run.fresh += list(numbers[:, m])
                     training.run.settle()
-            for training in going:
-                keep(training.run, training.spec, stopping, training.progress)
+            for training, paused in zip(going, pausing, strict=True):
+                keep(training.run, training.spec, stopping or paused, training.progress)
             if stopping:
                 raise KeyboardInterrupt

@@ -32,8 +32,8 @@ class TrainResult:
     history: a row every `log_every` steps: step, loss and gradient_norm (means over the steps since the last
         row), learning_rate, tokens (read since the start, by all processes), seconds (since the start; of trainings
         that go together its share).
-    status: "finished", or "diverged" when a loss or gradient was not finite; the model then holds the last
-        parameters that came from finite gradients.
+    status: "finished", "paused" where it was to pause before its end, or "diverged" when a loss or gradient was not
+        finite; the model then holds the last parameters that came from finite gradients.
     step: the last step, counted from 1; of a diverged training the step that failed.
     seconds: that this call took.
     steps_per_second: of this call.
@@ -46,7 +46,7 @@ class TrainResult:
     """
 
     history: pd.DataFrame
-    status: Literal["finished", "diverged"]
+    status: Literal["finished", "paused", "diverged"]
     step: int
     seconds: float
     steps_per_second: float
@@ -232,7 +232,9 @@ class Run:
         history = pd.DataFrame(
             self.rows, columns=["step", "loss", "learning_rate", "gradient_norm", "tokens", "seconds"]
         )
-        status: Literal["finished", "diverged"] = "diverged" if self.status == "diverged" else "finished"
+        status: Literal["finished", "paused", "diverged"] = "finished" if self.status else "paused"
+        if self.status == "diverged":
+            status = "diverged"
         return TrainResult(
             history, status, self.state.step, seconds, done / seconds, message, self.path, self.threads[-1], self.looks,
             self.stopped,

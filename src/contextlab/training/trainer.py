@@ -38,6 +38,7 @@ def train(
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
+    pause: int | None = None,
     progress: Progress | bool | None = None,
 ) -> TrainResult:
     """Train a model on a task, or on several; the model's parameters are changed in place.
@@ -52,6 +53,8 @@ def train(
     resume: go on from the folder's newest checkpoint, if there is one; on CPU, with as many threads,
         the result is bit for bit that of a training that was never stopped; with another number, a warning and the
         result's message say so. One that has ended is only read.
+    pause: return after this step, with a checkpoint from which `resume` goes on as if it had never paused; None trains
+        to the end.
     progress: called as progress(step, steps, loss) each time that a row is recorded; True shows a bar, False none, and
         None one where a person watches: in an interactive terminal or a notebook.
 
@@ -85,12 +88,14 @@ def train(
         if team.device.type == "cpu":
             warn_of_spinning(torch.get_num_threads())
         with shown(progress if team.first else False) as tell:
-            _loop(run, tasks, examples, spec, tell)
+            _loop(run, tasks, examples, spec, pause, tell)
     return run.result()
 
 
-def _loop(run: Run, tasks: Turns, examples: Examples | None, spec: TrainSpec, progress: Progress | None) -> None:
-    """Steps until the end, with a row, a check and a checkpoint when they are due."""
+def _loop(
+    run: Run, tasks: Turns, examples: Examples | None, spec: TrainSpec, pause: int | None, progress: Progress | None
+) -> None:
+    """Steps until the end or the pause, with a row, a check and a checkpoint when they are due."""
     state, team = run.state, run.team
     compiled = spec.compile == "on" or (
         spec.compile == "auto" and team.device.type == "cuda" and spec.steps >= COMPILE_FROM_STEPS
@@ -98,15 +103,16 @@ def _loop(run: Run, tasks: Turns, examples: Examples | None, spec: TrainSpec, pr
     model = team.wrap(torch.compile(run.model) if compiled else run.model)  # type: ignore[arg-type]
     eager_check = team.device.type == "cpu" and team.count == 1  # reading a loss costs nothing there
     with stop_signals() as asked:
-        while state.step < spec.steps:
+        while state.step < min(spec.steps, pause or spec.steps):
             prompt = None if examples is None else examples(state.step)
             run.add(train_step(model, tasks(state.step), spec, state, prompt))
             row_due, save_due = due(state.step, spec)
             # Several processes must stop at the same step, and asking them all is not free.
             stopping = asked() if team.count == 1 else row_due and team.any(asked())
-            if row_due or save_due or stopping or eager_check:
+            pausing = state.step == pause
+            if row_due or save_due or stopping or pausing or eager_check:
                 run.settle()
-            keep(run, spec, stopping, progress)
+            keep(run, spec, stopping or pausing, progress)
             if stopping:
                 raise KeyboardInterrupt
             if run.status:

@@ -1,0 +1,113 @@
+"""The race of a sweep's trials, as the records of a run tell of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from contextlab.experiments.folder import HALVED
+from contextlab.experiments.halving import HalvingSpec, Race, race
+from contextlab.experiments.jobs import Job, Training
+from contextlab.experiments.spec import ExperimentSpec
+from contextlab.prompt import HIGHER_IS_BETTER, Task
+
+Scores = Mapping[str, Mapping[str, Any]]
+"""Task -> metric, value, ci_low, ci_high, n; None for what is no number."""
+
+
+def race_of(
+    spec: ExperimentSpec, job: Job, records: Callable[[Job], Mapping[str, Any]], rungs: int | None = None
+) -> Race:
+    """Who goes on of the trials of the model and task of a job of kind "training". Their halving is in force.
+
+    records: of a trial's job; empty where it has not begun. rungs: how many are held, the first; None: all.
+    """
+    halving = in_force(spec, job)
+    read = cache(records)
+    members = deciding(spec, job)
+
+    def scores(rung: int, trial: int) -> list[float]:
+        return [mean_of(scored_at(read(training.job), rung)) for training in members[trial]]
+
+    return race(halving, list(members), scores, higher_is_better(halving, task_of(spec, job)), rungs)
+
+
+def deciding(spec: ExperimentSpec, job: Job) -> dict[int, list[Training]]:
+    """The trials of the model and task of a job of kind "training": number -> its training from each deciding seed."""
+    found: dict[int, list[Training]] = {}
+    for seed in spec.deciding_seeds(job.model):
+        for training in spec.candidates(Job("training", job.task, job.model, seed)):
+            assert training.trial is not None
+            found.setdefault(training.trial, []).append(training)
+    return found
+
+
+def most_rungs(spec: ExperimentSpec) -> int:
+    """Rungs of the model that has most of them; 0 where none is halved."""
+    halved = [halving for name in spec.models if (halving := spec.halving_of(name)) is not None]
+    return max((len(halving.rungs) for halving in halved), default=0)
+
+
+def in_force(spec: ExperimentSpec, job: Job) -> HalvingSpec:
+    """The halving of a job whose model is halved."""
+    halving = spec.halving_of(job.model)
+    assert halving is not None
+    return halving
+
+
+def pause_at(spec: ExperimentSpec, training: Training, rung: int | None) -> int | None:
+    """The step at which a training pauses for a rung of its halving; None: it goes to its end."""
+    halving = spec.halving_of(training.model_name)
+    return None if rung is None or halving is None else halving.step(rung, training.train.steps)
+
+
+def task_of(spec: ExperimentSpec, job: Job) -> Task:
+    """The task of a job, or the first of several, which are judged by one metric."""
+    return next(iter(spec.candidates(job)[0].tasks.values()))
+
+
+def higher_is_better(halving: HalvingSpec, task: Task) -> bool:
+    """Whether a rung's metric is better when larger."""
+    if halving.metric in (None, task.metric):
+        return task.higher_is_better
+    return halving.metric in HIGHER_IS_BETTER
+
+
+def scored_at(record: Mapping[str, Any], rung: int) -> Scores | None:
+    """A trial's scores at a rung, from one seed; those at its end where it had ended by then (`train.until`)."""
+    rungs: Sequence[Mapping[str, Any]] = record.get("rungs") or []
+    if rung < len(rungs):
+        found: Scores = rungs[rung]["validation"]
+    elif rungs and record.get("status") == "finished":
+        found = rungs[-1]["validation"]
+    else:
+        return None
+    return None if any(score["value"] is None for score in found.values()) else found
+
+
+def mean_of(scores: Scores | None) -> float:
+    """The mean over tasks; nan where there is no score."""
+    if not scores:
+        return math.nan
+    return sum(score["value"] for score in scores.values()) / len(scores)
+
+
+def standing(race: Race, trial: int, status: str) -> str:
+    """How a trial stands from one seed, by its record's status and the race: "dropped", "chosen" where it alone is left
+    and goes on in the job that measures it; else what the record says, such as "finished" or "diverged"."""
+    if status not in PAUSED:
+        return status
+    if trial not in race.left:
+        return "dropped"
+    return "chosen" if len(race.left) == 1 else "paused"
+
+
+PAUSED = ("paused", *HALVED)
+"""Statuses of a trial that stands at a rung: it may go on, does not, or does so in the job that measures it."""
+
+
+def words(status: str, step: int, steps: int) -> str:
+    """dropped at step 120 of 480."""
+    return f"{status} at step {step:,} of {steps:,}"
