@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.soak.carried import follow
 from tests.soak.chosen import stages
 from tests.soak.covering import ordered, place, plan
 from tests.soak.executed import Map, digest
@@ -197,3 +198,16 @@ def test_cases_of_one_test_leave_others_their_turn():
 def test_the_place_of_a_line(line: int, inside: bool, lines: list[int], body: list[int]):
     found = place(ast.parse(GATE), line)
     assert (found.inside, list(found.lines), list(found.body)) == (inside, lines, body)
+
+
+def test_a_map_follows_its_sources(traced: tuple[Path, Map]):
+    root, found = traced
+    gate, ajar, shut = "test_gate.py::opens", "test_laws.py::split[ajar]", "test_laws.py::split[shut]"
+    cli = "test_cli.py::runs"
+    changed = GATE.replace("x < LEAST", "x <= LEAST").replace("LEAST = 2\n", "LEAST = 2\nMOST = 3\n")
+    (root / TRACED).write_text(changed + "\n\ndef close(x):\n    return -x\n")
+    follow(found, TRACED, GATE, (root / TRACED).read_text())
+    assert chosen(traced, 13) == [gate, cli]  # moved by a line, else as it was
+    assert chosen(traced, 9) == [gate, ajar, cli]  # changed: the tests of its function's other lines
+    assert set(chosen(traced, 23)) == {gate, ajar, shut, cli}  # new, as is its function: those of the whole file
+    assert found.imported[TRACED] == [1]

@@ -10,9 +10,9 @@ from unittest.mock import patch
 import torch
 
 from contextlab.models import Model, ModelSpec, build_model
+from contextlab.models.build import preset
 from contextlab.models.draws import OwnDraws
 from contextlab.models.outline import without_memory
-from contextlab.models.stack import preset
 
 SIZES = {"width": 16, "depth": 2, "input_size": 3, "output_size": 3}
 

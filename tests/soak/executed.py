@@ -3,6 +3,7 @@
     pip install coverage
     python -m tests.soak.executed --out map.json                   # every test, a folder of tests after the other
     python -m tests.soak.executed --out map.json tests/models      # these alone; what the map has of others stays
+    python -m tests.soak.executed --out map.json --since COMMIT    # no test runs: the map follows the sources
 
 Tests run as ever, under coverage.py, in one process a folder. What a test starts is traced, too (`sitecustomize` begins
 it), unless it is killed or runs with a PYTHONPATH of its own. What a fixture of a whole file runs counts for all tests
@@ -119,8 +120,11 @@ class Map:
             self.texts[file] = digest(root / file)
 
 
-def digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""
+def digest(text: Path | bytes) -> str:
+    """Of a file, "" where there is none, or of what it holds."""
+    if isinstance(text, Path):
+        return digest(text.read_bytes()) if text.exists() else ""
+    return sha256(text).hexdigest()[:16]
 
 
 class Recorder:
@@ -224,12 +228,28 @@ def shards() -> list[str]:
     return [str(p.relative_to(ROOT)) for p in (*inside, *sorted((ROOT / "tests").glob("test_*.py")))]
 
 
+def follow(out: Path, commit: str) -> int:
+    """See `carried.py`."""
+    from tests.soak.carried import carry
+
+    found = Map.read(out)
+    followed, unknown = carry(found, ROOT, commit)
+    found.write(out)
+    print(f"{followed} changed files followed; of {unknown} the map knows nothing: they were traced at another commit")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tests", nargs="*", help="folders or files of tests; without: all, a folder after the other")
     parser.add_argument("--out", type=Path, default=Path("map.json"))
+    parser.add_argument(
+        "--since", metavar="COMMIT", help="bring a map of this commit to the sources that there are now"
+    )
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.since:
+        return follow(options.out, options.since)
     try:
         import coverage  # noqa: F401
     except ImportError:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from contextlab import registry
@@ -187,6 +188,20 @@ def test_the_smallest_number_that_breaks_a_law_is_found() -> None:
     assert str(caught.value) == words
     with pytest.raises(ValueError, match="too"):
         raise caught.value.__cause__
+
+
+def test_a_law_of_like_cases_is_tried_on_its_share_of_them() -> None:
+    tried: list[float] = []
+
+    def check_one(component: Component, x: float) -> None:
+        tried.append(x)
+
+    half = Law("mixer", "half", "", check_one, {"x": st.floats(0, 1)}, share=0.5)
+    half(Component("mixer", "any", object))
+    assert len(tried) == math.ceil(settings().max_examples / 2)
+    tried.clear()
+    half(Component("mixer", "any", object), examples=9)
+    assert len(tried) == 9  # as many as were asked for
 
 
 def test_an_error_in_ones_own_file_is_told_once_with_its_line(call, tmp_path: Path) -> None:  # noqa: F811

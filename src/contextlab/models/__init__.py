@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING
 
 from contextlab.lazy import modules_on_demand
 from contextlab.models import hash_mlp as hash_mlp  # registers its MLP
+from contextlab.models import mlp_experts as mlp_experts  # registers its MLP
 from contextlab.models import presets as presets
+from contextlab.models.build import build_model, preset
 from contextlab.models.hub import load
 from contextlab.models.hub_model import HuggingFaceModel
 from contextlab.models.hub_state import HuggingFaceSpec, HuggingFaceState
@@ -12,7 +14,7 @@ from contextlab.models.io import load_model, save_model
 from contextlab.models.mlp import Mlp, build_mlp
 from contextlab.models.prefill import LazyPrefill, Prepacked
 from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
-from contextlab.models.stack import Model, ModelState, build_model, preset
+from contextlab.models.stack import Model, ModelState
 from contextlab.tokenizer import ByteTokenizer, load_tokenizer
 
 if not TYPE_CHECKING:  # else mypy would take any name

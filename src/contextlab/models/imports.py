@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, nearest
+from contextlab.models.build import build_model
 from contextlab.models.spec import ModelSpec
-from contextlab.models.stack import Model, build_model
+from contextlab.models.stack import Model
 from contextlab.ops.position import pairs_of_halves
 
 Tensors = dict[str, Tensor]

@@ -28,9 +28,10 @@ from contextlab.files import (
     write_atomic,
     write_record,
 )
+from contextlab.models.build import build_model
 from contextlab.models.outline import without_memory
 from contextlab.models.spec import ModelSpec
-from contextlab.models.stack import Model, build_model
+from contextlab.models.stack import Model
 from contextlab.spec import describe
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
+from contextlab.models.faults import first_fault
 from contextlab.models.stack import Model, ModelState
 from contextlab.ops.kv import KVLayer, attend_cached, attention_rows
 from contextlab.ops.packed import packed_attention
@@ -198,7 +199,7 @@ class LazyPrefill:
                     tokens = None if tokens is None else tokens.gather(1, index)
         prediction = model.read_out(model.read_out_norm(x[:, -1:]))
         if not bool(prediction.isfinite().all()):
-            raise InputError(model._first_fault(inputs, None, mask))
+            raise InputError(first_fault(model, inputs, None, mask))
         return prediction, ModelState(layers=layers, start=start, length=length)
 
 

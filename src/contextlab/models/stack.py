@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,19 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
-from contextlab.models.draws import OwnDraws
+from contextlab.models.faults import finite, first_fault
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
 from contextlab.models.packing import by_document, of_row, packed
 from contextlab.models.padding import Padding, padding
-from contextlab.models.room import require_room
-from contextlab.models.spec import ModelSpec, check_layers
+from contextlab.models.spec import ModelSpec
 from contextlab.ops.position import sinusoidal
-from contextlab.spec import describe
 from contextlab.state import RecurrentState, State
 
 
@@ -180,8 +176,8 @@ class Model(nn.Module):
         self._check_state(state)
         prediction, after = self._run(inputs, state, mask, keep_state=True, positions=positions, within=within)
         assert after is not None
-        if not torch.is_grad_enabled() and not _finite(prediction):
-            raise InputError(self._first_fault(inputs, state, mask))
+        if not torch.is_grad_enabled() and not finite(prediction):
+            raise InputError(first_fault(self, inputs, state, mask))
         return prediction, after
 
     def generate(
@@ -280,44 +276,16 @@ class Model(nn.Module):
         if state is None:
             for i, block in enumerate(self.blocks):
                 if not block.mixer.causal:  # type: ignore[union-attr]
+                    name = type(block.mixer).__name__
                     raise InputError(
-                        f"read: block {i} ({_name(block)}) reads both ways, so the model has no state to hand on; "
-                        "call the model on whole sequences"
+                        f"read: block {i} ({name}) reads both ways, so the model has no state to hand on; call the "
+                        "model on whole sequences"
                     )
             return
         wanted = len(self.blocks) * self.spec.loops
         if not isinstance(state, ModelState) or len(state.layers) != wanted:
             what = f"one of {len(state.layers)}" if isinstance(state, ModelState) else type(state).__name__
             raise InputError(f"read: the state of another model: expected a ModelState of {wanted} layers, got {what}")
-
-    @torch.no_grad()
-    def _first_fault(self, inputs: Tensor, state: ModelState | None, mask: Tensor | None) -> str:
-        """Where NaN or infinity first appears, in words."""
-        if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
-            row, token, _ = (~inputs.isfinite()).nonzero()[0].tolist()
-            return f"the input holds NaN or infinity, first in row {row} at token {token}"
-        for name, parameter in self.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                return f"the model's parameter {name!r} holds NaN or infinity"
-        found: list[str] = []
-
-        def look(index: int, block: torch.nn.Module) -> Any:
-            def hook(module: torch.nn.Module, given: Any, result: Any) -> None:
-                if not found and not bool(result[0].isfinite().all()):
-                    row, token, _ = (~result[0].isfinite()).nonzero()[0].tolist()
-                    found.append(
-                        f"block {index} ({_name(block)}) gives NaN or infinity, first in row {row} at token {token}"
-                    )
-
-            return block.register_forward_hook(hook)
-
-        hooks = [look(i, block) for i, block in enumerate(self.blocks)]
-        try:
-            self._run(inputs, state, mask, keep_state=True)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found[0] if found else "the read-out gives NaN or infinity"
 
     def _check(self, inputs: Tensor) -> None:
         if self.spec.read_in == "token":
@@ -348,47 +316,3 @@ class Model(nn.Module):
         if self.spec.read_in == "vector":
             ends += 2 * length * (self.spec.input_size or 0) * self.spec.width
         return total * self.spec.loops + ends
-
-
-def _finite(x: Tensor) -> bool:
-    """Whether x holds neither NaN nor infinity; the least and the largest value tell, in one pass."""
-    return not x.numel() or all(math.isfinite(end.item()) for end in x.detach().aminmax())
-
-
-def _name(block: Any) -> str:
-    return type(block.mixer).__name__
-
-
-def build_model(spec: ModelSpec | dict[str, Any] | str, *, seed: int = 0, **options: Any) -> Model:
-    """Build a model with freshly drawn parameters.
-
-    spec: a ModelSpec, a mapping of its keys, or the name of a preset.
-    seed: of the parameters; the same seed gives the same parameters, in whatever thread; no global generator is
-        touched.
-    options: changes to the spec (or the preset's options), for example `width=128`.
-    """
-    if isinstance(spec, str):
-        resolved = preset(spec, **options)
-    elif isinstance(spec, ModelSpec):
-        resolved = ModelSpec.parse({**spec.model_dump(), **options}) if options else spec
-    elif isinstance(spec, dict):
-        resolved = ModelSpec.parse({**spec, **options})
-    else:
-        raise InputError(f"expected a ModelSpec, a mapping or a preset's name, got {describe(spec)}")
-    require_room(resolved)
-    with OwnDraws(seed):
-        return Model(resolved)
-
-
-def preset(name: str, **options: Any) -> ModelSpec:
-    """The ModelSpec of a registered preset; options that the preset does not know change the spec itself."""
-    entry = registry.lookup("model", name)
-    own = {p.name for p in entry.parameters}
-    fields = set(ModelSpec.model_fields)
-    stray = [key for key in options if key not in own and key not in fields]
-    if stray:
-        entry.check({stray[0]: options[stray[0]]})  # raises, with the nearest name
-    check_layers(options.get("depth", 1), options.get("loops", 1))  # before a preset makes a list of its layers
-    spec = entry.build(**{key: value for key, value in options.items() if key in own})
-    changes = {key: value for key, value in options.items() if key not in own}
-    return ModelSpec.parse({**spec.model_dump(), **changes}) if changes else spec

@@ -40,13 +40,14 @@ from contextlab.tasks.phonebook import Phonebook
 from contextlab.tasks.pixels import PixelClassification
 from contextlab.tasks.recall import AssociativeRecall
 from contextlab.tasks.recall_variants import ChainedRecall, CompositionalRecall, MultiValueRecall, OverwrittenRecall
+from contextlab.tasks.recursion import BinarySuccessor, TreeTraversal
 from contextlab.tasks.regression import LinearRegression
 from contextlab.tasks.series import FourierSeries, MonomialRegression, PolynomialSeries
 from contextlab.tasks.sliding_window import SlidingWindow
 from contextlab.tasks.spec import TaskSpec, preset_options
 from contextlab.tasks.state_tracking import Counters, GroupWord
 from contextlab.tasks.superposition import Superposition
-from contextlab.tasks.templates import BinarySuccessor, SymbolTemplates, TreeTraversal
+from contextlab.tasks.templates import SymbolTemplates
 from contextlab.tasks.text import (
     DictionaryRetrieval,
     FactsInText,

@@ -8,6 +8,7 @@ def causality(component: Component, reading: Reading) -> None: ...
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -77,6 +78,8 @@ class Law:
     check: called with the component and what is drawn; it raises any error where the law is broken.
     draws: argument of `check` -> Hypothesis strategy, or what gives one for a component. Empty: `check` is called once.
     holds_for: the components that it is about.
+    share: of the examples that a Hypothesis profile asks for, those that it is tried on: below 1 where cases are much
+        alike, as where no cut is used of what is drawn.
     """
 
     kind: str
@@ -85,11 +88,13 @@ class Law:
     check: Callable[..., None] = field(repr=False)
     draws: Mapping[str, Draws] = field(default_factory=dict, repr=False)
     holds_for: Callable[[Component], bool] = field(default=always, repr=False)
+    share: float = field(default=1.0, repr=False)
 
     def __call__(self, component: Component, *, examples: int | None = None) -> None:
         """Hold the component to the law. Raises LawBroken.
 
-        examples: cases to try, the same each time; None leaves their number and choice to the Hypothesis profile.
+        examples: cases to try, the same each time; None leaves their number (but for `share`) and choice to the
+            Hypothesis profile.
         """
         case = ""
 
@@ -106,7 +111,7 @@ class Law:
         try:
             if self.draws:
                 draws = {name: each(component) if callable(each) else each for name, each in self.draws.items()}
-                search(f"{self.name} {component.label}", attempt, draws, examples)
+                search(f"{self.name} {component.label}", attempt, draws, examples, self.share)
             else:
                 attempt(0, {})
         except Flaky as error:
@@ -132,6 +137,7 @@ def search(
     attempt: Callable[[int, Mapping[str, Any]], None],
     draws: Mapping[str, st.SearchStrategy[Any]],
     examples: int | None,
+    share: float = 1.0,
 ) -> None:
     """Call `attempt` with seeds and draws until it fails, then with ever smaller ones; raises what the smallest did."""
 
@@ -143,6 +149,8 @@ def search(
     options |= {"report_multiple_bugs": False, "phases": [p for p in Phase if p is not Phase.explain]}
     if examples is not None:
         options |= {"max_examples": examples, "derandomize": True, "database": None}
+    elif share < 1:
+        options["max_examples"] = math.ceil(share * settings().max_examples)
     given(st.integers(0, 2**31), st.fixed_dictionaries(dict(draws)))(settings(**options)(body))()
 
 
@@ -155,12 +163,13 @@ def law(
     statement: str,
     *,
     holds_for: Callable[[Component], bool] = always,
+    share: float = 1.0,
     **draws: Draws,
 ) -> Callable[[Callable[..., None]], Law]:
     """Decorator: make a check a law of all components of a kind. It stands in the order of its definition."""
 
     def add(check: Callable[..., None]) -> Law:
-        made = Law(kind, name, statement, check, draws, holds_for)
+        made = Law(kind, name, statement, check, draws, holds_for, share)
         _laws.setdefault(kind, {})[name] = made
         return made
 

@@ -152,7 +152,14 @@ def hold_to_size(mixer: Mixer, reading: Reading) -> None:
                 require(state.length == read_so_far, f"state.length is {state.length} after {read_so_far} tokens")
 
 
-@law("mixer", "size", "state.nbytes is exactly what state_nbytes predicts.", holds_for=causal, reading=readings_of())
+@law(
+    "mixer",
+    "size",
+    "state.nbytes is exactly what state_nbytes predicts.",
+    holds_for=causal,
+    share=0.5,
+    reading=readings_of(),
+)
 def size(component: Component, reading: Reading) -> None:
     """After each piece, with or without gradients, in float64."""
     hold_to_size(component.build().double(), reading)
@@ -181,6 +188,7 @@ def batch(component: Component, reading: Reading) -> None:
     "branches",
     "A state stays valid when others read on from it; its rows can be picked.",
     holds_for=causal,
+    share=0.5,
     reading=readings_of(longest=40),
 )
 def branches(component: Component, reading: Reading) -> None:
@@ -212,6 +220,7 @@ def branches(component: Component, reading: Reading) -> None:
     "trees",
     "A state is a pytree of tensors [B, ...] that can be copied and moved.",
     holds_for=causal,
+    share=0.5,
     reading=readings_of(longest=40),
 )
 def trees(component: Component, reading: Reading) -> None:

@@ -15,7 +15,9 @@ from contextlab.state import State
 from contextlab.testing.law import Component
 
 WIDTH = 24  # many numbers of heads divide it
-PIECES = 40
+SHORT = 40
+"""Tokens of every second reading, at most."""
+PIECES = 20
 """Of what a mixer reads one after another in a loop: more of them tell nothing new, and take seconds."""
 PIECE_SIZES = ("segment", "chunk", "block", "batch_tokens")
 """Options that say how many tokens such a piece has."""
@@ -61,7 +63,7 @@ def readings(
 ) -> Reading:
     """Strategy: batches of 1 to 3 rows and 2 to `longest` tokens, cut up to six times, with or without padding."""
     batch = draw(st.integers(1, 3))
-    length = draw(st.integers(2, min(longest, PIECES)) | st.integers(2, longest))
+    length = draw(st.integers(2, min(longest, SHORT)) | st.integers(2, longest))
     near = [n + d for n in (16, 32, 64, 128) for d in (-1, 0, 1) if n + d < length]  # where chunks end
     cut = st.integers(1, length - 1) | st.sampled_from(near) if near else st.integers(1, length - 1)
     cuts = draw(st.lists(cut, max_size=6, unique=True))

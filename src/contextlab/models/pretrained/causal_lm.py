@@ -15,6 +15,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from contextlab.errors import InputError
+from contextlab.models.build import build_model
 from contextlab.models.io import require_own
 from contextlab.models.packing import by_document
 from contextlab.models.pretrained import files
@@ -34,7 +35,7 @@ from contextlab.models.pretrained.packed import documents_of
 from contextlab.models.pretrained.reading import WHOLE, answers_whole, in_pieces
 from contextlab.models.pretrained.resize import resize
 from contextlab.models.spec import ModelSpec
-from contextlab.models.stack import Model, Within, build_model
+from contextlab.models.stack import Model, Within
 
 
 class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):

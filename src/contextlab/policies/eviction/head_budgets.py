@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contextlab.errors import InputError, check_whole
 from contextlab.ops.kv import KVLayer, attend_cached, attention_with_mass
 from contextlab.ops.paged import attend_paged, picked
 from contextlab.policies.core.base import Policy
-from contextlab.policies.core.budget import Amount, Budget
-from contextlab.policies.core.holders import Dense
+from contextlab.policies.core.budget import Amount
 from contextlab.policies.core.ranking import in_order
 from contextlab.policies.core.slots import Slots, places_after, read_on, room_for, tokens_in_slots
 from contextlab.policies.eviction.base import EvictionPolicy
+from contextlab.policies.eviction.borrowed import Borrowing, score_of
 from contextlab.policies.eviction.paged import Paged, PagedState, places_in_pages
 from contextlab.policies.eviction.seen import Seen
-from contextlab.registry import entries, lookup, register
+from contextlab.registry import register
 from contextlab.state import KVState, State
 
 LARGE = 1e30
@@ -35,7 +34,7 @@ LARGE = 1e30
     papers=("2407.11550",),
     cases=({}, {"of": "h2o", "every": 1, "floor": 0.5}, {"of": "key_norm", "page": 4}, {"of": "tova", "floor": 0.0}),
 )
-class AdaKV(EvictionPolicy):
+class AdaKV(Borrowing):
     """Ada-KV: the heads of a layer share one budget, and the tokens of highest importance over all heads are kept.
 
     Any policy that is a score gives the importance. Attention scores add up to one in every head, so a head that
@@ -67,7 +66,7 @@ class AdaKV(EvictionPolicy):
         window: int | None = None,
         every: int | None = None,
     ) -> None:
-        score = self._score(of, options or {}, sinks, window)
+        score = score_of(of, options or {}, sinks, window)
         super().__init__(budget, score.sinks, score.window, every, score.pyramid)
         if isinstance(floor, bool) or not 0 <= floor <= 1:
             raise InputError(f"floor: expected a part from 0 to 1, got {floor!r}; 1 divides the budget evenly")
@@ -76,97 +75,10 @@ class AdaKV(EvictionPolicy):
         self.of, self.floor, self.page = score, floor, page
         self.holder = Paged(self._least_page)
 
-    @staticmethod
-    def _score(
-        of: str | EvictionPolicy, options: dict[str, Any], sinks: int | None, window: int | None
-    ) -> EvictionPolicy:
-        """The policy whose score it is. Raises InputError where that is more than a score, or has no such options."""
-        name = of if isinstance(of, str) else type(of).__name__
-        factory = lookup("policy", of).factory if isinstance(of, str) else type(of)
-        if not getattr(factory, "only_scores", False):
-            fit = sorted(each.name for each in entries("policy") if getattr(each.factory, "only_scores", False))
-            raise InputError(f"of: {name} does more than score tokens; expected one of {', '.join(fit)}")
-        given = {name: x for name, x in (("sinks", sinks), ("window", window)) if x is not None}
-        if not isinstance(of, str):
-            if options or given:
-                raise InputError(f"{next(iter({**options, **given}))}: this {name} has its own; leave it out")
-            if type(of.holder) is not Dense:
-                raise InputError(f"of: this {name} stores its tokens in another way; give it without")
-            return of
-        known = {each.name for each in lookup("policy", of).parameters}
-        for option in given:
-            if option not in known:
-                raise InputError(f"{option}: {of} has no such option; leave it out")
-        for option in options:
-            if option in ("budget", "sinks", "window", "every", "reposition"):
-                hint = "leave it out" if option == "reposition" else f"give {option} beside it"
-                raise InputError(f"options: {option} is not an option of the score; {hint}")
-        built: EvictionPolicy = lookup("policy", of).build(**given, **options)
-        return built
-
     @property
     def protected(self) -> int:
         """See `EvictionPolicy.protected`, in whole pages."""
         return -(-(self.sinks + self.window) // (self.page or 1)) * (self.page or 1)
-
-    @property
-    def observe(self) -> int:
-        """See `EvictionPolicy.observe`."""
-        return self.of.observe
-
-    @property
-    def accumulates(self) -> bool:
-        """See `EvictionPolicy.accumulates`."""
-        return self.of.accumulates
-
-    @property
-    def marks(self) -> bool:
-        """See `EvictionPolicy.marks`."""
-        return self.of.marks
-
-    def mark(self, layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
-        """See `EvictionPolicy.mark`."""
-        return self.of.mark(layer, q, k, v, at)
-
-    @property
-    def pre_attention(self) -> bool:
-        """See `EvictionPolicy.pre_attention`."""
-        return self.of.pre_attention
-
-    @property
-    def reads_first(self) -> Literal["", "prompt", "everything"]:
-        """See `Policy.reads_first`."""
-        return self.of.reads_first
-
-    def prepare(self, model: nn.Module, tokens: Tensor, prompt: int, mask: Tensor | None = None) -> None:
-        """See `Policy.prepare`."""
-        self.of.prepare(model, tokens, prompt, mask)
-
-    @property
-    def untrained(self) -> str:
-        """See `Policy.untrained`."""
-        return self.of.untrained
-
-    def train_on(self, model: nn.Module, tokens: Tensor, answer: int, *, steps: int, seed: int = 0) -> None:
-        """See `Policy.train_on`."""
-        self.of.train_on(model, tokens, answer, steps=steps, seed=seed)
-
-    def with_budget(self, budget: Amount) -> AdaKV:
-        """See `Policy.with_budget`."""
-        other = copy.copy(self)
-        other.budget = other.allowed = Budget.of(budget)
-        other.of = copy.copy(self.of)  # what either is prepared for is its own
-        return other
-
-    @property
-    def forgetting(self) -> float:
-        """See `EvictionPolicy.forgetting`."""
-        return self.of.forgetting
-
-    @property
-    def needs(self) -> str:
-        """See `Policy.needs`: what the score needs."""
-        return self.of.needs
 
     def __or__(self, other: Policy) -> Policy:
         """See `Policy.__or__`: refused."""
@@ -174,25 +86,6 @@ class AdaKV(EvictionPolicy):
         raise InputError(
             f"AdaKV | {right}: heads of different lengths cannot be stored otherwise; put snapkv on the left"
         )
-
-    def check(self, layers: list[KVLayer]) -> None:
-        """See `Policy.check`."""
-        super().check(layers)
-        self.of.check(layers)
-
-    def score(self, seen: Seen) -> Tensor:
-        """See `EvictionPolicy.score`: that of the other policy."""
-        return self.of.score(seen)
-
-    def remember(
-        self, layer: KVLayer, notes: dict[str, Tensor], q: Tensor, places: Tensor, length: int
-    ) -> dict[str, Tensor]:
-        """See `EvictionPolicy.remember`."""
-        return self.of.remember(layer, notes, q, places, length)
-
-    def notes_nbytes(self, layer: KVLayer, batch: int, dtype: torch.dtype) -> int:
-        """See `EvictionPolicy.notes_nbytes`."""
-        return self.of.notes_nbytes(layer, batch, dtype)
 
     def attend(
         self,
