@@ -24,7 +24,7 @@ def carry(found: Map, root: Path, commit: str) -> tuple[int, int]:
     found.forget({test for test in found.files if not (root / test).exists()})
     followed = unknown = 0
     for file in sorted(found.texts):
-        if not (root / file).exists():
+        if not (root / file).exists() or not file.endswith(".py"):
             found.lines.pop(file, None)
         elif not found.knows(root, file):
             before = subprocess.run(["git", "show", f"{commit}:{file}"], cwd=root, capture_output=True, check=False)
