@@ -19,7 +19,10 @@ def finite(x: Tensor) -> bool:
 
 @torch.no_grad()
 def first_fault(model: Model, inputs: Tensor, state: ModelState | None, mask: Tensor | None) -> str:
-    """Where NaN or infinity first appears in a reading, in words: see `Model.read` for inputs, state and mask."""
+    """Where NaN or infinity first appears in a reading, in words.
+
+    inputs: [B, T] int64 or [B, T, input_size]; state and mask [B, T] as for `Model.read`.
+    """
     if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
         row, token, _ = (~inputs.isfinite()).nonzero()[0].tolist()
         return f"the input holds NaN or infinity, first in row {row} at token {token}"
