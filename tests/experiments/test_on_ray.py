@@ -93,6 +93,16 @@ def test_ctrl_c_saves_on_the_cluster_and_is_resumed_there(cluster, tmp_path, fin
     assert same_results(finished(SPEC, tmp_path / "whole").results, done.results)
 
 
+def test_trials_are_halved_on_the_cluster_as_in_one_process(cluster, tmp_path, finished):
+    train = {"steps": 8, "batch": 4, "checkpoint_every": 0}
+    sweep = {"over": {"train.learning_rate": [1e-9, 3e-2, 1e-3]}, "halving": True, "validation": {"prompts": 16}}
+    spec = {**SPEC, "train": train, "sweep": sweep, "seeds": [0, 1]}
+    done = run(spec, out=tmp_path / "run", on="ray", threads=1)
+    whole = finished(spec, tmp_path / "whole")
+    assert same_results(whole.results, done.results)
+    assert done.sweep["told"].tolist() == whole.sweep["told"].tolist()
+
+
 def test_a_job_that_fits_on_no_node_is_told(cluster, tmp_path):
     with pytest.raises(ResourceError, match="no node of the cluster has 64 CPUs"):
         run(SPEC, out=tmp_path / "run", on="ray", threads=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -23,6 +24,13 @@ PATH = "train.learning_rate"
 RATES = [1e-9, 3e-2, 1e-3, 1e-8]
 LITTLE = {"prompts": 16, "batch": 16, "splits": ["train"], "similarity": 0}
 TRAIN = {"steps": 8, "batch": 8, "log_every": 3, "optimizer": "adamw", "warmup": 0}
+
+
+@pytest.fixture(autouse=True)
+def without_a_page(request, monkeypatch):
+    """The page takes as long as all else; one test has it made."""
+    if "report" not in request.node.name:
+        monkeypatch.setattr("contextlab.experiments.closing.build_report", lambda *args, **_: args[4].write_text(""))
 
 
 def halved(halving=True, rates=RATES, **changes):
@@ -54,8 +62,8 @@ def test_the_winner_is_the_same_setting_trained_alone_bit_for_bit(tmp_path, fini
     assert not list(done.folder.glob("trials/*/step_*"))
 
 
-def test_records_table_and_report_tell_how_far_each_trial_got(tmp_path, finished):
-    done = finished(halved(seeds=[0, 1]), tmp_path / "run")
+def test_records_table_and_report_tell_how_far_each_trial_got(tmp_path):
+    done = run(halved(), out=tmp_path / "run")
     found = done.sweep
     assert set(found["seed"]) == {0}  # the first decides
     assert found["trial"].tolist() == [0, 1, 2, 3]
@@ -105,9 +113,8 @@ def test_a_reduction_that_drops_none_is_the_full_grid(tmp_path, finished):
 
 
 EVENTS = [
-    "recall.softmax.trial2.seed0 training 2", "recall.softmax.trial2.seed0 validating 2",
-    "recall.softmax.trial2.seed0 training 4", "recall.softmax.trial2.seed0 validating 4",
-    "recall.softmax.seed0 training 0", "recall.softmax.seed1 evaluating 0",
+    "recall.softmax.trial2.seed0 validating 2", "recall.softmax.trial2.seed0 training 4",
+    "recall.softmax.trial2.seed0 validating 4", "recall.softmax.seed0 training 0",
 ]  # fmt: skip
 
 
@@ -203,6 +210,34 @@ def test_a_trial_that_diverges_goes_last_and_one_that_fails_is_tried_again(tmp_p
     assert again.sweep["value"].dropna().tolist() == whole.sweep["value"].dropna().tolist()
 
 
+def test_where_the_one_that_is_left_diverges_the_next_best_goes_on(tmp_path, monkeypatch, finished):
+    from contextlab.experiments import work
+
+    whole = finished(halved(seeds=[0, 1]), tmp_path / "whole")
+    table = whole.sweep
+    first, second = table.dropna(subset="rung_2").sort_values("rung_2")["trial"].tolist()
+    real = work.train
+
+    def diverging(model, tasks, train, *, pause=None, **options):
+        found = real(model, tasks, train, pause=pause, **options)
+        if train.learning_rate == RATES[first] and found.step == 8:
+            return dataclasses.replace(found, status="diverged", message="not finite")
+        return found
+
+    monkeypatch.setattr(work, "train", diverging)
+    done = run(halved(seeds=[0, 1]), out=tmp_path / "run")
+    assert done.record["status"] == "finished"
+    assert {record["setting"][PATH] for record in done.records} == {RATES[second]}
+    assert {record["status"] for record in done.records} == {"finished"}
+    rows = done.sweep.set_index("trial")
+    assert rows.loc[first, ["status", "told", "steps"]].tolist() == ["diverged", "not finite", 8]
+    assert rows.loc[second, "told"] == "chosen at step 4 of 8"
+    assert done.records[0]["sweep"]["halving"]["told"][str(first)] == "diverged"
+    plain = run(one(evaluate=LITTLE, train={**TRAIN, "learning_rate": RATES[second]}), out=tmp_path / "plain")
+    same = done.results[(done.results["seed"] == 0) | (done.results["kind"] == "learner")]
+    assert same_results(plain.results, same)
+
+
 def test_what_ended_by_its_goal_counts_with_its_last_score_and_is_trained_no_further(tmp_path):
     until = {"metric": "cross_entropy", "at_most": 1e9, "every": 1, "prompts": 8}  # any model is
     done = run(halved(train={**TRAIN, "until": until}), out=tmp_path / "run", progress=(tape := Tape()))
@@ -281,7 +316,7 @@ def test_trials_that_train_together_pause_together(tmp_path, monkeypatch, finish
     monkeypatch.setattr(together, "train_together", counting)
     done = run(halved(seeds=[0, 1]), out=tmp_path / "run")
     whole = finished(halved(seeds=[0, 1]), tmp_path / "whole")
-    assert members[:2] == [[2] * 4, [4] * 2]
+    assert members == [[2] * 4, [4] * 2, [None] * 2]  # and the rest of the chosen one, with the other seed
     assert done.sweep["told"].tolist() == whole.sweep["told"].tolist()
     keys = ["model", "seed", "metric", "shot", "length"]
     tables = [

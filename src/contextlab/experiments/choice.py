@@ -12,6 +12,7 @@ from contextlab.evaluation.results import summarise, table
 from contextlab.experiments.halving import Race
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.rungs import (
+    PAUSED,
     Scores,
     deciding,
     higher_is_better,
@@ -245,13 +246,13 @@ def _of_halving(spec: ExperimentSpec, job: Job, records: Records, race: Race) ->
 
 def _words(race: Race, number: int, records: Sequence[Mapping[str, Any]], place: Callable[[int], str]) -> str:
     """dropped at step 120 of 480."""
+    statuses = dict.fromkeys(_status(record) for record in records)
+    if {"finished", *PAUSED}.isdisjoint(statuses):
+        return ", ".join(statuses)
     gone = race.dropped_at(number)
     if gone is not None:
         return f"dropped at {place(gone)}"
-    last = len(race.rounds) - 1
-    if race.left == (number,) and any(scored_at(record, last) for record in records):
-        return f"chosen at {place(last)}"
-    return ", ".join(dict.fromkeys(_status(record) for record in records))
+    return f"chosen at {place(len(race.rounds) - 1)}" if race.left == (number,) else ", ".join(statuses)
 
 
 def _validated(spec: ExperimentSpec, job: Job) -> dict[str, Any]:

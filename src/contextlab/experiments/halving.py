@@ -8,7 +8,7 @@ left; here rungs are shares of a training, and those that are left after the las
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -93,12 +93,15 @@ def race(
     scores: Callable[[int, int], Sequence[float]],
     higher_is_better: bool,
     rungs: int | None = None,
+    lost: Collection[int] = (),
 ) -> Race:
     """Who goes on, rung by rung.
 
     trials: their numbers.
     scores: of (rung, trial), one from each seed that decides, in any order; nan where it gave none.
     rungs: how many are held, the first; None: all.
+    lost: those that diverged after the last rung that was held: where that is the only one that is left, the next best
+        goes on in its place.
     """
     rounds: list[tuple[int, ...]] = []
     dropped: list[tuple[int, ...]] = []
@@ -109,6 +112,9 @@ def race(
         found = {trial: list(scores(rung, trial)) for trial in left}
         rounds.append(left)
         left = tuple(go_on(found, halving.kept(len(left)), higher_is_better))
+        others = {trial: each for trial, each in found.items() if trial not in lost}
+        if len(left) == 1 and left[0] in lost and others:
+            left = tuple(go_on(others, 1, higher_is_better))
         dropped.append(tuple(t for t in rounds[-1] if t not in left and not all(map(math.isnan, found[t]))))
     return Race(tuple(rounds), tuple(dropped), left)
 

@@ -7,7 +7,8 @@ A walk through a run: `check` tries what the spec names, `folder` finds and clai
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from contextlab.experiments.sampling import ask, require_sampler, rounds, settle
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.together import train_groups, wanted
 from contextlab.experiments.trackers import Tracked, require_trackers
-from contextlab.experiments.trial import require_as_begun, rung_jobs, stale, stale_compressed
+from contextlab.experiments.trial import replaced, require_as_begun, rung_jobs, stale, stale_compressed
 from contextlab.experiments.work import do_job, trained
 from contextlab.experiments.workers import Workers
 from contextlab.plugins import load_plugins, plugin_options
@@ -125,11 +126,12 @@ def run(
             lambda: [job for job in first_jobs(spec) if not folder.done(job, spec)],
             *(partial(_asked, folder, spec, number) for number in range(rounds(spec))),
             *(partial(rung_jobs, folder, spec, rung) for rung in range(1, most_rungs(spec) + 1)),
-            lambda: _not_measured(folder, spec),  # the best of all trials
-            lambda: _not_compressed(folder, spec),  # of trained models
         ]
         with told(progress) as watcher, Tracked(watcher, log, folder, spec, record) as tell:
-            return _do(folder, spec, record, stages, tell, trackers=log, address=address, together=together)
+            return _do(
+                folder, spec, record, itertools.chain(stages, _last_stages(folder, spec)), tell, trackers=log,
+                address=address, together=together,
+            )  # fmt: skip
 
 
 def evaluate_run(
@@ -190,6 +192,14 @@ def _not_measured(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:
     return [job for job in chosen_jobs(spec) if job in other or not folder.done(job, spec)]
 
 
+def _last_stages(folder: RunFolder, spec: ExperimentSpec) -> Iterator[Callable[[], list[Job]]]:
+    """What is done with the trials: the best are measured, then policies on trained models."""
+    yield partial(_not_measured, folder, spec)
+    while replaced(folder, spec):
+        yield partial(_not_measured, folder, spec)
+    yield partial(_not_compressed, folder, spec)
+
+
 def _not_compressed(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:
     other = stale_compressed(folder, spec)
     return [job for job in compress_jobs(spec) if job in other or not folder.done(job, spec)]
@@ -208,7 +218,7 @@ def _do(
     folder: RunFolder,
     spec: ExperimentSpec,
     record: dict[str, Any],
-    stages: Sequence[Callable[[], list[Job]]],
+    stages: Iterable[Callable[[], list[Job]]],
     tell: Progress,
     training: bool = True,
     trackers: Sequence[str] = (),

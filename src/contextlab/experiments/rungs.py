@@ -31,7 +31,12 @@ def race_of(
     def scores(rung: int, trial: int) -> list[float]:
         return [mean_of(scored_at(read(training.job), rung)) for training in members[trial]]
 
-    return race(halving, list(members), scores, higher_is_better(halving, task_of(spec, job)), rungs)
+    lost = [
+        trial
+        for trial, trainings in members.items()
+        if any(read(each.job).get("status") == "diverged" and read(each.job).get("rungs") for each in trainings)
+    ]
+    return race(halving, list(members), scores, higher_is_better(halving, task_of(spec, job)), rungs, lost)
 
 
 def deciding(spec: ExperimentSpec, job: Job) -> dict[int, list[Training]]:

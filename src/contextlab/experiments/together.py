@@ -10,16 +10,17 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from contextlab.errors import ContextlabError, InputError, first_line, unknown
 from contextlab.experiments.folder import RunFolder
-from contextlab.experiments.jobs import Job, Training
+from contextlab.experiments.jobs import Job, Training, swept
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.rungs import pause_at
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.experiments.trial import chosen_training, take_over
 from contextlab.files import locked, make_folder
 from contextlab.memory import lack_of_memory
 from contextlab.models import build_model
@@ -40,14 +41,16 @@ def wanted(ensemble: str, device: torch.device) -> bool:
     return ensemble == "auto" and device.type == "cuda"
 
 
-def groups(spec: ExperimentSpec, todo: Sequence[Job]) -> list[list[Training]]:
+def groups(spec: ExperimentSpec, todo: Sequence[Job], chosen: Sequence[Training] = ()) -> list[list[Training]]:
     """Those jobs' trainings that can go together, at least two in a group: one task and one model, by their specs.
 
     Seeds, learning rates and whatever else may differ between members (`train_together`) are no reason to part them.
+
+    chosen: those of a sweep that are trained in the jobs that measure them.
     """
     known = {training.job: training for training in spec.trainings()}
     found: dict[str, list[Training]] = {}
-    for training in (known[job] for each in todo if (job := replace(each, rung=None)) in known):
+    for training in (*(known[job] for each in todo if (job := replace(each, rung=None)) in known), *chosen):
         train = training.train
         if train.compile != "on":
             form = (training.task_name, train.optimizer, train.accumulate, train.precision)
@@ -69,10 +72,13 @@ def train_groups(
     What cannot, because of a part that declares so or of its size, is left to its job; so is a group that fails, with a
     warning that says why.
     """
-    rungs = {replace(job, rung=None): job.rung for job in todo}
-    for group in groups(spec, todo):
+    jobs = {replace(job, rung=None): job for job in todo}
+    rest = _rest(folder, spec, todo)
+    jobs |= {training.job: job for job, training in rest.items()}
+    for group in groups(spec, todo, list(rest.values())):
+        members = [_Member(each, jobs[each.job], pause_at(spec, each, jobs[each.job].rung)) for each in group]
         try:
-            _train(folder, group, [pause_at(spec, each, rungs[each.job]) for each in group], device, tell)
+            _train(folder, members, device, tell)
         except Exception as raised:  # the jobs go on from the checkpoints that there are, or tell the fault as theirs
             error = lack_of_memory(raised) or raised
             why = first_line(error) if isinstance(error, ContextlabError) else f"{type(error).__name__}: {error}"
@@ -80,28 +86,39 @@ def train_groups(
             warnings.warn(message, stacklevel=2)
 
 
-def _train(
-    folder: RunFolder, group: Sequence[Training], pauses: Sequence[int | None], device: torch.device, tell: Progress
-) -> None:
-    first = build_model(group[0].model, seed=group[0].seed)
+def _rest(folder: RunFolder, spec: ExperimentSpec, todo: Sequence[Job]) -> dict[Job, Training]:
+    """What is left of halved sweeps in the jobs that measure the best trials: their way to the end, the other seeds."""
+    halved = [job for job in todo if job.kind == "training" and swept(spec, job) and spec.halving_of(job.model)]
+    return {job: chosen_training(folder, spec, job)[0] for job in halved}
+
+
+class _Member(NamedTuple):
+    """A training, the job that it is part of, and the step at which it pauses; None: it goes to its end."""
+
+    training: Training
+    job: Job
+    pause: int | None
+
+
+def _train(folder: RunFolder, group: Sequence[_Member], device: torch.device, tell: Progress) -> None:
+    first = build_model(group[0].training.model, seed=group[0].training.seed)
     if reasons_apart(first) or first.parameter_count > MOST_PARAMETERS:
         return
-    models = [first, *(build_model(training.model, seed=training.seed) for training in group[1:])]
-    members = [
-        Member(
-            model, list(training.tasks.values()), training.train, training.seed, folder.training(training.job), pause
-        )
-        for model, training, pause in zip(models, group, pauses, strict=True)
-    ]
-    keys = [training.key for training in group]
+    models = [first, *(build_model(each.training.model, seed=each.training.seed) for each in group[1:])]
     with ExitStack() as held:
-        for training in group:
-            make_folder(folder.job_record(training.job).parent)
-            held.enter_context(locked(folder.lock(training.job)))
-            tell.phase(training.key, "training")
+        for training, job, _ in group:
+            make_folder(folder.job_record(job).parent)
+            held.enter_context(locked(folder.lock(job)))
+            if job != training.job and job.kind == "training":
+                take_over(folder, job, training)
+            tell.phase(job.key, "training")
+        members = [
+            Member(model, list(each.tasks.values()), each.train, each.seed, folder.training(job), pause)
+            for model, (each, job, pause) in zip(models, group, strict=True)
+        ]
         train_together(
             members,
             device=device,
             resume=True,
-            progress=lambda member, step, steps, loss: tell.update(keys[member], step, steps, loss),
+            progress=lambda member, step, steps, loss: tell.update(group[member].job.key, step, steps, loss),
         )

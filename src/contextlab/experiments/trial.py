@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -87,22 +86,44 @@ def rung_jobs(folder: RunFolder, spec: ExperimentSpec, rung: int) -> list[Job]:
         race = race_of(spec, job, lambda trial: trial_record(folder, trial), rung)
         members = deciding(spec, job)
         if rung == rungs:
-            for training in itertools.chain.from_iterable(members.values()):
-                _tell_standing(folder, training, race)
+            _tell_standings(folder, spec, job, race)
         if len(race.left) > 1:
             at = None if rung == rungs else rung
             found += [replace(each.job, rung=at) for number in race.left for each in members[number]]
     return [job for job in found if not folder.done(job, spec)]
 
 
-def _tell_standing(folder: RunFolder, training: Training, race: Race) -> None:
-    """Write into a trial's record how it stands by now; one that has ended is left as it is."""
-    record = trial_record(folder, training.job)
-    assert training.trial is not None
-    now = standing(race, training.trial, record.get("status", "missing"))
-    if now in PAUSED and now != record["status"]:
-        message = words(now, record["steps"], training.train.steps)
-        write_record(folder.job_record(training.job), {**record, "status": now, "message": message})
+def _tell_standings(folder: RunFolder, spec: ExperimentSpec, job: Job, race: Race) -> None:
+    """Write into the trials' records how they stand by now; one that has ended is left as it is."""
+    for number, trainings in deciding(spec, job).items():
+        for training in trainings:
+            record = trial_record(folder, training.job)
+            now = standing(race, number, record.get("status", "missing"))
+            if now in PAUSED and now != record["status"]:
+                message = words(now, record["steps"], training.train.steps)
+                write_record(folder.job_record(training.job), {**record, "status": now, "message": message})
+
+
+def replaced(folder: RunFolder, spec: ExperimentSpec) -> bool:
+    """Whether a trial that was left alone has diverged in the job that measures it: the next best goes on in its place.
+
+    Its record tells it from then on, so that whoever asks again chooses the same.
+    """
+    found = False
+    for job in _halved(spec):
+        race = race_of(spec, job, lambda trial: trial_record(folder, trial))
+        gone = False
+        for training in deciding(spec, job)[race.left[0]] if len(race.left) == 1 else ():
+            own, measured = trial_record(folder, training.job), trial_record(folder, training.measured)
+            of_it = measured.get("status") == "diverged" and measured.get("trial") == training.trial
+            if of_it and own.get("status") in PAUSED:
+                told = {name: measured[name] for name in ("status", "message", "steps", "seconds")}
+                write_record(folder.job_record(training.job), {**own, **told})
+                gone = True
+        if gone:
+            _tell_standings(folder, spec, job, race_of(spec, job, lambda trial: trial_record(folder, trial)))
+        found |= gone
+    return found
 
 
 def _halved(spec: ExperimentSpec) -> list[Job]:
