@@ -13,7 +13,7 @@ from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
 from contextlab.models import ModelSpec, build_model, preset
 from contextlab.spec import Spec, refuse_bools, refuse_counts, refuse_extremes
-from contextlab.strict_yaml import MOST_VALUES, parse_yaml
+from contextlab.strict_yaml import DEEPEST, MOST_VALUES, parse_yaml
 from contextlab.tasks import build_task
 from contextlab.training import TrainSpec
 
@@ -276,3 +276,9 @@ def test_a_text_may_stand_for_so_many_values_and_no_more():
     assert len(parse_yaml(f"a: [{fits}]", "here")["a"]) == MOST_VALUES - 3
     with pytest.raises(InputError, match=f"stands for more than {MOST_VALUES} values"):
         parse_yaml(f"a: [{fits},1]", "here")
+
+
+def test_a_text_is_refused_at_its_deepest_level_and_not_read_to_its_end():
+    parse_yaml("[" * (DEEPEST - 1) + "1" + "]" * (DEEPEST - 1), "here")
+    with pytest.raises(InputError, match=f"here: nested more than {DEEPEST} levels deep"):
+        parse_yaml("[" * (DEEPEST + 1), "here")

@@ -195,3 +195,9 @@ def test_window_state_without_padding_gives_only_the_slots_in_use(total: int, wi
     expected = sorted({*recent, *range(min(sinks, total))})
     assert places.tolist() == [expected, expected]
     assert torch.equal(keys, k[:, expected])
+
+
+def test_a_state_that_has_read_nothing_holds_nothing_but_its_rows_starts() -> None:
+    empty = KVState.empty(torch.zeros(3, 5, 2, 4), torch.zeros(3, 5, 2, 6))
+    assert empty.nbytes == 3 * 8
+    assert [x.shape for x in empty.cached()] == [(3, 0, 2, 4), (3, 0, 2, 6)]

@@ -185,3 +185,15 @@ def test_all_prefixes_at_once_are_much_faster_than_scikit_learn() -> None:
     for b in range(20):
         sklearn.LogisticRegression(fit_intercept=False).fit(xs[b].numpy(), ys[b, :, 0].numpy())
     assert 20 * ours < (time.process_time() - start) / 20
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e8])
+def test_inputs_of_any_size_are_fitted_in_float32(scale: float) -> None:
+    """Weights are hardly held back then, and a class that is all but certain has a chance of 1 but for rounding."""
+    xs = torch.randn(2, 24, 2, generator=generator())
+    ys = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 24), generator=generator()), 3).float()
+    got = SoftmaxRegression(1.0).predict(scale * xs, ys)
+    expected = SoftmaxRegression(scale**-2).predict(xs.double(), ys.double())  # the same fit
+    assert got.isfinite().all()
+    late = slice(12, None)  # before, classes that were not seen yet have no logit to speak of
+    torch.testing.assert_close(got[:, late].softmax(-1).double(), expected[:, late].softmax(-1), rtol=0, atol=0.02)

@@ -98,6 +98,8 @@ def test_tasks_of_a_step_are_drawn_evenly_from_those_that_are_allowed(order: str
             assert scipy.stats.chisquare(counts[:among].numpy()).pvalue > 1e-3
     again = Turns(THREE, TrainSpec(steps=9000, order=order), seed=1)
     assert [again.which(step) for step in range(8999, 8900, -1)] == chosen.flatten().flip(0)[:99].tolist()
+    plain, zero = Turns(THREE, TrainSpec(steps=90, order=order)), Turns(THREE, TrainSpec(steps=90, order=order), seed=0)
+    assert [plain.which(step) for step in range(90)] == [zero.which(step) for step in range(90)]
     other = Turns(THREE, TrainSpec(steps=9000, order=order), seed=2)
     assert [other.which(step) for step in range(6000, 9000)] != chosen[2].tolist()
 

@@ -44,7 +44,8 @@ def fit_logits(xs: Tensor, chosen: Tensor, strength: float, steps: int, referenc
         full = torch.cat([logits, torch.zeros_like(logits[..., :1])], -1) if reference else logits
         total = full.logsumexp(-1, keepdim=True)
         miss = ((total - (logits * chosen.unsqueeze(1)).sum(-1, keepdim=True)) * seen).sum((2, 3))
-        return miss + strength / 2 * weights.square().sum((2, 3)), (logits - total).exp()
+        # Not exp(logits - total): they add up to 1 but for rounding however large the logits are.
+        return miss + strength / 2 * weights.square().sum((2, 3)), full.softmax(-1)[..., :classes]
 
     weights = xs.new_zeros(batch, n, classes, d)
     damping = xs.new_zeros(batch, n, 1)
@@ -66,14 +67,21 @@ def fit_logits(xs: Tensor, chosen: Tensor, strength: float, steps: int, referenc
 
 
 def curvature(xs: Tensor, p: Tensor, strength: float) -> Tensor:
-    """The Hessians of `fit_logits` where each example has probabilities p [B, n, n, C]: [B, n, C d, C d]."""
+    """The Hessians of `fit_logits` where each example has probabilities p [B, n, n, C]: [B, n, C d, C d].
+
+    p: of all classes, or of one of two.
+    """
     batch, n, d = xs.shape
     classes = p.shape[-1]
     outer = (xs.unsqueeze(-1) * xs.unsqueeze(-2)).flatten(2)  # [B, n, d d]
+    if classes == 1:
+        others = [1 - p[..., 0]]
+    else:  # not 1 - p: near 1 its rounding is larger than itself
+        others = [torch.cat([p[..., :a], p[..., a + 1 :]], -1).sum(-1) for a in range(classes)]
     hessian = xs.new_empty(batch, n, classes, d, classes, d)
     for a in range(classes):
         for b in range(a + 1):
-            share = p[..., a] * (float(a == b) - p[..., b])
+            share = p[..., a] * (-p[..., b] if a != b else others[a])
             block = (share.tril(-1) @ outer).unflatten(2, (d, d))
             hessian[:, :, a, :, b], hessian[:, :, b, :, a] = block, block
     hessian = hessian.view(batch, n, classes * d, classes * d)
