@@ -10,30 +10,32 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pandas as pd
 from plotly.subplots import make_subplots
 
 from contextlab import open_run
+from contextlab.experiments.opened import Run
 from contextlab.report import by_split, curve
 from contextlab.report.families import families
 from contextlab.report.figures import quality_against_state
-from contextlab.report.naming import bytes_in_words
+from contextlab.report.findings import findings
+from contextlab.report.naming import bytes_in_words, interval_in_words
 
 MARKS = ("<!-- table: written by docs/figures.py -->", "<!-- end of table -->")
 
 
-def draw_recall(models: pd.DataFrame) -> None:
+def draw_recall(run: Run) -> None:
     """Write docs/recall.svg and the table of docs/recall.md."""
+    models = run.results[run.results["kind"] == "model"]
     figure = quality_against_state(models, "recall", "accuracy")
     figure.write_image("docs/recall.svg", width=1080, height=figure.layout.height)
-    whole = models[(models["metric"] == "accuracy") & (models["split"] == "train") & models["shot"].isna()]
-    accuracy = whole.groupby("model")["value"].mean().sort_values(ascending=False)
+    (recall,) = findings(run.results, run.by_prompt)
+    accuracy = {mean.label: mean.told for mean in recall.ranked("accuracy")}
     state = models[models["metric"] == "state_bytes"].groupby("model")["value"].median()
-    family = families(list(accuracy.index))
+    family = families(list(accuracy))
     lines = ["| mixer | family | recall accuracy | state after a prompt |", "| --- | --- | ---: | ---: |"]
     lines += [
-        f"| `{name}` | {family[name]} | {value:.1%} | {bytes_in_words(int(state[name]))} |"
-        for name, value in accuracy.items()
+        f"| `{name}` | {family[name]} | {interval_in_words(told, 'accuracy')} | {bytes_in_words(int(state[name]))} |"
+        for name, told in accuracy.items()
     ]
     page = Path("docs/recall.md")
     before, _, rest = page.read_text().partition(MARKS[0])
@@ -46,7 +48,7 @@ def main() -> None:
     run = open_run(sys.argv[1] if len(sys.argv) > 1 else folders[-1])
     models = run.results[run.results["kind"] == "model"]
     if "regression" not in set(models["task"]):
-        draw_recall(models)
+        draw_recall(run)
         return
     left = curve(models, "regression", "excess_squared_error")
     right = by_split(models, "recall", "accuracy")

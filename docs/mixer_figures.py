@@ -5,7 +5,8 @@ Two figures, both without training:
 - reach: how much each token of the past counts for the answer to the last one, |dy_T / dx_(T-d)| over its value at
   d = 0, for freshly drawn mixers of width 64 (T = 512; geometric mean of 3 seeds and 4 sequences).
 - capacity: N random pairs of unit keys (64 values) and values are written into one head, and all are read back: the
-  part that is nearest to its own value among all N, and the squared error (means of 3 seeds).
+  part that is nearest to its own value among all N, and the squared error (means of 3 seeds with 95% intervals over
+  these, Student's t).
 
 The tables come from the registry. Needs the extra `image` and a Chromium or Chrome.
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab import registry
+from contextlab.evaluation.intervals import t95
 from contextlab.mixers import build_mixer
 from contextlab.mixers.base import state_growth
 from contextlab.ops import gated_delta_rule, mesa, simple_gla, softmax_attention, titans
@@ -150,11 +152,14 @@ def draw_capacity() -> None:
     )
     figure = make_subplots(1, 2, subplot_titles=("nearest to its own value, %", "squared error, 1 = empty memory"))
     for i, op in enumerate(ops):
-        found = torch.tensor([[recalled(op, n, seed) for seed in range(SEEDS)] for n in counts]).mean(1)
-        for column, values in ((1, 100 * found[:, 0]), (2, found[:, 1].clamp_min(1e-4))):
+        each = torch.tensor([[recalled(op, n, seed) for seed in range(SEEDS)] for n in counts])
+        found, half = each.mean(1), t95(SEEDS - 1) * each.std(1) / SEEDS**0.5
+        scaled = ((1, 100 * found[:, 0], 100 * half[:, 0]), (2, found[:, 1].clamp_min(1e-4), half[:, 1]))
+        for column, values, bars in scaled:
             figure.add_scatter(
                 x=counts,
                 y=values.tolist(),
+                error_y={"type": "data", "array": bars.tolist(), "thickness": 1, "width": 2},
                 name=op.replace("_", " "),
                 line={"color": qualitative.D3[i]},
                 showlegend=column == 1,

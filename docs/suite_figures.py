@@ -31,11 +31,11 @@ def section(folder: str) -> tuple[str, str]:
     """Name of the suite and what goes between its marks."""
     run = open_run(folder)
     name = run.record["name"].removesuffix("-quick")
-    table = suite_table(run.results)
-    figure = suite_figure(run.results, styles(run.results))
+    table = suite_table(run.results, run.by_prompt)
+    figure = suite_figure(run.results, styles(run.results), run.by_prompt)
     if not table:  # one or two tasks: the tables that the run prints, less the time of a machine that did more
         parts = []
-        for task, rows in summary_table(run.results, run.records).items():
+        for task, rows in summary_table(run.results, run.records, run.by_prompt).items():
             shown = [{key: cell for key, cell in row.items() if key != "training"} for row in rows]
             parts.append(f"*{task}*\n\n{markdown(shown)}")
         return name, "\n\n".join(parts)

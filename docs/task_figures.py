@@ -2,7 +2,8 @@
 
 Of each task, with the options of its preset "easy": a prompt (seed 0) as `contextlab show task NAME --sample --preset
 easy` prints it, and what its learners get on 512 prompts of the train split (seed 20000): the main metric by the number
-of in-context examples where predictions differ in that, else one bar a learner. Nothing is trained.
+of in-context examples where predictions differ in that, else one bar a learner, with 95% intervals over the prompts.
+Nothing is trained.
 
 Needs the extra `image` and a Chromium or Chrome.
 """
@@ -15,6 +16,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pandas as pd
 import torch
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
@@ -67,6 +69,12 @@ def renewed(text: str, page: str) -> str:
     return re.sub(f"({start}\n).*?({end})", lambda found: f"{found[1]}\n{made}\n\n{found[2]}", text, flags=re.DOTALL)
 
 
+def whiskers(rows: pd.DataFrame, **looks: float) -> dict[str, object]:
+    """The 95% intervals of measured rows, as Plotly draws them."""
+    above, below = rows["ci_high"] - rows["value"], rows["value"] - rows["ci_low"]
+    return {"type": "data", "array": above.tolist(), "arrayminus": below.tolist(), **looks}
+
+
 def draw(page: str) -> None:
     """Write the page's figure: what the learners get, a panel a task."""
     entries = members(page)
@@ -93,6 +101,7 @@ def draw(page: str) -> None:
                     name=name,
                     mode="lines",
                     line={"color": qualitative.D3[i % 10], "dash": ("solid", "dash", "dot")[i // 10 % 3]},
+                    error_y=whiskers(own, thickness=0.6, width=0),
                     legend=f"legend{index + 1}" if index else "legend",
                     **where,
                 )
@@ -103,7 +112,7 @@ def draw(page: str) -> None:
             means = found[found["shot"].isna()]
             figure.add_bar(
                 x=means["value"].tolist(), y=names, orientation="h", marker_color=qualitative.D3[0], showlegend=False,
-                **where,
+                error_x=whiskers(means, thickness=1, width=3), **where,
             )  # fmt: skip
             figure.update_yaxes(autorange="reversed", **where)
             figure.update_xaxes(title=metric_title(task.metric), rangemode="tozero", **where)

@@ -56,6 +56,14 @@ def test_prompts_do_not_depend_on_the_predictor_or_the_batch_it_is_given():
     assert (theirs[theirs["metric"] == "excess_squared_error"]["value"] == 0).all()
 
 
+def test_a_split_that_is_the_task_itself_is_no_shift():
+    task = build_task("associative_recall", vocabulary=16, pairs=2, length=16)
+    assert list(task.splits()) == ["train", "pairs=1", "pairs=2", "pairs=4", "length=32"]
+    assert list(evaluate_learners(task, prompts=4)["split"].unique()) == ["train", "pairs=1", "pairs=4", "length=32"]
+    asked = evaluate_learners(task, prompts=4, splits=("pairs=2",))
+    assert list(asked["split"].unique()) == ["pairs=2"]
+
+
 def test_more_accuracy_is_less_excess():
     results = evaluate_learners(RECALL, prompts=8)
     assert (results[results["metric"] == "accuracy"]["value"] == 1).all()

@@ -13,14 +13,18 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from contextlab.evaluation import evaluate, summarise
-from contextlab.evaluation.breakdown import FacetTally
+from contextlab.evaluation import evaluate, evaluate_learners, summarise
+from contextlab.evaluation.breakdown import FacetTally, breakdown
 from contextlab.evaluation.compress import build_prompts, compress, measure
 from contextlab.evaluation.compress.reading import Reading
 from contextlab.evaluation.compress.rows import Trials
+from contextlab.evaluation.decisions import regret
 from contextlab.evaluation.intervals import contrast, share_bounds, weighted
 from contextlab.evaluation.results import table
+from contextlab.models import build_model, preset
 from contextlab.prompt import Learner, Prompt, Task
+from contextlab.tasks import build_task
+from contextlab.training.validation import ValidationSpec, validate
 from tests.evaluation.test_compress import model
 
 PROMPTS, LENGTH, BATCH = 301, 8, 16
@@ -161,7 +165,7 @@ def test_intervals_over_seeds_hold_the_truth(answered: tuple[int, ...], spread: 
 def test_every_batch_split_and_seed_has_prompts_of_its_own() -> None:
     drawn: list[Tensor] = []
     for seed in (0, 1):
-        spec = {"prompts": 40, "batch": 16, "seed": seed}
+        spec = {"prompts": 40, "batch": 16, "seed": seed, "splits": ("train", "again")}
         evaluate(Scaled(1.0), Ragged(), spec, watch=lambda *told: drawn.append(told[3].inputs.flatten(1)))
     rows = torch.cat(drawn)
     assert len(rows) == 2 * 2 * 40
@@ -254,3 +258,48 @@ def test_a_paired_difference_is_that_of_the_prompts_differences() -> None:
     apart = contrast([*weighted([("a", 0, "p", one)], 1.0), *weighted([("b", 0, "q", two)], -1.0)])
     assert apart.high - apart.low > 4 * (told.high - told.low)
     assert contrast(weighted([("a", 0, "p", one[:1])], 1.0)).low == -math.inf
+
+
+def test_one_prompt_has_no_interval() -> None:
+    """Not of width 0: nothing is known of how far off it is, from one seed or several."""
+    task = build_task("linear_regression", dimensions=2, examples=4, noise=0.5)
+    recall = build_task("associative_recall", vocabulary=16, pairs=3, length=16)
+    for each in (task, recall):
+        found = evaluate_learners(each, prompts=1, splits=("train",))
+        assert (found["n"] == 1).all()
+        assert found["value"].notna().all()
+        assert found[["ci_low", "ci_high"]].isna().all(axis=None)
+    both = pd.concat([found, found.assign(seed=1)], ignore_index=True)
+    assert summarise(both)[["ci_low", "ci_high"]].isna().all(axis=None)
+    assert summarise(both.assign(n=2)).dropna(subset="ci_low").empty is False
+    groups = breakdown(recall.learners(), recall, prompts=1)
+    assert groups[["ci_low", "ci_high"]].isna().all(axis=None)
+    untrained = build_model(preset("transformer", width=8, depth=1, heads=1).for_task(task))
+    score = validate(untrained, task, ValidationSpec(prompts=1))
+    assert math.isnan(score.ci_low)
+    assert math.isnan(score.ci_high)
+    bandit = build_task("bandit", preset="easy")
+    played = regret(bandit.learners(), bandit, problems=1, horizon=2)
+    assert played[["ci_low", "ci_high"]].isna().all(axis=None)
+
+
+def test_shares_that_are_all_alike_have_wilsons_interval() -> None:
+    for count in (2, 3, 8, 64):
+        ones, zeros = np.ones(count), np.zeros(count)
+        told = contrast(weighted([("a", s, "p", ones) for s in (0, 1)], 1.0, (0.0, 1.0)))
+        (low,), (high,) = share_bounds(*(np.array([x]) for x in (1.0, 0.0, count)))
+        assert (told.low, min(told.high, 1.0)) == pytest.approx((low, high))
+        apart = [*weighted([("a", 0, "p", ones)], 1.0, (0.0, 1.0)), *weighted([("b", 0, "p", zeros)], -1.0, (0.0, 1.0))]
+        assert contrast(apart).parts == (count > 3)  # 1.0 and 0.0 on two prompts tell nothing apart
+        same = [*weighted([("a", 0, "p", ones)], 1.0, (0.0, 1.0)), *weighted([("b", 0, "p", ones)], -1.0, (0.0, 1.0))]
+        assert contrast(same).high == pytest.approx(1 - low)
+    assert contrast(weighted([("a", 0, "p", ones)], 1.0)) == (1.0, 1.0, 1.0)  # of what has no bounds nothing is known
+
+
+def test_where_few_prompts_may_differ_the_truth_is_held() -> None:
+    """Shares near 1, of which most draws are all alike: an interval of width 0 would hold the truth in none of them."""
+    rng, held = np.random.default_rng(7), 0
+    for _ in range(500):
+        values = (rng.uniform(size=32) < 0.97).astype(float)
+        held += contrast(weighted([("a", 0, "p", values)], 1.0, (0.0, 1.0))).holds(0.97)
+    assert held / 500 >= 0.9

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from contextlab import registry
+from contextlab.cli.catalogue import _first_sentence
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec, load_recipe, recipes
 from contextlab.experiments.recipes import find_recipe, read_yaml, set_key
@@ -21,6 +22,8 @@ def test_every_recipe_that_ships_is_a_valid_experiment():
         assert spec.name == recipe.name
         assert spec.trainings()
         assert recipe.description
+    told = [_first_sentence(recipe.description) for recipe in recipes()]  # what `contextlab list recipes` tells
+    assert len(set(told)) == len(told)
 
 
 @pytest.mark.parametrize(

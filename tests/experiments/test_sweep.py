@@ -8,6 +8,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from contextlab import open_run, run
 from contextlab.errors import InputError
@@ -269,7 +270,8 @@ def test_the_estimate_counts_every_trial_and_check_tries_them_once(monkeypatch):
     expected = 4 * training.training + 2 * training.evaluating + sum(found.learners.values())
     assert found.seconds == pytest.approx(expected)
     widths = ExperimentSpec.parse(one(sweep={"over": {"options.width": [8, 16], "train.learning_rate": RATES}}))
-    assert [each.trials for each in estimate(widths, torch.device("cpu"), threads=1).trainings] == [2, 2]
+    rows = estimate(widths, torch.device("cpu"), threads=1).trainings
+    assert [(each.setting, each.trials) for each in rows] == [({"options.width": width}, 2) for width in (8, 16)]
     check(widths, torch.device("cpu"))
 
 
@@ -319,3 +321,22 @@ def test_trials_may_end_as_soon_as_they_are_good_enough(tmp_path):
     assert evaluate_run(done.folder, ["evaluate.prompts=8"]).records[0]["message"] == record["message"]
     with pytest.raises(InputError, match="models.softmax .*until: accuracy is better when larger; give at_least"):
         run(swept(train={"steps": 6, "batch": 4, "until": {"at_most": 0.1}}), out=tmp_path / "wrong")
+
+
+def test_what_is_done_is_not_taken_for_another_task(tmp_path, finished):
+    folder = finished(one(evaluate=LITTLE), tmp_path / "run").folder
+    path, job = folder / "experiment.yaml", "trainings/recall.softmax.seed0/record.json"
+    spec = yaml.safe_load(path.read_text())
+    was = spec["tasks"]["recall"]["options"]["pairs"]
+    spec["tasks"]["recall"]["options"]["pairs"] = was + 1
+    path.write_text(yaml.safe_dump(spec))
+    with pytest.raises(InputError, match=rf"made with tasks.recall.options.pairs {was}, but .*yaml says {was + 1};"):
+        run(path, out=folder, resume=True)
+    spec["tasks"]["recall"]["options"] |= {"pairs": was, "filler": "random"}  # as it is by default
+    path.write_text(yaml.safe_dump(spec))
+    assert run(path, out=folder, resume=True).record["status"] == "finished"
+    (folder / "learners" / "recall.record.json").unlink()  # the model's own record tells of the task, too
+    spec["tasks"]["recall"]["options"] |= {"filler": "blank"}
+    path.write_text(yaml.safe_dump(spec))
+    with pytest.raises(InputError, match=rf"{job}: made with tasks.recall.options.filler 'random', .* says 'blank'"):
+        run(path, out=folder, resume=True)

@@ -15,7 +15,7 @@ def rows(task: str, metric: str, values: dict[str, float]) -> list[dict[str, obj
         {
             "run": "r", "model": name, "kind": "learner" if name == "best" else "model", "seed": seed, "task": task,
             "split": "train", "metric": metric, "value": value + (seed - 0.5) * 0.02 * (name != "best"),
-            "ci_low": value, "ci_high": value, "n": 10,
+            "ci_low": value - 0.05 * (name == "best"), "ci_high": value + 0.05 * (name == "best"), "n": 10,
         }
         for name, value in values.items()
         for seed in ((0,) if name == "best" else (0, 1))
@@ -33,12 +33,12 @@ def results(metrics: tuple[str, ...]) -> pd.DataFrame:
 
 
 def test_accuracies_have_a_mean_over_the_tasks() -> None:
-    shown = suite_table(results(("accuracy", "accuracy", "accuracy")))
+    shown, best = suite_table(results(("accuracy", "accuracy", "accuracy"))), "10.0% ± 5.0% best"
     assert shown == [
-        {"task (accuracy)": "task0", "a": "20.0%", "b": "40.0%", "reference learner": "10.0% best"},
-        {"task (accuracy)": "task1", "a": "30.0%", "b": "", "reference learner": "10.0% best"},
-        {"task (accuracy)": "task2", "a": "40.0%", "b": "40.0%", "reference learner": "10.0% best"},
-        {"task (accuracy)": "mean", "a": "30.0%", "b": "", "reference learner": ""},  # b is missing on a task
+        {"task (accuracy)": "task0", "a": "20.0% ± 12.7%", "b": "40.0% ± 12.7%", "reference learner": best},
+        {"task (accuracy)": "task1", "a": "30.0% ± 12.7%", "b": "", "reference learner": best},
+        {"task (accuracy)": "task2", "a": "40.0% ± 12.7%", "b": "40.0% ± 12.7%", "reference learner": best},
+        {"task (accuracy)": "mean", "a": "30.0% ± 7.3%", "b": "", "reference learner": ""},  # b is missing on a task
     ]
 
 

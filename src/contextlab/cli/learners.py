@@ -121,7 +121,7 @@ def similarity(
         order = whole[whole["measure"] == "errors"].sort_values("value", ascending=False)["learner"]
         cells = {
             (row["learner"], row["measure"]): interval_in_words(
-                Interval(row["value"], row["ci_low"], row["ci_high"]), ""
+                Interval.known(row["value"], row["ci_low"], row["ci_high"]), ""
             )
             for _, row in whole[whole["measure"] != "behind"].iterrows()
         }

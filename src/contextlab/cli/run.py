@@ -197,6 +197,7 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
     """Print what a run would train and about how long it would take, all of it tried and timed here."""
     from contextlab.experiments.check import check
     from contextlab.experiments.estimate import estimate
+    from contextlab.experiments.sweep import setting_words
     from contextlab.report.naming import count_in_words
     from contextlab.training.distributed import resolve
 
@@ -208,10 +209,12 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
     # Where all are drawn afresh there is nothing to tell, and a column less leaves room for names.
     fixed = any(training.train.examples for training in spec.trainings())
     swept = any(training.trial is not None for training in spec.trainings())
+    set_ = any(each.setting for each in found.trainings)
     rows = [
         {
             "task": each.task,
             "model": each.model,
+            **({"setting": setting_words(each.setting)} if set_ else {}),
             **({"trials": f"{each.trials:,}"} if swept else {}),
             "seeds": str(each.seeds),
             "parameters": count_in_words(each.parameters),
@@ -286,7 +289,7 @@ def _print_summary(done: Any) -> None:
     console.print()
     for title, rows in summary_table(done.results, done.records, done.by_prompt).items():
         print_table(title, rows)
-    if overview := suite_table(done.results):
+    if overview := suite_table(done.results, done.by_prompt):
         print_table("all tasks", overview)
     if chosen := chosen_table(done.records):
         print_table("chosen on validation prompts (window: where the score is within 95% of the best)", chosen)

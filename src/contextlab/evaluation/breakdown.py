@@ -38,7 +38,8 @@ def breakdown(
     prompts, batch, seed, device: of the prompts that are drawn.
 
     Returns one row a predictor, metric and group: the group's lowest and highest value (both counted), the mean, a 95%
-    interval over prompts (a prompt's predictions are not independent), and n, the predictions in the group.
+    interval over prompts (a prompt's predictions are not independent; missing where one prompt has all of the group's),
+    and n, the predictions in the group.
     Raises InputError for a facet that the task does not know.
     """
     named = predictors if isinstance(predictors, Mapping) else {"model": predictors}
@@ -119,11 +120,11 @@ class _Groups:
             total = torch.cat(parts)
             mean = total.sum(0) / n
             residual = (total - mean * count).square().sum(0) * prompts / max(prompts - 1, 1)
-            half = Z95 * residual.sqrt() / n
+            half, trials = Z95 * residual.sqrt() / n, (count > 0).sum(0)
             low, high = mean - half, mean + half
             if metric in HIGHER_IS_BETTER:
-                trials = (count > 0).sum(0).numpy()
-                low, high = map(torch.from_numpy, share_bounds(mean.numpy(), half.numpy(), trials))
+                low, high = map(torch.from_numpy, share_bounds(mean.numpy(), half.numpy(), trials.numpy()))
+            low, high = (torch.where(trials > 1, end, math.nan) for end in (low, high))
             for i in range(len(n)):
                 yield {
                     "low": self.low[i].item(),

@@ -84,6 +84,7 @@ class _Pair:
             left_out = _cosine(*(each.sum() - each for each in sums))
             half = Z95 * math.sqrt((n - 1) / n * (left_out - left_out.mean()).square().sum().item())
             low, high = max(value.item() - half, -1.0), min(value.item() + half, 1.0)
+            low, high = (low, high) if n > 1 else (math.nan, math.nan)
             rows.append({"shot": shot, "value": value.item(), "ci_low": low, "ci_high": high, "n": n})
         return rows
 
@@ -121,9 +122,9 @@ def _cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, shot: int | None = None, most: float = math.inf) -> dict[str, Any]:
-    """Mean over prompts and its interval."""
+    """Mean over prompts and its interval, which one prompt does not have."""
     n, value = len(values), values.mean().item()
-    half = Z95 * values.std(correction=min(1, n - 1)).item() / math.sqrt(n)
+    half = Z95 * values.std().item() / math.sqrt(n) if n > 1 else math.nan
     return {"shot": shot, "value": value, "ci_low": value - half, "ci_high": min(value + half, most), "n": n}
 
 

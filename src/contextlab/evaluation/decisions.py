@@ -147,7 +147,8 @@ def regret(
 
     Returns a tidy table (see `results.COLUMNS`), split "online", `shot` the steps made before. Metrics: "regret", the
     expected reward lost so far; "suboptimality", that lost in this step; "reward". Where the shot is missing, "regret"
-    is that of the whole rollout, the others are means over steps. Intervals are normal 95% intervals over problems.
+    is that of the whole rollout, the others are means over steps. Intervals are normal 95% intervals over problems; one
+    problem has none.
     """
     named = predictors if isinstance(predictors, Mapping) else {"model": predictors}
     steps = task.horizon if horizon is None else horizon
@@ -179,7 +180,8 @@ def regret(
             by_problem.append({**row, **drawn_as, "chance": math.nan, "values": total[:, -1].float().cpu().numpy()})
         for metric, by_step in each.items():
             values = torch.cat([whole[metric], by_step], 1)
-            half = Z95 * values.std(0, correction=min(1, problems - 1)) / math.sqrt(problems)
+            unknown = torch.full(values.shape[1:], math.nan)  # of one problem
+            half = Z95 * values.std(0) / math.sqrt(problems) if problems > 1 else unknown
             for i, (value, width) in enumerate(zip(values.mean(0).tolist(), half.tolist(), strict=True)):
                 shot = None if i == 0 else i - 1
                 rows.append(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.errors import InputError, unknown
-from contextlab.evaluation.intervals import share_bounds, t95
+from contextlab.evaluation.intervals import alike_half, bounds_of, share_bounds, t95
 from contextlab.evaluation.results import Results, table
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.memory import require_room
@@ -65,8 +65,10 @@ def evaluate(
     Returns a tidy table (see `results.COLUMNS`). For each split and metric there is a row a shot, and one with a
     missing shot for the mean over all that is scored; `excess_<metric>` is the difference to the split's best
     known learner on the same prompts, positive where the predictor is worse. Intervals are 95% intervals over
-    prompts: Student's t, and Wilson's of shares such as accuracy. A split that the predictor cannot answer (too long
-    for its positions, say) has one row whose value is missing and n 0, and a warning tells why.
+    prompts: Student's t, and Wilson's of shares such as accuracy; one prompt has none, and the ends are missing. Where
+    all prompts are alike, only shares and their excesses have an interval (see `intervals.unseen`). A split that the
+    predictor cannot answer (too long for its positions, say) has one row whose value is missing and n 0, and a warning
+    tells why.
     """
     spec = _spec(spec, changes)
     if device is None:
@@ -154,14 +156,26 @@ def _spec(spec: EvaluateSpec | Mapping[str, Any] | None, changes: Mapping[str, A
 
 
 def _splits(task: Task, spec: EvaluateSpec) -> Iterator[tuple[str, int, Task]]:
-    """Name, number and task of each split that is wanted."""
+    """Name, number and task of each split that is wanted.
+
+    One beside 'train' that is the task itself, such as recall's of as many pairs as in training, is no shift of it: it
+    is measured only where it is asked for by name.
+    """
     splits = task.splits()
     for name in spec.splits or ():
         if name not in splits:
             raise InputError(f"evaluate.splits: {unknown('split', name, splits)}")
     for index, (name, shifted) in enumerate(splits.items()):
-        if spec.splits is None or name in spec.splits:
+        if name in spec.splits if spec.splits is not None else index == 0 or not _same(shifted, task):
             yield name, index, shifted
+
+
+def _same(one: Task, other: Task) -> bool:
+    """Whether two tasks are equal; those that cannot be compared, as they hold arrays, are taken to differ."""
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _prompts(task: Task, spec: EvaluateSpec, index: int, device: torch.device | str) -> Iterator[Prompt]:
@@ -250,9 +264,13 @@ class _Tally:
             spread = torch.where(known, values - mean, 0).square().sum(0) / (n - 1).clamp_min(1)
             scale = torch.tensor([t95(count - 1) for count in n.tolist()], dtype=torch.float64)
             half = scale * (spread / n).sqrt()
+            if metric not in HIGHER_IS_BETTER and (bounds := bounds_of(metric)) is not None:
+                ends = [alike_half(*each, bounds) for each in zip(mean.tolist(), n.tolist(), strict=True)]
+                half = torch.where(half > 0, half, torch.tensor(ends, dtype=half.dtype))
             low, high = mean - half, mean + half
             if metric in HIGHER_IS_BETTER:
                 low, high = map(torch.from_numpy, share_bounds(mean.numpy(), half.numpy(), n.numpy()))
+            low, high = (torch.where(n > 1, end, math.nan) for end in (low, high))
             for i, count in enumerate(n.tolist()):
                 if count:
                     yield {

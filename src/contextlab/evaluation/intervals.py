@@ -4,6 +4,9 @@ A predictor's value on a prompt is its mean, plus what the seed of its training 
 what is left. All seeds of all models answer the same prompts (the design is crossed), so the variance of a mean, of a
 difference, or of any weighted sum of means, has a part from the prompts and one from each model's seeds. Each is
 estimated by mean squares and has its own quantile of Student's t; their half-widths are added in quadrature.
+
+One prompt tells nothing of how far off it is: there is no interval then (nan in tables, infinite here). Prompts that
+are all alike tell nothing of the spread, and of what is bounded, such as shares, only that few can differ: `unseen`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from contextlab.prompt import HIGHER_IS_BETTER
 
 Z95 = 1.959964
 # Two-sided 95% quantiles of Student's t for 1 to 29 degrees of freedom.
@@ -50,6 +55,13 @@ class Interval(NamedTuple):
         return self.low <= value <= self.high
 
     @staticmethod
+    def known(value: float, low: float | None, high: float | None) -> Interval:
+        """That of a table's row or a record, whose ends are missing where nothing is known of them."""
+        least = -math.inf if low is None or math.isnan(low) else float(low)
+        most = math.inf if high is None or math.isnan(high) else float(high)
+        return Interval(float(value), least, most)
+
+    @staticmethod
     def around(value: float, half: float) -> Interval:
         """The interval of a half-width."""
         return Interval(value, value - half, value + half)
@@ -61,7 +73,7 @@ class Sample:
 
     who: the predictor. seed: of its training; None for what is not trained. prompts: which prompts they are; samples
     with the same have values of the same prompts in the same order. values: [prompts], nan where nothing is scored.
-    weight: of the sample's mean in the sum.
+    weight: of the sample's mean in the sum. bounds: between which each value must lie; None of what has none.
     """
 
     who: Hashable
@@ -69,11 +81,33 @@ class Sample:
     prompts: Hashable
     values: np.ndarray
     weight: float
+    bounds: tuple[float, float] | None = None
 
 
-def weighted(samples: Sequence[tuple[Hashable, int | None, Hashable, np.ndarray]], weight: float) -> list[Sample]:
+def weighted(
+    samples: Sequence[tuple[Hashable, int | None, Hashable, np.ndarray]],
+    weight: float,
+    bounds: tuple[float, float] | None = None,
+) -> list[Sample]:
     """The samples of a predictor's seeds, whose mean has a weight in a sum: (who, seed, prompts, values) each."""
-    return [Sample(who, seed, prompts, values, weight / len(samples)) for who, seed, prompts, values in samples]
+    return [Sample(who, seed, prompts, values, weight / len(samples), bounds) for who, seed, prompts, values in samples]
+
+
+def unseen(count: float) -> float:
+    """The part of all prompts that may differ where so many were alike: the upper end of Wilson's interval for none."""
+    return Z95**2 / (count + Z95**2)
+
+
+def bounds_of(metric: str) -> tuple[float, float] | None:
+    """Between which values a metric lies on each prompt: shares, and what one share exceeds another by."""
+    if metric in HIGHER_IS_BETTER:
+        return 0.0, 1.0
+    return (-1.0, 1.0) if metric.removeprefix("excess_") in HIGHER_IS_BETTER else None
+
+
+def alike_half(value: float, count: int, bounds: tuple[float, float] | None) -> float:
+    """The half-width of an interval where so many prompts all have the same value; 0 of what has no bounds."""
+    return 0.0 if bounds is None else max(bounds[1] - value, value - bounds[0]) * unseen(count)
 
 
 def contrast(samples: Iterable[Sample]) -> Interval:
@@ -83,7 +117,8 @@ def contrast(samples: Iterable[Sample]) -> Interval:
     its samples are of the same prompts. The square of the half-width is a sum: for each set of P prompts
     t(P - 1)^2 var(weighted values) / P; and t(f)^2 times the sum, over predictors of S >= 2 seeds, of var(seeds) / S
     less what the noise of their answers explains, with Welch's degrees of freedom f. Of predictors with one seed the
-    prompts' part is all that can be known.
+    prompts' part is all that can be known. Where all prompts of a set are alike it is the most by which the sum could
+    change, if as many differed as may (`unseen`); of values without bounds it is 0, and means nothing.
     """
     by_prompts: dict[Hashable, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -98,7 +133,10 @@ def contrast(samples: Iterable[Sample]) -> Interval:
             return Interval(float(values.sum()) if count else math.nan, -math.inf, math.inf)
         total = values.sum(0)
         value += float(total.mean())
-        square += t95(count - 1) ** 2 * float(total.var(ddof=1)) / count
+        if np.ptp(total) > 1e-12 * max(1.0, float(np.abs(total).max())):
+            square += t95(count - 1) ** 2 * float(total.var(ddof=1)) / count
+        else:
+            square += alike_half(float(total[0]), count, _range(group)) ** 2
         for sample, each in zip(group, values, strict=True):
             own.setdefault(sample.who, {}).setdefault(prompts, []).append((sample.seed, each))
     parts = [part for sets in own.values() if (part := _seeds_part(list(sets.values()))) is not None]
@@ -106,6 +144,12 @@ def contrast(samples: Iterable[Sample]) -> Interval:
     if extra > 0:
         square += t95(extra**2 / sum(variance**2 / freedom for variance, freedom in parts)) ** 2 * extra
     return Interval.around(value, math.sqrt(square))
+
+
+def _range(samples: Sequence[Sample]) -> tuple[float, float] | None:
+    """Between which values the weighted sum of samples of the same prompts lies; None where one has no bounds."""
+    ends = [sorted(each.weight * end for end in each.bounds) for each in samples if each.bounds is not None]
+    return (sum(low for low, _ in ends), sum(high for _, high in ends)) if len(ends) == len(samples) else None
 
 
 def _seeds_part(sets: Sequence[Sequence[tuple[int | None, np.ndarray]]]) -> tuple[float, int] | None:

@@ -114,12 +114,13 @@ def read_compressed(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """The results with the seeds put together: the mean over seeds and its 95% confidence interval.
 
-    With one seed the interval is that over prompts alone. With s >= 2 seeds it is Student's t interval over the seeds'
-    means; their spread already holds the noise of the prompts' draw that differs between seeds, but all seeds answer
-    the same prompts, so the prompts' own half-width is added in quadrature. That counts the noise of single answers
-    twice and is on the safe side; `intervals.contrast` does not, and needs the values by prompt. Shares, such as
-    accuracy, stay within 0 and 1. Returns the same columns without `seed`, and `seeds`; `n` is the smallest number of
-    prompts. Tables of facets and similarities are put together likewise.
+    With one seed the interval is that over prompts alone; of one prompt there is none, whatever the seeds. With s >= 2
+    seeds it is Student's t interval over the seeds' means; their spread already holds the noise of the prompts' draw
+    that differs between seeds, but all seeds answer the same prompts, so the prompts' own half-width is added in
+    quadrature. That counts the noise of single answers twice and is on the safe side; `intervals.contrast` does not,
+    and needs the values by prompt. Shares, such as accuracy, stay within 0 and 1. Returns the same columns without
+    `seed`, and `seeds`; `n` is the smallest number of prompts. Tables of facets and similarities are put together
+    likewise.
     """
     measured = ("seed", "value", "ci_low", "ci_high", "n", "chance", "prompts", "values")
     keys = [name for name in results.columns if name in DTYPES and name not in measured]
@@ -151,7 +152,8 @@ def _over_seeds(results: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         over_prompts=("half", "mean"),
     ).reset_index()
     t = np.array([t95(max(1, int(seeds) - 1)) for seeds in found["seeds"]])
-    half = np.hypot(t * found["spread"] / np.sqrt(found["seeds"]), found["over_prompts"].fillna(0))
+    over_prompts = found["over_prompts"].fillna(0).mask((found["n"] == 1) & found["over_prompts"].isna())
+    half = np.hypot(t * found["spread"] / np.sqrt(found["seeds"]), over_prompts)
     several = found["seeds"] > 1
     found["ci_low"] = found["ci_low"].where(~several, found["value"] - half)
     found["ci_high"] = found["ci_high"].where(~several, found["value"] + half)

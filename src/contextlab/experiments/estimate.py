@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -49,6 +50,7 @@ class TrainingEstimate:
     parameters, steps: of each seed. prompts: drawn for each seed. epochs: how often each is shown, on average.
     training: seconds of each seed; of a trial with its validation.
     evaluating: seconds of each seed; of a sweep for the best trial alone.
+    setting: path -> value of the swept fields that all of these trials share.
     """
 
     task: str
@@ -61,6 +63,7 @@ class TrainingEstimate:
     epochs: float
     training: float
     evaluating: float
+    setting: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,7 @@ class _Timer:
         return TrainingEstimate(
             first.task_name, first.model_name, seeds, len(members) // seeds, whole.parameter_count, steps, prompts,
             steps * batch / prompts, drawing + a_step * steps, evaluating,
+            {path: value for path, value in first.setting.items() if all(m.setting[path] == value for m in members)},
         )  # fmt: skip
 
     def learners(self, name: str) -> float:

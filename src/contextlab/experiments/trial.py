@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,18 @@ from contextlab.experiments.halving import Race
 from contextlab.experiments.jobs import Job, Training, chosen_jobs, compress_jobs, swept
 from contextlab.experiments.rungs import PAUSED, deciding, in_force, race_of, standing, words
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.experiments.values import MOST_TRIALS
 from contextlab.files import atomic_folder, read_record, write_record
 from contextlab.models import Model
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt
 from contextlab.spec import describe
 from contextlab.training import checkpoint
+from contextlab.training.trainer import task_as_data
 from contextlab.training.validation import validate
+
+
+LARGE = ("model_spec", "train_spec", "task_specs", "history")
+"""What records of trials tell that no choice among these asks for."""
 
 
 def score(
@@ -46,7 +53,7 @@ def score(
     for name, task in training.tasks.items():
         named = metric or task.metric
         scored = validate(model, task, wanted, metric=named, device=device, apart=apart.get(name))
-        if named in HIGHER_IS_BETTER:  # as `evaluate` tells of shares
+        if named in HIGHER_IS_BETTER and scored.n > 1:  # as `evaluate` tells of shares
             half, count = np.array([scored.ci_high - scored.value]), np.array([scored.n])
             low, high = share_bounds(np.array([scored.value]), half, count)
             scored = scored._replace(ci_low=float(low[0]), ci_high=float(high[0]))
@@ -63,7 +70,7 @@ def chosen_training(folder: RunFolder, spec: ExperimentSpec, job: Job) -> tuple[
     """The training that a job of kind "training" measures, and what its record says of the sweep, if there is one."""
     if not swept(spec, job):
         return spec.candidates(job)[0], {}
-    found = told(spec, job, lambda trial: trial_record(folder, trial))
+    found = told(spec, job, lambda trial: _score_in(folder.job_record(trial)))
     return spec.candidates(job)[found["trial"]], found
 
 
@@ -183,19 +190,23 @@ def require_as_begun(folder: RunFolder, spec: ExperimentSpec) -> None:
 
     More seeds, models or trials at the end may be added. Raises InputError that says what differs.
     """
+    tasks = {name: task_as_data(spec.build_task(name)) for name in spec.tasks}
+    for name in tasks:
+        _require_tasks(folder, Job("learners", task=name), spec, tasks)
     for training in spec.trainings():
-        record = trial_record(folder, training.job)
+        record = _require_tasks(folder, training.job, spec, tasks)
         if record.get("status") not in (*FINAL, *PAUSED):
             continue  # of what is half done its checkpoint says what it is
         _require_rungs(folder, spec, training, record)
         for key, now in (("train_spec", training.train), ("model_spec", training.model)):
-            if not isinstance(record.get(key), Mapping):
+            wanted = now.model_dump(mode="json")
+            if not isinstance(record.get(key), Mapping) or record[key] == wanted:
                 continue
             try:
                 was = type(now).parse(record[key]).model_dump(mode="json")
             except InputError:  # of another version
                 continue
-            for where, before, after in checkpoint.differences(was, now.model_dump(mode="json")):
+            for where, before, after in checkpoint.differences(was, wanted):
                 raise InputError(
                     f"{folder.job_record(training.job)}: made with {where} {describe(before)}, but {folder.spec} says "
                     f"{describe(after)}; put it back, or begin another run"
@@ -226,6 +237,24 @@ def _require_rungs(folder: RunFolder, spec: ExperimentSpec, training: Training, 
     raise InputError(
         f"{folder.job_record(training.job)}: {what} by what {folder.spec} says now; put it back, or begin another run"
     )
+
+
+def _require_tasks(
+    folder: RunFolder, job: Job, spec: ExperimentSpec, tasks: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The record of a job, refused where it is done and was of other tasks than the recipe says by now."""
+    record = trial_record(folder, job)
+    known = record.get("task_specs")
+    for name, was in (known if isinstance(known, Mapping) and record.get("status") in (*FINAL, *PAUSED) else {}).items():
+        now = tasks.get(name, {})
+        for where, before, after in checkpoint.differences(dict(was), dict(now)):
+            if where in was and where in now:  # else it is of another version
+                path = f"tasks.{name}.{'task' if where == 'kind' else f'options.{where}'}"
+                raise InputError(
+                    f"{folder.job_record(job)}: made with {path} {before!r}, but {folder.spec} says {after!r}; put it "
+                    "back, or begin another run"
+                )
+    return record
 
 
 def take_over(folder: RunFolder, job: Job, training: Training) -> None:
@@ -262,6 +291,22 @@ def trial_record(folder: RunFolder, job: Job) -> dict[str, Any]:
     """The record of a trial; empty where there is none yet."""
     path = folder.job_record(job)
     return read_run_record(path) if path.exists() else {}
+
+
+def _score_in(path: Path) -> Mapping[str, Any]:
+    """How a trial ended and its scores, read once: each seed's choice asks for those of all seeds."""
+    try:
+        there = path.stat()
+    except OSError:
+        return {}
+    return _read_score(path, (there.st_ino, there.st_mtime_ns, there.st_size))
+
+
+@lru_cache(maxsize=MOST_TRIALS)
+def _read_score(path: Path, written: tuple[int, ...]) -> Mapping[str, Any]:
+    """written: by which a file is told from the one that it replaced."""
+    record = read_run_record(path)
+    return {key: value for key, value in record.items() if key not in LARGE}
 
 
 def _is_of(path: Path, training: Training) -> bool:

@@ -35,6 +35,7 @@ from contextlab.training import checkpoint, train
 from contextlab.training.examples import draw_examples, fingerprints, without_known
 from contextlab.training.run import TrainResult, stopped_of
 from contextlab.training.schedule import Turns
+from contextlab.training.trainer import task_as_data
 
 
 def do_job(
@@ -69,9 +70,9 @@ def _recorded(
             _train_and_measure(folder, spec, job, record, device, tell, training)
         elif job.kind == "learners":
             tell.phase(job.key, "evaluating")
-            found = measure_learners(
-                spec.build_task(job.task), spec.evaluate_spec(job.task), run=spec.name, task_name=job.task
-            )
+            task = spec.build_task(job.task)
+            record["task_specs"] = {job.task: task_as_data(task)}
+            found = measure_learners(task, spec.evaluate_spec(job.task), run=spec.name, task_name=job.task)
             found.write(folder.table(job))
         else:
             record["trials"] = compressed_trials(folder, spec, job)
@@ -178,6 +179,7 @@ def _train_and_score(
 def _described(training: Training) -> dict[str, Any]:
     return {
         "tasks": list(training.tasks),
+        "task_specs": {name: task_as_data(task) for name, task in training.tasks.items()},
         "model_spec": training.model.model_dump(mode="json"),
         "train_spec": training.train.model_dump(mode="json"),
     }

@@ -22,7 +22,7 @@ def similarity_words(similarity: pd.DataFrame, several: bool = False) -> list[st
     words = []
     for name, rows in found.groupby("name", sort=False):
         cosines, behind = (
-            {str(row["learner"]): Interval(row["value"], row["ci_low"], row["ci_high"]) for _, row in own.iterrows()}
+            {str(r["learner"]): Interval.known(r["value"], r["ci_low"], r["ci_high"]) for _, r in own.iterrows()}
             for own in (rows[rows["measure"] == measure] for measure in ("errors", "behind"))
         )
         order = sorted(cosines, key=lambda learner: -cosines[learner].value)

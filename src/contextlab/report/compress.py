@@ -107,7 +107,7 @@ def short(metric: str) -> str:
 
 
 def _quality(row: pd.Series, metric: str) -> str:
-    return interval_in_words(Interval(row["value"], row["ci_low"], row["ci_high"]), metric)
+    return interval_in_words(Interval.known(row["value"], row["ci_low"], row["ci_high"]), metric)
 
 
 def _bytes(value: dict[str, float], metric: str) -> str:

@@ -11,10 +11,9 @@ from contextlab.evaluation.compress import FULL
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.compress import knows_what_follows, main_metric, over_seeds
 from contextlab.report.drawing import COLOURS, DASHES, MARKERS, byte_axis, finish
+from contextlab.report.kept import WHOLE
 from contextlab.report.naming import metric_title
 
-WHOLE = 0.97
-"""A policy whose state is at least this part of the full cache holds everything: its budget bounds what is read."""
 MOST_COLOURED = 11
 """Policies that stand out in a figure; where there are more, the others are grey."""
 

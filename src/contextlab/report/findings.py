@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from contextlab.evaluation import summarise
-from contextlab.evaluation.intervals import Interval, contrast, weighted
+from contextlab.evaluation.intervals import Interval, bounds_of, contrast, weighted
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.naming import ASIDE, label, main_metric
 
@@ -87,7 +87,10 @@ class Findings:
         terms = list(terms)
         found = [self.samples.get(term[1:]) for term in terms]
         if all(found):
-            samples = (weighted(each or [], term.weight) for term, each in zip(terms, found, strict=True))
+            samples = (
+                weighted(each or [], term.weight, bounds_of(term.metric))
+                for term, each in zip(terms, found, strict=True)
+            )
             return contrast([sample for group in samples for sample in group])
         means = {(mean.label, mean.split, mean.metric): mean.told for mean in self.means}
         known = [(term.weight, means[term[1:]]) for term in terms]
@@ -145,8 +148,8 @@ def findings(results: pd.DataFrame, by_prompt: pd.DataFrame | None = None) -> li
             continue
         here = found[str(row.task)]
         length = 0 if pd.isna(row.length) else int(row.length)
-        told = Interval(float(row.value), float(row.ci_low), float(row.ci_high))
-        over = told if row.seeds == 1 else Interval.around(told.value, float(half))
+        told = Interval.known(row.value, row.ci_low, row.ci_high)
+        over = told if row.seeds == 1 else Interval.around(told.value, math.inf if math.isnan(half) else float(half))
         key = (str(name), str(row.split), str(row.metric))
         if row.seeds > 1 and key in here.samples:
             told = _over_both(here.samples[key], told.value, str(row.metric))
@@ -163,6 +166,8 @@ def _rows(frame: pd.DataFrame) -> Iterator[Any]:
 
 def _over_both(samples: Sequence[Sampled], value: float, metric: str) -> Interval:
     """The interval of a mean over prompts and seeds; that of a share within 0 and 1."""
-    told = contrast(weighted(samples, 1.0))
+    told = contrast(weighted(samples, 1.0, bounds_of(metric)))
     low, high = value - (told.value - told.low), value + (told.high - told.value)
-    return Interval(value, max(low, 0.0), min(high, 1.0)) if metric in HIGHER_IS_BETTER else Interval(value, low, high)
+    if metric in HIGHER_IS_BETTER and math.isfinite(high):
+        return Interval(value, max(low, 0.0), min(high, 1.0))
+    return Interval(value, low, high)

@@ -27,13 +27,14 @@ class Cell(NamedTuple):
 
     quality: the part of the full cache's quality above chance, with its interval. bytes: the part of its bytes. words:
     the quality itself. moves: of each seed how much its prompts move the part that is kept, (seed, prompts, [prompts]);
-    empty in tables of older versions.
+    empty in tables of older versions. bounds: of what one prompt can move it by; None where it has none.
     """
 
     quality: Interval
     bytes: float
     words: str
     moves: list[tuple[int, str, np.ndarray]]
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,14 @@ def kept(results: pd.DataFrame) -> Kept:
         for (name, budget, each), own in told.items():
             if each != metric or counts[task, length, name, budget] < counts[task, length, FULL, FULL]:
                 continue
-            quality, moves = _part(own, full, chance, metric, values.get((name, budget)), values.get((FULL, FULL)))
+            theirs = values.get((FULL, FULL))
+            quality, moves, most = _part(own, full, chance, metric, values.get((name, budget)), theirs)
             mine, whole = told[name, budget, shown], told[FULL, FULL, shown]
             words = (
                 f"{task} at {length} tokens {short(shown)} {interval_in_words(mine, shown)} "
                 f"(full {interval_in_words(whole, shown)})"
             )
-            cell = Cell(quality, float(size[name, budget] / size[FULL, FULL]), words, moves)
+            cell = Cell(quality, float(size[name, budget] / size[FULL, FULL]), words, moves, most)
             found.cells.setdefault((str(name), str(budget)), {})[str(task), int(length)] = cell
     return found
 
@@ -124,7 +126,7 @@ def _half(pairs: Sequence[tuple[Cell, Cell | None]]) -> float:
         for at, (cell, other) in enumerate(pairs):
             less = {} if other is None else {seed: moves for seed, _, moves in other.moves}
             seeds = [("model", seed, (at, where), moves - less.get(seed, 0.0)) for seed, where, moves in cell.moves]
-            samples += weighted(seeds, 1 / len(pairs))
+            samples += weighted(seeds, 1 / len(pairs), cell.bounds)
         return contrast(samples).high - contrast(samples).value
     each = [cell.quality for pair in pairs for cell in pair if cell is not None]
     return math.hypot(*((told.high - told.low) / 2 for told in each)) / len(pairs)
@@ -150,7 +152,7 @@ def _chance(rows: pd.DataFrame, metric: str) -> float:
 
 
 def _told(row: Any) -> Interval:
-    return Interval(float(row["value"]), float(row["ci_low"]), float(row["ci_high"]))
+    return Interval.known(row["value"], row["ci_low"], row["ci_high"])
 
 
 def _at_chance(task: str, length: int, rows: pd.DataFrame, full: Interval, chance: float, metric: str) -> str | None:
@@ -191,14 +193,16 @@ def _part(
     metric: str,
     values: list[tuple[int, str, np.ndarray]] | None,
     whole: list[tuple[int, str, np.ndarray]] | None,
-) -> tuple[Interval, list[tuple[int, str, np.ndarray]]]:
-    """The part that is kept, and how much each prompt moves it (the delta method)."""
+) -> tuple[Interval, list[tuple[int, str, np.ndarray]], tuple[float, float] | None]:
+    """The part that is kept, how much each prompt moves it (the delta method), and by how much it may at most."""
     rising = metric in HIGHER_IS_BETTER
+    if own is full:
+        return Interval(1.0, 1.0, 1.0), [], None
     half, half_full = ((told.high - told.low) / 2 for told in (own, full))
     if math.isnan(chance) and not rising:  # the full cache's error by the policy's
         part = full.value / own.value if own.value else 1.0
         width = math.hypot(half_full, part * half) / own.value if own.value else 0.0
-        return Interval.around(part, width), []
+        return Interval.around(part, width), [], None
     sign, chance = (1.0, 0.0 if math.isnan(chance) else chance) if rising else (-1.0, chance)
     scale = sign * (full.value - chance)
     part = sign * (own.value - chance) / scale if scale else 1.0
@@ -210,6 +214,8 @@ def _part(
         if scale and seed in theirs and len(theirs[seed]) == len(each)
     ]
     if moves and len(moves) == len(values or []):
-        width = contrast(weighted([("model", *each) for each in moves], 1.0)).high
-        return Interval.around(part, width), moves
-    return Interval.around(part, width), []
+        most = max(1.0, part) / scale
+        bounds = (-most, most) if rising else None
+        width = contrast(weighted([("model", *each) for each in moves], 1.0, bounds)).high
+        return Interval.around(part, width), moves, bounds
+    return Interval.around(part, width), [], None

@@ -15,7 +15,7 @@ from contextlab.report.findings import Findings, Mean, Term, findings
 _NUMBER = r"(?<![\w.=])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 _COUNTED = "models|shifts|seeds|prompts|examples|steps|tasks|pairs|policies|budgets|problems|learners|tokens"
 _UNIT = rf"(?:%|\s*(?:points|times|to|of|more|and|± |[KMGTP]?i?B\b|{_COUNTED}|pair\b|in-context|that))"
-_RANKS = r"\b(?:best|better|wins?|worst|worse|highest|lowest|closest|superior|outperforms?|beats?|most|least)\b"
+RANKS = r"\b(?:best|better|wins?|worst|worse|highest|lowest|closest|superior|outperforms?|beats?|most|least)\b"
 _EXEMPT = r"better than chance|best known learner|at (?:most|least)|more by more"
 _GRAMMAR = (
     (r"\bthe 1\b", "'the 1'"),
@@ -86,7 +86,7 @@ def _claims(here: Findings, sentence: str, plain: str, named: Sequence[str], spl
             checked += 1
             if (wrong := check(here, match)) is not None:
                 yield wrong
-    ranking = len(re.findall(_RANKS, re.sub(_EXEMPT, "", plain)))
+    ranking = len(re.findall(RANKS, re.sub(_EXEMPT, "", plain)))
     if ranking > checked:
         yield "ranks in words that no check knows"
     if " are not told apart" in sentence:

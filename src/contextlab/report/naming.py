@@ -28,6 +28,8 @@ TITLES = {
     "peak_bytes": "peak memory of prefill (bytes)",
     "training_seconds": "training (seconds)",
 }
+ONE_PROMPT, ALL_ALIKE = "one prompt: no interval", "all prompts alike"
+"""What stands in the place of an interval."""
 MANY = 6
 """Names that a sentence tells one by one; it counts the others."""
 ASIDE = ("cost", "online")
@@ -68,23 +70,26 @@ def value_in_words(value: float, metric: str, digits: str = ".3f") -> str:
 
 
 def interval_in_words(told: Interval, metric: str) -> str:
-    """A value with its interval: 0.050 ± 0.020, 97.0% ± 0.4%, 100.0% (≥ 99.6%) where it ends at a bound."""
+    """A value with its interval: 0.050 ± 0.020, 97.0% ± 0.4%, 100.0% (≥ 99.6%) where it ends at a bound.
+
+    One prompt has no interval, and where all are alike nothing is known of the spread: both are said.
+    """
     value, low, high = told
     half = max(value - low, high - value)
+    if not math.isfinite(half):
+        return f"{value_in_words(value, metric, '.3g')} ({ONE_PROMPT})"
+    if half <= 0:
+        return f"{value_in_words(value, metric, '.3g')} ({ALL_ALIKE})"
     if metric in HIGHER_IS_BETTER:
         shown = f"{value:.1%}"
         if f"{low:.1%}" == shown == f"{high:.1%}":
-            return shown
+            return f"{shown} ± <0.1%"
         if high > 0.9995:
             return f"{shown} (≥ {max(low, 0.0):.1%})" if low > 0.0005 else f"{shown} (0% to 100%)"
         if low < 0.0005:
             return f"{shown} (≤ {high:.1%})"
         inside = half <= min(value, 1 - value)
         return f"{shown} ± {half:.1%}" if inside else f"{shown} ({low:.1%} to {high:.1%})"
-    if not math.isfinite(half):
-        return f"{value:.3g} (of one prompt: no interval)"
-    if half <= 0:
-        return f"{value:.3g}"
     digits = min(max(0, 1 - math.floor(math.log10(half))), 12)
     return f"{value:.{digits}f} ± {half:.{digits}f}"
 
@@ -92,10 +97,12 @@ def interval_in_words(told: Interval, metric: str) -> str:
 def difference_in_words(told: Interval, metric: str) -> str:
     """What two differ by: 0.3 ± 0.7 points of a share, else in the metric's own unit."""
     if told == (0.0, 0.0, 0.0):
-        return "no difference at all"
+        return "no difference on any prompt"
     if metric not in HIGHER_IS_BETTER:
         return f"difference {interval_in_words(told, metric)}"
-    return f"difference {interval_in_words(Interval(*(100 * each for each in told)), 'points')} points"
+    words = interval_in_words(Interval(*(100 * each for each in told)), "points")
+    value, bracket, rest = words.partition(" (")
+    return f"difference {value} points{bracket}{rest}"
 
 
 def and_so_on(names: Sequence[str]) -> str:

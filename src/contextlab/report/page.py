@@ -18,8 +18,10 @@ from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.compress import compress_table
 from contextlab.report.kept import compress_words, kept_tables, not_served
 from contextlab.report.naming import (
+    ALL_ALIKE,
     ASIDE,
     COST_METRICS,
+    ONE_PROMPT,
     bytes_in_words,
     label,
     metric_title,
@@ -87,7 +89,7 @@ def build_report(
                 for name, found in (compressed or {}).items()
                 if not found.empty
             ],
-            overview=suite_table(results),
+            overview=suite_table(results, by_prompt),
             chosen=chosen_table(records, len(set(names)) > 1),
             overview_drawn=overview,
             tables=summary_table(results, records, by_prompt),
@@ -208,13 +210,18 @@ def _table_rows(results: pd.DataFrame) -> list[list[Any]]:
                 row["kind"],
                 metric_title(row["metric"]) if cost else row["metric"].replace("_", " "),
                 "no answer" if pd.isna(row["value"]) else _shown(row["metric"], row["value"]),
-                "" if cost or pd.isna(half) else f"± {half:.2g}",
+                "" if cost or pd.isna(row["value"]) else _spread(half),
                 int(row["n"]) if not pd.isna(row["n"]) else "",
                 int(row["seeds"]),
                 None if pd.isna(row["value"]) else float(f"{row['value']:.6g}"),
             ]
         )
     return rows
+
+
+def _spread(half: float) -> str:
+    """Of a value that was measured on prompts; see `naming.interval_in_words`."""
+    return ONE_PROMPT if pd.isna(half) else f"± {half:.2g}" if half > 0 else ALL_ALIKE
 
 
 def _shown(metric: str, value: float) -> str:

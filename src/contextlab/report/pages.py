@@ -15,7 +15,7 @@ COSTS = ("decode_seconds_per_token", "state_bytes", "prefill_seconds", "peak_byt
 @register("figure", "models_by_tasks", family="overview", page="overview")
 def models_by_tasks(data: OverviewData) -> Drawn | None:
     """Models by tasks, where there are several of both."""
-    figure = suite_figure(data.results, figures.styles(data.results))
+    figure = suite_figure(data.results, figures.styles(data.results), data.measured.by_prompt)
     return None if figure is None else Drawn("Models by tasks, on prompts as in training", figure)
 
 

@@ -6,6 +6,7 @@ excludes 0; otherwise it says that they are not told apart. `contextlab.report.l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.findings import Findings, Mean, Term, findings
 from contextlab.report.naming import (
     MANY,
+    ONE_PROMPT,
     and_so_on,
     bytes_in_words,
     difference_in_words,
@@ -312,6 +314,8 @@ def _capital(text: str) -> str:
 def _seeds(means: Sequence[Mean]) -> str:
     """What the intervals are over."""
     counts = {mean.seeds for mean in means}
+    if not any(math.isfinite(mean.told.high) for mean in means):
+        return f" ({ONE_PROMPT} can be told, and nothing is told apart)"
     if counts == {1}:
         return " (one seed: intervals are over prompts alone)"
     if 1 in counts:

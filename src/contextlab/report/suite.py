@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from contextlab.evaluation import summarise
+from contextlab.evaluation.intervals import Interval
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.naming import ASIDE, label, main_metric, metric_title, value_in_words
+from contextlab.report.findings import findings
+from contextlab.report.naming import interval_in_words, metric_title
 
 TICKS = (1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000)
 FEWEST = 3
 """Tasks from which on a table of all of them helps."""
 
 
-def suite_values(results: pd.DataFrame) -> pd.DataFrame:
+def suite_values(results: pd.DataFrame, by_prompt: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row a task and model or best known learner, on prompts as in training, seeds put together.
 
-    results: of a run. Returns columns task, metric, name, kind ("model" or "learner") and value, in the order of the
-    results; empty where there are fewer than `FEWEST` tasks or fewer than two models.
+    results, by_prompt: of a run, as `summary_words` takes them. Returns columns task, metric, name, kind ("model" or
+    "learner"), value and told, the value with its interval, in the order of the results; empty where there are fewer
+    than `FEWEST` tasks or fewer than two models.
     """
     found = []
-    for task, rows in results.groupby("task", sort=False):
-        if rows["split"].isin(ASIDE).all():
-            continue
-        metric = main_metric(rows)
-        chosen = rows[(rows["metric"] == metric) & rows["shot"].isna() & rows["value"].notna()]
-        means = summarise(chosen[chosen["split"] == "train"])
-        means = means.assign(name=label(means, results["run"].nunique() > 1))
-        learners = means[means["kind"] == "learner"].head(1)  # the best known is written first
-        for _, row in pd.concat([means[means["kind"] == "model"], learners]).iterrows():
-            found.append({"task": task, "metric": metric, **row[["name", "kind", "value"]].to_dict()})
-    values = pd.DataFrame(found, columns=["task", "metric", "name", "kind", "value"])
+    for here in findings(results, by_prompt):
+        learners = here.of(here.metric, kind="learner")[:1]  # the best known is written first
+        for mean in [*here.of(here.metric, kind="model"), *learners]:
+            row = {"task": here.task, "metric": here.metric, "name": mean.label, "kind": mean.kind}
+            found.append({**row, "value": mean.value, "told": mean.told})
+    values = pd.DataFrame(found, columns=["task", "metric", "name", "kind", "value", "told"])
     models = values.loc[values["kind"] == "model", "name"].nunique()
     return values if values["task"].nunique() >= FEWEST and models > 1 else values.head(0)
 
 
-def suite_table(results: pd.DataFrame) -> list[dict[str, str]]:
-    """Tasks by models, every cell text, with the mean over the tasks where all are told in accuracy.
+def suite_table(results: pd.DataFrame, by_prompt: pd.DataFrame | None = None) -> list[dict[str, str]]:
+    """Tasks by models, every cell text, means with their intervals; and their mean over the tasks where all are told in
+    accuracy, with an interval for these tasks.
 
     The last column is that of the learner held to be best, whose name it tells; where it is an approximation, such as
     votes of formulas drawn at random, a model may beat it. Empty as `suite_values` is.
     """
-    values = suite_values(results)
+    values = suite_values(results, by_prompt)
     if values.empty:
         return []
     models = list(dict.fromkeys(values.loc[values["kind"] == "model", "name"]))
@@ -55,27 +54,39 @@ def suite_table(results: pd.DataFrame) -> list[dict[str, str]]:
     table = []
     for task, rows in values.groupby("task", sort=False):
         metric = str(rows["metric"].iloc[0])
-        value = rows[rows["kind"] == "model"].set_index("name")["value"]
+        told = dict(rows.loc[rows["kind"] == "model", ["name", "told"]].itertuples(index=False))
         row = {head: str(task)} | ({} if shared else {"metric": metric_title(metric)})
-        row |= {name: value_in_words(value[name], metric) if name in value.index else "" for name in models}
+        row |= {name: interval_in_words(told[name], metric) if name in told else "" for name in models}
         best = rows[rows["kind"] == "learner"]
         row["reference learner"] = "".join(
-            f"{value_in_words(float(b['value']), metric)} {b['name']}" for _, b in best.iterrows()
+            f"{interval_in_words(b['told'], metric)} {b['name']}" for _, b in best.iterrows()
         )
         table.append(row)
     if shared and first in HIGHER_IS_BETTER:  # errors of different tasks have no common scale
-        means = values.pivot_table(index="task", columns="name", values="value")
-        whole = {name: value_in_words(means[name].mean(), first) for name in models if means[name].notna().all()}
+        own = {name: values.loc[values["name"] == name, "told"].tolist() for name in models}
+        tasks = values["task"].nunique()
+        whole = {name: interval_in_words(_mean(told), first) for name, told in own.items() if len(told) == tasks}
         table.append({head: "mean"} | {name: whole.get(name, "") for name in models} | {"reference learner": ""})
     return table
 
 
-def suite_figure(results: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
-    """Tasks by models as dots: accuracies, or errors as multiples of the best known learner's; None without a table.
+def _mean(told: Sequence[Interval]) -> Interval:
+    """The mean over these tasks, whose prompts and trainings are independent."""
+    value = sum(each.value for each in told) / len(told)
+    below, above = (math.hypot(*(each[at] - each.value for each in told)) / len(told) for at in (1, 2))
+    return Interval(value, max(value - below, 0.0), min(value + above, 1.0))
+
+
+def suite_figure(
+    results: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]], by_prompt: pd.DataFrame | None = None
+) -> go.Figure | None:
+    """Tasks by models as dots with their intervals: accuracies, or errors as multiples of the best known learner's.
+
+    None without a table.
 
     styles: name -> "colour" of the model, as `report.figures.styles` gives them.
     """
-    values = suite_values(results)
+    values = suite_values(results, by_prompt)
     if values.empty:
         return None
     rising = values["metric"].isin(HIGHER_IS_BETTER)
@@ -84,10 +95,15 @@ def suite_figure(results: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]])
     best = values[values["kind"] == "learner"].set_index("task")["value"]
     figure = go.Figure()
     for name, rows in values[values["kind"] == "model"].groupby("name", sort=False):
-        at = rows["value"] if rising.all() else rows["value"] / rows["task"].map(best)
+        scale = 1.0 if rising.all() else rows["task"].map(best)
+        low, high = (rows["told"].map(lambda told, at=at: told[at]) for at in (1, 2))
         figure.add_scatter(
-            x=at, y=rows["task"], mode="markers", name=str(name),
+            x=rows["value"] / scale, y=rows["task"], mode="markers", name=str(name),
             marker={"size": 11, "color": styles.get(str(name), {}).get("colour"), "opacity": 0.85},
+            error_x={
+                "type": "data", "array": (high - rows["value"]) / scale, "arrayminus": (rows["value"] - low) / scale,
+                "thickness": 1, "width": 3,
+            },
         )  # fmt: skip
     if rising.all():
         figure.add_scatter(

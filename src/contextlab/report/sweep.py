@@ -96,4 +96,4 @@ def setting_in_words(value: Any) -> str:
 def _score(trial: Mapping[str, Any], metric: str) -> str:
     if trial["value"] is None:
         return "none"
-    return interval_in_words(Interval(trial["value"], trial["ci_low"], trial["ci_high"]), metric)
+    return interval_in_words(Interval.known(trial["value"], trial["ci_low"], trial["ci_high"]), metric)

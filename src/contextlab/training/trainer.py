@@ -183,14 +183,17 @@ def check_sizes(model: Any, task: Task) -> None:
             )
 
 
+def task_as_data(task: Task) -> dict[str, Any]:
+    """What a task is, as plain data: its kind and all of its options."""
+    plain = (str, int, float, bool, type(None))
+    options = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+    options = {name: value if isinstance(value, plain) else repr(value) for name, value in options.items()}
+    return {"kind": type(task).__name__, **options}
+
+
 def identity(model: Any, tasks: Sequence[Task], spec: TrainSpec, seed: int, team: Workers) -> dict[str, Any]:
     """What makes this training the one it is, as plain data; a checkpoint of any other is not resumed."""
-    plain = (str, int, float, bool, type(None))
-    described = []
-    for task in tasks:
-        options = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
-        options = {name: value if isinstance(value, plain) else repr(value) for name, value in options.items()}
-        described.append({"kind": type(task).__name__, **options})
+    described = [task_as_data(task) for task in tasks]
     return {
         "model": model.spec.model_dump(mode="json"),
         "task": described[0] if len(described) == 1 else described,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +31,10 @@ class ValidationSpec(Spec):
 
 
 class Score(NamedTuple):
-    """The task's metric: its mean over prompts, the ends of its 95% interval over prompts, how many those are."""
+    """The task's metric: its mean over prompts, the ends of its 95% interval over prompts, how many those are.
+
+    One prompt has no interval: the ends are nan.
+    """
 
     value: float
     ci_low: float
@@ -99,5 +103,5 @@ def _score(means: Sequence[Tensor]) -> Score:
         raise InputError("validation: the model was trained on all of the prompts")
     values = torch.cat(list(means))
     mean, n = values.mean().item(), len(values)
-    half = Z95 * (values.var().item() / n) ** 0.5 if n > 1 else 0.0
+    half = Z95 * (values.var().item() / n) ** 0.5 if n > 1 else math.nan
     return Score(mean, mean - half, mean + half, n)

@@ -55,7 +55,7 @@ class Trials:
             values = torch.cat(parts)
             mean, half = values.mean().item(), t95(len(values) - 1) * values.std().item() / math.sqrt(len(values))
             row = {"value": mean, "ci_low": mean - half, "ci_high": mean + half}
-            if metric in HIGHER_IS_BETTER:
+            if metric in HIGHER_IS_BETTER and len(values) > 1:
                 low, high = share_bounds(*(np.array([each]) for each in (mean, half, len(values))))
                 row |= {"ci_low": float(low[0]), "ci_high": float(high[0])}
             known = {"chance": (chance or {}).get(metric, math.nan), "values": values.float().numpy()}

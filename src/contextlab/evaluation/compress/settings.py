@@ -209,6 +209,12 @@ def check_budget(setting: Setting, read: int, reading: Reading) -> None:
         if taken <= allowed:
             continue
         budget, least = f"{100 * allowed / cache:g}%", math.ceil(1000 * taken / cache) / 10
+        if least > 100:
+            raise InputError(
+                f"policy {setting.label}: budget {budget} of {read} tokens is too small: "
+                f"{'it must keep' if bounds == 'held' else 'a token reads'} {least:g}% of what the full cache of so "
+                "few holds, so that nothing is saved at any budget; use longer prompts"
+            )
         if bounds == "read":
             raise InputError(
                 f"policy {setting.label}: budget {budget} of {read} tokens is too small: a token reads at least "
