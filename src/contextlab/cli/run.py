@@ -197,7 +197,7 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
     """Print what a run would train and about how long it would take, all of it tried and timed here."""
     from contextlab.experiments.check import check
     from contextlab.experiments.estimate import estimate
-    from contextlab.experiments.sweep import setting_words
+    from contextlab.experiments.paths import setting_words
     from contextlab.report.naming import count_in_words
     from contextlab.training.distributed import resolve
 

@@ -230,16 +230,19 @@ class ExperimentSpec(Spec):
 
         What seeds that do not decide (`deciding_seeds`) are trained at is chosen later, among `candidates`.
         """
+        self._resolve_once()
+        return list(self._trainings.values())
+
+    def _resolve_once(self) -> None:
         if not self._trainings:
             for training in self._resolve():
                 if training.trial is None or training.seed in self.deciding_seeds(training.model_name):
                     self._trainings[training.job] = training
                 self._measured.setdefault(training.measured, []).append(training)
-        return list(self._trainings.values())
 
     def training(self, job: Job) -> Training:
         """The training that a job of kind "trial" is, or one of kind "training" whose model is not swept."""
-        self.trainings()
+        self._resolve_once()
         return self._trainings[replace(job, rung=None)]
 
     def settle(self, job: Job, number: int, setting: Setting) -> None:
@@ -258,12 +261,12 @@ class ExperimentSpec(Spec):
 
     def measured(self) -> list[Job]:
         """A job of kind "training" for each model, task and seed: what results and report tell of."""
-        self.trainings()
+        self._resolve_once()
         return list(self._measured)
 
     def candidates(self, job: Job) -> list[Training]:
         """The trainings of which a job of kind "training" measures one: the trials of a sweep, or the only one."""
-        self.trainings()
+        self._resolve_once()
         return self._measured[job]
 
     def _resolve(self) -> Iterator[Training]:

@@ -30,7 +30,6 @@ from contextlab.training import checkpoint
 from contextlab.training.trainer import task_as_data
 from contextlab.training.validation import validate
 
-
 LARGE = ("model_spec", "train_spec", "task_specs", "history")
 """What records of trials tell that no choice among these asks for."""
 
@@ -245,7 +244,9 @@ def _require_tasks(
     """The record of a job, refused where it is done and was of other tasks than the recipe says by now."""
     record = trial_record(folder, job)
     known = record.get("task_specs")
-    for name, was in (known if isinstance(known, Mapping) and record.get("status") in (*FINAL, *PAUSED) else {}).items():
+    for name, was in (
+        known if isinstance(known, Mapping) and record.get("status") in (*FINAL, *PAUSED) else {}
+    ).items():
         now = tasks.get(name, {})
         for where, before, after in checkpoint.differences(dict(was), dict(now)):
             if where in was and where in now:  # else it is of another version

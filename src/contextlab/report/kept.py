@@ -144,7 +144,7 @@ def _sentence(kind: str, budget: str, means: Mapping[Key, Mean], left: Sequence[
         return f"{who} {kept_words}.{rest}"
     start = f"At {budget}" if kind == "held" else f"Of the policies that hold everything and {reads}"
     start += without
-    if one.quality.low <= 0:
+    if all(mean.quality.low <= 0 for mean in means.values()):
         return (
             f"{start}, none of the {len(means)} policies is seen to keep anything of the full cache's quality: "
             f"{best[0]} {_part(one)}.{rest}"
@@ -232,7 +232,7 @@ def _group(name: str, means: Mapping[str, Mean]) -> str:
 def _cell(mean: Mean) -> str:
     """93.1% ± 2.0."""
     half = mean.quality.high - mean.quality.value
-    return f"{mean.quality.value:.1%} " + (f"± {_percent(half)}" if half > 0 else "(all alike)")
+    return f"{mean.quality.value:.1%} " + (f"± {_percent(half)}" if half > 0 else f"({ALL_ALIKE})")
 
 
 def _tried(name: str, kept: Cells, budgets: Sequence[str]) -> list[str]:

@@ -25,8 +25,8 @@ _STARTS = (
     rf"Of the policies that hold everything and {_READS}{_LEFT}, (?P<said>.*)",
     rf"(?P<said>(?P<name>\S+), which holds everything and {_READS}, keeps{_LEFT} .*)",
 )
-_PART = r"(?P<part>-?\d+\.\d)% (?:± (?:<?\d+\.\d)%|\(all prompts alike\))"
-_EXEMPT = r"better than chance"
+_PART = r"(?P<part>-?\d+\.\d)% (?:± (?:<?\d+\.\d)%|\(all alike\))"
+_EXEMPT = r"better than chance|most policies cannot"
 
 
 def lint_kept(sentences: Sequence[str], results: pd.DataFrame) -> list[str]:
@@ -77,7 +77,8 @@ def _sentence(whole: Kept, sentence: str) -> Iterator[str]:
         name = said.partition(", which knows")[0]
         if not knows_what_follows(name):
             yield f"{name} does not know what follows"
-        means = {(name, match["budget"]): found} if (found := _mean(whole, (name, match["budget"]), on)) else {}
+        found = _mean(whole, (name, match["budget"]), on)
+        means = {} if found is None else {name: found}
     elif len(means) != 1:
         yield f"one policy is told of, and there are {len(means)}"
     if ranked:
@@ -132,13 +133,12 @@ def _tied(means: Mapping[str, Mean], said: str) -> Iterator[str]:
         yield f"{len(near)} are not told apart"
 
 
-def _amounts(means: Mapping[str, Mean] | Mapping[Key, Mean], said: str) -> Iterator[str]:
+def _amounts(means: Mapping[str, Mean], said: str) -> Iterator[str]:
     """What policies are said to keep, and in how many bytes."""
-    by_name = {name if isinstance(name, str) else name[0]: mean for name, mean in means.items()}
-    any_name = "|".join(re.escape(name) for name in sorted(by_name, key=len, reverse=True))
+    any_name = "|".join(re.escape(name) for name in sorted(means, key=len, reverse=True))
     told = r"(?: is the best policy: it|, which knows what follows,|, which holds everything and [^,]+,)? keeps"
     for match in re.finditer(rf"(?<!\S)(?P<name>{any_name}){told}{_LEFT} {_PART}", said) if any_name else ():
-        mean = by_name[match["name"]]
+        mean = means[match["name"]]
         if f"{mean.quality.value:.1%}" != f"{match['part']}%":
             yield f"{match['name']} keeps {mean.quality.value:.1%}"
         bytes_said = re.match(r" of the full cache's quality in (\d+\.\d)% of its bytes", said[match.end() :])

@@ -28,7 +28,7 @@ TITLES = {
     "peak_bytes": "peak memory of prefill (bytes)",
     "training_seconds": "training (seconds)",
 }
-ONE_PROMPT, ALL_ALIKE = "one prompt: no interval", "all prompts alike"
+ONE_PROMPT, ALL_ALIKE = "one prompt: no interval", "all alike"
 """What stands in the place of an interval."""
 MANY = 6
 """Names that a sentence tells one by one; it counts the others."""

@@ -21,7 +21,6 @@ from contextlab.report.naming import (
     ALL_ALIKE,
     ASIDE,
     COST_METRICS,
-    ONE_PROMPT,
     bytes_in_words,
     label,
     metric_title,
@@ -221,7 +220,7 @@ def _table_rows(results: pd.DataFrame) -> list[list[Any]]:
 
 def _spread(half: float) -> str:
     """Of a value that was measured on prompts; see `naming.interval_in_words`."""
-    return ONE_PROMPT if pd.isna(half) else f"± {half:.2g}" if half > 0 else ALL_ALIKE
+    return "one prompt" if pd.isna(half) else f"± {half:.2g}" if half > 0 else ALL_ALIKE
 
 
 def _shown(metric: str, value: float) -> str:

@@ -54,7 +54,7 @@ def suite_table(results: pd.DataFrame, by_prompt: pd.DataFrame | None = None) ->
     table = []
     for task, rows in values.groupby("task", sort=False):
         metric = str(rows["metric"].iloc[0])
-        told = dict(rows.loc[rows["kind"] == "model", ["name", "told"]].itertuples(index=False))
+        told: dict[str, Interval] = dict(rows.loc[rows["kind"] == "model", ["name", "told"]].itertuples(index=False))
         row = {head: str(task)} | ({} if shared else {"metric": metric_title(metric)})
         row |= {name: interval_in_words(told[name], metric) if name in told else "" for name in models}
         best = rows[rows["kind"] == "learner"]

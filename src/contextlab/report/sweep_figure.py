@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -16,6 +17,9 @@ from contextlab.report.sweep import compared_at
 
 LOGARITHMIC = 8.0
 """A field whose largest number is so many times its smallest has a logarithmic axis."""
+
+MOST_POINTS = 200
+"""Of a line; a report of more would not be read, and be too large."""
 
 UNSEEN: Mapping[str, Any] = {"colour": "#000000", "dash": "solid", "marker": "circle"}
 """How a model looks that has no results, as it diverged in the end."""
@@ -32,7 +36,7 @@ def by_swept_field(data: TaskData) -> list[Drawn]:
     paths = dict.fromkeys(path for record in found.values() for path in record["setting"])
     drawn = []
     for path in paths:
-        lines = {name: line for name, record in found.items() if len(line := profile(record["sweep"], path)) > 1}
+        lines = {name: line for name, record in found.items() if len(line := _line(record["sweep"], path)) > 1}
         metrics = {name: str(found[name]["sweep"]["metric"]) for name in lines}
         for metric in dict.fromkeys(metrics.values()):
             of_metric = {name: line for name, line in lines.items() if metrics[name] == metric}
@@ -58,6 +62,16 @@ def profile(sweep: Mapping[str, Any], path: str) -> pd.DataFrame:
     return pd.DataFrame([{"at": at, **{name: best[at][name] for name in columns}} for at in sorted(best)])
 
 
+def _line(sweep: Mapping[str, Any], path: str) -> pd.DataFrame:
+    """What is drawn of a profile: where it has thousands of points, the best of each few neighbours."""
+    whole = profile(sweep, path)
+    if len(whole) <= MOST_POINTS:
+        return whole
+    quality = whole["value"] if sweep["higher_is_better"] else -whole["value"]
+    best = quality.groupby(np.arange(len(whole)) * MOST_POINTS // len(whole)).idxmax()
+    return whole.loc[best].reset_index(drop=True)
+
+
 def _drawn(
     data: TaskData, path: str, lines: Mapping[str, pd.DataFrame], metric: str, places: Mapping[str, str]
 ) -> Drawn:
@@ -77,6 +91,8 @@ def _drawn(
     note = (
         "Each trial's mean over seeds on the validation prompts, by which the best was chosen; where other fields "
         "were swept too, that of the best of their values. Bands: 95% intervals."
+        + f" Of more than {MOST_POINTS} values, the best among neighbours."
+        * (len(numbers) >= MOST_POINTS)
     )
     if early:
         where = next(iter(early.values())) if same else "; ".join(f"{name}: {place}" for name, place in early.items())
