@@ -1,6 +1,6 @@
 """Draw images from runs: `python docs/figures.py [RUN]`, the newest demo in runs/ by default.
 
-A run of the demo gives docs/demo.svg, one of mixers-on-recall docs/recall.svg and the table in docs/recall.md.
+A run of the demo gives docs/demo.svg, one of mixers-on-recall docs/recall.svg and what docs/recall.md says of it.
 
 Needs the extra `image` and a Chromium or Chrome.
 """
@@ -10,36 +10,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import recall_page
 from plotly.subplots import make_subplots
 
 from contextlab import open_run
-from contextlab.experiments.opened import Run
 from contextlab.report import by_split, curve
-from contextlab.report.families import families
-from contextlab.report.figures import quality_against_state
-from contextlab.report.findings import findings
-from contextlab.report.naming import bytes_in_words, interval_in_words
-
-MARKS = ("<!-- table: written by docs/figures.py -->", "<!-- end of table -->")
-
-
-def draw_recall(run: Run) -> None:
-    """Write docs/recall.svg and the table of docs/recall.md."""
-    models = run.results[run.results["kind"] == "model"]
-    figure = quality_against_state(models, "recall", "accuracy")
-    figure.write_image("docs/recall.svg", width=1080, height=figure.layout.height)
-    (recall,) = findings(run.results, run.by_prompt)
-    accuracy = {mean.label: mean.told for mean in recall.ranked("accuracy")}
-    state = models[models["metric"] == "state_bytes"].groupby("model")["value"].median()
-    family = families(list(accuracy))
-    lines = ["| mixer | family | recall accuracy | state after a prompt |", "| --- | --- | ---: | ---: |"]
-    lines += [
-        f"| `{name}` | {family[name]} | {interval_in_words(told, 'accuracy')} | {bytes_in_words(int(state[name]))} |"
-        for name, told in accuracy.items()
-    ]
-    page = Path("docs/recall.md")
-    before, _, rest = page.read_text().partition(MARKS[0])
-    page.write_text(f"{before}{MARKS[0]}\n\n" + "\n".join(lines) + f"\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
 
 
 def main() -> None:
@@ -48,7 +23,7 @@ def main() -> None:
     run = open_run(sys.argv[1] if len(sys.argv) > 1 else folders[-1])
     models = run.results[run.results["kind"] == "model"]
     if "regression" not in set(models["task"]):
-        draw_recall(run)
+        recall_page.write(run)
         return
     left = curve(models, "regression", "excess_squared_error")
     right = by_split(models, "recall", "accuracy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,26 +70,48 @@ def test_every_page_is_in_the_sites_navigation():
 
 
 def test_what_the_recall_page_says_follows_from_its_table():
+    page = _script("recall_page")
     text = (DOCS / "recall.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| ([\w -]+) \| ([\d.]+)% \| ([\d.]+) (B|KiB) \|$", text, re.M)
-    found = {
-        name: (family, float(share), float(size) * (1024 if unit == "KiB" else 1))
-        for name, family, share, size, unit in rows
-    }
+    rows = page.parse(text)
     registered = {entry.name: entry for entry in OURS if entry.factory.causal}
-    assert set(found) == set(registered) - {"parallel", "token_shift"}
-    assert all(family == registered[name].family for name, (family, _, _) in found.items())
-    words = " ".join(text.partition("What can be read from it:")[2].split())
-    for name in set(re.findall(r"`(\w+)`", words)):
-        assert name in found, name
-    share = {name: value for name, (_, value, _) in found.items()}
-    assert min(share[name] for name, (family, _, _) in found.items() if family == "delta") == 99.7
-    assert max(value for _, value, size in found.values() if size <= 1280) < 7
-    assert max(share[name] for name in ("sliding_window", "sigmoid_window", "block_local", "transformer_xl")) < 18
-    assert max(share[name] for name in ("hierarchical_memory", "lm2", "titans_mac")) == 12.5
-    assert 0.7 < found["mla"][2] / found["attention"][2] < 0.8
-    assert all(
-        found[name][2] < 0.55 * found["attention"][2] for name, (family, _, _) in found.items() if family == "delta"
-    )
-    for number in re.findall(r"(\d+\.\d)%", words):
-        assert float(number) in share.values(), number
+    assert {row.name for row in rows} == set(registered) - {"parallel", "token_shift"}
+    assert all(row.family == registered[row.name].family for row in rows)
+    assert page.table(rows) in text
+    assert page.sentences(rows) in text
+    assert set(page.NARROW) < {row.name for row in rows}
+
+
+def test_the_recall_page_tells_intervals_windows_and_the_frontier():
+    page = _script("recall_page")
+    names = {"attention": (99.9, 4096, "0.003 to 0.012"), "mla": (99.0, 3072, "0.003"), "gla": (40.0, 2048, ""),
+             "hyena": (1.5, 2048, "0.003 to 0.012"), "ngram": (99.5, 2560, "0.006"), "delta_net": (99.9, 2048, "0.006"),
+             "lstm": (5.0, 700, "0.003 to 0.006")}  # fmt: skip
+    families = {name: registry.lookup("mixer", name).family for name in names}
+    rows = [page.Row(name, families[name], share, share - 1, min(100.0, share + 1), size, "0.006", window, "4")
+            for name, (share, size, window) in names.items()]  # fmt: skip
+    assert page.parse(page.table(rows)) == rows
+    assert [row.name for row in page.frontier(rows)] == ["lstm", "delta_net"]
+    told = page.sentences(rows)
+    assert "4 of 7 mixers reach 99% or more" in told
+    assert "At chance (1.6%), as far as these prompts tell: `hyena`." in told
+    assert "0.006 for 7 mixers. 2 of 7 stay within 95% of their best from 0.003 to 0.012; 3 do so at one rate" in told
+    figure = page.draw(rows)
+    assert figure.data[-1].name == "frontier"
+    mark = next(trace for trace in figure.data if trace.name == "recurrent")
+    assert mark.error_y.array[0] == pytest.approx(0.01)
+    setup = page.Setup(480, 4, 3, 512, 40.0, 2, "0.25 and 0.5", "step 120 of 480")
+    whole = page.put(f"head\n{page.MARKS[0]}\nwhat was there before\n{page.MARKS[1]}\nfoot", page.written(setup, rows))
+    assert whole.startswith(f"head\n{page.MARKS[0]}\n\n*At most 480 steps each, the best of 4 learning rates")
+    assert "the validation score at step 120 of 480 stays within 95%" in whole
+    assert whole.endswith("foot")
+    assert "what was there before" not in whole
+
+
+def _script(name):
+    """One of the scripts that write the docs, as a module."""
+    pytest.importorskip("plotly")
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module

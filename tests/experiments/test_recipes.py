@@ -168,6 +168,27 @@ def test_the_comparison_of_mixers_has_every_causal_one(name):
         assert [layer.mixer for layer in ModelSpec.parse(model.spec).pattern()] == ["token_shift", entry]
 
 
+def test_the_quick_comparison_of_mixers_tries_four_rates_and_three_seeds_for_four_times_the_steps():
+    spec = load_recipe("mixers-on-recall-quick")
+    assert spec.seeds == (0, 1, 2)
+    for name in spec.models:
+        trainings = [each for each in spec.trainings() if each.model_name == name]
+        rates = {(each.train.learning_rate, each.train.matrix_learning_rate) for each in trainings}
+        assert rates == {(0.0015, 0.01), (0.003, 0.02), (0.006, 0.04), (0.012, 0.08)}
+        assert len(trainings) == 4  # the others are trained at the chosen rate alone
+        assert {each.train.until.at_least for each in trainings} == {0.995}
+        steps, halving = trainings[0].train.steps, spec.halving_of(name)
+        stages = [halving.step(rung, steps) for rung in range(len(halving.rungs))] + [steps]
+        made = sum(
+            trials * (end - begin) for trials, begin, end in zip(halving.sizes(4), [0, *stages], stages, strict=False)
+        )
+        assert halving.sizes(4)[-1] == 1
+        assert halving.seeds * made + (3 - halving.seeds) * steps == 4 * steps
+    whole = load_recipe("mixers-on-recall-quick", ["early=false"])
+    assert whole.halving_of("gla") is None
+    assert len(whole.trainings()) == 12 * len(spec.models)
+
+
 def test_an_impossible_curriculum_is_refused_before_anything_is_trained() -> None:
     recipe = {
         "name": "short",
