@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 ELEMENTS = 2**17
@@ -22,33 +23,46 @@ def blocks(count: int, sequences: int, size: int, width: int) -> list[tuple[int,
     return [(n, min(step, count - n)) for n in range(0, count, step)]
 
 
-def taken(x: Tensor, first: int, count: int, size: int, out: Tensor) -> Tensor:
-    """`count` chunks of x [B, T, H, D] from chunk `first` on, into `out` [count B H, size, D], zeros after the end.
+class Chunks:
+    """x [B, T, H, D] in chunks of `size` tokens: the views of a block of them, made once, as they take time."""
 
-    Returns `out`.
-    """
-    chunks = out.view(count, -1, x.shape[2], size, x.shape[3])
-    place = x[:, first * size : (first + count) * size]
-    whole, rest = (count, 0) if place.shape[1] == count * size else divmod(place.shape[1], size)
-    if whole:
-        chunks[:whole].copy_(place[:, : whole * size].unflatten(1, (whole, size)).permute(1, 0, 3, 2, 4))
-    if rest:
-        chunks[whole, :, :, :rest].copy_(place[:, whole * size :].transpose(1, 2))
-        chunks[whole, :, :, rest:].zero_()
-    return out
+    def __init__(self, x: Tensor, size: int) -> None:
+        whole, self.left = divmod(x.shape[1], size)
+        self.whole = x[:, : whole * size].unflatten(1, (whole, size)).permute(1, 0, 3, 2, 4)
+        self.rest = x[:, whole * size :].transpose(1, 2)
+
+    def read(self, first: int, count: int, out: Tensor) -> Tensor:
+        """`count` chunks from chunk `first` on, into `out` [count B H, size, D], zeros after the end. Returns `out`."""
+        chunks, whole = out.view(count, *self.whole.shape[1:]), len(self.whole) - first
+        if whole >= count:
+            chunks.copy_(self.whole[first : first + count])
+            return out
+        chunks[:whole].copy_(self.whole[first:])
+        chunks[whole, :, :, : self.left].copy_(self.rest)
+        chunks[whole, :, :, self.left :].zero_()
+        return out
+
+    def write(self, first: int, chunks: Tensor, factor: Tensor | None = None) -> None:
+        """Put chunks [N B H, size, D] there from chunk `first` on; what is past the end is dropped.
+
+        factor: of each token, [N B H, size, 1].
+        """
+        lie = (-1, *self.whole.shape[1:3])
+        chunks, factor = chunks.unflatten(0, lie), None if factor is None else factor.unflatten(0, lie)
+        count, whole = len(chunks), len(self.whole) - first
+        _set(self.whole[first : first + count], chunks[:whole], factor if factor is None else factor[:whole])
+        if whole < count:
+            last = (whole, slice(None), slice(None), slice(self.left))
+            _set(self.rest, chunks[last], factor if factor is None else factor[last])
+
+
+def _set(into: Tensor, x: Tensor, factor: Tensor | None) -> None:
+    into.copy_(x) if factor is None else torch.mul(x, factor, out=into)
 
 
 def put(x: Tensor, chunks: Tensor, first: int) -> None:
     """Write chunks [N B H, size, D] into x [B, T, H, D] from chunk `first` on; what is past its end is dropped."""
-    batch, _, heads, _ = x.shape
-    chunks = chunks.unflatten(0, (-1, batch, heads))
-    count, size = len(chunks), chunks.shape[3]
-    place = x[:, first * size : (first + count) * size]
-    whole, rest = (count, 0) if place.shape[1] == count * size else divmod(place.shape[1], size)
-    if whole:
-        place[:, : whole * size].unflatten(1, (whole, size)).permute(1, 0, 3, 2, 4).copy_(chunks[:whole])
-    if rest:
-        place[:, whole * size :].copy_(chunks[whole, :, :, :rest].transpose(1, 2))
+    Chunks(x, chunks.shape[1]).write(first, chunks)
 
 
 class Scratch:
@@ -57,20 +71,25 @@ class Scratch:
     def __init__(self, like: Tensor) -> None:
         self.like = like
         self.found: dict[str, Tensor] = {}
+        self.views: dict[tuple[Any, ...], Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """An uninitialised contiguous tensor of `shape`, in the memory that this name had before if that suffices."""
+        view = self.views.get((name, shape))
+        if view is not None:
+            return view
         size = math.prod(shape)
         held = self.found.get(name)
         if held is None or len(held) < size:
             held = self.found[name] = self.like.new_empty(size)
-        return held[:size].view(shape)
+        view = self.views[name, shape] = held[:size].view(shape)
+        return view
 
 
 def inputs_of(scratch: Scratch, given: tuple[Tensor, ...], first: int, count: int, size: int) -> list[Tensor]:
     """Chunks of each [B, T, H, D] as [N B H, L, D], contiguous."""
     return [
-        taken(x, first, count, size, scratch(f"input {i}", count * len(x) * x.shape[2], size, x.shape[3]))
+        Chunks(x, size).read(first, count, scratch(f"input {i}", count * len(x) * x.shape[2], size, x.shape[3]))
         for i, x in enumerate(given)
     ]
 

@@ -73,6 +73,11 @@ class Decays:
         """Over chunk n: [B, G, 1, R, 1]."""
         return self._whole[n]
 
+    def columns(self) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """`start` and `end` of all chunks, [N X, L, 1] with X = B G, and `whole` of each, [X, 1, 1]. R must be 1."""
+        start, end, whole = (x.flatten(0, 2).squeeze(-1) for x in (self._start, self._end, self._whole))
+        return start, end, whole.unflatten(0, (len(self._whole), -1)).unbind()
+
     def between(self, masks: Tensor, first: int, count: int, at: int) -> Tensor:
         """Between the tokens of `count` chunks from `first` on, as `decay_matrix`, put into `masks` from `at` on.
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from contextlab.ops.blocks import Scratch, blocks, folded, inputs_of, put
-from contextlab.ops.decays import Decays, add_share_of_outputs, each_its_decays
+from contextlab.ops.blocks import Chunks, Scratch, blocks, folded
+from contextlab.ops.decays import Decays, each_its_decays
 from contextlab.ops.exported import corrected_chunks
 from contextlab.ops.precision import without_autocast
 from contextlab.ops.triangular import unit_lower_inverse
@@ -54,37 +54,46 @@ class _Corrected(torch.autograd.Function):
         (batch, length, heads, key), value = k.shape, v.shape[-1]
         rows, count = batch * heads, -(-length // size)
         plan, decays = blocks(count, rows, size, max(key, value, size // 2)), Decays(c, heads, v.dtype, count, batch)
-        kept = count if keep else plan[0][1]
+        most = plan[0][1]
+        kept = count if keep else most
         masks = v.new_empty(kept if len(decays.c) > 1 else 1, *decays.c.shape[1:], size)
-        Ps, inverses = (v.new_empty(kept, rows, size, size) for _ in range(2))
-        news, states = v.new_empty(kept, rows, size, value), v.new_empty(kept + 1, rows, key, value)
+        Ps, inverses = (v.new_empty(kept * rows, size, size) for _ in range(2))
+        news, Ws = v.new_empty(kept, rows, size, value), v.new_empty(kept, rows, size, key)
+        states = v.new_empty(kept + 1, rows, key, value)
         o, scratch = v.new_empty(v.shape), Scratch(v)
-        S = v.new_zeros(rows, key, value) if state is None else state.flatten(0, 1)
+        start, end, whole = decays.columns()
+        betas = _per_token(beta, count, size)
+        reads, grown = start * scale, (start * betas).mT
+        q_chunks, k_chunks, v_chunks, o_chunks = (Chunks(x, size) for x in (q, k, v, o))
+        # One view a chunk, made once.
+        Kds = scratch("k", most, rows, size, key).mT.unbind()
+        S, write, read = states.unbind(), news.unbind(), Ws.unbind()
+        S[0].zero_() if state is None else S[0].copy_(state.flatten(0, 1))
         for first, number in plan:
             many, at = number * rows, first if keep else 0
-            qs, ks, vs, betas = inputs_of(scratch, (q, k, v, beta.unsqueeze(-1)), first, number, size)
-            start, end, whole = _columns(decays, first, number)
-            P, inverse, new = (x[at : at + number].flatten(0, 1) for x in (Ps, inverses, news))
+            of_keys, of_values = (many, size, key), (many, size, value)
             lie = (number, batch, heads, 1, size, size)
-            mask = decays.between(masks, first, number, at)
-            torch.bmm(qs.mul_(scale), ks.mT, out=P).view(lie).mul_(mask)
+            here, there = slice(first * rows, first * rows + many), slice(at * rows, at * rows + many)
+            qs, ks = (x.read(first, number, scratch(n, *of_keys)) for n, x in (("q", q_chunks), ("k", k_chunks)))
+            vs = v_chunks.read(first, number, scratch("v", *of_values))
+            P, inverse, mask = Ps[there], inverses[there], decays.between(masks, first, number, at)
+            P.baddbmm_(qs, ks.mT, beta=0, alpha=scale).view(lie).mul_(mask)
             A = torch.bmm(ks, ks.mT, out=scratch("A", many, size, size))
             A.view(lie).mul_(mask)
-            inverse.copy_(unit_lower_inverse(A.mul_(betas), base=32))
-            known = torch.mul(ks, start * betas, out=scratch("known", many, size, key))
-            run, Kd = states[at : at + number + 1], ks.mul_(end)
-            run[0].copy_(S)
-            each = (x.unflatten(0, (number, rows)).unbind() for x in (vs.mul_(betas), known, inverse, new, Kd.mT))
-            for S, after, wanted, read, solve, write, kd, fade in zip(
-                run.unbind(), run[1:].unbind(), *each, whole.unbind(), strict=False
-            ):
-                torch.bmm(solve, wanted.baddbmm_(read, S, alpha=-1), out=write)
-                torch.mul(S, fade, out=after).baddbmm_(kd, write)
-            S = run[-1] if keep else run[-1].clone()
+            inverse.copy_(unit_lower_inverse(A.mul_(betas[here]), base=32))
+            new = torch.bmm(torch.mul(inverse, betas[here].mT, out=A), vs, out=news[at : at + number].view(of_values))
+            torch.bmm(torch.mul(inverse, grown[here], out=A), ks, out=Ws[at : at + number].view(of_keys))
+            ks.mul_(end[here])
+            for n in range(number):
+                write[at + n].baddbmm_(read[at + n], S[at + n], alpha=-1)
+                torch.mul(S[at + n], whole[first + n], out=S[at + n + 1]).baddbmm_(Kds[n], write[at + n])
             answer = torch.bmm(P, new, out=vs)
-            put(o, answer.baddbmm_(qs.mul_(start), run[:-1].flatten(0, 1)), first)
-        last = S.clone().view(batch, heads, key, value)
-        return (o, last, Ps, masks, inverses, news, states) if keep else (o, last, *[None] * 5)
+            answer.baddbmm_(qs.mul_(reads[here]), states[at : at + number].view(many, key, value))
+            o_chunks.write(first, answer)
+            if not keep:
+                S[0].copy_(S[number])
+        last = S[count if keep else 0].clone().view(batch, heads, key, value)
+        return (o, last, Ps, masks, inverses, news, Ws, states) if keep else (o, last, *[None] * 6)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -106,7 +115,7 @@ class _Corrected(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         in_dims, inputs = each_its_decays(info.batch_size, in_dims, inputs)
-        return folded(_Corrected, info.batch_size, in_dims, inputs, (0,) * 6, (0, 0, *[1] * 5))
+        return folded(_Corrected, info.batch_size, in_dims, inputs, (0,) * 6, (0, 0, *[1] * 6))
 
 
 class _Backward(torch.autograd.Function):
@@ -132,6 +141,7 @@ class _Backward(torch.autograd.Function):
         masks: Tensor,
         inverses: Tensor,
         news: Tensor,
+        Ws: Tensor,
         states: Tensor,
         scale: float,
         size: int,
@@ -140,62 +150,64 @@ class _Backward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         (batch, length, heads, key), value = k.shape, v.shape[-1]
         rows, count = batch * heads, -(-length // size)
-        decays, scratch = Decays(c, heads, v.dtype, count, batch), Scratch(v)
+        plan, decays = blocks(count, rows, size, max(key, value, size // 2)), Decays(c, heads, v.dtype, count, batch)
+        most, scratch = plan[0][1], Scratch(v)
         dq, dk, dv, dbeta = (x.new_empty(x.shape) for x in (q, k, v, beta))
-        dc = None
-        if of_decays:
-            dc = v.new_zeros(batch, count * size, heads)
-        dS = torch.zeros_like(states[0]) if dlast is None else dlast.flatten(0, 1).clone()
-        for first, number in reversed(blocks(count, rows, size, max(key, value, size // 2))):
+        start, end, whole = decays.columns()
+        betas = _per_token(beta, count, size)
+        reads, dbetas, dcs = start * scale, torch.empty_like(betas), v.new_empty(count * rows, size)
+        given = [Chunks(x, size) for x in (q, k, v, do, o)]
+        dq_chunks, dk_chunks, dv_chunks, dbeta_chunks = (Chunks(x, size) for x in (dq, dk, dv, dbeta.unsqueeze(-1)))
+        slopes = v.new_empty(most + 1, rows, key, value)
+        # One view a chunk, made once.
+        dS, read = slopes.unbind(), Ws.mT.unbind()
+        write, Kds = scratch("dnew", most, rows, size, value).unbind(), scratch("Kd", most, rows, size, key).unbind()
+        carried = torch.zeros_like(dS[0]) if dlast is None else dlast.flatten(0, 1)
+        for first, number in reversed(plan):
             many = number * rows
             of_keys, of_values, square = (many, size, key), (many, size, value), (many, size, size)
-            qs, ks, vs, dos, betas = inputs_of(scratch, (q, k, v, do, beta.unsqueeze(-1)), first, number, size)
-            start, end, whole = _columns(decays, first, number)
-            P, inverse, new = (x[first : first + number].flatten(0, 1) for x in (Ps, inverses, news))
-            mask, lie = (
-                masks[first : first + number] if len(masks) > 1 else masks,
-                (number, batch, heads, 1, size, size),
-            )
-            run, slopes = states[first : first + number + 1], scratch("slopes", number + 1, rows, key, value)
-            qs.mul_(scale)
-            grown = torch.mul(dos, start, out=scratch("grown", *of_values))
-            slopes[-1].copy_(dS)
-            torch.bmm(qs.mT, grown, out=slopes[:-1].flatten(0, 1))
+            here, lie = slice(first * rows, first * rows + many), (number, batch, heads, 1, size, size)
+            shapes = zip("qkvdo", given, (of_keys, of_keys, *[of_values] * 3), strict=True)
+            qs, ks, vs, dos, os = (x.read(first, number, scratch(name, *shape)) for name, x, shape in shapes)
+            P, inverse, beta_here, start_here, end_here = (x[here] for x in (Ps, inverses, betas, start, end))
+            new, mask = news[first : first + number].view(of_values), masks
+            if len(masks) > 1:
+                mask = masks[first : first + number]
+            grown = torch.mul(dos, reads[here], out=scratch("grown", *of_values))
+            dS[number].copy_(carried)
+            torch.bmm(qs.mT, grown, out=slopes[:number].view(many, key, value))
             dnew = torch.bmm(P.mT, dos, out=scratch("dnew", *of_values))
-            Kd = torch.mul(ks, end, out=scratch("Kd", *of_keys))
-            known = torch.mul(ks, start * betas, out=scratch("known", *of_keys))
-            dR = scratch("dR", *of_values)
-            each = (x.unflatten(0, (number, rows)).unbind() for x in (dnew, Kd, inverse.mT, dR, known.mT))
-            steps = list(zip(slopes.unbind(), slopes[1:].unbind(), *each, whole.unbind(), strict=False))
-            for slope, after, write, kd, solve, right, read, fade in reversed(steps):
-                torch.bmm(solve, write.baddbmm_(kd, after), out=right)
-                slope.addcmul_(after, fade).baddbmm_(read, right, alpha=-1)
-            dS.copy_(slopes[0])
-            before, after = run[:-1].flatten(0, 1), slopes[1:].flatten(0, 1)
-            dG = torch.bmm(dos, new.mT, out=scratch("dG", *square))
+            torch.mul(ks, end_here, out=scratch("Kd", *of_keys))
+            for n in reversed(range(number)):
+                write[n].baddbmm_(Kds[n], dS[n + 1])
+                dS[n].addcmul_(dS[n + 1], whole[first + n]).baddbmm_(read[first + n], write[n], alpha=-1)
+            carried = dS[0]
+            before = states[first : first + number].view(many, key, value)
+            after = slopes[1 : number + 1].view(many, key, value)
+            dR = torch.bmm(inverse.mT, dnew, out=scratch("dR", *of_values))
+            dG = scratch("dG", *square).baddbmm_(dos, new.mT, beta=0, alpha=scale)
             dG.view(lie).mul_(mask)
             E = torch.bmm(dR, new.mT, out=scratch("E", *square))  # of k k^T, before beta; its sign turned
             E.view(lie).mul_(mask)
             E.diagonal(dim1=1, dim2=2).zero_()
-            dqs = torch.bmm(dG, ks, out=scratch("dq", *of_keys)).baddbmm_(grown, before.mT)
+            dq_chunks.write(first, torch.bmm(dG, ks, out=scratch("dq", *of_keys)).baddbmm_(grown, before.mT))
             dks = torch.bmm(dG.mT, qs, out=scratch("dk", *of_keys))
-            dks.baddbmm_(torch.mul(new, end, out=grown), after.mT)
-            Ek = torch.bmm(E, ks, out=qs).baddbmm_(torch.mul(dR, start, out=grown), before.mT)
-            dks.baddbmm_(E.mul_(betas).mT, ks, alpha=-1).addcmul_(Ek, betas, value=-1)
-            share = vs.mul_(dR).sum(-1)
-            put(dbeta.unsqueeze(-1), (share - Ek.mul_(ks).sum(-1)).unsqueeze(-1), first)
-            put(dv, dR.mul_(betas), first)
-            put(dq, dqs.mul_(scale), first)
-            put(dk, dks, first)
-            if dc is not None:
-                add_share_of_outputs(dc, do, o, slice(first * size, (first + number) * size), scratch)
-                here = dc.unflatten(1, (count, size))[:, first : first + number]
-                here -= (share * betas.squeeze(-1)).view(number, batch, heads, size).permute(1, 0, 3, 2)
-                ends = slopes[1:].mul_(run[1:]).sum((2, 3))
-                here[:, :, -1] += ends.view(number, batch, heads).transpose(0, 1)
-        if dc is not None:
-            dc = dc.unflatten(1, (count, size)).sum_to_size(c.shape).to(c.dtype)
-        return dq, dk, dv, dc, dbeta, dS.view(batch, heads, key, value) if of_state else None
+            dks.baddbmm_(torch.mul(new, end_here, out=grown), after.mT)
+            Ek = torch.bmm(E, ks, out=qs).baddbmm_(torch.mul(dR, start_here, out=grown), before.mT)
+            dks.baddbmm_(E.mul_(beta_here).mT, ks, alpha=-1).addcmul_(Ek, beta_here, value=-1)
+            dk_chunks.write(first, dks)
+            dv_chunks.write(first, dR, beta_here)
+            share = vs.mul_(dR).sum(-1, keepdim=True)
+            torch.sub(share, Ek.mul_(ks).sum(-1, keepdim=True), out=dbetas[here])
+            if of_decays:
+                torch.sum(os.mul_(dos).sub_(vs.mul_(beta_here)), -1, out=dcs[here])
+                ends = slopes[1 : number + 1].mul_(states[first + 1 : first + number + 1])
+                dcs[here, -1] += ends.flatten(0, 1).sum((1, 2))
+        dbeta_chunks.write(0, dbetas)
+        dc = None
+        if of_decays:
+            dc = dcs.view(count, batch, heads, size).permute(1, 0, 3, 2).sum_to_size(c.shape).to(c.dtype)
+        return dq, dk, dv, dc, dbeta, carried.clone().view(batch, heads, key, value) if of_state else None
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -204,11 +216,10 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         in_dims, inputs = each_its_decays(info.batch_size, in_dims, inputs)
-        return folded(_Backward, info.batch_size, in_dims, inputs, (0,) * 8 + (1,) * 5, (0,) * 6)
+        return folded(_Backward, info.batch_size, in_dims, inputs, (0,) * 8 + (1,) * 6, (0,) * 6)
 
 
-def _columns(decays: Decays, first: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Decays from the start of the chunk and to its end [N X, L, 1], and over chunks [N, X, 1, 1]."""
-    start, end = (x.flatten(0, 2).squeeze(-1) for x in (decays.start(first, count), decays.end(first, count)))
-    whole = torch.stack([decays.whole(first + n).reshape(-1, 1, 1) for n in range(count)])
-    return start, end, whole
+def _per_token(x: Tensor, count: int, size: int) -> Tensor:
+    """x [B, T, H] of all `count` chunks, [N B H, size, 1], zeros after the end."""
+    out = x.new_empty(count * x.shape[0] * x.shape[2], size, 1)
+    return Chunks(x.unsqueeze(-1), size).read(0, count, out)
