@@ -3,7 +3,7 @@
     python benchmarks/halving.py [--json FILE] [--jobs 2] [--rehearse]
 
 The grid is that of recipe `mixers-on-recall-quick`: each of twelve mixers at every learning rate from every seed, each
-trained once and whole. While it trains it is measured, at 24 steps, by accuracy and cross-entropy on the prompts that
+trained once and whole. While it trains it is measured, twelve times, by accuracy and cross-entropy on the prompts that
 `until` looks at, on those of the sweep's validation, and on those of a test. Then each rule decides offline on these
 numbers, by the library's own functions (`benchmarks/halving_rules.py`): all rules are compared on the same trainings.
 
@@ -38,12 +38,12 @@ MIXERS = (
     "attention", "lightning_attention", "linear_attention", "delta_net", "gated_delta_net", "rwkv7", "mesa_net",
     "gla", "mamba2", "retention", "hyena", "lstm",
 )  # fmt: skip
-PARTS = 24
+PARTS = 12
 """Looks in a training, evenly over its steps: the rungs and the looks of `until` are among them."""
 PROMPTS = {STREAM: 256, VALIDATION: 512, TEST: 512}
 """Of each stream."""
 SMALL = (
-    f"tasks.{TASK}.train.steps={2 * PARTS}", f"tasks.{TASK}.train.batch=8", f"tasks.{TASK}.train.curriculum={{}}",
+    f"tasks.{TASK}.train.steps={4 * PARTS}", f"tasks.{TASK}.train.batch=8", f"tasks.{TASK}.train.curriculum={{}}",
     f"tasks.{TASK}.options={{vocabulary: 16, pairs: 2, length: 8}}", "seeds=[0, 1]",
 )  # fmt: skip
 """What a rehearsal changes in the recipe."""

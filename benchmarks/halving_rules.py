@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -57,11 +58,11 @@ def rules(spec: ExperimentSpec) -> list[Rule]:
         for share in (0.25, 0.5, 0.75)
     ]
     for rungs, reduction, seeds in (
-        ((0.25, 0.5), 2, 1), ((0.125, 0.25), 2, 1), ((0.5, 0.75), 2, 1), ((0.25,), 4, 1), ((0.5,), 4, 1),
+        ((0.25, 0.5), 2, 1), ((1 / 6, 1 / 3), 2, 1), ((0.5, 0.75), 2, 1), ((0.25,), 4, 1), ((0.5,), 4, 1),
         ((0.25,), 2, 1), ((0.5,), 2, 1), ((0.25, 0.5), 2, None),
     ):  # fmt: skip
         for metric in METRICS:
-            words = " and ".join(f"{rung:g}" for rung in rungs)
+            words = " and ".join(str(Fraction(rung).limit_denominator(12)) for rung in rungs)
             who = "1 seed" if seeds else "all seeds"
             name = f"rungs {words}, by {metric.replace('_', '-')}, 1 of {reduction}, {who}"
             halving = HalvingSpec(rungs=rungs, reduction=reduction, seeds=seeds, metric=metric)
