@@ -34,6 +34,8 @@ def test_policies_are_listed_and_shown_with_what_they_need(call):
         exec(shown["example"].splitlines()[0], scope)  # the line that builds it
         assert scope["policy"] is not None
         assert all(each["help"] for each in shown["parameters"]), name
+    row = next(line for line in call("show", "policy", "tova")[1].splitlines() if line.startswith("sinks"))
+    assert " ".join(row.split()).startswith("sinks 0 first tokens of each row that are never dropped")
 
 
 @pytest.mark.parametrize(

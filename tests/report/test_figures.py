@@ -8,6 +8,10 @@ from contextlab.evaluation.results import FACET_COLUMNS, SIMILARITY_COLUMNS, tab
 from contextlab.report.figures import by_facet, by_length, curve, heat_map, lengths, similarity_map, styles
 
 
+LOW = 360
+"""Pixels of figures that stand below the main one, which has more."""
+
+
 def test_many_models_look_different() -> None:
     names = [f"model{i}" for i in range(40)]
     rows = pd.DataFrame({"run": "r", "model": names, "kind": "model", "seed": 0, "task": "t"})
@@ -73,6 +77,7 @@ def test_facets_have_a_place_a_group_with_bands_of_models_and_learners() -> None
     figure = by_facet(results, facet_rows(), "t", "distance", "accuracy")
     lines = {trace.name: trace for trace in figure.data if trace.name}
     assert list(lines) == ["lookup", "m"]
+    assert figure.layout.height == LOW
     assert list(lines["m"].x) == [0, 1, 2]
     assert list(lines["m"].y) == [0.9, 0.8, 0.2]
     assert list(figure.layout.xaxis.ticktext) == ["1", "2\u20133", "4\u20139"]
@@ -120,7 +125,9 @@ def test_lengths_are_those_of_train_and_of_the_first_split_of_each_other_length(
         ]
     )
     assert lengths(rows, "t") == {4: "short", 16: "train", 64: "longer"}
-    (line,) = (trace for trace in by_length(rows, "t", "accuracy").data if trace.name)
+    figure = by_length(rows, "t", "accuracy")
+    assert figure.layout.height == LOW
+    (line,) = (trace for trace in figure.data if trace.name)
     assert list(line.x) == [4, 16, 64]
     assert list(line.y) == [1.0, 0.9, 0.5]
 

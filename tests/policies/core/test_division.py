@@ -119,3 +119,22 @@ def test_what_watches_each_layer_once_is_refused_by_a_looped_model(name: str) ->
     policy.prepare(reader, laws.tokens(1, 40), 40)
     with pytest.raises(InputError, match="this model runs them 3 times"):
         policy.layers(reader)
+
+
+@pytest.mark.parametrize("name", ["key_norm", "ada_kv"])
+def test_only_a_token_that_is_read_alone_is_given_room_to_grow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy: Any = build_policy(name, budget="90%")
+    asked: list[tuple[int, bool]] = []
+    own = policy.slots
+
+    def slots(layer: Any, length: int, batch: int, dtype: torch.dtype, decoding: bool = False) -> int:
+        asked.append((length, decoding))
+        answer: int = own(layer, length, batch, dtype, decoding)
+        return answer
+
+    monkeypatch.setattr(policy, "slots", slots)
+    reader, x = laws.model(depth=1), laws.tokens(2, 14)
+    with policy.attach(reader):
+        laws.read(reader, x, [9, 2])
+    # Before the first piece a state is made, of no token.
+    assert asked[-5:] == [(9, False), (11, False), (12, True), (13, True), (14, True)]
