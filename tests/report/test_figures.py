@@ -7,7 +7,6 @@ from contextlab.errors import InputError
 from contextlab.evaluation.results import FACET_COLUMNS, SIMILARITY_COLUMNS, table
 from contextlab.report.figures import by_facet, by_length, curve, heat_map, lengths, similarity_map, styles
 
-
 LOW = 360
 """Pixels of figures that stand below the main one, which has more."""
 
