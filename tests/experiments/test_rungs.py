@@ -271,15 +271,47 @@ def test_an_edited_recipe_is_refused_where_it_contradicts_what_is_done(tmp_path,
         run(grid / "experiment.yaml", out=grid, resume=True)
 
 
-def test_without_halving_a_run_goes_on_to_the_full_grid(tmp_path, finished):
+@pytest.mark.parametrize("edited", ["halving: null", "halving: {metric: cross_entropy, reduction: 1}"])
+def test_a_run_whose_halving_is_taken_back_goes_on_to_the_full_grid(tmp_path, finished, edited):
     rates = RATES[:2]
     folder = finished(halved({"metric": "cross_entropy"}, rates), tmp_path / "run").folder
     file = folder / "experiment.yaml"
-    file.write_text(file.read_text().replace("halving:\n    metric: cross_entropy", "halving: null"))
-    whole = run(halved(None, rates), out=tmp_path / "grid")
+    file.write_text(file.read_text().replace("halving:\n    metric: cross_entropy", edited))
+    whole = finished(halved(None, rates), tmp_path / "grid")
     done = run(file, out=folder, resume=True)
     assert same_results(whole.results, done.results)
     pd.testing.assert_frame_equal(timeless(whole), timeless(done)[list(timeless(whole))], check_exact=True)
+
+
+def test_trials_that_are_added_make_others_go_on(tmp_path, finished):
+    """Of five three go on: one that was dropped, and whose checkpoints have gone, among them."""
+    five = [*RATES, 3e-3]
+    folder = finished(halved(seeds=[0, 1]), tmp_path / "run").folder
+    file = folder / "experiment.yaml"
+    file.write_text(file.read_text().replace("- 1.0e-08\n", "- 1.0e-08\n    - 0.003\n", 1))
+    whole = run(halved(rates=five, seeds=[0, 1]), out=tmp_path / "whole")
+    assert whole.sweep["rung_2"].notna().sum() == 3
+    done = run(file, out=folder, resume=True)
+    assert same_results(whole.results, done.results)
+    pd.testing.assert_frame_equal(timeless(whole), timeless(done), check_exact=True)
+
+
+def test_a_model_of_several_tasks_is_halved_by_their_mean(tmp_path):
+    tasks = {
+        f"pairs{n}": {**one()["tasks"]["recall"], "options": {"vocabulary": 16, "pairs": n, "length": 8}}
+        for n in (1, 2)
+    }
+    spec = halved(None, tasks=tasks, multitask={"both": {"tasks": list(tasks)}}, alone=False)
+    spec["sweep"]["halving"] = {"rungs": [0.5], "metric": "cross_entropy"}
+    spec["train"] = {**TRAIN, "examples": 64}
+    done = run(spec, out=tmp_path / "run")
+    assert len(done.sweep) == 4 * 2
+    means = done.sweep.groupby("trial")["rung_1"].mean()
+    (record,) = done.records
+    assert record["sweep"]["halving"]["left"] == sorted(means.nsmallest(2).index)
+    assert record["sweep"]["halving"]["rungs"][0]["scores"] == pytest.approx(
+        {str(i): mean for i, mean in means.items()}
+    )
 
 
 def test_a_metric_that_the_task_lacks_is_refused_before_the_first_step(tmp_path):

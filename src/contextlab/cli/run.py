@@ -246,6 +246,7 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
     ]
     console.print(
         f"[dim]{'prompts: drawn for each seed, and how often each is shown (epochs). ' * fixed}"
+        f"{'seeds: those that decide; the others train at what they choose. ' * halved}"
         "An estimate: each training's steps and one batch of prompts were timed alone; "
         "times in the table are of one training from one seed."
         + (f" Not counted: {', '.join(left_out)}." if left_out else "")

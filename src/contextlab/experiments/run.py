@@ -38,7 +38,14 @@ from contextlab.experiments.sampling import ask, require_sampler, rounds, settle
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.together import train_groups, wanted
 from contextlab.experiments.trackers import Tracked, require_trackers
-from contextlab.experiments.trial import replaced, require_as_begun, rung_jobs, stale, stale_compressed
+from contextlab.experiments.trial import (
+    replaced,
+    require_as_begun,
+    rung_jobs,
+    stale,
+    stale_compressed,
+    tell_standings,
+)
 from contextlab.experiments.work import do_job, trained
 from contextlab.experiments.workers import Workers
 from contextlab.plugins import load_plugins, plugin_options
@@ -120,6 +127,8 @@ def run(
         settle(folder, spec)
         if resume:
             require_as_begun(folder, spec)
+            if record["status"] == "finished":
+                tell_standings(folder, spec)  # who is in may have changed with the recipe
         if record["status"] == "finished" and folder.whole(spec):
             return open_run(folder.path)
         stages: list[Callable[[], list[Job]]] = [

@@ -39,6 +39,18 @@ def race_of(
     return race(halving, list(members), scores, higher_is_better(halving, task_of(spec, job)), rungs, lost)
 
 
+def rungs_held(spec: ExperimentSpec, job: Job, records: Callable[[Job], Mapping[str, Any]]) -> int:
+    """How many rungs need no more scores: at the next one a trial that is in is still to come."""
+    read, members = cache(records), deciding(spec, job)
+    rungs = len(in_force(spec, job).rungs)
+    for rung in range(1, rungs):
+        left = race_of(spec, job, read, rung).left
+        known = [read(training.job) for trial in left for training in members[trial]]
+        if len(left) > 1 and any(r.get("status") in PAUSED and len(r.get("rungs") or ()) <= rung for r in known):
+            return rung
+    return rungs
+
+
 def deciding(spec: ExperimentSpec, job: Job) -> dict[int, list[Training]]:
     """The trials of the model and task of a job of kind "training": number -> its training from each deciding seed."""
     found: dict[int, list[Training]] = {}
@@ -114,5 +126,5 @@ PAUSED = ("paused", *HALVED)
 
 
 def words(status: str, step: int, steps: int) -> str:
-    """dropped at step 120 of 480."""
-    return f"{status} at step {step:,} of {steps:,}"
+    """dropped at step 120 of 480; without a status at step 120 of 480."""
+    return f"{status} at step {step:,} of {steps:,}".lstrip()

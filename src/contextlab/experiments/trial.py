@@ -19,7 +19,7 @@ from contextlab.experiments.choice import told
 from contextlab.experiments.folder import FINAL, RunFolder, read_run_record
 from contextlab.experiments.halving import Race
 from contextlab.experiments.jobs import Job, Training, chosen_jobs, compress_jobs, swept
-from contextlab.experiments.rungs import PAUSED, deciding, in_force, race_of, standing, words
+from contextlab.experiments.rungs import PAUSED, deciding, in_force, race_of, rungs_held, standing, words
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.values import MOST_TRIALS
 from contextlab.files import atomic_folder, read_record, write_record
@@ -99,6 +99,16 @@ def rung_jobs(folder: RunFolder, spec: ExperimentSpec, rung: int) -> list[Job]:
     return [job for job in found if not folder.done(job, spec)]
 
 
+def tell_standings(folder: RunFolder, spec: ExperimentSpec) -> None:
+    """Write into the records of all trials that are halved how they stand by the rungs that are held by now."""
+
+    def read(trial: Job) -> dict[str, Any]:
+        return trial_record(folder, trial)
+
+    for job in _halved(spec):
+        _tell_standings(folder, spec, job, race_of(spec, job, read, rungs_held(spec, job, read)))
+
+
 def _tell_standings(folder: RunFolder, spec: ExperimentSpec, job: Job, race: Race) -> None:
     """Write into the trials' records how they stand by now; one that has ended is left as it is."""
     for number, trainings in deciding(spec, job).items():
@@ -126,9 +136,9 @@ def replaced(folder: RunFolder, spec: ExperimentSpec) -> bool:
                 told = {name: measured[name] for name in ("status", "message", "steps", "seconds")}
                 write_record(folder.job_record(training.job), {**own, **told})
                 gone = True
-        if gone:
-            _tell_standings(folder, spec, job, race_of(spec, job, lambda trial: trial_record(folder, trial)))
         found |= gone
+    if found:
+        tell_standings(folder, spec)
     return found
 
 

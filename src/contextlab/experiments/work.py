@@ -171,7 +171,7 @@ def _train_and_score(
         rungs = record.get("rungs", [])[: job.rung]
         record["rungs"] = [*rungs, {"at": pause, "step": record["steps"], "validation": found}]
         if record["status"] == "paused":
-            record["message"] = words("paused", record["steps"], steps)
+            record["message"] = words("", record["steps"], steps)
             return
     record["validation"] = score(model, spec, training, device, apart)
 
