@@ -1,14 +1,15 @@
 """What early decisions cost: halving and `until` against the full grid, on mixers that differ in how late they learn.
 
-    python benchmarks/halving.py [--json FILE] [--jobs 2] [--rehearse]
+    python benchmarks/halving.py [--json FILE] [--jobs 2] [--docs] [--rehearse]
 
 The grid is that of recipe `mixers-on-recall-quick`: each of twelve mixers at every learning rate from every seed, each
 trained once and whole. While it trains it is measured, twelve times, by accuracy and cross-entropy on the prompts that
 `until` looks at, on those of the sweep's validation, and on those of a test. Then each rule decides offline on these
 numbers, by the library's own functions (`benchmarks/halving_rules.py`): all rules are compared on the same trainings.
 
-Trainings are written to the JSON file as they end, and one that is there is not made again. Printed are the paragraph
-and the table of docs/runs.md. `--rehearse` does the same with three mixers, tiny prompts and 48 steps, in a minute.
+Trainings are written to the JSON file as they end, and one that is there is not made again. Printed are a paragraph
+and a table, which `--docs` also writes into docs/runs.md. `--rehearse` does the same with three mixers, tiny prompts,
+and 48 steps, in a minute.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ from halving_rules import METRICS, TASK, TEST, VALIDATION, told
 
 RECIPE = "mixers-on-recall-quick"
 MIXERS = (
-    "attention", "lightning_attention", "linear_attention", "delta_net", "gated_delta_net", "rwkv7", "mesa_net",
-    "gla", "mamba2", "retention", "hyena", "lstm",
+    "attention", "lightning_attention", "linear_attention", "delta_net", "gated_delta_net", "rwkv7", "hgrn2", "gla",
+    "mamba2", "retention", "hyena", "lstm",
 )  # fmt: skip
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "runs.md"
+MARKS = ("<!-- written by benchmarks/halving.py -->", "<!-- end of what benchmarks/halving.py wrote -->")
 PARTS = 12
 """Looks in a training, evenly over its steps: the rungs and the looks of `until` are among them."""
-PROMPTS = {STREAM: 256, VALIDATION: 512, TEST: 512}
+PROMPTS = {STREAM: 256, VALIDATION: 512, TEST: 256}
 """Of each stream."""
 SMALL = (
     f"tasks.{TASK}.train.steps={4 * PARTS}", f"tasks.{TASK}.train.batch=8", f"tasks.{TASK}.train.curriculum={{}}",
@@ -92,6 +95,15 @@ def _plain(scores: dict[str, Score]) -> dict[str, list[float]]:
     return {metric: [float(f"{number:.7g}") for number in score] for metric, score in scores.items()}
 
 
+def put(page: str, text: str) -> str:
+    """The page with another text between its marks. Raises InputError where it has none."""
+    before, mark, rest = page.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (mark and end):
+        raise InputError(f"{DOCS}: expected the lines {MARKS[0]} and {MARKS[1]}, between which the text goes")
+    return f"{before}{mark}\n\n{text}\n\n{end}{after}"
+
+
 def main() -> None:
     """Train what is missing, decide, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,6 +111,7 @@ def main() -> None:
         "--json", type=Path, default=None, help="where the trainings are written; halving.json by default"
     )
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--docs", action="store_true", help=f"write what is printed into {DOCS}")
     parser.add_argument("--rehearse", action="store_true")
     chosen = parser.parse_args()
     spec = grid(chosen.rehearse)
@@ -126,7 +139,10 @@ def main() -> None:
             )
     made = len(known["trainings"]) - known_before
     print(f"\n{made} trainings made in {time.perf_counter() - began:.0f} s, {chosen.jobs} at once\n")
-    print(told(spec, [known["trainings"][key] for key in trainings]))
+    words = told(spec, [known["trainings"][key] for key in trainings])
+    print(words)
+    if chosen.docs:
+        DOCS.write_text(put(DOCS.read_text(), words))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from contextlab.errors import InputError
 from contextlab.experiments import load_recipe
 from contextlab.experiments.halving import HalvingSpec
 from contextlab.training.spec import UntilSpec
@@ -19,13 +20,19 @@ SEEDS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
-def rules():
+def modules():
     sys.path.insert(0, str(SOURCE))
     try:
+        import halving
         import halving_rules
     finally:
         sys.path.remove(str(SOURCE))
-    return halving_rules
+    return halving_rules, halving
+
+
+@pytest.fixture(scope="module")
+def rules(modules):
+    return modules[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +106,20 @@ def test_the_table_has_every_rule_and_the_paragraph_the_recipes(rules, spec, rep
     assert rows[3].startswith("| the recipe's | 33% | 33% | 4.00 | 1 of 1 | 10.0 (")
     assert "the recipe's rule makes 33% of the full grid's steps" in told
     assert "5 points better for 1 mixer (`attention`)" in told
+
+
+def test_what_is_printed_goes_between_the_marks_of_the_page(modules):
+    _, halving = modules
+    first, last = halving.MARKS
+    assert halving.put(f"head\n{first}\nbefore\n{last}\nfoot\n", "words") == f"head\n{first}\n\nwords\n\n{last}\nfoot\n"
+    assert halving.put(halving.DOCS.read_text(), "words").count("words\n\n" + last) == 1
+    with pytest.raises(InputError, match="expected the lines"):
+        halving.put("no marks", "words")
+
+
+def test_the_grid_is_the_recipes_of_twelve_mixers(modules):
+    _, halving = modules
+    trainings = halving.grid(False).trainings()
+    assert len(trainings) == 144
+    assert {each.train.until for each in trainings} == {None}
+    assert {each.train.steps % halving.PARTS for each in trainings} == {0}
