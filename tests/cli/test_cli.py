@@ -452,6 +452,11 @@ def test_a_sweep_needs_no_file(call, tmp_path):
     assert code == 0
     assert "2 trainings" in text
     assert not out.exists()
+    code, text, _ = call("sweep", str(recipe), *over, "--halving", "--set", "sweep.halving.rungs=[0.5]", "--check")
+    assert code == 0
+    assert (
+        "2 trainings, at most 5 steps in all (trials are halved)" in text
+    )  # two to step 2 of 3, and one on to its end
     common = ["--set", "sweep.validation.prompts=8", "--out", str(out), "--jobs", "1"]
     assert call("sweep", str(recipe), *over, "--over", "options.width=[8]", *common)[0] == 0
     assert yaml.safe_load((out / "experiment.yaml").read_text())["sweep"] == {
@@ -471,6 +476,7 @@ def test_a_sweep_needs_no_file(call, tmp_path):
         (["demo", "--over", "train.learning_rat=1"], "did you mean 'train.learning_rate'"),
         (["demo", "--over", "train.steps=1,2", "--sampler", "grd"], "did you mean 'grid'"),
         (["demo", "--over", "train.steps=1,2", "--trials", "5"], "only 2 different settings"),
+        (["demo", "--over", "train.steps=1,2", "--sampler", "tpe", "--trials", "2", "--halving"], "grid or random"),
         (["demo", "--over", "train.steps=1", "--over", "train.steps=2"], "--over train.steps: given twice"),
     ],
 )

@@ -23,7 +23,7 @@ def test_a_sweep_takes_every_option_of_a_run():
     def options(command):
         return {name: each.default for name, each in inspect.signature(command).parameters.items()}
 
-    own = {"over": None, "trials": None, "sampler": None}
+    own = {"over": None, "trials": None, "sampler": None, "halving": None}
     assert options(cli_sweep) == options(cli_run) | own
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.soak.kills --kills 300 --seed 0
 
-Four recipes: one with learners of two tasks, one with `compress`, one that sweeps, one in two worker processes; with
---recipe NAME one of them. A campaign is one run,
+Five recipes: one with learners of two tasks, one with `compress`, one that sweeps, one whose trials are halved, one in
+two worker processes; with --recipe NAME one of them. A campaign is one run,
 killed a few times and resumed each time, at last to its end. Kills fall at random times, or before or after a random
 write (a file taking its name, a folder being made), so that each gap between two files is met; with workers the whole
 tree of processes dies, or one of the workers alone. What is there at the end must be what a run that was never stopped
@@ -79,6 +79,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sweep": {"over": {"train.learning_rate": [1e-3, 3e-2]}, "validation": {"prompts": 16}},
         "seeds": [0, 1],
     },
+    "halving": {
+        "tasks": {"recall": RECALL},
+        "models": {"softmax": MODEL},
+        "train": {**SHORT, "steps": 12, "checkpoint_every": 4},
+        "evaluate": {"prompts": 16, "batch": 16},
+        "sweep": {
+            "over": {"train.learning_rate": [1e-9, 1e-3, 3e-2, 1e-8]},
+            "validation": {"prompts": 16},
+            "halving": {"metric": "cross_entropy"},
+        },
+        "seeds": [0, 1],
+    },
     "workers": {
         "tasks": {"recall": RECALL},
         "models": {"softmax": MODEL, "delta": {**MODEL, "preset": "gated_delta_net"}},
@@ -87,7 +99,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 JOBS = {"workers": 2}
-SHARES = {"learners": 0.4, "compress": 0.3, "sweep": 0.2, "workers": 0.1}
+SHARES = {"learners": 0.4, "compress": 0.3, "sweep": 0.1, "halving": 0.1, "workers": 0.1}
 """Of the kills; a worker process takes seconds to start, so the last recipe gets fewer."""
 MOST_OF_A_CAMPAIGN = 10
 TIMED = ("_seconds", "_per_token", "_per_second", "_ratio", "overhead", "peak_bytes")
@@ -327,6 +339,7 @@ def _fingerprint(spec: ExperimentSpec, folder: RunFolder) -> dict[str, Any]:
             "trial",
             "setting",
             "validation",
+            "rungs",
             "sweep",
         )
         found[job.key] = [history, {name: record.get(name) for name in same}, sorted(record.get("files", ()))]
