@@ -41,6 +41,7 @@ def test_a_heat_map_holds_the_means_over_seeds_where_they_belong() -> None:
     (shifts,) = heat_map(grid_rows(), "t", "split", "model", "accuracy").data
     assert list(shifts.y) == ["length=64", "length=8", "length=16"]
     assert list(shifts.x) == ["b", "a"]
+    assert all("%" in words and (" ± " in words or "(" in words) for row in shifts.customdata for words in row)
     lower = grid_rows().assign(metric="error").astype({"metric": "string"})
     assert heat_map(lower, "t", "model", "split", "error").data[0].reversescale
 

@@ -8,9 +8,6 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from contextlab.errors import InputError, unknown
-from contextlab.evaluation import summarise
-from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.crowd import by_family, many_against_state
 from contextlab.report.drawing import (
     best_learner,
@@ -24,9 +21,9 @@ from contextlab.report.drawing import (
     styles,
     value_axis,
 )
+from contextlab.report.grids import heat_map as heat_map
+from contextlab.report.grids import similarity_map as similarity_map
 from contextlab.report.naming import ASIDE, axis_title, facet_title, label, metric_title, record_tasks
-
-GRID = ("model", "run", "kind", "split", "length")
 
 
 def curve(results: pd.DataFrame, task: str, metric: str, split: str = "train") -> go.Figure:
@@ -234,71 +231,3 @@ def cost_by_length(results: pd.DataFrame, metric: str) -> go.Figure:
         figure.update_yaxes(type="log", exponentformat="SI")
     figure.update_layout(showlegend=rows["label"].nunique() > 1)
     return by_family(figure, look)
-
-
-def heat_map(results: pd.DataFrame, task: str, rows: str, columns: str, metric: str) -> go.Figure:
-    """A metric, the mean over the prompt, on a grid of two columns of the results, with its values written in.
-
-    rows, columns: such as "model" and "split" (a grid of shifts), or "model" and "length" (of lengths). Where several
-        results fall into one cell it shows their mean; an empty cell has none.
-    """
-    for name in (rows, columns):
-        if name not in GRID:
-            raise InputError(unknown("column for a heat map", name, GRID))
-    if rows == columns:
-        raise InputError(f"rows and columns are both {rows!r}; give two columns of the results")
-    found = rows_of(results, task, metric, None)
-    found = found[found["shot"].isna() & ~found["split"].isin(ASIDE)].assign(model=lambda each: each["label"])
-    if found.empty:
-        raise InputError(f"results hold no {metric!r} of task {task!r}; expected a metric that was evaluated")
-    grid = found.pivot_table(index=rows, columns=columns, values="value", aggfunc="mean", sort=False)
-    if columns == "length":
-        grid = grid.sort_index(axis=1)
-    if rows == "length":
-        grid = grid.sort_index()
-    # One scale for a metric, whatever the task: shares from 0 to 1, errors from 0 to the largest that is shown.
-    share = metric in HIGHER_IS_BETTER
-    most = 1.0 if share else float(results.loc[(results["metric"] == metric) & results["shot"].isna(), "value"].max())
-    figure = _grid_figure(grid, "%{z:.1%}" if share else "%{z:.3g}", most)
-    figure.update_traces(reversescale=not share)
-    return _finish_grid(figure, grid, columns, rows)
-
-
-def similarity_map(similarity: pd.DataFrame, task: str, measure: str = "errors", split: str = "train") -> go.Figure:
-    """How alike each model's predictions are to each learner's, with the values written in.
-
-    similarity: a table of similarities (see `evaluation.measure`). measure: one of its measures.
-    """
-    chosen = similarity[
-        (similarity["task"] == task) & (similarity["measure"] == measure) & (similarity["split"] == split)
-    ]
-    found = summarise(chosen)
-    found = found.assign(model=label(found, similarity["run"].nunique() > 1))
-    grid = found.pivot_table(index="model", columns="learner", values="value", aggfunc="mean", sort=False)
-    grid = grid.T if grid.shape[1] > grid.shape[0] else grid  # names need less room beside a map than below it
-    figure = _grid_figure(grid, "%{z:.2f}", 1.0)
-    return _finish_grid(figure, grid, "", "")
-
-
-def _grid_figure(grid: pd.DataFrame, shown: str, most: float) -> go.Figure:
-    """most: the value at the end of the scale of colours, which begins at 0."""
-    return go.Figure(
-        go.Heatmap(
-            z=grid.to_numpy(dtype=float).tolist(),
-            x=[str(name) for name in grid.columns],
-            y=[str(name) for name in grid.index],
-            texttemplate=shown,
-            zmin=0,
-            zmax=most,
-            colorscale="Cividis",
-            showscale=False,  # the values are written in
-        )
-    )
-
-
-def _finish_grid(figure: go.Figure, grid: pd.DataFrame, x: str, y: str) -> go.Figure:
-    figure = finish(figure, x, y)
-    figure.update_xaxes(type="category")
-    figure.update_yaxes(type="category", autorange="reversed")
-    figure.update_layout(height=160 + 36 * len(grid))
-    return figure

@@ -73,7 +73,7 @@ def build_report(
         .get_template("report.html.j2")
         .render(
             title=" + ".join(dict.fromkeys(names)),
-            descriptions=[each.get("description", "") for each in run_records],
+            descriptions=list(dict.fromkeys(each.get("description", "") for each in run_records)),
             lead=lead,
             first=[folded(sentence) for sentence in first],
             words=[sentence for sentence in words if sentence not in first],

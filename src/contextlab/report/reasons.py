@@ -58,7 +58,7 @@ def reasons(here: Findings, name: str, fall: float | None) -> list[str]:
             "limit, or on a plateau, which a longer curriculum of small prompts may end"
         )
     easier = [mean for mean in here.of(here.metric, None) if mean.label == name and mean.split.startswith("pairs=")]
-    if len(easier) > 1 and any(f"{mean.value:.1%}" != "0.0%" for mean in easier):
+    if len(easier) > 1 and not all(here.at_chance(mean) or f"{mean.value:.1%}" == "0.0%" for mean in easier):
         counts = [mean.split.removeprefix("pairs=") for mean in easier]
         told = ", ".join(
             f"{count} {'pair' if count == '1' else 'pairs'} {interval_in_words(mean.told, here.metric)}"

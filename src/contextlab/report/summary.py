@@ -61,7 +61,9 @@ def summary_table(
                     **trained.get(name, {}),
                     "parameters": _told(costs["parameters"], name, count_in_words),
                     "state": _told(costs["state_bytes"], name, bytes_in_words),
-                    "training": _told(costs["training_seconds"], name, lambda s: f"{s:.0f} s"),
+                    "training": _told(
+                        costs["training_seconds"], name, lambda s: f"{s:.2g} s" if s < 10 else f"{s:.0f} s"
+                    ),
                 }
             )
         tables[here.task] = shown
