@@ -66,8 +66,8 @@ def _told_cells(found: pd.DataFrame, grid: pd.DataFrame, metric: str) -> dict[st
     """What hovering over a grid's cell tells: the value with its interval; of several in a cell, their mean alone."""
     told: dict[tuple[Any, Any], list[str]] = {}
     for row in found.to_dict("records"):
-        words = interval_in_words(Interval.known(row["value"], row["ci_low"], row["ci_high"]), metric)
-        told.setdefault((row[grid.index.name], row[grid.columns.name]), []).append(words)
+        cell = interval_in_words(Interval.known(row["value"], row["ci_low"], row["ci_high"]), metric)
+        told.setdefault((row[grid.index.name], row[grid.columns.name]), []).append(cell)
     cells = [[told.get((one, other), [""]) for other in grid.columns] for one in grid.index]
     words = [[each[0] if len(each) == 1 else "the mean of several" for each in row] for row in cells]
     return {"customdata": words, "hovertemplate": "%{y}, %{x}: %{customdata}<extra></extra>"}
