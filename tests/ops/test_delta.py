@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contextlab.errors import InputError
-from contextlab.ops.delta import delta_rule, gated_delta_rule, naive_gated_delta_rule
+from contextlab.ops.delta import delta_rule, delta_rule_flops, gated_delta_rule, naive_gated_delta_rule
 from contextlab.ops.triangular import unit_lower_inverse
 
 
@@ -111,6 +114,30 @@ def test_many_functions_at_once() -> None:
         alone = torch.func.grad(loss, argnums=(1, 3))(q[i], k[i], v[i], g[i], beta[i])
         for a, b in zip(together, alone, strict=True):
             torch.testing.assert_close(a[i], b)
+
+
+class Products(TorchDispatchMode):
+    """Counts multiply-adds x 2 of batched matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm_):
+            a, b = args[-2:]
+            self.flops += 2 * a.numel() * b.shape[-1]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("length", "size"), [(20, 16), (64, 16), (100, 48)])
+def test_flops_are_those_of_its_products(length: int, size: int) -> None:
+    given = [x.float() for x in inputs(length, 1.0, size=size, heads=1)]
+    with Products() as counted:
+        gated_delta_rule(*given)
+    chunk = {20: 20, 64: 16, 100: 25}[length]
+    inverse = -(-length // chunk) * chunk * (chunk * chunk // 3)
+    assert counted.flops == 2 * (delta_rule_flops(length, 1, size, size + 1) - inverse)
 
 
 def test_bad_input() -> None:
