@@ -250,3 +250,18 @@ def test_a_loss_that_pytorch_cannot_map_is_taken_one_by_one() -> None:
 
     members = [Member(tiny(seed), Picks(), SHORT, seed) for seed in range(2)]
     assert_equal(members, both(*members))
+
+
+def test_members_pause_where_each_is_told_to(tmp_path: Path) -> None:
+    def members(*pauses: int | None) -> list[Member]:
+        return [Member(tiny(m), Sums(), SHORT, m, tmp_path / str(m), pause) for m, pause in enumerate(pauses)]
+
+    first = train_together(members(3, 5, None), resume=True)
+    assert [(each.status, each.step) for each in first] == [("paused", 3), ("paused", 5), ("finished", 8)]
+    group = members(None, 5, None)
+    second = train_together(group, resume=True)
+    assert [(each.status, each.step) for each in second] == [("finished", 8), ("paused", 5), ("finished", 8)]
+    alone = tiny(0)
+    expected = train(alone, Sums(), SHORT, seed=0)
+    assert second[0].history["step"].tolist() == expected.history["step"].tolist()
+    assert_same(group[0].model, alone, WITHIN)

@@ -200,6 +200,23 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, number: int) ->
         assert result.history[column].tolist() == expected.history[column].tolist()
 
 
+def test_a_training_that_pauses_goes_on_exactly(tmp_path: Path) -> None:
+    spec = TrainSpec(steps=9, batch=8, log_every=4, checkpoint_every=0, warmup=2)
+    whole = Tiny()
+    expected = train(whole, Sums(), spec)
+    for seed, pause in ((0, 3), (5, 3), (6, 7)):  # where it is already, nothing is done
+        model = Tiny(seed)  # goes on from the checkpoint, whatever it held
+        found = train(model, Sums(), spec, folder=tmp_path, resume=True, pause=pause)
+        assert (found.status, found.step) == ("paused", pause)
+        assert (tmp_path / f"step_{pause:08d}").exists()
+        assert found.history["step"].tolist() == [4][: pause // 4]
+    last = train(model, Sums(), spec, folder=tmp_path, resume=True, pause=20)
+    assert (last.status, last.step) == ("finished", 9)
+    columns = ["step", "loss", "gradient_norm", "learning_rate", "tokens"]
+    assert last.history[columns].equals(expected.history[columns])
+    assert_same(weights(model), weights(whole))
+
+
 def test_an_ignored_interrupt_stays_ignored() -> None:
     """As in a shell's background job; SIGTERM ends it all the same."""
 
