@@ -30,6 +30,11 @@ class Chunks:
         whole, self.left = divmod(x.shape[1], size)
         self.whole = x[:, : whole * size].unflatten(1, (whole, size)).permute(1, 0, 3, 2, 4)
         self.rest = x[:, whole * size :].transpose(1, 2)
+        self.of_one = (x.shape[0] * x.shape[2], size, x.shape[3])
+
+    def shape(self, count: int) -> tuple[int, int, int]:
+        """Of `count` chunks: [count B H, size, D]."""
+        return (count * self.of_one[0], *self.of_one[1:])
 
     def read(self, first: int, count: int, out: Tensor) -> Tensor:
         """`count` chunks from chunk `first` on, into `out` [count B H, size, D], zeros after the end. Returns `out`."""
@@ -60,11 +65,6 @@ def _set(into: Tensor, x: Tensor, factor: Tensor | None) -> None:
     into.copy_(x) if factor is None else torch.mul(x, factor, out=into)
 
 
-def put(x: Tensor, chunks: Tensor, first: int) -> None:
-    """Write chunks [N B H, size, D] into x [B, T, H, D] from chunk `first` on; what is past its end is dropped."""
-    Chunks(x, chunks.shape[1]).write(first, chunks)
-
-
 class Scratch:
     """Memory for temporaries that is used again: to get new pages costs more than to fill them."""
 
@@ -86,12 +86,9 @@ class Scratch:
         return view
 
 
-def inputs_of(scratch: Scratch, given: tuple[Tensor, ...], first: int, count: int, size: int) -> list[Tensor]:
-    """Chunks of each [B, T, H, D] as [N B H, L, D], contiguous."""
-    return [
-        Chunks(x, size).read(first, count, scratch(f"input {i}", count * len(x) * x.shape[2], size, x.shape[3]))
-        for i, x in enumerate(given)
-    ]
+def inputs_of(scratch: Scratch, given: list[Chunks], first: int, count: int) -> list[Tensor]:
+    """`count` chunks of each from chunk `first` on as [N B H, L, D], contiguous."""
+    return [x.read(first, count, scratch(f"input {i}", *x.shape(count))) for i, x in enumerate(given)]
 
 
 def folded(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contextlab.ops.blocks import Scratch, blocks, folded, inputs_of, put
+from contextlab.ops.blocks import Chunks, Scratch, blocks, folded, inputs_of
 from contextlab.ops.exported import channel_decay_chunks
 from contextlab.ops.halves import by_halves
 from contextlab.ops.precision import without_autocast
@@ -57,9 +57,10 @@ class _ChannelDecay(torch.autograd.Function):
         weights = v.new_zeros(kept, rows, size + 1, size)  # a row more: then all pieces of a level are evenly spaced
         states = v.new_empty(kept + 1, rows, key, value)
         o, S, scratch = v.new_empty(v.shape), state.flatten(0, 1), Scratch(v)
+        given, answers = [Chunks(x, size) for x in (q, k, v, g)], Chunks(o, size)
         for first, number in plan:
             many, at = number * rows, first if keep else 0
-            qs, ks, vs, decay = inputs_of(scratch, (q, k, v, g), first, number, size)
+            qs, ks, vs, decay = inputs_of(scratch, given, first, number)
             qs.mul_(scale)
             decay.exp_()
             own = torch.mul(qs, ks, out=scratch("own", many, size, key))
@@ -81,7 +82,7 @@ class _ChannelDecay(torch.autograd.Function):
                 run[n + 1].addcmul_(fade[n], run[n])
             S = run[-1] if keep else run[-1].clone()
             answer = torch.bmm(_square(weight), vs, out=scratch("answer", many, size, value))
-            put(o, answer.baddbmm_(qs, run[:-1].flatten(0, 1)), first)
+            answers.write(first, answer.baddbmm_(qs, run[:-1].flatten(0, 1)))
         last = S.clone().view(state.shape)
         return (o, last, weights, states) if keep else (o, last, None, None)
 
@@ -134,10 +135,12 @@ class _Backward(torch.autograd.Function):
         dbonus = None if bonus is None else torch.zeros_like(bonus, memory_format=torch.contiguous_format)
         each = None if bonus is None else bonus.reshape(1, rows, 1, key)
         later, dS, scratch = v.new_ones(size, size).triu(), dlast.flatten(0, 1).clone(), Scratch(v)
+        given = [Chunks(x, size) for x in (q, k, v, g, do)]
+        dq_chunks, dk_chunks, dv_chunks, dg_chunks = (Chunks(x, size) for x in (dq, dk, dv, dg))
         for first, number in reversed(blocks(count, rows, size, max(key, value))):
             many = number * rows
             keys = (many, size, key)
-            qs, ks, vs, decay, dos = inputs_of(scratch, (q, k, v, g, do), first, number, size)
+            qs, ks, vs, decay, dos = inputs_of(scratch, given, first, number)
             qs.mul_(scale)
             decay.exp_()
             weight, run = weights[first : first + number], states[first : first + number + 1]
@@ -165,7 +168,7 @@ class _Backward(torch.autograd.Function):
             dqs.addcmul_(torch.bmm(dos, run[:-1].flatten(0, 1).mT, out=of_keys), read)
             dks.addcmul_(torch.bmm(vs, after.mT, out=of_keys), rest)
             dvs = torch.bmm(_square(weight).mT, dos, out=vs)
-            put(dv, dvs.baddbmm_(torch.mul(ks, rest, out=grown), after), first)
+            dv_chunks.write(first, dvs.baddbmm_(torch.mul(ks, rest, out=grown), after))
             own = torch.mul(qs, dqs, out=read)
             dc = torch.addcmul(own, ks, dks, value=-1, out=rest)
             dc[:, -1] += after.mul_(run[1:].flatten(0, 1)).sum(-1)
@@ -173,7 +176,7 @@ class _Backward(torch.autograd.Function):
             if bonus is not None:
                 dgs.sub_(own)
             # Nothing passes where a decay is zero; the sums above give zero there but for rounding.
-            put(dg, dgs.masked_fill_(decay == 0, 0), first)
+            dg_chunks.write(first, dgs.masked_fill_(decay == 0, 0))
             diagonal = dweight.view(-1, size + 1)[:, :1].unflatten(0, (many, size))
             if each is None or dbonus is None:
                 dqs.addcmul_(diagonal, ks)
@@ -183,8 +186,8 @@ class _Backward(torch.autograd.Function):
                 dbonus += (diagonal * qs * ks).view(split).sum((0, 2)).view(dbonus.shape)
                 dqs.addcmul_(diagonal, (ks.view(split) * each).view(keys))
                 dks.addcmul_(diagonal, (qs.view(split) * each).view(keys))
-            put(dq, dqs.mul_(scale), first)
-            put(dk, dks, first)
+            dq_chunks.write(first, dqs.mul_(scale))
+            dk_chunks.write(first, dks)
         return dq, dk, dv, dg, dbonus, dS.view(state.shape)
 
     @staticmethod

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from contextlab.ops.blocks import Chunks, Scratch, blocks, folded
+from contextlab.ops.blocks import Chunks, Scratch, blocks, folded, inputs_of
 from contextlab.ops.decays import Decays, each_its_decays
 from contextlab.ops.exported import corrected_chunks
 from contextlab.ops.precision import without_autocast
@@ -64,9 +64,9 @@ class _Corrected(torch.autograd.Function):
         start, end, whole = decays.columns()
         betas = _per_token(beta, count, size)
         reads, grown = start * scale, (start * betas).mT
-        q_chunks, k_chunks, v_chunks, o_chunks = (Chunks(x, size) for x in (q, k, v, o))
-        # One view a chunk, made once.
-        Kds = scratch("k", most, rows, size, key).mT.unbind()
+        given, answers = [Chunks(x, size) for x in (q, k, v)], Chunks(o, size)
+        # One view a chunk, made once; that of the keys is where `inputs_of` puts them.
+        Kds = scratch("input 1", most, rows, size, key).mT.unbind()
         S, write, read = states.unbind(), news.unbind(), Ws.unbind()
         S[0].zero_() if state is None else S[0].copy_(state.flatten(0, 1))
         for first, number in plan:
@@ -74,8 +74,7 @@ class _Corrected(torch.autograd.Function):
             of_keys, of_values = (many, size, key), (many, size, value)
             lie = (number, batch, heads, 1, size, size)
             here, there = slice(first * rows, first * rows + many), slice(at * rows, at * rows + many)
-            qs, ks = (x.read(first, number, scratch(n, *of_keys)) for n, x in (("q", q_chunks), ("k", k_chunks)))
-            vs = v_chunks.read(first, number, scratch("v", *of_values))
+            qs, ks, vs = inputs_of(scratch, given, first, number)
             P, inverse, mask = Ps[there], inverses[there], decays.between(masks, first, number, at)
             P.baddbmm_(qs, ks.mT, beta=0, alpha=scale).view(lie).mul_(mask)
             A = torch.bmm(ks, ks.mT, out=scratch("A", many, size, size))
@@ -89,7 +88,7 @@ class _Corrected(torch.autograd.Function):
                 torch.mul(S[at + n], whole[first + n], out=S[at + n + 1]).baddbmm_(Kds[n], write[at + n])
             answer = torch.bmm(P, new, out=vs)
             answer.baddbmm_(qs.mul_(reads[here]), states[at : at + number].view(many, key, value))
-            o_chunks.write(first, answer)
+            answers.write(first, answer)
             if not keep:
                 S[0].copy_(S[number])
         last = S[count if keep else 0].clone().view(batch, heads, key, value)
@@ -167,8 +166,7 @@ class _Backward(torch.autograd.Function):
             many = number * rows
             of_keys, of_values, square = (many, size, key), (many, size, value), (many, size, size)
             here, lie = slice(first * rows, first * rows + many), (number, batch, heads, 1, size, size)
-            shapes = zip("qkvdo", given, (of_keys, of_keys, *[of_values] * 3), strict=True)
-            qs, ks, vs, dos, os = (x.read(first, number, scratch(name, *shape)) for name, x, shape in shapes)
+            qs, ks, vs, dos, os = inputs_of(scratch, given, first, number)
             P, inverse, beta_here, start_here, end_here = (x[here] for x in (Ps, inverses, betas, start, end))
             new, mask = news[first : first + number].view(of_values), masks
             if len(masks) > 1:

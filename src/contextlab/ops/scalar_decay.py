@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from contextlab.ops.blocks import Scratch, blocks, folded, inputs_of, put
+from contextlab.ops.blocks import Chunks, Scratch, blocks, folded, inputs_of
 from contextlab.ops.decays import Decays, add_share_of_outputs, each_its_decays
 from contextlab.ops.exported import scalar_decay_chunks
 from contextlab.ops.precision import without_autocast
@@ -82,10 +82,11 @@ class _ScalarDecay(torch.autograd.Function):
             states = v.new_empty(kept + 1, batch, groups, key, repeat, value)
         S = None if state is None else state.unflatten(1, (groups, repeat)).transpose(2, 3)
         o, wide, scratch = v.new_empty(v.shape), v.flatten(2).unflatten(2, (groups, -1)), Scratch(v)
+        given, answers = [Chunks(x, size) for x in (q, k, wide)], Chunks(o.flatten(2).unflatten(2, (groups, -1)), size)
         for first, number in plan:
             many, at = number * rows, first if keep else 0
             lie = (number, batch, groups, size, repeat, value)
-            qs, ks, vs = inputs_of(scratch, (q, k, wide), first, number, size)
+            qs, ks, vs = inputs_of(scratch, given, first, number)
             gram = torch.bmm(qs.mul_(scale), ks.mT, out=scratch("gram", many, size, size))
             weight = weights[at : at + number]
             gram = gram.view(number, batch, groups, 1, size, size)
@@ -116,7 +117,7 @@ class _ScalarDecay(torch.autograd.Function):
                 elif passes and decays is not None:
                     read = torch.bmm(qs, run[:-1].view(many, key, -1), out=scratch("read", *vs.shape))
                     answer.view(lie).addcmul_(read.view(lie), decays.start(first, number))
-            put(o.flatten(2).unflatten(2, (groups, -1)), answer, first)
+            answers.write(first, answer)
         last = None
         if final and S is not None:
             last = S.transpose(2, 3).flatten(1, 2).clone(memory_format=torch.contiguous_format)
@@ -183,10 +184,12 @@ class _Backward(torch.autograd.Function):
             if dlast is not None:
                 dS.copy_(dlast.unflatten(1, (groups, repeat)).transpose(2, 3))
         wide_v, wide_do, wide_dv = (x.flatten(2).unflatten(2, (groups, -1)) for x in (v, do, dv))
+        given = [Chunks(x, size) for x in (q, k, wide_v, wide_do)]
+        dq_chunks, dk_chunks, dv_chunks = (Chunks(x, size) for x in (dq, dk, wide_dv))
         for first, number in reversed(blocks(count, rows, size, max(key, repeat * value, repeat * size // 2))):
             many = number * rows
             lie = (number, batch, groups, size, repeat, value)
-            qs, ks, vs, dos = inputs_of(scratch, (q, k, wide_v, wide_do), first, number, size)
+            qs, ks, vs, dos = inputs_of(scratch, given, first, number)
             weight = weights[first : first + number]
             by_head, slope = _by_head(scratch, "v", vs, repeat), _by_head(scratch, "do", dos, repeat)
             dgram = torch.bmm(slope, by_head.mT, out=scratch("gram", many * repeat, size, size)).view(weight.shape)
@@ -224,13 +227,13 @@ class _Backward(torch.autograd.Function):
                 if dc is not None:
                     ends = slopes[1:].mul_(run[1:]).sum((3, 5)).permute(1, 0, 2, 3).flatten(2)
                     dc.unflatten(1, (count, size))[:, first : first + number, -1] += ends
-            put(wide_dv, dvs, first)
+            dv_chunks.write(first, dvs)
             if dc is not None:
                 add_share_of_outputs(dc, do, o, slice(first * size, (first + number) * size), scratch)
                 share = vs.mul_(dvs).view(lie).sum(-1).permute(1, 0, 3, 2, 4).flatten(3)
                 dc.unflatten(1, (count, size))[:, first : first + number] -= share
-            put(dq, dqs.mul_(scale), first)
-            put(dk, dks, first)
+            dq_chunks.write(first, dqs.mul_(scale))
+            dk_chunks.write(first, dks)
         if dc is not None and c is not None:
             dc = dc.unflatten(1, (count, size)).sum_to_size(c.shape).to(c.dtype)
         start = dS.transpose(2, 3).flatten(1, 2).contiguous() if of_state and dS is not None else None
