@@ -106,6 +106,7 @@ def split(component: Component, reading: Reading) -> None:
     "split, float32",
     "Read in pieces, it answers as read whole (float32, 1e-4 of the largest).",
     holds_for=causal,
+    share=0.7,
     reading=readings_of(dtype=torch.float32),
 )
 def split_float32(component: Component, reading: Reading) -> None:

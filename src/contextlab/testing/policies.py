@@ -175,7 +175,7 @@ def older_states(component: Component) -> None:
 
 def hold_to_batch(build: Build) -> None:
     """Three rows with left padding, each alone again."""
-    reader, x = model(), tokens(3)
+    reader, x = model(), tokens(3, 50)
     pads = (0, 5, 19)
     with build(budget="24tok").attach(reader):
         together, _, _ = read(reader, x, [40], masked(x, pads))
@@ -211,7 +211,7 @@ def pieces(component: Component) -> None:
 
 def hold_to_no_trace(build: Build) -> None:
     """Before, during, after."""
-    reader, x = model(), tokens()
+    reader, x = model(), tokens(length=46)
     expected, _, _ = read(reader, x, [40])
 
     def again() -> None:
