@@ -27,7 +27,7 @@ def fields(draw):
     return [draw(table), draw(table)], HalvingSpec(reduction=reduction), draw(st.booleans())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(fields(), st.randoms())
 def test_the_best_stay_and_no_more_than_allowed(drawn, source):
     (first, second), halving, higher = drawn
