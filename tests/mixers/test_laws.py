@@ -342,6 +342,11 @@ def test_a_broken_mixer_is_found_out(broken: type[Mixer], name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_mixer_that_an_adapter_does_not_change_is_told_so() -> None:
+    with pytest.raises(LawBroken, match="outputs are the same with LoRA as without"):
+        BY_NAME["adapters"](component(ReadsItsWeight))
+
+
 def test_each_law_is_broken_by_a_mixer() -> None:
     assert {name for _, name in CAUGHT} == set(BY_NAME) - {"options"}  # whose mixers stand in tests/testing
 
