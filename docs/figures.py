@@ -14,7 +14,9 @@ import recall_page
 from plotly.subplots import make_subplots
 
 from contextlab import open_run
+from contextlab.evaluation import Measured
 from contextlab.report import by_split, curve
+from contextlab.report.sections import TaskData
 
 
 def main() -> None:
@@ -26,7 +28,8 @@ def main() -> None:
         recall_page.write(run)
         return
     left = curve(models, "regression", "excess_squared_error")
-    right = by_split(models, "recall", "accuracy")
+    recall = TaskData("recall", Measured(run.results, by_prompt=run.by_prompt), run.records)
+    right = by_split(models, "recall", "accuracy", recall.told)
     figure = make_subplots(
         1,
         2,
@@ -38,7 +41,7 @@ def main() -> None:
             trace.showlegend = bool(trace.showlegend is not False and column == 1)
             figure.add_trace(trace, 1, column)
     figure.update_xaxes(title_text="in-context examples", row=1, col=1)
-    figure.update_xaxes(title_text="accuracy", row=1, col=2)
+    figure.update_xaxes(title_text="accuracy", tickformat=".1%", row=1, col=2)
     figure.update_yaxes(categoryorder="array", categoryarray=right.layout.yaxis.categoryarray, row=1, col=2)
     figure.update_layout(
         template="plotly_white",

@@ -4,8 +4,23 @@ import pandas as pd
 import pytest
 
 from contextlab.errors import InputError
+from contextlab.evaluation import Measured
+from contextlab.evaluation.intervals import Interval
 from contextlab.evaluation.results import FACET_COLUMNS, SIMILARITY_COLUMNS, table
-from contextlab.report.figures import by_facet, by_length, curve, heat_map, lengths, similarity_map, styles
+from contextlab.report.figures import (
+    by_facet,
+    by_length,
+    curve,
+    heat_map,
+    lengths,
+    quality_against_state,
+    similarity_map,
+    styles,
+)
+from contextlab.report.naming import interval_in_words
+from contextlab.report.sections import TaskData
+from contextlab.report.summary import summary_table
+from tests.report.drawn import draw
 
 LOW = 360
 """Pixels of figures that stand below the main one, which has more."""
@@ -153,3 +168,21 @@ def test_the_map_of_similarity_has_learners_as_rows_where_they_are_more() -> Non
     (grid,) = similarity_map(rows, "t").data
     assert list(grid.y) == ["a", "b", "c"]
     assert [row[0] for row in grid.z] == [0.75, 0.5, 0.25]
+
+
+def test_bars_are_the_intervals_of_the_tables() -> None:
+    """Over prompts and seeds by the values of prompts, where the cruder ones of `summarise` are wider."""
+    results, by_prompt, truth = draw(20, seed=3)
+    task = next(name for name, each in truth.items() if each["seeds"] == 3 and each["metric"] == "accuracy")
+    measured = Measured(results, by_prompt=by_prompt)
+    data = TaskData(task, measured, [])
+    (table_rows,) = (rows for name, rows in summary_table(results, [], by_prompt).items() if name == task)
+    figure = quality_against_state(results, task, "accuracy", told=data.told)
+    marks = [trace for trace in figure.data if trace.name in {row["model"] for row in table_rows}]
+    assert len(marks) == len(truth[task]["means"])
+    for mark in marks:
+        cell = next(row["accuracy"] for row in table_rows if row["model"] == mark.name)
+        value = mark.y[0]
+        told = Interval(value, value - mark.error_y.arrayminus[0], value + mark.error_y.array[0])
+        assert interval_in_words(told, "accuracy") == cell
+    assert any("±" in row["accuracy"] for row in table_rows)

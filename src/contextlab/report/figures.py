@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from contextlab.evaluation.intervals import Interval
 from contextlab.report.crowd import by_family, many_against_state
 from contextlab.report.drawing import (
     best_learner,
@@ -24,6 +26,9 @@ from contextlab.report.drawing import (
 from contextlab.report.grids import heat_map as heat_map
 from contextlab.report.grids import similarity_map as similarity_map
 from contextlab.report.naming import ASIDE, axis_title, facet_title, label, metric_title, record_tasks
+
+Told = Mapping[tuple[str, str, str], Interval]
+"""Label of a predictor, split and metric -> the mean over whole prompts, with its interval over prompts and seeds."""
 
 
 def curve(results: pd.DataFrame, task: str, metric: str, split: str = "train") -> go.Figure:
@@ -99,10 +104,13 @@ def by_length(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
     return by_family(figure, look)
 
 
-def by_split(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
-    """A metric on every split of the task: one row a split, one mark a model, with 95% intervals."""
+def by_split(results: pd.DataFrame, task: str, metric: str, told: Told | None = None) -> go.Figure:
+    """A metric on every split of the task: one row a split, one mark a model, with 95% intervals.
+
+    told: the intervals over prompts and seeds, by label, split and metric; those of `summarise` where there are none.
+    """
     look = styles(results)
-    rows = rows_of(results, task, metric, None)
+    rows = _with_told(rows_of(results, task, metric, None), told)
     rows = rows[rows["shot"].isna() & ~rows["split"].isin(ASIDE)]
     if metric.startswith("excess_"):
         rows = rows[rows["kind"] == "model"]
@@ -133,11 +141,16 @@ def by_split(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
     return by_family(figure, look)
 
 
-def quality_against_state(results: pd.DataFrame, task: str, metric: str, split: str = "train") -> go.Figure:
-    """A metric against the bytes of state that one sequence of the task leaves; the best learner as a line."""
+def quality_against_state(
+    results: pd.DataFrame, task: str, metric: str, split: str = "train", told: Told | None = None
+) -> go.Figure:
+    """A metric against the bytes of state that one sequence of the task leaves; the best learner as a line.
+
+    told: as `by_split` takes it.
+    """
     look = styles(results)
     rows = rows_of(results, task, metric, split)
-    rows = rows[rows["shot"].isna()]
+    rows = _with_told(rows[rows["shot"].isna()], told)
     costs = rows_of(results, task, "state_bytes", "cost").set_index("label")["value"]
     models = rows[(rows["kind"] == "model") & rows["label"].isin(costs.index)]
     family = {name: each["family"] for name, each in look.items() if "family" in each}
@@ -164,6 +177,16 @@ def quality_against_state(results: pd.DataFrame, task: str, metric: str, split: 
     byte_axis(figure, models["label"].map(costs))
     value_axis(figure, metric, rows["value"], axis="y")
     return _with_best(figure, rows)
+
+
+def _with_told(rows: pd.DataFrame, told: Told | None) -> pd.DataFrame:
+    """The rows of whole prompts with the intervals that are known better; the same that tables and sentences have."""
+    keys = zip(rows["label"], rows["split"], rows["metric"], strict=True)
+    known = [(told or {}).get((str(a), str(b), str(c))) for a, b, c in keys]
+    apart = rows["shot"].notna()
+    ends = {"ci_low": [each.low if each else None for each in known], "ci_high": [e.high if e else None for e in known]}
+    better = pd.DataFrame(ends, index=rows.index, dtype="float64").mask(apart).replace([math.inf, -math.inf], math.nan)
+    return rows.assign(**{end: better[end].fillna(rows[end]) for end in ends})
 
 
 def _with_best(figure: go.Figure, rows: pd.DataFrame) -> go.Figure:

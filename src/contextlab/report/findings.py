@@ -119,13 +119,16 @@ class Findings:
         return mean.over_prompts.low <= chance if self.rising else mean.over_prompts.high >= chance
 
 
-def findings(results: pd.DataFrame, by_prompt: pd.DataFrame | None = None) -> list[Findings]:
+def findings(
+    results: pd.DataFrame, by_prompt: pd.DataFrame | None = None, several: bool | None = None
+) -> list[Findings]:
     """The findings of each task, in the order of the results.
 
     results: a tidy table. by_prompt: the values by prompt (see `evaluation.Measured`); None where they are not known:
-    differences then have wider intervals.
+    differences then have wider intervals. several: whether labels name the run; None where the results are of several.
     """
-    several = results["run"].nunique() > 1
+    if several is None:
+        several = results["run"].nunique() > 1
     found: dict[str, Findings] = {}
     for task, rows in results.groupby("task", sort=False):
         if not rows["split"].isin(ASIDE).all():

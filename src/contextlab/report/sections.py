@@ -32,6 +32,7 @@ from contextlab.kinds import Page
 from contextlab.registry import Entry, register
 from contextlab.report import figures
 from contextlab.report.alike import similarity_words
+from contextlab.report.findings import findings
 from contextlab.report.naming import ASIDE, facet_title, main_metric, metric_title, record_label, record_tasks
 
 MOST_BY_NAME = 2
@@ -66,6 +67,15 @@ class TaskData:
     def metric(self) -> str:
         """What the task is judged by."""
         return main_metric(self.rows)
+
+    @cached_property
+    def told(self) -> figures.Told:
+        """The means over whole prompts with their intervals, as tables and sentences have them."""
+        by_prompt = self.measured.by_prompt
+        own = by_prompt[by_prompt["task"] == self.task]
+        several = self.results["run"].nunique() > 1
+        found = (mean for here in findings(self.rows, own, several) for mean in here.means)
+        return {(mean.label, mean.split, mean.metric): mean.told for mean in found}
 
     @cached_property
     def shots(self) -> int:
@@ -227,7 +237,9 @@ def by_split(data: TaskData) -> Drawn | None:
         return None
     by = f"excess_{data.metric}" if data.shots > 1 else data.metric
     note = "Each line is a change of the prompts; 'train' is the training distribution."
-    return Drawn("On other prompts than those of training", figures.by_split(data.results, data.task, by), note)
+    return Drawn(
+        "On other prompts than those of training", figures.by_split(data.results, data.task, by, data.told), note
+    )
 
 
 @register("figure", "models_by_splits", family="shifts")
@@ -263,7 +275,7 @@ def state(data: TaskData) -> Drawn | None:
         return None
     return Drawn(
         "Quality against bytes of state",
-        figures.quality_against_state(data.results, data.task, data.metric),
+        figures.quality_against_state(data.results, data.task, data.metric, told=data.told),
         "What one sequence leaves in memory after a prompt of the training length.",
     )
 

@@ -46,7 +46,8 @@ def summary_words(
     """
     sentences = []
     several = results["run"].nunique() > 1
-    shots = results[results["shot"].notna()].groupby("task", sort=False)["shot"].agg(["min", "max", "nunique"])
+    train = results[results["shot"].notna() & (results["split"] == "train")]  # of which the sentences are
+    shots = train.groupby("task", sort=False)["shot"].agg(["min", "max", "nunique"])
     for here in findings(results, by_prompt):
         over: Any = shots.loc[here.task] if here.task in shots.index else None
         if here.rising:
