@@ -33,15 +33,20 @@ def chunk_sums(g: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 def decay_matrix(c: Tensor, dtype: torch.dtype) -> Tensor:
     """exp(c_i - c_j) for j <= i, else 0. c: [..., L] float64, falling. Returns [..., L, L] of `dtype`."""
     mask = torch.ones(c.shape[-1], c.shape[-1], dtype=torch.bool, device=c.device).triu(1)
-    return _differences(c, dtype).masked_fill_(mask, -math.inf).exp_()
+    return _differences(_parts(c, dtype)).masked_fill_(mask, -math.inf).exp_()
 
 
-def _differences(c: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """c_i - c_j. Below float64 c is taken in two parts, so that only small tensors are of float64."""
+def _parts(c: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """c, below float64 in two parts, so that differences need no large tensor of float64."""
     high = c.to(dtype)
+    return (high,) if dtype == c.dtype else (high, (c - high).to(dtype))
+
+
+def _differences(parts: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
+    """c_i - c_j of the parts of c."""
+    high, *rest = parts
     between = torch.sub(high.unsqueeze(-1), high.unsqueeze(-2), out=out)
-    if dtype != c.dtype:
-        low = (c - high).to(dtype)
+    for low in rest:
         between.add_(low.unsqueeze(-1)).sub_(low.unsqueeze(-2))
     return between
 
@@ -54,6 +59,7 @@ class Decays:
 
     def __init__(self, c: Tensor, groups: int, dtype: torch.dtype, count: int, batch: int) -> None:
         self.dtype = dtype
+        self._parts: tuple[Tensor, ...] = ()
         self.c = c.unflatten(3, (groups, -1)).permute(1, 0, 3, 4, 2)
         end = self.c[..., -1:]
         self._start, self._end, self._whole = (
@@ -86,9 +92,11 @@ class Decays:
         many = len(self.c) > 1
         if first and not many:
             return masks
-        found, c = (masks[at : at + count], self.c[first : first + count]) if many else (masks, self.c)
+        if not self._parts:
+            self._parts = _parts(self.c, self.dtype)
+        found, part = (masks[at : at + count], slice(first, first + count)) if many else (masks, slice(None))
         # The same as `decay_matrix`, but not for autograd: exp of -inf is slow, and what is above could overflow.
-        _differences(c, self.dtype, found).clamp_max_(0).exp_()
+        _differences(tuple(x[part] for x in self._parts), found).clamp_max_(0).exp_()
         found.tril_()
         return found
 

@@ -100,15 +100,15 @@ class _Corrected(torch.autograd.Function):
         ctx.has_state = state is not None
         ctx.mark_non_differentiable(*(x for x in output[2:] if x is not None))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, c, beta, output[0], *output[2:])
+        ctx.save_for_backward(q, k, v, c, beta, *output[2:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: Any) -> Any:
-        q, k, v, c, beta, o, *kept = ctx.saved_tensors
-        do = torch.zeros_like(o) if do is None else do
+        q, k, v, c, beta, *kept = ctx.saved_tensors
+        do = torch.zeros_like(v) if do is None else do
         wanted = ctx.needs_input_grad[3]
-        found = _Backward.apply(q, k, v, c, beta, o, do, dlast, *kept, ctx.scale, ctx.size, wanted, ctx.has_state)
+        found = _Backward.apply(q, k, v, c, beta, do, dlast, *kept, ctx.scale, ctx.size, wanted, ctx.has_state)
         return *found, None, None, None
 
     @staticmethod
@@ -122,7 +122,7 @@ class _Backward(torch.autograd.Function):
 
     With R the gradient of the right side beta v, that of beta exp(c) k is -R S^T, and that of A is
     -R (U - W S)^T. The decay's gradient is that of the linear engine (`ops.scalar_decay`), because
-    S_t exp(-c_t) obeys the rule without decay and with values exp(-c_t) v_t.
+    S_t exp(-c_t) obeys the rule without decay and with values exp(-c_t) v_t; do . o is dq . q, as o is linear in q.
     """
 
     @staticmethod
@@ -133,7 +133,6 @@ class _Backward(torch.autograd.Function):
         v: Tensor,
         c: Tensor,
         beta: Tensor,
-        o: Tensor,
         do: Tensor,
         dlast: Tensor | None,
         Ps: Tensor,
@@ -155,7 +154,7 @@ class _Backward(torch.autograd.Function):
         start, end, whole = decays.columns()
         betas = _per_token(beta, count, size)
         reads, dbetas, dcs = start * scale, torch.empty_like(betas), v.new_empty(count * rows, size)
-        given = [Chunks(x, size) for x in (q, k, v, do, o)]
+        given = [Chunks(x, size) for x in (q, k, v, do)]
         dq_chunks, dk_chunks, dv_chunks, dbeta_chunks = (Chunks(x, size) for x in (dq, dk, dv, dbeta.unsqueeze(-1)))
         slopes = v.new_empty(most + 1, rows, key, value)
         # One view a chunk, made once.
@@ -166,7 +165,7 @@ class _Backward(torch.autograd.Function):
             many = number * rows
             of_keys, of_values, square = (many, size, key), (many, size, value), (many, size, size)
             here, lie = slice(first * rows, first * rows + many), (number, batch, heads, 1, size, size)
-            qs, ks, vs, dos, os = inputs_of(scratch, given, first, number)
+            qs, ks, vs, dos = inputs_of(scratch, given, first, number)
             P, inverse, beta_here, start_here, end_here = (x[here] for x in (Ps, inverses, betas, start, end))
             new, mask = news[first : first + number].view(of_values), masks
             if len(masks) > 1:
@@ -175,7 +174,7 @@ class _Backward(torch.autograd.Function):
             dS[number].copy_(carried)
             torch.bmm(qs.mT, grown, out=slopes[:number].view(many, key, value))
             dnew = torch.bmm(P.mT, dos, out=scratch("dnew", *of_values))
-            torch.mul(ks, end_here, out=scratch("Kd", *of_keys))
+            spare = torch.mul(ks, end_here, out=scratch("Kd", *of_keys))
             for n in reversed(range(number)):
                 write[n].baddbmm_(Kds[n], dS[n + 1])
                 dS[n].addcmul_(dS[n + 1], whole[first + n]).baddbmm_(read[first + n], write[n], alpha=-1)
@@ -188,8 +187,10 @@ class _Backward(torch.autograd.Function):
             E = torch.bmm(dR, new.mT, out=scratch("E", *square))  # of k k^T, before beta; its sign turned
             E.view(lie).mul_(mask)
             E.diagonal(dim1=1, dim2=2).zero_()
-            dq_chunks.write(first, torch.bmm(dG, ks, out=scratch("dq", *of_keys)).baddbmm_(grown, before.mT))
-            dks = torch.bmm(dG.mT, qs, out=scratch("dk", *of_keys))
+            dqs = torch.bmm(dG, ks, out=spare).baddbmm_(grown, before.mT)
+            dq_chunks.write(first, dqs)
+            of_outputs = dqs.mul_(qs).sum(-1)
+            dks = torch.bmm(dG.mT, qs, out=spare)
             dks.baddbmm_(torch.mul(new, end_here, out=grown), after.mT)
             Ek = torch.bmm(E, ks, out=qs).baddbmm_(torch.mul(dR, start_here, out=grown), before.mT)
             dks.baddbmm_(E.mul_(beta_here).mT, ks, alpha=-1).addcmul_(Ek, beta_here, value=-1)
@@ -198,7 +199,7 @@ class _Backward(torch.autograd.Function):
             share = vs.mul_(dR).sum(-1, keepdim=True)
             torch.sub(share, Ek.mul_(ks).sum(-1, keepdim=True), out=dbetas[here])
             if of_decays:
-                torch.sum(os.mul_(dos).sub_(vs.mul_(beta_here)), -1, out=dcs[here])
+                torch.sub(of_outputs, (share * beta_here).squeeze(-1), out=dcs[here])
                 ends = slopes[1 : number + 1].mul_(states[first + 1 : first + number + 1])
                 dcs[here, -1] += ends.flatten(0, 1).sum((1, 2))
         dbeta_chunks.write(0, dbetas)
@@ -214,7 +215,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         in_dims, inputs = each_its_decays(info.batch_size, in_dims, inputs)
-        return folded(_Backward, info.batch_size, in_dims, inputs, (0,) * 8 + (1,) * 6, (0,) * 6)
+        return folded(_Backward, info.batch_size, in_dims, inputs, (0,) * 7 + (1,) * 6, (0,) * 6)
 
 
 def _per_token(x: Tensor, count: int, size: int) -> Tensor:
