@@ -187,6 +187,17 @@ def test_a_row_that_has_no_room_takes_lines_of_its_own():
     assert [line.plain for line in tables.table_lines(rows, 30)] == ["p" * 50, "  error 1.721e+05,", "  state 64 KiB"]
 
 
+def test_sentences_below_a_row_take_the_whole_width_and_no_more():
+    words = [f"{number:0{1 + number % 7}}" for number in range(40)]
+    rows = [{"policy": "p" * 38, "error": "1.721e+05", "told": " ".join(words)}]
+    below = [line.plain for line in tables.table_lines(rows, 40, prose=["told"])][1:-1]
+    lines = [line.split() for line in below]
+    assert sum(lines, []) == words
+    for line, after in zip(below, lines[1:], strict=False):
+        assert line.startswith("  ")
+        assert len(line) <= 40 < len(line) + 1 + len(after[0])
+
+
 def test_no_command_writes_tables_of_its_own():
     for module in COMMANDS:
         assert not hasattr(module, "Table"), module.__name__

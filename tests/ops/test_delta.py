@@ -104,10 +104,10 @@ def test_agrees_with_transformers() -> None:
 
 def test_many_functions_at_once() -> None:
     """vmap over grad: how many seeds train as one program."""
-    q, k, v, g, beta = (x.unsqueeze(1) for x in inputs(40, 1.0))
+    q, k, v, g, beta = (x.unsqueeze(1) for x in inputs(39, 1.0))
 
     def loss(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-        return gated_delta_rule(q, k, v, g, beta, chunk_size=16)[0].square().sum()
+        return gated_delta_rule(q, k, v, g, beta, chunk_size=13)[0].square().sum()  # no multiple of the functions
 
     together = torch.func.vmap(torch.func.grad(loss, argnums=(1, 3)))(q, k, v, g, beta)
     for i in range(2):

@@ -92,7 +92,10 @@ class _Corrected(torch.autograd.Function):
             if not keep:
                 S[0].copy_(S[number])
         last = S[count if keep else 0].clone().view(batch, heads, key, value)
-        return (o, last, Ps, masks, inverses, news, Ws, states) if keep else (o, last, *[None] * 6)
+        if not keep:
+            return o, last, *[None] * 6
+        Ps, inverses = (x.view(kept, rows, size, size) for x in (Ps, inverses))  # sequences on an axis, for vmap
+        return o, last, Ps, masks, inverses, news, Ws, states
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -154,6 +157,7 @@ class _Backward(torch.autograd.Function):
         start, end, whole = decays.columns()
         betas = _per_token(beta, count, size)
         reads, dbetas, dcs = start * scale, torch.empty_like(betas), v.new_empty(count * rows, size)
+        Ps, inverses = Ps.flatten(0, 1), inverses.flatten(0, 1)
         given = [Chunks(x, size) for x in (q, k, v, do)]
         dq_chunks, dk_chunks, dv_chunks, dbeta_chunks = (Chunks(x, size) for x in (dq, dk, dv, dbeta.unsqueeze(-1)))
         slopes = v.new_empty(most + 1, rows, key, value)
