@@ -12,6 +12,7 @@ from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
 from contextlab.experiments.halving import HalvingSpec, go_on, race
 from contextlab.experiments.sweep import SweepSpec
+from contextlab.experiments.tied import TiedSpec
 from tests.experiments.test_run import MODEL, one
 
 nan = math.nan
@@ -146,3 +147,28 @@ def test_on_off_and_of_one_model():
     assert len(spec.measured()) == 6
     late = spec.model_copy(update={"early": False})
     assert (late.halving_of("softmax"), late.deciding_seeds("softmax"), len(late.trainings())) == (None, (4, 5), 10)
+
+
+def test_where_all_that_went_on_diverged_the_next_best_go_on_in_their_place():
+    def scores(rung, trial):
+        return [nan if rung and trial in lost else 1.0 - trial / 10]
+
+    cases = (((), (0, 1), (0,)), ((0,), (0, 1), (1,)), ((0, 1), (2, 3), (2,)), ((0, 1, 2), (3,), (3,)))
+    for lost, second, left in cases:
+        found = race(HalvingSpec(), range(4), scores, True, lost=lost)
+        assert found.rounds == (((0, 1, 2, 3), second) if len(second) > 1 else ((0, 1, 2, 3),))
+        assert found.left == left
+    lost = (0, 1, 2, 3)
+    assert race(HalvingSpec(), range(4), scores, True, lost=lost).left == (0,)
+
+
+def test_what_cannot_be_is_refused_and_what_is_whole_stays_exact():
+    with pytest.raises(InputError, match="halving.reduction.*finite"):
+        SweepSpec.parse({"halving": {"reduction": math.inf}})
+    with pytest.raises(InputError, match="^sweep.halving: no field is swept"):
+        ExperimentSpec.parse(one(sweep={"halving": True}))
+    tie = {"tied": {"train.matrix_learning_rate": {"to": "models.softmax.train.learning_rate"}}}
+    with pytest.raises(InputError, match="swept for one model alone; tie it in models.softmax.sweep.tied"):
+        ExperimentSpec.parse(one(sweep={"over": {"models.softmax.train.learning_rate": [1e-3, 3e-2]}, **tie}))
+    assert TiedSpec(to="train.steps", times=128).value(20_001) == 2_560_128
+    assert TiedSpec(to="train.steps", times=0.5).value(20) == 10

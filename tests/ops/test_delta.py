@@ -116,6 +116,22 @@ def test_many_functions_at_once() -> None:
             torch.testing.assert_close(a[i], b)
 
 
+def test_gradients_of_many_outputs_at_once() -> None:
+    """jacrev maps the gradients alone; without a decay two sequences share one mask."""
+    q, k, v, _, beta = inputs(5, 1.0, size=2, heads=1)
+    found = torch.func.jacrev(lambda k: delta_rule(q, k, v, beta, chunk_size=3)[0])(k)
+    expected = torch.autograd.functional.jacobian(lambda k: naive_gated_delta_rule(q, k, v, None, beta)[0], k)
+    torch.testing.assert_close(found, expected)
+
+
+def test_of_no_sequences_nothing_comes() -> None:
+    given = [x[:0].requires_grad_() for x in inputs(40, 1.0)]
+    o, last = gated_delta_rule(*given, output_final_state=True)
+    (o.sum() + last.sum()).backward()
+    assert (o.shape, last.shape) == ((0, 40, 2, 5), (0, 2, 4, 5))
+    assert [x.grad.shape for x in given] == [x.shape for x in given]
+
+
 class Products(TorchDispatchMode):
     """Counts multiply-adds x 2 of batched matrix products."""
 

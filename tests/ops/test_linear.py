@@ -147,6 +147,16 @@ def test_many_functions_at_once() -> None:
             torch.testing.assert_close(a[i], b)
 
 
+def test_gradients_of_many_outputs_at_once() -> None:
+    """jacrev maps the gradients alone; of a constant decay two sequences share one mask."""
+    q, k, v, gamma = draw(2, 5, 1, 2), draw(2, 5, 1, 2), draw(2, 5, 1, 3), torch.tensor([-0.3], dtype=torch.float64)
+    found = torch.func.jacrev(lambda k, gamma: simple_gla(q, k, v, None, gamma, chunk_size=3)[0], (0, 1))(k, gamma)
+    expected = torch.autograd.functional.jacobian(
+        lambda k, gamma: naive_simple_gla(q, k, v, None, gamma)[0], (k, gamma)
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_bad_input() -> None:
     with pytest.raises(InputError, match="not a multiple"):
         simple_gla(draw(1, 3, 2, 4), draw(1, 3, 2, 4), draw(1, 3, 3, 4))

@@ -263,3 +263,16 @@ def test_seconds_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert seconds.is_monotonic_increasing
     assert seconds.iloc[-1] > before > 0
     assert seconds[2] >= before  # the first row after the resume, that of step 21
+
+
+def test_one_whose_removal_is_cut_short_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("step_00000001", "step_00000002", "step_best"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", lambda *args, **options: None)  # killed before it has begun
+        checkpoint.remove(tmp_path / "step_00000002")
+    assert checkpoint.newest(tmp_path) == tmp_path / "step_00000001"
+    checkpoint.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_best"]
+    checkpoint.clear(tmp_path / "none")
+    assert not (tmp_path / "none").exists()

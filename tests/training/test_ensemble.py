@@ -256,6 +256,8 @@ def test_members_pause_where_each_is_told_to(tmp_path: Path) -> None:
     def members(*pauses: int | None) -> list[Member]:
         return [Member(tiny(m), Sums(), SHORT, m, tmp_path / str(m), pause) for m, pause in enumerate(pauses)]
 
+    with pytest.raises(InputError, match="pause: expected a step from 1 on"):
+        train_together(members(3, 0, None), resume=True)
     first = train_together(members(3, 5, None), resume=True)
     assert [(each.status, each.step) for each in first] == [("paused", 3), ("paused", 5), ("finished", 8)]
     group = members(None, 5, None)

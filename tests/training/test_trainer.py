@@ -210,6 +210,9 @@ def test_a_training_that_pauses_goes_on_exactly(tmp_path: Path) -> None:
         assert (found.status, found.step) == ("paused", pause)
         assert (tmp_path / f"step_{pause:08d}").exists()
         assert found.history["step"].tolist() == [4][: pause // 4]
+    for step in (0, -3):
+        with pytest.raises(InputError, match=f"pause: expected a step from 1 on, or None, got {step}"):
+            train(Tiny(), Sums(), spec, pause=step)
     last = train(model, Sums(), spec, folder=tmp_path, resume=True, pause=20)
     assert (last.status, last.step) == ("finished", 9)
     columns = ["step", "loss", "gradient_norm", "learning_rate", "tokens"]

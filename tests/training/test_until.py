@@ -252,3 +252,13 @@ def test_a_model_of_another_dtype_is_looked_at_and_measured(dtype, off):
     goal = {"at_most": 1e-6, "every": 1, "prompts": 8}
     result = train(model, task, {"steps": 2, "batch": 4, "precision": "float32", "until": goal})
     assert [look["step"] for look in result.looks] == [1, 2]
+
+
+def test_one_prompt_tells_nothing_of_chance_and_a_share_is_the_step_that_it_says():
+    with pytest.raises(InputError, match="hopeless: the interval of one prompt is not known; give prompts, at least 2"):
+        UntilSpec.parse({"hopeless": 0.5, "prompts": 1})
+    spec = TrainSpec(steps=30, until=UntilSpec(hopeless=0.1))
+    until = Until(Tiny(), [Guessed(guess=1.0)], spec, torch.device("cpu"))
+    before = {"step": 2, "values": [0.1], "ci_low": [0.9], "ci_high": [1.1]}
+    assert until.hopeless({**before, "step": 3}, before)
+    assert not until.hopeless({**before, "step": 3, "ci_low": [nan], "ci_high": [nan]}, before)

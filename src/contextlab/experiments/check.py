@@ -47,7 +47,9 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
         sets: set[tuple[str, int]] = set()  # those tried
         for training in spec.trainings():
             key = training.model.model_dump_json()
-            known = (training.task_name, key, training.train.model_dump_json(include=TRIED))
+            halving = spec.halving_of(training.model_name)
+            judged = str(halving and halving.metric)
+            known = (training.task_name, key, training.train.model_dump_json(include=TRIED), judged)
             if known in tried:  # another seed, or another trial of a sweep that reads the same
                 continue
             tried.add(known)
@@ -57,7 +59,6 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
             reader = readers[key]
             for name, task in training.tasks.items():
                 errors = _try_model(training, reader, task, prompts[name])
-                halving = spec.halving_of(training.model_name)
                 if halving is not None and halving.metric is not None and halving.metric not in errors:
                     what = unknown("metric of this task", halving.metric, errors)
                     raise InputError(f"sweep.halving.metric (for task {name}): {what}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from contextlab.experiments.folder import FINAL, RunFolder, read_run_record
 from contextlab.experiments.jobs import Job, all_jobs, chosen_jobs, compress_jobs, measuring_jobs
 from contextlab.experiments.opened import Run, read_sweep
 from contextlab.experiments.record import write_status
+from contextlab.experiments.rungs import PAUSED, words
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.trial import let_go
 from contextlab.experiments.trials_table import sweep_table
@@ -37,7 +39,7 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
     let_go(folder, spec, done)
     tables = [folder.table(job) for job in measuring_jobs(spec) if job in done and folder.table(job).exists()]
     record["failed"] = [
-        {"job": job.key, "message": each.get("message", "")}
+        {"job": job.key, "message": _why(each)}
         for job, each in records.items()
         if job not in done and each.get("status") not in FINAL
     ]
@@ -83,6 +85,14 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
 def _job_record(folder: RunFolder, job: Job) -> dict[str, Any]:
     path = folder.job_record(job)
     return read_run_record(path) if path.exists() else {}
+
+
+def _why(record: Mapping[str, Any]) -> str:
+    """Why a job has not ended, in words: what it said, or that it is still to be done."""
+    status, message = record.get("status", "missing"), str(record.get("message", ""))
+    if status in PAUSED:
+        return words("paused", record["steps"], record["train_spec"]["steps"]) + "; go on with --resume"
+    return message
 
 
 def _close_sweep(folder: RunFolder, spec: ExperimentSpec, records: dict[Job, dict[str, Any]]) -> pd.DataFrame:

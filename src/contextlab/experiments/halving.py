@@ -16,9 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from contextlab.errors import InputError
 from contextlab.spec import Spec, describe
-
-ROUNDING = 1e-9
-"""Of a share of steps: 0.1 x 30 is 3 steps, not the 4 that come of 3.0000000000000004."""
+from contextlab.training.spec import ROUNDING
 
 
 class HalvingSpec(Spec):
@@ -34,7 +32,7 @@ class HalvingSpec(Spec):
     """
 
     rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.25, 0.5)
-    reduction: Annotated[float, Field(ge=1)] = 2
+    reduction: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2
     seeds: PositiveInt | None = 1
     metric: str | None = None
 
@@ -100,8 +98,8 @@ def race(
     trials: their numbers.
     scores: of (rung, trial), one from each seed that decides, in any order; nan where it gave none.
     rungs: how many are held, the first; None: all.
-    lost: those that diverged after the last rung that was held: where that is the only one that is left, the next best
-        goes on in its place.
+    lost: those that diverged after a rung: where all that went on from one did, the next best of it go on in their
+        place.
     """
     rounds: list[tuple[int, ...]] = []
     dropped: list[tuple[int, ...]] = []
@@ -113,8 +111,8 @@ def race(
         rounds.append(left)
         left = tuple(go_on(found, halving.kept(len(left)), higher_is_better))
         others = {trial: each for trial, each in found.items() if trial not in lost}
-        if len(left) == 1 and left[0] in lost and others:
-            left = tuple(go_on(others, 1, higher_is_better))
+        if others and all(trial in lost for trial in left):
+            left = tuple(go_on(others, halving.kept(len(rounds[-1])), higher_is_better))
         dropped.append(tuple(t for t in rounds[-1] if t not in left and not all(map(math.isnan, found[t]))))
     return Race(tuple(rounds), tuple(dropped), left)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from contextlab.errors import InputError
+from contextlab.experiments.as_begun import require_as_begun
 from contextlab.experiments.check import check
 from contextlab.experiments.closing import close
 from contextlab.experiments.folder import OF_RUN, SPEC, RunFolder, claimed, exclusive, find_folder, read_run_record
@@ -39,8 +40,8 @@ from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.together import train_groups, wanted
 from contextlab.experiments.trackers import Tracked, require_trackers
 from contextlab.experiments.trial import (
+    decided_otherwise,
     replaced,
-    require_as_begun,
     rung_jobs,
     stale,
     stale_compressed,
@@ -129,12 +130,11 @@ def run(
             require_as_begun(folder, spec)
             if record["status"] == "finished":
                 tell_standings(folder, spec)  # who is in may have changed with the recipe
-        if record["status"] == "finished" and folder.whole(spec):
+        if record["status"] == "finished" and folder.whole(spec) and not decided_otherwise(folder, spec):
             return open_run(folder.path)
         stages: list[Callable[[], list[Job]]] = [
             lambda: [job for job in first_jobs(spec) if not folder.done(job, spec)],
             *(partial(_asked, folder, spec, number) for number in range(rounds(spec))),
-            *(partial(rung_jobs, folder, spec, rung) for rung in range(1, most_rungs(spec) + 1)),
         ]
         with told(progress) as watcher, Tracked(watcher, log, folder, spec, record) as tell:
             return _do(
@@ -174,6 +174,7 @@ def evaluate_run(
         )
     with exclusive(at):
         settle(at, spec)
+        require_as_begun(at, spec)
         record = read_run_record(at.record, OF_RUN)
         device = resolve(record["device"])
         todo = [job for job in measuring_jobs(spec) if job.kind == "learners" or trained(at, job)]
@@ -202,11 +203,33 @@ def _not_measured(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:
 
 
 def _last_stages(folder: RunFolder, spec: ExperimentSpec) -> Iterator[Callable[[], list[Job]]]:
-    """What is done with the trials: the best are measured, then policies on trained models."""
+    """What is done with the trials: the better go on, the best are measured, then policies on trained models."""
+    done: set[Job] = set()
+    yield from _rungs(folder, spec, done)
     yield partial(_not_measured, folder, spec)
     while replaced(folder, spec):
+        yield from _rungs(folder, spec, done)
         yield partial(_not_measured, folder, spec)
     yield partial(_not_compressed, folder, spec)
+
+
+def _rungs(folder: RunFolder, spec: ExperimentSpec, done: set[Job]) -> Iterator[Callable[[], list[Job]]]:
+    """The trials that go on, rung by rung; where all that went on from one diverged, first those that take their place.
+
+    done: jobs that were done in this call, which are not done twice: one that failed is tried again by `--resume`.
+    """
+
+    def first(last: int) -> list[Job]:
+        """What is to be done at the first rung, up to this one, at which anything is."""
+        for rung in range(1, last + 1):
+            if todo := [job for job in rung_jobs(folder, spec, rung) if job not in done]:
+                return todo
+        return []
+
+    for last in range(1, most_rungs(spec) + 1):
+        while todo := first(last):
+            done.update(todo)
+            yield partial(list, todo)
 
 
 def _not_compressed(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:

@@ -171,8 +171,16 @@ class ExperimentSpec(Spec):
         options = list(dict.fromkeys(option for entry in self.models.values() for option in entry.option_names))
         for path in self.sweep.over if self.sweep else ():
             check_path(path, "sweep.over", options, self.models)
-        for path in self.sweep.tied if self.sweep else ():
+        for path, tie in (self.sweep.tied if self.sweep else {}).items():
             check_path(path, "sweep.tied", options)
+            if tie.to.startswith("models."):
+                _, name, rest = tie.to.split(".", 2)
+                raise InputError(
+                    f"sweep.tied.{path}.to: {tie.to} is swept for one model alone; tie it in models.{name}.sweep.tied, "
+                    f"to: {rest}"
+                )
+        if self.sweep and self.sweep.halving and not any(self.sweep_spec(name).over for name in self.models):
+            raise InputError("sweep.halving: no field is swept, so there is nothing to drop; give sweep.over")
         for name, entry in self.models.items():
             for key, paths in (("over", self.sweep_spec(name).over), ("tied", self.sweep_spec(name).tied)):
                 for path in paths:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import PositiveFloat
+from pydantic import Field
 
 from contextlab.errors import InputError, nearest
 from contextlab.experiments.paths import flatten, has, overlap
@@ -23,10 +23,12 @@ class TiedSpec(Spec):
     """
 
     to: str
-    times: PositiveFloat = 1.0
+    times: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
     def value(self, swept: float) -> float:
-        """The field's value in six digits; whole where the swept one's is and the product is, too."""
+        """The field's value, whole where the swept one's is and the product is, too; else in six digits."""
+        if isinstance(swept, int) and self.times.is_integer():
+            return swept * int(self.times)  # exactly
         found = rounded(swept * self.times)
         return int(found) if isinstance(swept, int) and found.is_integer() else found
 

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from contextlab.errors import InputError
 from contextlab.evaluation.intervals import share_bounds
 from contextlab.experiments.choice import told
-from contextlab.experiments.folder import FINAL, RunFolder, read_run_record
+from contextlab.experiments.folder import RunFolder, read_run_record
 from contextlab.experiments.halving import Race
 from contextlab.experiments.jobs import Job, Training, chosen_jobs, compress_jobs, swept
 from contextlab.experiments.rungs import PAUSED, deciding, in_force, race_of, rungs_held, standing, words
@@ -25,9 +24,7 @@ from contextlab.experiments.values import MOST_TRIALS
 from contextlab.files import atomic_folder, read_record, write_record
 from contextlab.models import Model
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt
-from contextlab.spec import describe
 from contextlab.training import checkpoint
-from contextlab.training.trainer import task_as_data
 from contextlab.training.validation import validate
 
 LARGE = ("model_spec", "train_spec", "task_specs", "history")
@@ -60,6 +57,11 @@ def score(
     return found
 
 
+def validation_of(spec: ExperimentSpec, training: Training) -> dict[str, Any]:
+    """The prompts that a trial is scored on, as its record tells them."""
+    return spec.sweep_of(training.model_name).validation.model_dump(mode="json")
+
+
 def plain(numbers: Mapping[str, float]) -> dict[str, float | None]:
     """Numbers as records have them: None for what is no number."""
     return {name: None if math.isnan(value) else value for name, value in numbers.items()}
@@ -89,7 +91,7 @@ def rung_jobs(folder: RunFolder, spec: ExperimentSpec, rung: int) -> list[Job]:
         rungs = len(in_force(spec, job).rungs)
         if rung > rungs:
             continue
-        race = race_of(spec, job, lambda trial: trial_record(folder, trial), rung)
+        race = race_of(spec, job, lambda trial: _score_in(folder.job_record(trial)), rung)
         members = deciding(spec, job)
         if rung == rungs:
             _tell_standings(folder, spec, job, race)
@@ -142,6 +144,17 @@ def replaced(folder: RunFolder, spec: ExperimentSpec) -> bool:
     return found
 
 
+def decided_otherwise(folder: RunFolder, spec: ExperimentSpec) -> bool:
+    """Whether trials that are halved stand otherwise by what the recipe says now than what was measured tells."""
+    for job in chosen_jobs(spec):
+        if spec.halving_of(job.model) is not None:
+            record, now = trial_record(folder, job), chosen_training(folder, spec, job)[1]
+            before = record.get("sweep", {}).get("halving") or {}
+            if any(before.get(key) != now["sweep"]["halving"][key] for key in ("seeds", "metric", "rungs", "left")):
+                return True
+    return False
+
+
 def _halved(spec: ExperimentSpec) -> list[Job]:
     """A job of kind "training" for each model and task whose trials are halved."""
     return [job for job in chosen_jobs(spec) if job.seed == spec.seeds[0] and spec.halving_of(job.model) is not None]
@@ -151,7 +164,7 @@ def go_back(folder: RunFolder, job: Job, step: int) -> None:
     """Remove a trial's checkpoints of later steps, where it is to be scored at this one: its record was lost."""
     for path in folder.training(job).glob("step_*"):
         if checkpoint.is_checkpoint(path) and checkpoint.step_of(path) > step:
-            shutil.rmtree(path)
+            checkpoint.remove(path)
 
 
 def stale(folder: RunFolder, spec: ExperimentSpec) -> set[Job]:
@@ -194,80 +207,6 @@ def stale_compressed(folder: RunFolder, spec: ExperimentSpec) -> set[Job]:
     return found
 
 
-def require_as_begun(folder: RunFolder, spec: ExperimentSpec) -> None:
-    """Refuse to go on where what is done is of other settings than the recipe says by now: it may have been edited.
-
-    More seeds, models or trials at the end may be added. Raises InputError that says what differs.
-    """
-    tasks = {name: task_as_data(spec.build_task(name)) for name in spec.tasks}
-    for name in tasks:
-        _require_tasks(folder, Job("learners", task=name), spec, tasks)
-    for training in spec.trainings():
-        record = _require_tasks(folder, training.job, spec, tasks)
-        if record.get("status") not in (*FINAL, *PAUSED):
-            continue  # of what is half done its checkpoint says what it is
-        _require_rungs(folder, spec, training, record)
-        for key, now in (("train_spec", training.train), ("model_spec", training.model)):
-            wanted = now.model_dump(mode="json")
-            if not isinstance(record.get(key), Mapping) or record[key] == wanted:
-                continue
-            try:
-                was = type(now).parse(record[key]).model_dump(mode="json")
-            except InputError:  # of another version
-                continue
-            for where, before, after in checkpoint.differences(was, wanted):
-                raise InputError(
-                    f"{folder.job_record(training.job)}: made with {where} {describe(before)}, but {folder.spec} says "
-                    f"{describe(after)}; put it back, or begin another run"
-                )
-
-
-def _require_rungs(folder: RunFolder, spec: ExperimentSpec, training: Training, record: Mapping[str, Any]) -> None:
-    """Refuse a trial that was not scored at the rungs that the recipe has by now, or in another way."""
-    halving = spec.halving_of(training.model_name)
-    if training.trial is None or halving is None:
-        return
-    there = record.get("rungs") or []
-    rungs = [halving.step(rung, training.train.steps) for rung in range(len(halving.rungs))]
-    asked = {name: halving.metric or task.metric for name, task in training.tasks.items()}
-    lacking = [step for step in rungs[len(there) :] if step < record.get("steps", 0)]
-    other = [each["at"] for rung, each in enumerate(there) if each["at"] not in rungs[rung : rung + 1]]
-    scores = [item for each in there for item in each["validation"].items()]
-    metrics = {score["metric"] for name, score in scores if score["metric"] != asked[name]}
-    if lacking and record["status"] == "finished":
-        what = f"it was trained past step {lacking[0]}, where sweep.halving would score it"
-    elif other:
-        what = f"it was scored at step {other[0]}, where sweep.halving has no such rung"
-    elif metrics:
-        wanted = ", ".join(dict.fromkeys(asked.values()))
-        what = f"it was scored by {', '.join(sorted(metrics))} at its rungs, where sweep.halving asks for {wanted}"
-    else:
-        return
-    raise InputError(
-        f"{folder.job_record(training.job)}: {what} by what {folder.spec} says now; put it back, or begin another run"
-    )
-
-
-def _require_tasks(
-    folder: RunFolder, job: Job, spec: ExperimentSpec, tasks: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The record of a job, refused where it is done and was of other tasks than the recipe says by now."""
-    record = trial_record(folder, job)
-    known = record.get("task_specs")
-    for name, was in (
-        known if isinstance(known, Mapping) and record.get("status") in (*FINAL, *PAUSED) else {}
-    ).items():
-        now = tasks.get(name, {})
-        for where, before, after in checkpoint.differences(dict(was), dict(now)):
-            if where in was and where in now:  # else it is of another version
-                path = f"tasks.{name}.{'task' if where == 'kind' else f'options.{where}'}"
-                raise InputError(
-                    f"{folder.job_record(job)}: made with {path} {before!r}, but {folder.spec} says {after!r}; put it "
-                    "back, or begin another run"
-                )
-    return record
-
-
 def take_over(folder: RunFolder, job: Job, training: Training) -> None:
     """Give a job of kind "training" the checkpoint of the trial that was chosen; what it has of another one goes.
 
@@ -277,8 +216,7 @@ def take_over(folder: RunFolder, job: Job, training: Training) -> None:
     last, there = checkpoint.newest(own), checkpoint.newest(folder.training(training.job))
     if last is not None and _is_of(last, training):
         return
-    for path in own.glob("step_*"):
-        shutil.rmtree(path)
+    checkpoint.clear(own)
     if there is not None:
         with atomic_folder(own / there.name) as temporary:
             shutil.copytree(there, temporary, dirs_exist_ok=True)
@@ -294,8 +232,7 @@ def let_go(folder: RunFolder, spec: ExperimentSpec, done: set[Job]) -> None:
     for job in jobs:
         if (job.task, job.model) not in kept:
             for training in spec.candidates(job):
-                for path in folder.training(training.job).glob("step_*"):
-                    shutil.rmtree(path, ignore_errors=True)
+                checkpoint.clear(folder.training(training.job))
 
 
 def trial_record(folder: RunFolder, job: Job) -> dict[str, Any]:

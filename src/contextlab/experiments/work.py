@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from contextlab.experiments.trial import (
     measured_training,
     score,
     take_over,
+    validation_of,
 )
 from contextlab.files import locked, make_folder, read_record, write_json, write_record
 from contextlab.memory import lack_of_memory
@@ -155,6 +157,12 @@ def _train_and_score(
     record |= {**_described(training), "setting": dict(training.setting), "tied": dict(ties)}
     record.pop("validation", None)
     halving, steps = spec.halving_of(job.model), training.train.steps
+    before = 0 if halving is None else len(halving.rungs) if job.rung is None else job.rung
+    if len(record.get("rungs", ())) < before:  # it failed at one, and other seeds kept it in: it is scored there first
+        _train_and_score(folder, spec, replace(job, rung=before - 1), record, device, tell)
+        if record["status"] != "paused":
+            return
+        record["status"], record["message"] = "running", ""
     pause = pause_at(spec, training, job.rung)
     if pause is not None:
         go_back(folder, job, pause)
@@ -170,10 +178,12 @@ def _train_and_score(
         found = score(model, spec, training, device, apart, halving.metric)
         rungs = record.get("rungs", [])[: job.rung]
         record["rungs"] = [*rungs, {"at": pause, "step": record["steps"], "validation": found}]
+        record["validation_spec"] = validation_of(spec, training)
         if record["status"] == "paused":
             record["message"] = words("", record["steps"], steps)
             return
     record["validation"] = score(model, spec, training, device, apart)
+    record["validation_spec"] = validation_of(spec, training)
 
 
 def _described(training: Training) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class Chunks:
 
         factor: of each token, [N B H, size, 1].
         """
+        if not chunks.numel():  # of no sequences: how many chunks those are cannot be told, nor need be
+            return
         lie = (-1, *self.whole.shape[1:3])
         chunks, factor = chunks.unflatten(0, lie), None if factor is None else factor.unflatten(0, lie)
         count, whole = len(chunks), len(self.whole) - first

@@ -111,11 +111,18 @@ def add_share_of_outputs(dc: Tensor, do: Tensor, o: Tensor, part: slice, scratch
     dc[:, part.start : part.start + o.shape[1]] += share
 
 
-def each_its_decays(size: int, in_dims: Any, inputs: Any) -> tuple[Any, Any]:
-    """Under vmap, decays that are the same for all sequences become each one's own: c, the input after q, k and v."""
+def each_its_decays(size: int, in_dims: Any, inputs: Any, masks: int | None = None) -> tuple[Any, Any]:
+    """Under vmap, decays that are the same for all sequences become each one's own: c, the input after q, k and v.
+
+    masks: which input holds what was kept of them, [N or 1, B or 1, ...]; None: none does.
+    """
     v, c = inputs[2:4]
     if c is None:
         return in_dims, inputs
     c = c.expand(size, *c.shape) if in_dims[3] is None else c.movedim(in_dims[3], 0)
     batch = (v if in_dims[2] is None else v.select(in_dims[2], 0)).shape[0]
-    return (*in_dims[:3], 0, *in_dims[4:]), (*inputs[:3], c.expand(-1, batch, -1, -1, -1), *inputs[4:])
+    inputs = (*inputs[:3], c.expand(-1, batch, -1, -1, -1), *inputs[4:])
+    if masks is not None and in_dims[masks] is None:  # only the gradients are mapped
+        kept = inputs[masks]
+        inputs = (*inputs[:masks], kept.expand(-1, batch, *kept.shape[2:]), *inputs[masks + 1 :])
+    return (*in_dims[:3], 0, *in_dims[4:]), inputs

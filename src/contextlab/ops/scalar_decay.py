@@ -245,7 +245,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        in_dims, inputs = each_its_decays(info.batch_size, in_dims, inputs)
+        in_dims, inputs = each_its_decays(info.batch_size, in_dims, inputs, masks=8)
         return folded(_Backward, info.batch_size, in_dims, inputs, (0,) * 7 + (1,) * 3, (0,) * 5)
 
 

@@ -58,6 +58,22 @@ def prepare(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a checkpoint. One whose removal is cut short is no checkpoint any more; `prepare` and `clear` end it."""
+    hidden = path.with_name(f".old-{path.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove all checkpoints in a folder, where there is one."""
+    for path in _steps(folder):
+        remove(path)
+    for path in folder.glob(".old-step_*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def write(folder: Path, model: Any, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
     """Write the checkpoint of `record["step"]`; of those before it the last one stays. Returns its folder.
 

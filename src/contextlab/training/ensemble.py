@@ -21,7 +21,7 @@ from contextlab.training.schedule import Turns
 from contextlab.training.spec import TrainSpec
 from contextlab.training.stack import Stack
 from contextlab.training.step import TrainState
-from contextlab.training.trainer import check_sizes, due, identity, keep, set_goal, stop_signals
+from contextlab.training.trainer import check_pause, check_sizes, due, identity, keep, set_goal, stop_signals
 
 Progress = Callable[[int, int, int, float], None]
 
@@ -162,6 +162,8 @@ def _check(members: Sequence[Member], specs: Sequence[TrainSpec]) -> None:
     models = [member.model for member in members]
     if len({id(model) for model in models}) < len(models):
         raise InputError("train_together: two members have the same model; build one for each")
+    for member in members:
+        check_pause(member.pause)
     folders = [Path(member.folder).resolve() for member in members if member.folder is not None]
     if len(set(folders)) < len(folders):
         raise InputError("train_together: two members have the same folder; give each its own")

@@ -11,6 +11,8 @@ from contextlab.errors import InputError
 from contextlab.spec import Spec
 
 Order = Literal["sequential", "mixed", "random"]
+ROUNDING = 1e-9
+"""Of a share of steps: 0.1 x 30 is 3 steps, not the 4 that come of 3.0000000000000004."""
 
 
 class CurriculumSpec(Spec):
@@ -68,6 +70,8 @@ class UntilSpec(Spec):
                 "give either at_least (for example 0.995 of an accuracy) or at_most (of an error), and beside it or "
                 "alone hopeless (a share of the steps, for example 0.5)"
             )
+        if self.hopeless is not None and self.prompts < 2:
+            raise InputError("hopeless: the interval of one prompt is not known; give prompts, at least 2")
         return self
 
 

@@ -16,6 +16,7 @@ from contextlab.errors import InputError
 from contextlab.progress import Steps as Progress
 from contextlab.progress import shown
 from contextlab.prompt import Task
+from contextlab.spec import describe
 from contextlab.threads import warn_of_spinning
 from contextlab.training.distributed import Workers, workers
 from contextlab.training.examples import Examples, fingerprints, without_known
@@ -53,8 +54,8 @@ def train(
     resume: go on from the folder's newest checkpoint, if there is one; on CPU, with as many threads,
         the result is bit for bit that of a training that was never stopped; with another number, a warning and the
         result's message say so. One that has ended is only read.
-    pause: return after this step, with a checkpoint from which `resume` goes on as if it had never paused; None trains
-        to the end.
+    pause: return after this step, from 1 on, with a checkpoint from which `resume` goes on as if it had never paused;
+        None trains to the end.
     progress: called as progress(step, steps, loss) each time that a row is recorded; True shows a bar, False none, and
         None one where a person watches: in an interactive terminal or a notebook.
 
@@ -68,6 +69,7 @@ def train(
     damaged checkpoint) and ResourceError (no such device, a folder that cannot be written).
     """
     spec = TrainSpec.parse(spec, "train")
+    check_pause(pause)
     given = [task] if isinstance(task, Task) else list(task)
     for each in given:
         check_sizes(model, each)
@@ -169,6 +171,12 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def check_pause(pause: int | None) -> None:
+    """Raises InputError where a training is to pause at what is no step."""
+    if pause is not None and pause < 1:
+        raise InputError(f"pause: expected a step from 1 on, or None, got {describe(pause)}")
 
 
 def check_sizes(model: Any, task: Task) -> None:

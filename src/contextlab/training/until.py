@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
@@ -11,7 +12,7 @@ from contextlab.errors import InputError, unknown
 from contextlab.models.answer import answer
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt, Task
 from contextlab.training.distributed import seeded
-from contextlab.training.spec import TrainSpec, UntilSpec
+from contextlab.training.spec import ROUNDING, TrainSpec, UntilSpec
 from contextlab.training.validation import ValidationSpec, validate
 
 STREAM = "until"
@@ -95,16 +96,23 @@ class Until:
     def hopeless(self, look: Look, before: Look | None) -> bool:
         """Whether no task is seen to be better than chance, and none has improved since the look before, late enough.
 
-        What is no number is neither. before: None where this is the first look, which nothing can be compared with.
+        A value that is no number is neither; of one prompt nothing is seen. before: None where this is the first look,
+        which nothing can be compared with.
         """
         share = self.until.hopeless
-        if share is None or before is None or look["step"] < share * self.steps:
+        if share is None or before is None or look["step"] < share * self.steps - ROUNDING:
             return False
         return all(
-            no_better_than_chance(look["ci_low"][i], look["ci_high"][i], self._chance(task), self._rises(task))
-            and not _better(look["values"][i], before["values"][i], self._rises(task))
+            self._at_chance(look, i) and not _better(look["values"][i], before["values"][i], self._rises(task))
             for i, task in enumerate(self.tasks)
         )
+
+    def _at_chance(self, look: Look, i: int) -> bool:
+        """Whether the interval of a task's value is known, and not on the better side of chance."""
+        ends = look["ci_low"][i], look["ci_high"][i]
+        if math.isnan(ends[0]) and not math.isnan(look["values"][i]):
+            return False
+        return no_better_than_chance(*ends, self._chance(self.tasks[i]), self._rises(self.tasks[i]))
 
     def words(self, look: Look) -> str:
         """Why a training that is good enough ended, in one line."""
