@@ -192,7 +192,7 @@ def test_sentences_below_a_row_take_the_whole_width_and_no_more():
     rows = [{"policy": "p" * 38, "error": "1.721e+05", "told": " ".join(words)}]
     below = [line.plain for line in tables.table_lines(rows, 40, prose=["told"])][1:-1]
     lines = [line.split() for line in below]
-    assert sum(lines, []) == words
+    assert [word for line in lines for word in line] == words
     for line, after in zip(below, lines[1:], strict=False):
         assert line.startswith("  ")
         assert len(line) <= 40 < len(line) + 1 + len(after[0])
