@@ -158,7 +158,11 @@ def caption(setup: Setup, rows: Sequence[Row]) -> str:
             "run](runs.md#halving)). "
             if setup.halving
             else ""
-        ) + f"Window: where the validation score at {setup.compared} stays within 95% of the best."
+        )
+        dropped += (
+            f"Window: where the validation score at {setup.compared} stays within 95% of the best; what is best at the "
+            "end may lie outside of it."
+        )
         cannot = " A low figure says that the mixer had not learned it so at any of these rates, not that it cannot."
     else:
         how = f"{setup.steps} steps each, one learning rate for all, one seed, {setup.prompts} prompts."
@@ -188,7 +192,7 @@ def sentences(rows: Sequence[Row]) -> str:
         "would hold more than twice what attention holds.",
     ]
     if chance := [row for row in rows if row.low is not None and row.low <= CHANCE]:
-        bullets.append(f"At chance ({CHANCE:.1f}%), as far as these prompts tell: {_names(chance)}.")
+        bullets.append(f"Not told apart from chance ({CHANCE:.1f}%) by these seeds and prompts: {_names(chance)}.")
     if any(row.window for row in rows):
         bullets.append(_windows(rows))
     return "What can be read from it:\n\n" + "\n".join(f"- {each}" for each in bullets)

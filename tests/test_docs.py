@@ -93,7 +93,7 @@ def test_the_recall_page_tells_intervals_windows_and_the_frontier():
     assert [row.name for row in page.frontier(rows)] == ["lstm", "delta_net"]
     told = page.sentences(rows)
     assert "4 of 7 mixers reach 99% or more" in told
-    assert "At chance (1.6%), as far as these prompts tell: `hyena`." in told
+    assert "Not told apart from chance (1.6%) by these seeds and prompts: `hyena`." in told
     assert "0.006 for 7 mixers. 2 of 7 stay within 95% of their best from 0.003 to 0.012; 3 do so at one rate" in told
     figure = page.draw(rows)
     assert figure.data[-1].name == "frontier"
