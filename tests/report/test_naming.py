@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from contextlab.evaluation.intervals import Interval
-from contextlab.report.naming import interval_in_words
+from contextlab.report.naming import difference_in_words, interval_in_words
 
 
 @pytest.mark.parametrize(
@@ -19,3 +21,10 @@ from contextlab.report.naming import interval_in_words
 )
 def test_the_interval_of_a_share_in_words_stays_within_bounds(told, words):
     assert interval_in_words(told, "accuracy") == words
+
+
+def test_what_is_no_number_is_told_as_such():
+    unknown = Interval.known(math.nan, math.nan, math.nan)
+    assert interval_in_words(unknown, "accuracy") == interval_in_words(unknown, "error") == "no number"
+    assert difference_in_words(unknown, "accuracy") == difference_in_words(unknown, "error") == "difference unknown"
+    assert interval_in_words(Interval.known(0.5, math.nan, math.nan), "accuracy") == "50.0% (one prompt: no interval)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pandas as pd
@@ -229,3 +230,22 @@ def test_where_the_best_learner_errs_nobody_is_asked_for_more() -> None:
         "coins: 1 of 2 models comes within 2 points of votes, the best known learner (80.0%), on"
     )
     assert [word.split(" falls")[0] for word in words if "falls short" in word] == ["coins: far"]
+
+
+def test_a_model_whose_answer_is_no_number_is_told_of_and_not_compared():
+    own = {"run": "r", "task": "t", "split": "train", "metric": "squared_error", "length": 4, "shot": None, "n": 16}
+    values = [("model", "good", 0, 1.0), ("model", "lost", 0, math.nan), ("model", "half", 0, 2.0)]
+    values += [("model", "good", 1, 1.1), ("model", "lost", 1, math.nan), ("model", "half", 1, math.nan)]
+    values += [("learner", "ridge", None, 0.5)]
+    results = table(
+        [
+            {**own, "kind": kind, "model": name, "seed": seed, "value": value, "ci_low": value, "ci_high": value + 0.1}
+            for kind, name, seed, value in values
+        ]
+    )
+    (rows,) = summary_table(results, []).values()
+    assert [row["model"] for row in rows] == ["good", "half", "lost", "ridge (best learner)"]
+    assert rows[2]["squared error"] == "no number"
+    words = summary_words(results, [])
+    assert "t: left out, as an answer was no number: lost and half (1 of 2 seeds)." in words
+    assert lint(words, results) == []

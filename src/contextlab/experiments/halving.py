@@ -32,7 +32,7 @@ class HalvingSpec(Spec):
     """
 
     rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.25, 0.5)
-    reduction: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2
+    reduction: Annotated[float, Field(ge=1)] = 2
     seeds: PositiveInt | None = 1
     metric: str | None = None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
+from pydantic import PositiveFloat
 
 from contextlab.errors import InputError, nearest
 from contextlab.experiments.paths import flatten, has, overlap
@@ -23,7 +23,7 @@ class TiedSpec(Spec):
     """
 
     to: str
-    times: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    times: PositiveFloat = 1.0
 
     def value(self, swept: float) -> float:
         """The field's value, whole where the swept one's is and the product is, too; else in six digits."""

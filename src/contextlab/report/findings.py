@@ -174,3 +174,14 @@ def _over_both(samples: Sequence[Sampled], value: float, metric: str) -> Interva
     if metric in HIGHER_IS_BETTER and math.isfinite(high):
         return Interval(value, max(low, 0.0), min(high, 1.0))
     return Interval(value, low, high)
+
+
+def without_number(results: pd.DataFrame, task: str, metric: str, several: bool) -> dict[str, tuple[int, int]]:
+    """Models whose mean on prompts as in training is no number, as an answer was none: label -> (seeds, of so many).
+
+    several: whether labels name the run.
+    """
+    rows = results[(results["task"] == task) & (results["metric"] == metric) & (results["split"] == "train")]
+    rows = rows[(rows["kind"] == "model") & rows["shot"].isna() & (rows["n"] > 0)]
+    lost = rows.assign(label=label(rows, several), lost=rows["value"].isna()).groupby("label", sort=False)["lost"]
+    return {str(name): (int(each.sum()), len(each)) for name, each in lost if each.any()}

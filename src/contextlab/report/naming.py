@@ -28,8 +28,8 @@ TITLES = {
     "peak_bytes": "peak memory of prefill (bytes)",
     "training_seconds": "training (seconds)",
 }
-ONE_PROMPT, ALL_ALIKE = "one prompt: no interval", "all alike"
-"""What stands in the place of an interval."""
+ONE_PROMPT, ALL_ALIKE, NO_NUMBER = "one prompt: no interval", "all alike", "no number"
+"""What stands in the place of an interval, the last in that of a value, too."""
 MANY = 6
 """Names that a sentence tells one by one; it counts the others."""
 ASIDE = ("cost", "online")
@@ -75,6 +75,8 @@ def interval_in_words(told: Interval, metric: str) -> str:
     One prompt has no interval, and where all are alike nothing is known of the spread: both are said.
     """
     value, low, high = told
+    if math.isnan(value):
+        return NO_NUMBER
     half = max(value - low, high - value)
     if not math.isfinite(half):
         return f"{value_in_words(value, metric, '.3g')} ({ONE_PROMPT})"
@@ -96,6 +98,8 @@ def interval_in_words(told: Interval, metric: str) -> str:
 
 def difference_in_words(told: Interval, metric: str) -> str:
     """What two differ by: 0.3 ± 0.7 points of a share, else in the metric's own unit."""
+    if math.isnan(told.value):
+        return "difference unknown"
     if told == (0.0, 0.0, 0.0):
         return "no difference on any prompt"
     if metric not in HIGHER_IS_BETTER:

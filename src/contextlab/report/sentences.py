@@ -14,7 +14,7 @@ import pandas as pd
 
 from contextlab.evaluation.intervals import Interval
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.findings import Findings, Mean, Term, findings
+from contextlab.report.findings import Findings, Mean, Term, findings, without_number
 from contextlab.report.naming import (
     MANY,
     ONE_PROMPT,
@@ -60,11 +60,19 @@ def summary_words(
         sentences += _regret_words(here)
         sentences += _shift_words(here)
         sentences += _state_words(here)
+        sentences += _no_number_words(here, results, several)
     for record in records:
         if record["status"] != "finished":
             name = record_label(record, several)
             sentences.append(f"{name} on {record['task']} {record['status']}: {record.get('message', '')}")
     return sentences
+
+
+def _no_number_words(here: Findings, results: pd.DataFrame, several: bool) -> list[str]:
+    """Who is left out of all that is said, as it answered a prompt with what is no number."""
+    lost = without_number(results, here.task, here.metric, several)
+    told = [name if some == seeds else f"{name} ({some} of {seeds} seeds)" for name, (some, seeds) in lost.items()]
+    return [f"{here.task}: left out, as an answer was no number: {and_so_on(told)}."] if told else []
 
 
 def _error_words(here: Findings, shots: tuple[int, int] | None) -> list[str]:

@@ -10,9 +10,16 @@ import pandas as pd
 from contextlab.evaluation import sample_complexity
 from contextlab.evaluation.intervals import Interval
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.findings import Mean, findings
+from contextlab.report.findings import Mean, findings, without_number
 from contextlab.report.merged import differing_trainings
-from contextlab.report.naming import bytes_in_words, count_in_words, interval_in_words, label, metric_title
+from contextlab.report.naming import (
+    NO_NUMBER,
+    bytes_in_words,
+    count_in_words,
+    interval_in_words,
+    label,
+    metric_title,
+)
 
 NEAR = (0.2, 0.1, 0.05)
 """Excess over the best learner, as parts of its own error, at which a model counts as near it; see `_scale`."""
@@ -43,12 +50,16 @@ def summary_table(
         trained = differing_trainings(records, here.task)
         titles = dict.fromkeys(title for each in trained.values() for title in each)
         shown = []
-        for mean in [*here.ranked(here.metric), *here.of(here.metric, kind="learner")[:1]]:
-            name, model = mean.label, mean.kind == "model"
+        ranked, best = here.ranked(here.metric), here.of(here.metric, kind="learner")[:1]
+        lost = without_number(results, here.task, here.metric, several).keys() - {mean.label for mean in ranked}
+        entries = [(mean.label, True, interval_in_words(mean.told, here.metric)) for mean in ranked]
+        entries += [(name, True, NO_NUMBER) for name in sorted(lost)]
+        entries += [(mean.label, False, interval_in_words(mean.told, here.metric)) for mean in best]
+        for name, model, value in entries:
             shown.append(
                 {
                     "model": name if model else f"{name} (best learner)",
-                    metric_title(here.metric): interval_in_words(mean.told, here.metric),
+                    metric_title(here.metric): value,
                     "excess (points)" if here.rising else "excess": _excess(excess[name])
                     if name in excess and model
                     else "",
