@@ -264,9 +264,12 @@ def paragraph(spec: ExperimentSpec, replay: Replay, out: Outcome) -> str:
         f"time. Its choice differs for {len(differs)} of {mixers} mixers, for {len(apart)} of them by more than a "
         f"point of accuracy on the test. It loses {_points(gone)} points of accuracy on average (95% interval over "
         f"mixers), at most {most * 100:.1f} (`{worst}`). Halving dropped a rate that ends more than {LATE * 100:.0f} "
-        f"points better for {_count(len(out.dropped), 'mixer')}{_names(out.dropped)}; {out.hopeless} trainings were "
-        f"stopped as hopeless, of which {len(out.lost)} would have come more than {LATE * 100:.0f} points "
-        f"further{_names(out.lost)}."
+        f"points better for {_count(len(out.dropped), 'mixer')}{_names(out.dropped)}."
+        + (
+            f" {out.hopeless} trainings were stopped as hopeless, of which {len(out.lost)} would have come more than "
+            f"{LATE * 100:.0f} points further{_names(out.lost)}."
+        )
+        * bool(out.hopeless)
     )
 
 

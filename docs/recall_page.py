@@ -163,7 +163,9 @@ def caption(setup: Setup, rows: Sequence[Row]) -> str:
             f"Window: where the validation score at {setup.compared} stays within 95% of the best; what is best at the "
             "end may lie outside of it."
         )
-        cannot = " A low figure says that the mixer had not learned it so at any of these rates, not that it cannot."
+        cannot = " A low figure says that the mixer had not learned it so, not that it cannot."
+        if setup.halving:
+            cannot += " A better rate may have been dropped early: how often, the same page says."
     else:
         how = f"{setup.steps} steps each, one learning rate for all, one seed, {setup.prompts} prompts."
         dropped = " Differences of a few points mean nothing."
