@@ -116,10 +116,15 @@ def refuse_bools(name: str, given: Any, made: Any) -> None:
 
 
 def describe(value: Any) -> str:
+    """A short, one-line picture of a value for error messages, after its type."""
+    return f"{type(value).__name__} {picture(value)}"
+
+
+def picture(value: Any) -> str:
     """A short, one-line picture of a value for error messages."""
     huge = isinstance(value, int) and value.bit_length() > 1000  # Python writes no more than 4300 digits
     text = f"of {value.bit_length()} bits" if huge else repr(value).replace("\n", " ")
-    return f"{type(value).__name__} {text[:60] + '...' if len(text) > 60 else text}"
+    return text[:60] + "..." if len(text) > 60 else text
 
 
 def explain(error: ValidationError, model: type[BaseModel] | None = None, path: str = "") -> str:

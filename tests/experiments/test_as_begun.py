@@ -9,7 +9,8 @@ import pytest
 
 from contextlab import run
 from contextlab.errors import InputError
-from contextlab.experiments import evaluate_run, work
+from contextlab.experiments import ExperimentSpec, evaluate_run, work
+from contextlab.experiments.trial import measured_training
 from contextlab.files import read_record, write_record
 from tests.experiments.test_run import MODEL, Tape, one, same_results
 from tests.experiments.test_rungs import LITTLE, PATH, RATES, TRAIN, halved, timeless
@@ -31,7 +32,7 @@ def edited(folder, before, after):
     ("before", "after", "message"),
     [
         ("prompts: 32", "prompts: 31", "scored with sweep.validation.prompts 32, but .*experiment.yaml says 31"),
-        ("steps: 8", "steps: 16", "made with steps int 8, but .*experiment.yaml says int 16"),
+        ("steps: 8", "steps: 16", "made with steps 8, but .*experiment.yaml says 16"),
         ("pairs: 2", "pairs: 1", "made with tasks.recall.options.pairs 2, but .*experiment.yaml says 1"),
     ],
 )
@@ -43,6 +44,14 @@ def test_what_was_made_otherwise_is_neither_gone_on_with_nor_measured_as_if_it_w
     file = edited(folder, before, after)
     with pytest.raises(InputError, match=message):
         evaluate_run(folder) if measured else run(file, out=folder, resume=True)
+
+
+def test_a_trial_that_was_measured_and_is_gone_is_told():
+    spec = ExperimentSpec.parse(halved(False, RATES[:2]))
+    (job,) = spec.measured()
+    assert measured_training(spec, job, {"trial": 1}).setting == {PATH: RATES[1]}
+    with pytest.raises(InputError, match="trial 2 was measured, but the recipe has 2 trials by now"):
+        measured_training(spec, job, {"trial": 2})
 
 
 def test_scores_at_rungs_of_what_was_interrupted_count_too(tmp_path, finished):

@@ -234,7 +234,7 @@ def test_what_is_done_is_not_taken_for_what_an_edited_recipe_says(tmp_path, fini
     edited = (folder / "experiment.yaml").read_text()
     assert "- 0.001\n" in edited
     (folder / "experiment.yaml").write_text(edited.replace("- 0.001\n", "- 0.0001\n    - 0.001\n", 1))
-    with pytest.raises(InputError, match="trial0.*made with learning_rate float 0.001, but .*says float 0.0001;"):
+    with pytest.raises(InputError, match="trial0.*made with learning_rate 0.001, but .*says 0.0001;"):
         run(folder / "experiment.yaml", out=folder, resume=True)
     (folder / "experiment.yaml").write_text(edited.replace("- 0.03\n", "- 0.03\n    - 0.01\n", 1))
     added = run(folder / "experiment.yaml", out=folder, resume=True, progress=(tape := Tape()))

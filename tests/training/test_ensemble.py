@@ -197,7 +197,7 @@ class TestCheckpoints:
 
     def test_a_folder_of_another_training_is_refused(self, tmp_path: Path) -> None:
         train_together(self.members(tmp_path / "a", tmp_path / "b"))
-        with pytest.raises(InputError, match="seed was int 1, now int 0"):
+        with pytest.raises(InputError, match="seed was 1, now 0"):
             train_together(self.members(tmp_path / "b", tmp_path / "a"), resume=True)
         with pytest.raises(InputError, match="holds step_00000008 already"):
             train_together(self.members(tmp_path / "a"))

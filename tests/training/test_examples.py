@@ -96,7 +96,7 @@ def test_resumed_in_the_middle_of_an_epoch_it_is_bit_for_bit_the_same(tmp_path: 
     found = train(resumed, Sums(), SPEC, folder=tmp_path, resume=True)
     assert found.history["loss"].tolist() == expected.history["loss"].tolist()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-    with pytest.raises(InputError, match="train.examples was int 20, now int 21"):
+    with pytest.raises(InputError, match="train.examples was 20, now 21"):
         train(Tiny(), Sums(), SPEC.model_copy(update={"examples": 21}), folder=tmp_path, resume=True)
 
 

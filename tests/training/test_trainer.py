@@ -270,7 +270,7 @@ def test_a_training_on_several_tasks_goes_on_exactly(tmp_path: Path, order: str)
 
     with pytest.raises(KeyboardInterrupt):
         train(Tiny(), tasks, spec, folder=tmp_path, progress=stop)
-    with pytest.raises(InputError, match=r"another training: task\.1\.scale was float -1\.0, now float 1\.0"):
+    with pytest.raises(InputError, match=r"another training: task\.1\.scale was -1\.0, now 1\.0"):
         train(Tiny(), [tasks[0], tasks[0], tasks[2]], spec, folder=tmp_path, resume=True)
     resumed = Tiny(seed=9)
     result = train(resumed, tasks, spec, folder=tmp_path, resume=True)

@@ -11,7 +11,7 @@ from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.rungs import PAUSED
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.trial import trial_record, validation_of
-from contextlab.spec import describe
+from contextlab.spec import picture
 from contextlab.training import checkpoint
 from contextlab.training.trainer import task_as_data
 
@@ -49,8 +49,8 @@ def _require_specs(folder: RunFolder, training: Training, record: Mapping[str, A
             continue
         for where, before, after in checkpoint.differences(then, wanted):
             raise InputError(
-                f"{folder.job_record(training.job)}: made with {where} {describe(before)}, but {folder.spec} says "
-                f"{describe(after)}; put it back, or begin another run"
+                f"{folder.job_record(training.job)}: made with {where} {picture(before)}, but {folder.spec} says "
+                f"{picture(after)}; put it back, or begin another run"
             )
 
 
@@ -61,8 +61,8 @@ def _require_scores(folder: RunFolder, spec: ExperimentSpec, training: Training,
     known, now = record.get("validation_spec"), validation_of(spec, training)
     for where, before, after in checkpoint.differences(known, now) if isinstance(known, dict) else ():
         raise InputError(
-            f"{folder.job_record(training.job)}: scored with sweep.validation.{where} {before!r}, but {folder.spec} "
-            f"says {after!r}; put it back, or begin another run"
+            f"{folder.job_record(training.job)}: scored with sweep.validation.{where} {picture(before)}, but "
+            f"{folder.spec} says {picture(after)}; put it back, or begin another run"
         )
     halving = spec.halving_of(training.model_name)
     if halving is None:
@@ -102,7 +102,7 @@ def _require_tasks(
             if where in was and where in now:  # else it is of another version
                 path = f"tasks.{name}.{'task' if where == 'kind' else f'options.{where}'}"
                 raise InputError(
-                    f"{folder.job_record(job)}: made with {path} {before!r}, but {folder.spec} says {after!r}; put it "
-                    "back, or begin another run"
+                    f"{folder.job_record(job)}: made with {path} {picture(before)}, but {folder.spec} says "
+                    f"{picture(after)}; put it back, or begin another run"
                 )
     return record

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from contextlab.errors import InputError
 from contextlab.evaluation.intervals import share_bounds
 from contextlab.experiments.choice import told
 from contextlab.experiments.folder import RunFolder, read_run_record
@@ -76,8 +77,14 @@ def chosen_training(folder: RunFolder, spec: ExperimentSpec, job: Job) -> tuple[
 
 
 def measured_training(spec: ExperimentSpec, job: Job, record: Mapping[str, Any]) -> Training:
-    """The training that was measured, by its record; nothing is chosen again."""
-    return spec.candidates(job)[record["trial"] if swept(spec, job) else 0]
+    """The training that was measured, by its record; nothing is chosen again. Raises InputError where it is gone."""
+    candidates, number = spec.candidates(job), record["trial"] if swept(spec, job) else 0
+    if number >= len(candidates):
+        raise InputError(
+            f"trial {number} was measured, but the recipe has {len(candidates)} trials by now, counted from 0; put the "
+            "values back"
+        )
+    return candidates[number]
 
 
 def rung_jobs(folder: RunFolder, spec: ExperimentSpec, rung: int) -> list[Job]:

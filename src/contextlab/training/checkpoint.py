@@ -20,7 +20,7 @@ from contextlab.errors import InputError
 from contextlab.files import atomic_folder, make_folder, read_record, read_tensors, write_record, write_tensors
 from contextlab.models.io import WEIGHTS, load_model, load_weights, read_description, read_weights, write_model
 from contextlab.models.stack import Model
-from contextlab.spec import describe
+from contextlab.spec import picture
 
 TENSORS, RECORD = "training.safetensors", "training.json"
 DIGEST = "tensors_sha256"
@@ -108,7 +108,7 @@ def read(path: Path, model: Any, identity: Mapping[str, Any], expected: Mapping[
     written = {**record["is"], "model": model_spec}
     for where, was, now in differences(written, dict(identity)):
         raise InputError(
-            f"{path}: a checkpoint of another training: {where} was {describe(was)}, now {describe(now)}; "
+            f"{path}: a checkpoint of another training: {where} was {picture(was)}, now {picture(now)}; "
             "resume with the same settings or choose another folder"
         )
     for name, tensor in expected.items():
