@@ -159,6 +159,15 @@ def test_what_yaml_allows_is_read():
         check_tree(list(range(20_000)), "text")
 
 
+def test_a_folder_that_bears_a_recipes_name_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # such as of a run with --out demo
+    (tmp_path / "mine").mkdir()
+    assert find_recipe("demo").name == "demo.yaml"
+    with pytest.raises(InputError, match="mine: is a folder; expected"):
+        find_recipe("mine")
+
+
 @pytest.mark.parametrize("name", ["mixers-on-recall", "mixers-on-recall-quick"])
 def test_the_comparison_of_mixers_has_every_causal_one(name):
     causal = {entry.name for entry in registry.entries("mixer") if entry.factory.causal}

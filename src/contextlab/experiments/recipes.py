@@ -44,13 +44,13 @@ def recipes() -> list[Recipe]:
 def find_recipe(name_or_path: str | Path) -> Path:
     """The file of a recipe, given its name or a path. Raises InputError with the nearest name."""
     path = Path(name_or_path)
-    if present(path):
-        if path.is_dir():
-            raise InputError(f"{short(path)}: is a folder; expected a recipe's YAML file or the name of a recipe")
+    if present(path) and not path.is_dir():
         return path
     known = recipe_files()
-    if str(name_or_path) in known:
+    if str(name_or_path) in known:  # also where a folder bears the name, such as a run's
         return known[str(name_or_path)]
+    if present(path):
+        raise InputError(f"{short(path)}: is a folder; expected a recipe's YAML file or the name of a recipe")
     if path.suffix in (".yaml", ".yml"):
         raise InputError(f"{short(path)}: no such file")
     raise InputError(unknown("recipe", str(name_or_path), known))
