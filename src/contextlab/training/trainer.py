@@ -16,7 +16,6 @@ from contextlab.errors import InputError
 from contextlab.progress import Steps as Progress
 from contextlab.progress import shown
 from contextlab.prompt import Task
-from contextlab.spec import describe
 from contextlab.threads import warn_of_spinning
 from contextlab.training.distributed import Workers, workers
 from contextlab.training.examples import Examples, fingerprints, without_known
@@ -176,7 +175,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 def check_pause(pause: int | None) -> None:
     """Raises InputError where a training is to pause at what is no step."""
     if pause is not None and pause < 1:
-        raise InputError(f"pause: expected a step from 1 on, or None, got {describe(pause)}")
+        raise InputError(f"pause: expected a step from 1 on, or None, got {pause}")
 
 
 def check_sizes(model: Any, task: Task) -> None:
