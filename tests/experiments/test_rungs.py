@@ -335,6 +335,7 @@ def test_the_estimate_counts_the_most_that_halving_can_take():
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_trials_that_train_together_pause_together(tmp_path, monkeypatch, finished):
+    whole = finished(halved(seeds=[0, 1]), tmp_path / "whole")
     members, real = [], together.train_together
 
     def counting(group, **options):
@@ -344,7 +345,6 @@ def test_trials_that_train_together_pause_together(tmp_path, monkeypatch, finish
     monkeypatch.setattr(sys.modules["contextlab.experiments.run"], "wanted", lambda *_: True)
     monkeypatch.setattr(together, "train_together", counting)
     done = run(halved(seeds=[0, 1]), out=tmp_path / "run")
-    whole = finished(halved(seeds=[0, 1]), tmp_path / "whole")
     assert members == [[2] * 4, [4] * 2, [None] * 2]  # and the rest of the chosen one, with the other seed
     assert done.sweep["told"].tolist() == whole.sweep["told"].tolist()
     keys = ["model", "seed", "metric", "shot", "length"]
