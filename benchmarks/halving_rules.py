@@ -19,6 +19,7 @@ from contextlab.models import build_model
 from contextlab.training import TrainSpec
 from contextlab.training.spec import UntilSpec
 from contextlab.training.until import STREAM, Look, Until
+from contextlab.words import counted
 
 TASK, VALIDATION, TEST = "recall", "validation", "halving's test"
 METRICS = ("accuracy", "cross_entropy")
@@ -264,17 +265,13 @@ def paragraph(spec: ExperimentSpec, replay: Replay, out: Outcome) -> str:
         f"time. Its choice differs for {len(differs)} of {mixers} mixers, for {len(apart)} of them by more than a "
         f"point of accuracy on the test. It loses {_points(gone)} points of accuracy on average (95% interval over "
         f"mixers), at most {most * 100:.1f} (`{worst}`). Halving dropped a rate that ends more than {LATE * 100:.0f} "
-        f"points better for {_count(len(out.dropped), 'mixer')}{_names(out.dropped)}."
+        f"points better for {counted(len(out.dropped), 'mixer')}{_names(out.dropped)}."
         + (
             f" {out.hopeless} trainings were stopped as hopeless, of which {len(out.lost)} would have come more than "
             f"{LATE * 100:.0f} points further{_names(out.lost)}."
         )
         * bool(out.hopeless)
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from contextlab.experiments.recipes import load_recipe
 from contextlab.report.crowd import many_against_state
 from contextlab.report.findings import findings
 from contextlab.report.sweep import compared_at, setting_in_words
-from contextlab.words import bytes_in_words
+from contextlab.words import bytes_in_words, listed
 
 TASK, RATE = "recall", "train.learning_rate"
 MARKS = ("<!-- written by docs/figures.py -->", "<!-- end of what docs/figures.py wrote -->")
@@ -209,7 +209,7 @@ def _solved(rows: Sequence[Row]) -> str:
         good = [row for row in own if row in solved]
         if good:
             parts.append(f"{len(good)} of {len(own)} {family} mixers")
-    return f"{len(solved)} of {len(rows)} mixers reach {SOLVED:.0f}% or more: {_listed(parts)}."
+    return f"{len(solved)} of {len(rows)} mixers reach {SOLVED:.0f}% or more: {listed(parts) or 'none'}."
 
 
 def _family(rows: Sequence[Row], family: str, full: float) -> str:
@@ -234,7 +234,7 @@ def _vectors(rows: Sequence[Row]) -> str:
 
 def _narrow(rows: Sequence[Row]) -> str:
     best = sorted(rows, key=lambda row: -row.accuracy)
-    told = _listed([f"`{row.name}` {row.accuracy:.1f}%" for row in best])
+    told = listed([f"`{row.name}` {row.accuracy:.1f}%" for row in best]) or "none"
     return (
         "Those that see a window or segment of 16 tokens at once, a quarter of the prompt (of `multi_scale_window` a "
         f"quarter of the heads see 32), come to: {told}."
@@ -248,7 +248,7 @@ def _windows(rows: Sequence[Row]) -> str:
     most = f"{tried[0]:g} to {tried[-1]:g}"
     wide = [row for row in rows if row.window == most]
     counts = Counter(float(row.rate) for row in rows)
-    told = _listed([f"{rate:g} for {counts[rate]}" for rate in sorted(counts)])
+    told = listed([f"{rate:g} for {counts[rate]}" for rate in sorted(counts)])
     return (
         f"The learning rate that was chosen is {told} mixers. "
         + (f"{len(wide)} of {len(rows)} stay within 95% of their best from {most}; " if len(tried) > 1 else "")
@@ -258,11 +258,7 @@ def _windows(rows: Sequence[Row]) -> str:
 
 
 def _names(rows: Iterable[Row]) -> str:
-    return _listed([f"`{row.name}`" for row in rows])
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "none"
+    return listed([f"`{row.name}`" for row in rows]) or "none"
 
 
 def written(setup: Setup, rows: Sequence[Row]) -> str:

@@ -15,6 +15,7 @@ from contextlab.errors import InputError
 from contextlab.models import HuggingFaceModel, build_model, load
 from contextlab.ops.kv import KVLayer
 from contextlab.policies import Locret, Policy, StreamingLLM, build_policy, parse_policy, takes_budget
+from contextlab.testing.policy_readings import read
 from tests.models.checkpoints import BASE, CONFIGS, ENDS, V, cache_of, checkpoint, reference, with_cache
 from tests.policies.core.test_base import Constant
 
@@ -60,18 +61,6 @@ def other(kind: str, **changes: Any) -> Any:
 
 def padding(x: Tensor, pads: tuple[int, ...] = PADS) -> Tensor:
     return torch.arange(x.shape[1]) >= torch.tensor(pads)[:, None]
-
-
-def read(reader: Any, x: Tensor, pieces: list[int], mask: Tensor | None = None) -> tuple[Tensor, Any, list[int]]:
-    """Logits, last state and bytes after each piece; what is left after the pieces is read token by token."""
-    state, outputs, sizes, at = None, [], [], 0
-    for size in [*pieces, *[1] * (x.shape[1] - sum(pieces))]:
-        piece = slice(at, at + size)
-        y, state = reader.read(x[:, piece], state, None if mask is None else mask[:, piece])
-        outputs.append(y)
-        sizes.append(state.nbytes)
-        at += size
-    return torch.cat(outputs, 1), state, sizes
 
 
 def written(model: Any, x: Tensor, mask: Tensor | None = None, **options: Any) -> Any:

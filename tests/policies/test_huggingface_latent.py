@@ -15,8 +15,9 @@ from contextlab.evaluation.compress import compress
 from contextlab.models import HuggingFaceModel
 from contextlab.policies import build_policy
 from contextlab.policies.storage.packed import Packed
+from contextlab.testing.policy_readings import read
 from tests.models.checkpoints import BASE, reference
-from tests.policies.test_huggingface import LATENT, compressed_afterwards, other, padding, read, tokens
+from tests.policies.test_huggingface import LATENT, compressed_afterwards, other, padding, tokens
 
 transformers = pytest.importorskip("transformers", minversion="5")
 

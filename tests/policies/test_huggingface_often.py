@@ -15,7 +15,8 @@ from contextlab.evaluation.compress import compress
 from contextlab.models import HuggingFaceModel
 from contextlab.policies import build_policy
 from contextlab.policies.huggingface_parts import answers, beside_zeros, in_a_row
-from tests.policies.test_huggingface import compressed_afterwards, other, padding, read, tokens
+from contextlab.testing.policy_readings import read
+from tests.policies.test_huggingface import compressed_afterwards, other, padding, tokens
 
 transformers = pytest.importorskip("transformers", minversion="5")
 

@@ -15,6 +15,7 @@ from contextlab.cli.bars import Bars
 from contextlab.cli.shared import PluginOption, SetOption, console
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
+from contextlab.words import counted
 
 JobsOption = Annotated[
     int | None, typer.Option(help="Trainings at once.", show_default="one a core on CPU, one on CUDA")
@@ -228,12 +229,12 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
     print_table("what would be trained", rows)
     halved = any(spec.halving_of(name) for name in spec.models)
     console.print(
-        f"{_counted(found.count, 'training')}, {'at most ' * halved}{_counted(found.steps, 'step')} in all"
+        f"{counted(found.count, 'training')}, {'at most ' * halved}{counted(found.steps, 'step')} in all"
         f"{' (trials are halved)' * halved}; learners of "
-        f"{_counted(len(found.learners), 'task')} "
+        f"{counted(len(found.learners), 'task')} "
         f"({seconds_in_words(sum(found.learners.values()))})"
     )
-    cores = _counted(found.threads, "thread")
+    cores = counted(found.threads, "thread")
     at_once = f"{found.jobs} at once, {cores} each" if found.jobs > 1 else cores
     console.print(
         f"{'At most about' if halved else 'About'} [bold]{seconds_in_words(found.seconds)}[/] in all on {chosen.type} "
@@ -253,11 +254,6 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         + " Nothing was written."
         "[/dim]"
     )
-
-
-def _counted(count: int, what: str) -> str:
-    """1, "step" -> 1 step; 2000, "step" -> 2,000 steps."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _plays(task: Any, evaluate: Any) -> bool:

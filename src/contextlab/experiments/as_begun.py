@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from contextlab.errors import InputError
+from contextlab.experiments.choice import validation_of
 from contextlab.experiments.folder import FINAL, RunFolder
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.rungs import PAUSED
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.experiments.trial import trial_record, validation_of
+from contextlab.experiments.trial import trial_record
 from contextlab.spec import picture
 from contextlab.training import checkpoint
 from contextlab.training.trainer import task_as_data
@@ -35,10 +36,7 @@ def _require_specs(folder: RunFolder, training: Training, record: Mapping[str, A
     """Refuse what is done of another model, or was trained otherwise, than the recipe says by now."""
     was, named = record.get("tasks"), list(training.tasks)
     if isinstance(was, list) and was != named:
-        raise InputError(
-            f"{folder.job_record(training.job)}: trained on {', '.join(was)}, but {folder.spec} says "
-            f"{', '.join(named)}; put it back, or begin another run"
-        )
+        raise _edited(folder, training.job, f"trained on {', '.join(was)}", ", ".join(named))
     for key, now in (("train_spec", training.train), ("model_spec", training.model)):
         wanted = now.model_dump(mode="json")
         if not isinstance(record.get(key), Mapping) or record[key] == wanted:
@@ -48,22 +46,17 @@ def _require_specs(folder: RunFolder, training: Training, record: Mapping[str, A
         except InputError:  # of another version
             continue
         for where, before, after in checkpoint.differences(then, wanted):
-            raise InputError(
-                f"{folder.job_record(training.job)}: made with {where} {picture(before)}, but {folder.spec} says "
-                f"{picture(after)}; put it back, or begin another run"
-            )
+            raise _edited(folder, training.job, f"made with {where} {picture(before)}", picture(after))
 
 
 def _require_scores(folder: RunFolder, spec: ExperimentSpec, training: Training, record: Mapping[str, Any]) -> None:
     """Refuse a trial that was scored on other prompts than the recipe has by now, at other rungs, or in another way."""
     if training.trial is None:
         return
-    known, now = record.get("validation_spec"), validation_of(spec, training)
+    known, now = record.get("validation_spec"), validation_of(spec, training.model_name)
     for where, before, after in checkpoint.differences(known, now) if isinstance(known, dict) else ():
-        raise InputError(
-            f"{folder.job_record(training.job)}: scored with sweep.validation.{where} {picture(before)}, but "
-            f"{folder.spec} says {picture(after)}; put it back, or begin another run"
-        )
+        what = f"scored with sweep.validation.{where} {picture(before)}"
+        raise _edited(folder, training.job, what, picture(after))
     halving = spec.halving_of(training.model_name)
     if halving is None:
         return
@@ -101,8 +94,12 @@ def _require_tasks(
         for where, before, after in checkpoint.differences(dict(was), dict(now)):
             if where in was and where in now:  # else it is of another version
                 path = f"tasks.{name}.{'task' if where == 'kind' else f'options.{where}'}"
-                raise InputError(
-                    f"{folder.job_record(job)}: made with {path} {picture(before)}, but {folder.spec} says "
-                    f"{picture(after)}; put it back, or begin another run"
-                )
+                raise _edited(folder, job, f"made with {path} {picture(before)}", picture(after))
     return record
+
+
+def _edited(folder: RunFolder, job: Job, was: str, now: str) -> InputError:
+    """What was done, and what the recipe says by now."""
+    return InputError(
+        f"{folder.job_record(job)}: {was}, but {folder.spec} says {now}; put it back, or begin another run"
+    )

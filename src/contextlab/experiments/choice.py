@@ -184,7 +184,7 @@ def told(spec: ExperimentSpec, job: Job, records: Records) -> dict[str, Any]:
             "trials": len(tried),
             "metric": metric,
             "higher_is_better": better,
-            "validation": _validated(spec, job),
+            "validation": validation_of(spec, job.model),
             "windows": {
                 path: list(found) for path in chosen.setting if (found := window(tried, path, better)) is not None
             },
@@ -255,5 +255,6 @@ def _words(race: Race, number: int, records: Sequence[Mapping[str, Any]], place:
     return f"chosen at {place(len(race.rounds) - 1)}" if race.left == (number,) else ", ".join(statuses)
 
 
-def _validated(spec: ExperimentSpec, job: Job) -> dict[str, Any]:
-    return spec.sweep_of(job.model).validation.model_dump(mode="json")
+def validation_of(spec: ExperimentSpec, model_name: str) -> dict[str, Any]:
+    """The prompts that trials of a model are scored on, as records tell them."""
+    return spec.sweep_of(model_name).validation.model_dump(mode="json")

@@ -11,7 +11,8 @@ from contextlab.experiments.folder import HALVED
 from contextlab.experiments.halving import HalvingSpec, Race, race
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.spec import ExperimentSpec
-from contextlab.prompt import HIGHER_IS_BETTER, Task
+from contextlab.prompt import Task
+from contextlab.training.until import rises
 
 Scores = Mapping[str, Mapping[str, Any]]
 """Task -> metric, value, ci_low, ci_high, n; None for what is no number."""
@@ -87,9 +88,7 @@ def task_of(spec: ExperimentSpec, job: Job) -> Task:
 
 def higher_is_better(halving: HalvingSpec, task: Task) -> bool:
     """Whether a rung's metric is better when larger."""
-    if halving.metric in (None, task.metric):
-        return task.higher_is_better
-    return halving.metric in HIGHER_IS_BETTER
+    return rises(task, halving.metric or task.metric)
 
 
 def scored_at(record: Mapping[str, Any], rung: int) -> Scores | None:

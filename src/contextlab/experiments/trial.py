@@ -15,7 +15,7 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.evaluation.intervals import share_bounds
-from contextlab.experiments.choice import told
+from contextlab.experiments.choice import Records, told
 from contextlab.experiments.folder import RunFolder, read_run_record
 from contextlab.experiments.halving import Race
 from contextlab.experiments.jobs import Job, Training, chosen_jobs, compress_jobs, swept
@@ -58,11 +58,6 @@ def score(
     return found
 
 
-def validation_of(spec: ExperimentSpec, training: Training) -> dict[str, Any]:
-    """The prompts that a trial is scored on, as its record tells them."""
-    return spec.sweep_of(training.model_name).validation.model_dump(mode="json")
-
-
 def plain(numbers: Mapping[str, float]) -> dict[str, float | None]:
     """Numbers as records have them: None for what is no number."""
     return {name: None if math.isnan(value) else value for name, value in numbers.items()}
@@ -72,7 +67,7 @@ def chosen_training(folder: RunFolder, spec: ExperimentSpec, job: Job) -> tuple[
     """The training that a job of kind "training" measures, and what its record says of the sweep, if there is one."""
     if not swept(spec, job):
         return spec.candidates(job)[0], {}
-    found = told(spec, job, lambda trial: _score_in(folder.job_record(trial)))
+    found = told(spec, job, _scores(folder))
     return spec.candidates(job)[found["trial"]], found
 
 
@@ -98,7 +93,7 @@ def rung_jobs(folder: RunFolder, spec: ExperimentSpec, rung: int) -> list[Job]:
         rungs = len(in_force(spec, job).rungs)
         if rung > rungs:
             continue
-        race = race_of(spec, job, lambda trial: _score_in(folder.job_record(trial)), rung)
+        race = race_of(spec, job, _scores(folder), rung)
         members = deciding(spec, job)
         if rung == rungs:
             _tell_standings(folder, spec, job, race)
@@ -110,10 +105,7 @@ def rung_jobs(folder: RunFolder, spec: ExperimentSpec, rung: int) -> list[Job]:
 
 def tell_standings(folder: RunFolder, spec: ExperimentSpec) -> None:
     """Write into the records of all trials that are halved how they stand by the rungs that are held by now."""
-
-    def read(trial: Job) -> dict[str, Any]:
-        return trial_record(folder, trial)
-
+    read = _scores(folder)
     for job in _halved(spec):
         _tell_standings(folder, spec, job, race_of(spec, job, read, rungs_held(spec, job, read)))
 
@@ -136,7 +128,7 @@ def replaced(folder: RunFolder, spec: ExperimentSpec) -> bool:
     """
     found = False
     for job in _halved(spec):
-        race = race_of(spec, job, lambda trial: trial_record(folder, trial))
+        race = race_of(spec, job, _scores(folder))
         gone = False
         for training in deciding(spec, job)[race.left[0]] if len(race.left) == 1 else ():
             own, measured = trial_record(folder, training.job), trial_record(folder, training.measured)
@@ -248,13 +240,18 @@ def trial_record(folder: RunFolder, job: Job) -> dict[str, Any]:
     return read_run_record(path) if path.exists() else {}
 
 
-def _score_in(path: Path) -> Mapping[str, Any]:
-    """How a trial ended and its scores, read once: each seed's choice asks for those of all seeds."""
-    try:
-        there = path.stat()
-    except OSError:
-        return {}
-    return _read_score(path, (there.st_ino, there.st_mtime_ns, there.st_size))
+def _scores(folder: RunFolder) -> Records:
+    """How trials ended and their scores, each read once: each seed's choice asks for those of all seeds."""
+
+    def read(trial: Job) -> Mapping[str, Any]:
+        path = folder.job_record(trial)
+        try:
+            there = path.stat()
+        except OSError:
+            return {}
+        return _read_score(path, (there.st_ino, there.st_mtime_ns, there.st_size))
+
+    return read
 
 
 @lru_cache(maxsize=MOST_TRIALS)

@@ -15,6 +15,7 @@ from contextlab.errors import ContextlabError, InputError, first_line
 from contextlab.evaluation import Measured, measure, measure_learners, static_cost, write_results
 from contextlab.evaluation.compress import compress
 from contextlab.evaluation.results import COMPRESS_COLUMNS
+from contextlab.experiments.choice import validation_of
 from contextlab.experiments.folder import RunFolder, evaluations, read_run_record
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.progress import Progress
@@ -27,7 +28,6 @@ from contextlab.experiments.trial import (
     measured_training,
     score,
     take_over,
-    validation_of,
 )
 from contextlab.files import locked, make_folder, read_record, write_json, write_record
 from contextlab.memory import lack_of_memory
@@ -178,12 +178,12 @@ def _train_and_score(
         found = score(model, spec, training, device, apart, halving.metric)
         rungs = record.get("rungs", [])[: job.rung]
         record["rungs"] = [*rungs, {"at": pause, "step": record["steps"], "validation": found}]
-        record["validation_spec"] = validation_of(spec, training)
+        record["validation_spec"] = validation_of(spec, training.model_name)
         if record["status"] == "paused":
             record["message"] = words("", record["steps"], steps)
             return
     record["validation"] = score(model, spec, training, device, apart)
-    record["validation_spec"] = validation_of(spec, training)
+    record["validation_spec"] = validation_of(spec, training.model_name)
 
 
 def _described(training: Training) -> dict[str, Any]:

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextlab.ops.blocks import Scratch
-
 
 def log_decays(g: Tensor, dtype: torch.dtype) -> Tensor:
     """Log decays g <= 0, -inf too, as float64 that may be summed: exp of a difference of sums keeps all its digits.
@@ -99,16 +97,6 @@ class Decays:
         _differences(tuple(x[part] for x in self._parts), found).clamp_max_(0).exp_()
         found.tril_()
         return found
-
-
-def add_share_of_outputs(dc: Tensor, do: Tensor, o: Tensor, part: slice, scratch: Scratch) -> None:
-    """Add to dc [B, >= T, H], the gradient of sums of log decays, what the outputs of those tokens have in it.
-
-    do, o: [B, T, H, V]. part: of the tokens; it may reach beyond their end.
-    """
-    do, o = do[:, part], o[:, part]
-    share = torch.mul(do, o, out=scratch("part", *o.shape)).sum(-1)
-    dc[:, part.start : part.start + o.shape[1]] += share
 
 
 def each_its_decays(size: int, in_dims: Any, inputs: Any, masks: int | None = None) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from contextlab.ops.blocks import Chunks, Scratch, blocks, folded, inputs_of
-from contextlab.ops.decays import Decays, add_share_of_outputs, each_its_decays
+from contextlab.ops.decays import Decays, each_its_decays
 from contextlab.ops.exported import scalar_decay_chunks
 from contextlab.ops.precision import without_autocast
 
@@ -172,7 +172,7 @@ class _Backward(torch.autograd.Function):
         of_decays: bool,
         of_state: bool,
     ) -> tuple[Tensor | None, ...]:
-        (batch, _, groups, key), (heads, value) = k.shape, v.shape[2:]
+        (batch, length, groups, key), (heads, value) = k.shape, v.shape[2:]
         repeat, rows = heads // groups, batch * groups
         decays = None if c is None else Decays(c, groups, v.dtype, count, batch)
         dq, dk, dv, scratch = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), Scratch(v)
@@ -229,7 +229,9 @@ class _Backward(torch.autograd.Function):
                     dc.unflatten(1, (count, size))[:, first : first + number, -1] += ends
             dv_chunks.write(first, dvs)
             if dc is not None:
-                add_share_of_outputs(dc, do, o, slice(first * size, (first + number) * size), scratch)
+                part = slice(first * size, min((first + number) * size, length))
+                of_part = scratch("part", batch, part.stop - part.start, heads, value)
+                dc[:, part] += torch.mul(do[:, part], o[:, part], out=of_part).sum(-1)
                 share = vs.mul_(dvs).view(lie).sum(-1).permute(1, 0, 3, 2, 4).flatten(3)
                 dc.unflatten(1, (count, size))[:, first : first + number] -= share
             dq_chunks.write(first, dqs.mul_(scale))

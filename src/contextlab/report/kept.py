@@ -16,6 +16,7 @@ from contextlab.policies import Budget
 from contextlab.report.compress import bounds, built, knows_what_follows
 from contextlab.report.kept_cells import Cell, Key, Mean, On, difference, kept, mean_of
 from contextlab.report.naming import ALL_ALIKE, MANY, and_so_on, difference_in_words
+from contextlab.words import listed
 
 WHOLE = 0.97
 """A policy that holds at least this part of the full cache's bytes saves no memory."""
@@ -69,7 +70,7 @@ def not_served(results: pd.DataFrame, policies: Sequence[str] = ()) -> list[str]
         for task, length in tasks:
             at = [b for b in _tried(name, cells, budgets) if (task, length) not in cells.get((name, b), {})]
             if at:
-                missing.append(f"{task} ({length} tokens)" + ("" if at == [OWN] else f" at {_and(at)}"))
+                missing.append(f"{task} ({length} tokens)" + ("" if at == [OWN] else f" at {listed(at)}"))
         if missing:
             found.setdefault("; ".join(missing), []).append(name)
     nothing = [name for name in policies if name not in names] if tasks else []
@@ -251,9 +252,5 @@ def _on(tasks: Sequence[On]) -> str:
     """needle and text at 512 tokens; lengths with each task where they are several."""
     lengths = {length for _, length in tasks}
     if len(lengths) == 1:
-        return f"{_and([name for name, _ in tasks])} at {lengths.pop()} tokens"
-    return _and([f"{name} at {length} tokens" for name, length in tasks])
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+        return f"{listed([name for name, _ in tasks])} at {lengths.pop()} tokens"
+    return listed([f"{name} at {length} tokens" for name, length in tasks])

@@ -12,6 +12,7 @@ from contextlab.evaluation.intervals import Interval
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.words import bytes_in_words as bytes_in_words
 from contextlab.words import count_in_words as count_in_words
+from contextlab.words import listed
 
 TITLES = {
     "squared_error": "squared error",
@@ -114,7 +115,7 @@ def and_so_on(names: Sequence[str]) -> str:
     shown, more = names[:MANY], len(names) - MANY
     if more > 0:
         return f"{', '.join(shown)} and {more} more"
-    return " and ".join((", ".join(shown[:-1]), shown[-1])) if len(shown) > 1 else shown[0]
+    return listed(shown)
 
 
 def axis_title(metric: str) -> str:
