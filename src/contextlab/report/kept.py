@@ -15,7 +15,7 @@ from contextlab.evaluation.compress import FULL, OWN
 from contextlab.policies import Budget
 from contextlab.report.compress import bounds, built, knows_what_follows
 from contextlab.report.kept_cells import Cell, Key, Mean, On, difference, kept, mean_of
-from contextlab.report.naming import ALL_ALIKE, MANY, and_so_on, difference_in_words
+from contextlab.report.naming import ALL_ALIKE, MANY, and_so_on, difference_in_words, percent
 from contextlab.words import listed
 
 WHOLE = 0.97
@@ -120,11 +120,7 @@ def compress_words(results: pd.DataFrame) -> list[str]:
 def _part(mean: Mean) -> str:
     """99.5% ± 0.4%: a part of the full cache's quality, which may be above 100%."""
     half = mean.quality.high - mean.quality.value
-    return f"{mean.quality.value:.1%} " + (f"± {_percent(half)}%" if half > 0 else f"({ALL_ALIKE})")
-
-
-def _percent(half: float) -> str:
-    return f"{100 * half:.1f}" if half >= 0.0005 else "<0.1"
+    return f"{mean.quality.value:.1%} " + (f"± {percent(half)}%" if half > 0 else f"({ALL_ALIKE})")
 
 
 def _sentence(kind: str, budget: str, means: Mapping[Key, Mean], left: Sequence[On], apart: Sequence[str]) -> str:
@@ -233,7 +229,7 @@ def _group(name: str, means: Mapping[str, Mean]) -> str:
 def _cell(mean: Mean) -> str:
     """93.1% ± 2.0."""
     half = mean.quality.high - mean.quality.value
-    return f"{mean.quality.value:.1%} " + (f"± {_percent(half)}" if half > 0 else f"({ALL_ALIKE})")
+    return f"{mean.quality.value:.1%} " + (f"± {percent(half)}" if half > 0 else f"({ALL_ALIKE})")
 
 
 def _tried(name: str, kept: Cells, budgets: Sequence[str]) -> list[str]:

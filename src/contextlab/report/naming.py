@@ -92,9 +92,14 @@ def interval_in_words(told: Interval, metric: str) -> str:
         if low < 0.0005:
             return f"{shown} (≤ {high:.1%})"
         inside = half <= min(value, 1 - value)
-        return f"{shown} ± {half:.1%}" if inside else f"{shown} ({low:.1%} to {high:.1%})"
+        return f"{shown} ± {percent(half)}%" if inside else f"{shown} ({low:.1%} to {high:.1%})"
     digits = min(max(0, 1 - math.floor(math.log10(half))), 12)
     return f"{value:.{digits}f} ± {half:.{digits}f}"
+
+
+def percent(half: float) -> str:
+    """A half-width in per cent: 0.4, or <0.1 where it is narrower than the digits."""
+    return f"{100 * half:.1f}" if half >= 0.0005 else "<0.1"
 
 
 def difference_in_words(told: Interval, metric: str) -> str:
