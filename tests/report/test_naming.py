@@ -17,7 +17,7 @@ from contextlab.report.naming import difference_in_words, interval_in_words
         (Interval(0.125, 0.051, 0.276), "12.5% (5.1% to 27.6%)"),  # ± 15.1% would say less than nothing
         (Interval(0.9, 0.75, 0.95), "90.0% (75.0% to 95.0%)"),
         (Interval(0.03, 0.0, 0.09), "3.0% (≤ 9.0%)"),
-        (Interval(0.9989, 0.9985, 0.9993), "99.9% ± <0.1%"),  # whose ends round to two figures
+        (Interval(0.9988, 0.9984, 0.9992), "99.9% ± <0.1%"),  # whose ends round to two figures
         (Interval(0.998, 0.9974, 0.9986), "99.8% ± 0.1%"),
     ],
 )
