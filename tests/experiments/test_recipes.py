@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import pytest
 
@@ -196,6 +197,39 @@ def test_the_quick_comparison_of_mixers_tries_four_rates_and_three_seeds_for_fou
     whole = load_recipe("mixers-on-recall-quick", ["early=false"])
     assert whole.halving_of("gla") is None
     assert len(whole.trainings()) == 12 * len(spec.models)
+
+
+SUITES = (
+    "arithmetic",
+    "boolean",
+    "garg",
+    "lra-text",
+    "mad",
+    "mambaformer",
+    "multitask",
+    "regbench",
+    "ruler",
+    "zoology",
+)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_the_quick_form_of_a_suite_tries_three_rates_from_three_seeds(name):
+    spec = load_recipe(f"{name}-quick")
+    assert spec.seeds == (0, 1, 2)
+    groups = {}
+    for each in spec.trainings():
+        groups.setdefault((each.task_name, each.model_name), []).append(each)
+    for (_, model), trainings in groups.items():
+        halving = spec.halving_of(model)
+        assert halving.seeds is None  # all of them decide
+        assert halving.sizes(3) == [3, 1]
+        lowest = min(each.train.learning_rate for each in trainings)
+        rates = Counter(round(each.train.learning_rate / lowest, 6) for each in trainings)
+        assert rates == {1: 3, 2: 3, 4: 3}
+        ratios = [each.train.matrix_learning_rate / each.train.learning_rate for each in trainings]
+        assert ratios == pytest.approx([ratios[0]] * 9, rel=1e-5)
+    assert len(load_recipe(f"{name}-quick", ["early=false"]).trainings()) == len(spec.trainings())
 
 
 def test_an_impossible_curriculum_is_refused_before_anything_is_trained() -> None:
