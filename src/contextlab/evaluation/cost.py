@@ -17,6 +17,7 @@ import pandas as pd
 import psutil
 import torch
 
+from contextlab.allocator import give_back
 from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation.results import table
 from contextlab.models import HuggingFaceModel, HuggingFaceSpec, Model, ModelSpec, build_model
@@ -207,6 +208,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
             return
+        give_back()
         # Linux can forget the process' earlier peak; elsewhere the loading of the model may hide a small one.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")

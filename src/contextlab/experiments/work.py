@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from contextlab.allocator import keep_freed_memory
 from contextlab.errors import ContextlabError, InputError, first_line
 from contextlab.evaluation import Measured, measure, measure_learners, static_cost, write_results
 from contextlab.evaluation.compress import compress
@@ -49,6 +50,7 @@ def do_job(
 
     Returns its status: "finished", "diverged", "failed", or of a trial "paused".
     """
+    keep_freed_memory()
     make_folder(folder.job_record(job).parent)
     # A worker of a run that was killed may still be saving: it ends within a step, so wait for it.
     with locked(folder.lock(job)):

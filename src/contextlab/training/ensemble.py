@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contextlab.allocator import keep_freed_memory
 from contextlab.errors import InputError
 from contextlab.models.stacked import reasons_apart
 from contextlab.prompt import Prompt, Task
@@ -123,6 +124,8 @@ def _prepared(
     team = workers(device, members[0].model)
     if team.count > 1:
         raise InputError("train_together: one process trains all; start it without torchrun, or use train")
+    if team.device.type == "cpu":
+        keep_freed_memory()
     curricula: dict[Any, Turns] = {}
     known: dict[Task, Task] = {}
     prepared = []

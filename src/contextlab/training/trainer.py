@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from contextlab.allocator import keep_freed_memory
 from contextlab.errors import InputError
 from contextlab.progress import Steps as Progress
 from contextlab.progress import shown
@@ -88,6 +89,7 @@ def train(
         set_goal(run, given, spec, examples)
         if team.device.type == "cpu":
             warn_of_spinning(torch.get_num_threads())
+            keep_freed_memory()
         with shown(progress if team.first else False) as tell:
             _loop(run, tasks, examples, spec, pause, tell)
     return run.result()
