@@ -1,7 +1,7 @@
 """Renew docs/suites.md and its figures from runs of the suites: `python docs/suite_figures.py RUN [RUN ...]`.
 
-Each run is a folder that `contextlab run SUITE --quick` left. Of each: the table of tasks by models, the figure, and the
-learning rates that were chosen.
+Each run is a folder that `contextlab run SUITE --quick` left. Of each: the table of tasks by models, the figure, and
+the learning rates that were chosen.
 
 Needs the extra `image` and a Chromium or Chrome.
 """
