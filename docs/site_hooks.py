@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "build" / "gallery"
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 PARTS = (
-    *("mixers", "ops", "models", "policies", "tasks", "learners", "training", "evaluation", "experiments", "report"),
-    *("testing", "state", "prompt", "registry", "spec", "errors", "plugins", "tokenizer"),
+    *("mixers", "ops", "models", "policies", "tasks", "learners", "training", "evaluation", "convert", "experiments"),
+    *("report", "testing", "state", "prompt", "registry", "spec", "errors", "plugins", "tokenizer"),
 )
 PACKAGES = ["contextlab", *(f"contextlab.{name}" for name in PARTS)]
 REPORT = re.compile(r"<!-- report: ([\w-]+) from (\S+) -->")

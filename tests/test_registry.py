@@ -92,7 +92,10 @@ def test_an_unknown_kind_is_refused_with_the_nearest():
         registry.register("mixr", "example_for_tests")
 
 
-@pytest.mark.parametrize(("kind", "base"), [("mixer", "Mixer"), ("task", "Task"), ("policy", r"policies\.Policy")])
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [("mixer", "Mixer"), ("task", "Task"), ("policy", r"policies\.Policy"), ("conversion", r"convert\.Conversion")],
+)
 def test_what_is_no_class_of_its_kind_is_refused(kind, base):
     with pytest.raises(
         InputError, match=rf"{kind} 'mine': expected a class derived from contextlab\.{base}, got <func"

@@ -22,6 +22,7 @@ _HOMES = {
     "build_task": "tasks",
     "build_learner": "learners",
     "build_policy": "policies",
+    "build_conversion": "convert",
     "load_model": "models",
     "save_model": "models",
     "train": "training",
@@ -56,6 +57,7 @@ __all__ = [*_HOMES, "__version__"]
 if TYPE_CHECKING:
     from contextlab import cli as cli
     from contextlab import compat as compat
+    from contextlab import convert as convert
     from contextlab import errors as errors
     from contextlab import evaluation as evaluation
     from contextlab import experiments as experiments
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from contextlab import tokenizer as tokenizer
     from contextlab import training as training
     from contextlab import words as words
+    from contextlab.convert import build_conversion as build_conversion
     from contextlab.errors import ContextlabError as ContextlabError
     from contextlab.errors import InputError as InputError
     from contextlab.evaluation import EvaluateSpec as EvaluateSpec

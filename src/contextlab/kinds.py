@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy", "figure"]
+Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy", "conversion", "figure"]
 
 Page = Literal["task", "overview", "cost", "compress"]
 
@@ -23,17 +23,19 @@ KINDS: dict[str, str] = {
     "task": "tasks",
     "learner": "learners",
     "policy": "policies",
+    "conversion": "conversions",
     "figure": "figures",
 }
 """Each kind and its plural, in the order in which they are listed."""
 
-ROOMS: dict[str, str] = {"mlp": "models", "figure": "report"}
+ROOMS: dict[str, str] = {"mlp": "models", "conversion": "convert", "figure": "report"}
 """The room, a subpackage of contextlab, that registers our components of a kind, where it is not the plural."""
 
 MARKS: dict[str, tuple[str, str]] = {
     "mixer": ("parallel_form", "contextlab.Mixer"),
     "task": ("presets", "contextlab.Task"),
     "policy": ("bounds", "contextlab.policies.Policy"),
+    "conversion": ("nothing", "contextlab.convert.Conversion"),
 }
 """An attribute that every class of a kind has from its base, and that base: what else is registered is refused."""
 

@@ -21,7 +21,7 @@ from contextlab.experiments.recipes import recipe_files
 from tests.experiments.test_run import one, tiny
 
 
-@pytest.mark.parametrize("kind", ["mixers", "mlps", "models", "tasks", "learners", "figures", "recipes"])
+@pytest.mark.parametrize("kind", ["mixers", "mlps", "models", "tasks", "learners", "conversions", "figures", "recipes"])
 def test_everything_listed_can_be_shown(call, kind):
     code, out, _ = call("list", kind, "--json")
     rows = json.loads(out)
@@ -176,7 +176,7 @@ def test_components_are_listed_family_by_family(call):
     assert "gated_delta_net" in found
     assert "attention" not in found
     assert [row["name"] for row in json.loads(call("list", "recipes", "--search", "byte-level", "--json")[1])]
-    for kind in ("tasks", "policies", "figures"):  # a summary in each list, whole, however narrow
+    for kind in ("tasks", "policies", "conversions", "figures"):  # a summary in each list, whole, however narrow
         told = json.loads(call("list", kind, "--json")[1])
         shown = set(call("list", kind)[1].split())
         assert all(set(row["summary"].split()) <= shown for row in told)

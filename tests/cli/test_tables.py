@@ -105,7 +105,7 @@ def test_each_name_and_number_is_found_whole(command, width, printed, capsys, mo
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(("list", kind) for kind in ("mixers", "policies", "tasks", "learners", "recipes")),
+        *(("list", kind) for kind in ("mixers", "policies", "conversions", "tasks", "learners", "recipes")),
         *(("show", "policy", "snapkv"), ("show", "task", "linear_regression"), ("doctor",)),
     ],
     ids=" ".join,

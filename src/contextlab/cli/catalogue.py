@@ -24,6 +24,7 @@ LEGENDS = {
     "operations for T tokens at once, and how they are done. token: time of one more after T.",
     "policy": "needs: what it must have besides the keys and values: queries, training, a second reading of the "
     "prompt, or what follows it, which no one has who serves a model.",
+    "conversion": "needs: calibration, prompts or text that the model is read on; training; or other models.",
 }
 
 
@@ -91,6 +92,9 @@ def facts_of(entry: Entry) -> dict[str, Any]:
     facts = {"family": entry.family or "other"}
     if entry.kind == "mixer":
         return {**facts, **_mixer_facts(entry)}
+    if entry.kind == "conversion":
+        needs: frozenset[str] = entry.factory.needs  # type: ignore[attr-defined]
+        return {**facts, "needs": ", ".join(sorted(needs)) or "nothing"}
     return {**facts, "needs": _needs(entry)} if entry.kind == "policy" else facts
 
 
@@ -180,7 +184,7 @@ def _cells(kind: str, row: dict[str, Any]) -> dict[str, str | Text]:
     if kind == "recipe":
         return {**cells, "what it is": _first_sentence(row["summary"])}
     cells = {"family": row["family"], **cells, "what it is": row["summary"]}
-    if kind == "policy":
+    if kind in ("policy", "conversion"):
         cells["needs"] = row["needs"]
     if kind == "mixer":
         size = row["state_bytes"]

@@ -8,15 +8,16 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from contextlab.cli.shared import PluginOption, console, load_components
+from contextlab.cli.shared import PARTS, PluginOption, console, load_components
 from contextlab.cli.tables import print_table
+from contextlab.kinds import KINDS
 
 if TYPE_CHECKING:
     from contextlab.testing import Held
 
 
 def check(
-    kind: Annotated[str, typer.Argument(help="mixer, mlp, model, task, learner or policy.")],
+    kind: Annotated[str, typer.Argument(help="mixer, mlp, model, task, learner, policy or conversion.")],
     name: Annotated[str, typer.Argument(help="As `contextlab list` prints it.")],
     examples: Annotated[
         int, typer.Option(min=1, max=100_000, help="Cases to try for each law that has them; the same each time.")
@@ -33,11 +34,11 @@ def check(
 
       contextlab check task my_task --plugin my_task.py
     """
-    load_components(plugin)
+    kind = kind.removesuffix("s") if kind not in ("policies",) else "policy"
+    load_components(plugin, PARTS if kind in PARTS or kind not in KINDS else (*PARTS, kind))
     from contextlab.testing import check as hold
     from contextlab.testing import components
 
-    kind = kind.removesuffix("s") if kind not in ("policies",) else "policy"
     found: list[Held] = []
     cases = len(components(kind, name))
     with console.status("") as status:

@@ -16,10 +16,11 @@ from contextlab.cli.report import report
 from contextlab.cli.run import evaluate, run
 from contextlab.cli.shared import app
 from contextlab.cli.show import show
+from contextlab.cli.shrink import shrink
 from contextlab.cli.sweep import sweep
 
 for command in (
-    run, sweep, list_, show, learners, similarity, evaluate, report, cost, compress, check, doctor, schema
+    run, sweep, list_, show, learners, similarity, evaluate, report, cost, compress, shrink, check, doctor, schema
 ):  # fmt: skip
     # Escaped: in a docstring [train] is a value, where rich sees a style and leaves it out.
     app.command(command.__name__.rstrip("_"), help=escape(inspect.getdoc(command) or ""))(command)

@@ -54,7 +54,8 @@ def _options(
 
 
 PARTS: tuple[str, ...] = ("mixer", "mlp", "model", "task", "learner", "policy")
-"""What experiments are made of: all kinds but the report's figures, which wait for pandas and Plotly."""
+"""What experiments are made of: all kinds but conversions and the report's figures, which wait for
+pandas and Plotly."""
 
 
 def load_components(plugins: list[str] | None, kinds: Iterable[str] = PARTS) -> None:

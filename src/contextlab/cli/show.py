@@ -102,6 +102,8 @@ def _sentences(entry: Entry) -> Iterator[str]:
         yield f"Drawn on: {PAGES[entry.page]}."
     elif entry.kind == "policy":
         yield f"Needs besides keys and values: {facts['needs']}."
+    elif entry.kind == "conversion":
+        yield f"Needs besides the model: {facts['needs']}."
     elif facts.get("state_bytes"):
         yield (
             f"State: {bytes_in_words(facts['state_bytes'])} after 4096 tokens at width 64, {facts['state_growth']}. "
@@ -166,7 +168,16 @@ def _example(entry: Any) -> str:
             f'policy = contextlab.build_policy("{entry.name}"{budget}{options})\n'
             "with policy.attach(model):\n    written = model.generate(prompt, 100)"
         )
+    if entry.kind == "conversion":
+        return _conversion_example(entry, case)
     return f'contextlab.build_{entry.kind}("{entry.name}"{options})'
+
+
+def _conversion_example(entry: Any, case: dict[str, Any]) -> str:
+    """A command."""
+    options = ",".join(f"{key}={value}" for key, value in case.items())
+    data = " --data notes.txt" if "calibration" in entry.factory.needs else ""
+    return f"contextlab shrink runs/mine --method '{entry.name}{':' * bool(options)}{options}'{data} --out small"
 
 
 def _builds(entry: Any, options: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The laws of contextlab's contracts, for anyone's mixer, MLP, model, task, learner, policy.
+"""The laws of contextlab's contracts, for anyone's mixer, MLP, model, task, learner, policy, conversion.
 
 In a shell, `contextlab check mixer my_mixer --plugin my.py` holds a component to every law of its kind. In pytest:
 

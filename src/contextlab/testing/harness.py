@@ -11,6 +11,7 @@ from contextlab import registry
 from contextlab.errors import InputError, unknown
 from contextlab.testing import (  # noqa: F401  (importing them makes their laws known)
     adapters,
+    conversions,
     learners,
     mixer_numbers,
     mixers,
@@ -30,11 +31,12 @@ CASES: dict[str, Callable[[registry.Entry], Iterator[Component]]] = {
     "task": tasks.cases,
     "learner": learners.cases,
     "policy": policies.cases,
+    "conversion": conversions.cases,
 }
 
 
 def laws(kind: str) -> list[Law]:
-    """The laws of a kind: "mixer", "mlp", "model", "task", "learner" or "policy"."""
+    """The laws of a kind: "mixer", "mlp", "model", "task", "learner", "policy" or "conversion"."""
     if kind not in CASES:
         raise InputError(unknown("kind of component", kind, CASES))
     return known_laws(kind)
@@ -51,7 +53,7 @@ def components(kind: str, *names: str) -> list[Component]:
 def parametrize_with_laws(kind: str, *names: str, leave_out: Collection[str] = ()) -> Any:
     """Decorator of a pytest function with an argument `law`: one test for each law and option case.
 
-    kind: "mixer", "mlp", "model", "task", "learner" or "policy". names: registered names; none for all.
+    kind: "mixer", "mlp", "model", "task", "learner", "policy" or "conversion". names: registered names; none for all.
     leave_out: names of laws.
 
     ```python

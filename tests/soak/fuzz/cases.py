@@ -356,7 +356,7 @@ class Generator:
 
     def listing(self) -> Case:
         kind = self.random.choice(
-            ["mixers", "mlps", "models", "tasks", "learners", "policies", "recipes", "mixer", "x", ""]
+            ["mixers", "mlps", "models", "tasks", "learners", "policies", "conversions", "recipes", "mixer", "x", ""]
         )
         command = self.random.choice(["list", "show", "schema"])
         if command == "list":

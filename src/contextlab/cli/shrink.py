@@ -1,0 +1,112 @@
+"""`contextlab shrink`: a trained model in fewer bytes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from contextlab.cli.shared import PARTS, PluginOption, console, load_components
+from contextlab.cli.tables import print_table
+from contextlab.memory import LARGEST_WHOLE
+from contextlab.words import bytes_in_words, counted
+
+if TYPE_CHECKING:
+    from contextlab.convert.base import Change
+    from contextlab.convert.shrink import Shrunk
+
+
+def shrink(
+    model: Annotated[
+        str, typer.Argument(help="A saved model, a run with one trained model, a training, a checkpoint.")
+    ],
+    method: Annotated[
+        list[str],
+        typer.Option(
+            "--method", metavar="NAME[:KEY=VALUE,...]", help="What to do; several are done one after the other."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the new model and shrink.json; it must not be there yet.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="FILE|TASK[:KEY=VALUE,...]",
+            help="Text or a task to calibrate, heal and measure on; may be given many times.",
+        ),
+    ] = None,
+    heal: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Steps of training afterwards.")] = 0,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Learning rate of the healing.", show_default="0.0003")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, max=LARGEST_WHOLE, help="Of each task, to calibrate on.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Of prompts and of what methods draw.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    plugin: PluginOption = None,
+) -> None:
+    """Make a trained model smaller, and say what was done to each layer and what it cost.
+
+    Examples:
+
+      contextlab shrink runs/mine --method magnitude:share=0.5 --out small
+
+      contextlab shrink runs/byte-lm --method magnitude:pattern=2:4 --data notes.txt --heal 200 --out small
+    """
+    load_components(plugin, (*PARTS, "conversion"))
+    from contextlab.convert.shrink import require_free
+    from contextlab.convert.shrink import shrink as convert
+    from contextlab.experiments import find_model
+    from contextlab.training.distributed import resolve
+
+    require_free(out)
+    loaded: Any = find_model(model, resolve(device))[1]
+    training = {"steps": heal} | ({} if rate is None else {"learning_rate": rate})
+    found = convert(loaded, method, data, heal=training if heal else 0, prompts=prompts, seed=seed, progress=None)
+    found.save(out, source=model, seed=seed)
+    show(found)
+    console.print(f"Model and record: {out}", soft_wrap=True)
+
+
+def show(found: Shrunk) -> None:
+    """A table a method, then sizes, losses and healing in a line each."""
+    for step in found.steps:
+        title = step.method + "".join(f" {key}={value}" for key, value in step.options.items())
+        print_table(title, _rows(step.lines), prose=["what was done"])
+    share = found.bytes_after / max(1, found.bytes_before)
+    console.print(f"weights: {bytes_in_words(found.bytes_before)} -> {bytes_in_words(found.bytes_after)} ({share:.1%})")
+    if found.losses:
+        told = ", ".join(f"{when} {loss:.4g}" for when, loss in found.losses.items())
+        console.print(f"loss on {escape(found.data)}: {told}", soft_wrap=True)
+    if found.healed is not None:
+        healed = found.healed
+        console.print(f"healing: {counted(healed.steps, 'step')}, {healed.seconds:.3g} s, {healed.status}")
+
+
+def _rows(lines: list[Change]) -> list[dict[str, str]]:
+    """Like layers of all blocks in one row; shrink.json has each."""
+    alike: dict[tuple[str, str, str], list[Change]] = {}
+    for line in lines:
+        place = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", line.layer)
+        alike.setdefault((place, line.did, line.of), []).append(line)
+    rows = []
+    for (place, did, of), found in alike.items():
+        errors = [f"{line.error:.3g}" for line in (min(found, key=_error), max(found, key=_error))]
+        rows.append(
+            {
+                "layer": place if len(found) > 1 else found[0].layer,
+                "layers": str(len(found)),
+                "what was done": did,
+                "error": " to ".join(dict.fromkeys(errors)),
+                "of": of,
+                "before": bytes_in_words(sum(line.bytes_before for line in found)),
+                "after": bytes_in_words(sum(line.bytes_after for line in found)),
+            }
+        )
+    return rows
+
+
+def _error(line: Change) -> float:
+    return line.error

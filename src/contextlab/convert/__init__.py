@@ -1,0 +1,27 @@
+"""Conversions: ways from a trained model to a cheaper one, each by name, and what they are calibrated on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from contextlab import registry
+from contextlab.convert.base import Change, Conversion, Converted
+from contextlab.convert.calibration import Calibration
+from contextlab.convert.shrink import Shrunk, shrink
+from contextlab.convert.sparse.magnitude import Magnitude
+from contextlab.lazy import modules_on_demand
+
+if not TYPE_CHECKING:  # else mypy would take any name
+    __getattr__ = modules_on_demand(__name__, __path__)
+
+__all__ = ["Calibration", "Change", "Conversion", "Converted", "Magnitude", "Shrunk", "build_conversion", "shrink"]
+
+
+def build_conversion(name: str, **options: Any) -> Conversion:
+    """A registered conversion; called with a model (and, where it needs them, `Calibration` data) it converts it.
+
+    name: as `contextlab list conversions` prints it. options: the conversion's own.
+    Raises InputError on unknown, ill-typed or impossible names and options, with the nearest valid choice.
+    """
+    conversion: Conversion = registry.lookup("conversion", name).build(**options)
+    return conversion

@@ -1,0 +1,73 @@
+"""Methods and data as they are written on the command line: `svd:rank=8`, `language_modelling:corpus=notes.txt`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from contextlab import registry
+from contextlab.convert.base import Conversion
+from contextlab.errors import InputError, unknown
+from contextlab.files import present
+from contextlab.policies.core.parse import parse_options
+from contextlab.prompt import Task
+
+LENGTH = 256
+"""Tokens in a prompt of text, where the model reads so many."""
+
+
+def read_method(text: str | Conversion, **options: Any) -> Conversion:
+    """The conversion that a text describes: "NAME" or "NAME:option=value,...". options: further ones.
+
+    Raises InputError with the nearest name, or on impossible options.
+    """
+    if isinstance(text, Conversion):
+        if options:
+            raise InputError(
+                f"{text.name}: is made already; give its options where it is made, not {', '.join(options)}"
+            )
+        return text
+    # YAML reads 2:4 as 124, a number of base 60.
+    name, own = parse_options(re.sub(r"=\s*(\d+:\d+)(?=\s*(?:,|$))", r"='\1'", text), "method")
+    if name not in registry.names("conversion"):
+        raise InputError(unknown("method", name, registry.names("conversion")))
+    made: Conversion = registry.lookup("conversion", name).build(**{**own, **options})
+    return made
+
+
+def read_data(text: str | Task, model: Any) -> Task:
+    """The task that a text names: a file or folder of text, or "TASK:option=value,...", for a model of ours.
+
+    Raises InputError where it is neither, or does not fit the model.
+    """
+    task = text if isinstance(text, Task) else _read_data(text, model.spec.max_length)
+    from contextlab.training.trainer import check_sizes
+
+    try:
+        check_sizes(model, task)
+    except InputError as error:
+        raise InputError(f"data {text if isinstance(text, str) else type(task).__name__}: {error}") from None
+    return task
+
+
+def _read_data(text: str, longest: int | None) -> Task:
+    if present(Path(text)):
+        options: dict[str, Any] = {"corpus": text, "length": min(LENGTH, longest or LENGTH)}
+        name = "language_modelling"
+    else:
+        name, options = parse_options(text, "data")
+        if name not in registry.names("task"):
+            raise InputError(
+                f"data: there is no file {text[:80]!r}, and {unknown('task', name, registry.names('task'))}"
+            )
+    task: Task = registry.lookup("task", name).build(**options)
+    return task
+
+
+def as_list(given: Any) -> list[Any]:
+    """One thing, several or None, as a list."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]

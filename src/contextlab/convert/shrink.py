@@ -1,0 +1,181 @@
+"""`shrink`: one conversion after another, healing, and the record of what was done and lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contextlab.convert.base import Change, Conversion, weight_nbytes
+from contextlab.convert.calibration import Calibration
+from contextlab.convert.heal import heal_model, heal_spec
+from contextlab.convert.methods import as_list, read_data, read_method
+from contextlab.errors import InputError
+from contextlab.files import atomic_folder, present, short, write_record
+from contextlab.models import Model, save_model
+from contextlab.models.io import require_own
+from contextlab.progress import Steps as Progress
+from contextlab.prompt import Task
+from contextlab.registry import lookup
+from contextlab.training import TrainSpec
+
+RECORD = "shrink.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method: its name and options, what it did to which layer, bytes of all weights before and after, seconds."""
+
+    method: str
+    options: dict[str, Any]
+    lines: list[Change]
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Healed:
+    """The training after the methods: its steps, seconds, last recorded loss, and how it ended."""
+
+    steps: int
+    seconds: float
+    loss: float
+    status: str
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A converted model, and what was done and lost.
+
+    model: in evaluation mode. steps: the methods in order. losses: on the data, where there are any: "before",
+        "converted" and, after healing, "healed". data: what was read. healed: the training after the methods.
+    """
+
+    model: Model
+    steps: list[Step]
+    losses: dict[str, float] = field(default_factory=dict)
+    data: str = ""
+    healed: Healed | None = None
+
+    @property
+    def lines(self) -> list[Change]:
+        """What was done, of all methods."""
+        return [line for step in self.steps for line in step.lines]
+
+    @property
+    def bytes_before(self) -> int:
+        return self.steps[0].bytes_before
+
+    @property
+    def bytes_after(self) -> int:
+        return self.steps[-1].bytes_after
+
+    def record(self) -> dict[str, Any]:
+        """All but the model, as plain data."""
+        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model"}
+        plain = {**told, "steps": [dataclasses.asdict(step) for step in self.steps]}
+        plain["healed"] = None if self.healed is None else dataclasses.asdict(self.healed)
+        return {**plain, "bytes_before": self.bytes_before, "bytes_after": self.bytes_after}
+
+    def save(self, folder: str | Path, **more: Any) -> Path:
+        """Write the model and the record into a folder that is not there yet. more: further keys of the record."""
+        path = Path(folder)
+        with atomic_folder(path) as temporary:
+            save_model(self.model, temporary)
+            write_record(temporary / RECORD, {**more, **self.record()})
+        return path
+
+
+def shrink(
+    model: Model,
+    method: str | Conversion | Sequence[str | Conversion],
+    data: Calibration | Task | str | Sequence[Task | str] | None = None,
+    *,
+    heal: int | Mapping[str, Any] | TrainSpec = 0,
+    prompts: int = 64,
+    seed: int = 0,
+    progress: Progress | bool | None = False,
+    **options: Any,
+) -> Shrunk:
+    """Convert a model by one method or several in a row, and heal what comes out.
+
+    model: a `Model`; it is left as it is.
+    method: a conversion, or its name with options, "svd:rank=8"; of several each takes what the one before it made.
+    data: tasks, or files or folders of text, that the model is calibrated, healed and measured on; or a `Calibration`,
+        which cannot heal.
+    heal: steps of training afterwards, or keys of a TrainSpec (see `heal_spec`). Zeros of sparse methods stay zero.
+    prompts: of each task, to calibrate on.
+    seed: of the prompts and of what methods draw.
+    progress: of the healing, as `train` takes it.
+    options: of the method, where it is one and given by name.
+
+    Raises InputError on unknown methods and options, data that are missing or do not fit, and what cannot be done.
+    """
+    require_own(model, "shrink")
+    given = as_list(method)
+    if not given:
+        raise InputError("shrink: expected a method such as 'magnitude', got none")
+    if options and len(given) > 1:
+        raise InputError(f"shrink: options {', '.join(options)} are of which method? write them as 'NAME:option=value'")
+    methods = [read_method(each, **options) for each in given]
+    tasks = [] if isinstance(data, Calibration) else [read_data(each, model) for each in as_list(data)]
+    training = heal_spec(heal) if heal else None
+    if training is not None and not tasks:
+        raise InputError("heal: on what? give data, a task or text (--data TASK or FILE)")
+    device = next(model.parameters()).device
+    read = Calibration.of_task(tasks, prompts, seed=seed, device=device) if tasks else data
+    assert read is None or isinstance(read, Calibration)
+    _check(methods, model, read)
+    losses = {} if read is None else {"before": read.loss(model)}
+    generator = torch.Generator().manual_seed(seed)
+    made, steps = model, []
+    for each in methods:
+        began, before = time.perf_counter(), weight_nbytes(made)
+        converted = each(made, read, generator)
+        made = converted.model
+        seconds = time.perf_counter() - began
+        steps.append(Step(each.name, each.options, converted.lines, before, weight_nbytes(made), seconds))
+    if read is not None:
+        losses["converted"] = read.loss(made)
+    healed = None
+    if training is not None:
+        sparse = any(_family(each) == "sparse" for each in methods)
+        result = heal_model(made, tasks, training, keep_zeros=sparse, seed=seed, progress=progress)
+        last = float(result.history["loss"].iloc[-1]) if len(result.history) else float("nan")
+        healed = Healed(result.step, result.seconds, last, result.status)
+        assert read is not None
+        losses["healed"] = read.loss(made)
+    return Shrunk(made, steps, losses, "" if read is None else read.name, healed)
+
+
+def require_free(folder: str | Path) -> None:
+    """Raises InputError where a folder that is to be written is there already: before minutes of work."""
+    if present(Path(folder)):
+        raise InputError(f"{short(folder)}: is there already; remove it or choose another name")
+
+
+def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None) -> None:
+    """Refuse at once what a later method would refuse after the work of those before it."""
+    spec = model.spec
+    for each in methods:
+        if "models" in each.needs:
+            raise InputError(f"{each.name}: needs other models; use `contextlab merge` or `contextlab.convert.merge`")
+        if "calibration" in each.needs and data is None:
+            raise InputError(f"{each.name}: needs data to calibrate on; give a task or text (--data TASK or FILE)")
+        spec = each.plan(spec)
+    if data is not None:
+        data.check(model)
+
+
+def _family(method: Conversion) -> str:
+    """The family that a conversion is registered with; "" where it is not."""
+    try:
+        return lookup("conversion", method.name).family
+    except InputError:
+        return ""

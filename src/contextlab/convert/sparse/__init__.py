@@ -1,0 +1,1 @@
+"""Conversions that set weights to zero."""

@@ -1,0 +1,107 @@
+"""What sparse conversions share: which layers, how many weights, the pattern, and how errors are told."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from contextlab.convert.base import Change, Conversion, Converted, copied, relative_error
+from contextlab.convert.calibration import Calibration
+from contextlab.convert.layers import chosen_layers, planned_layers
+from contextlab.convert.sparse.masks import Scope, largest, n_of_m, read_pattern
+from contextlab.errors import InputError
+from contextlab.models import Model, ModelSpec
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+HALF = 0.5
+
+
+@dataclass(frozen=True)
+class Sparse(Conversion):
+    """Base of conversions that set weights of linear layers to zero; the model's spec stays.
+
+    share: of the weights that become zero; default 0.5, or what the pattern says.
+    pattern: n:m, such as 2:4: n of each m neighbours in a row stay. Layers whose inputs are no multiple of m are left
+        dense, and the lines say so.
+    layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
+    """
+
+    nothing: ClassVar[Mapping[str, Any] | None] = {"share": 0.0}
+    share: Share | None = None
+    pattern: str | None = None
+    layers: str = "*"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pattern is not None:
+            n, m = read_pattern(self.pattern)
+            if self.share is not None:
+                raise InputError(f"share: pattern {self.pattern} says it already, {1 - n / m:.3g}; give one of the two")
+
+    def plan(self, spec: ModelSpec) -> ModelSpec:
+        """The same spec. Raises InputError where no layer is meant, or the pattern fits none."""
+        found = planned_layers(spec, self.layers)
+        if found and not any(self._fits(layer) for layer in found.values()):
+            sizes = sorted({layer.in_features for layer in found.values()})
+            raise InputError(f"pattern {self.pattern}: divides the inputs of no layer ({', '.join(map(str, sizes))})")
+        return spec
+
+    @torch.no_grad()
+    def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:
+        """See `Conversion.apply`: layer by layer, each by what the layers before it, thinned, give it."""
+        made = copied(model)
+        found = chosen_layers(made, self.layers)
+        lines = []
+        for names in by_block(found):
+            moments = {} if data is None else data.inputs_of(made, names)
+            for name in names:
+                layer, before = found[name], found[name].weight.clone()
+                if self._fits(layer):
+                    layer.weight.copy_(self.thinned(before, moments.get(name)))
+                    did = f"{float((layer.weight == 0).float().mean()):.3g} of the weights are zero"
+                else:
+                    did = f"left dense: {layer.in_features} inputs are no multiple of {self._pattern[1]}"
+                error, of = relative_error(before, layer.weight, moments.get(name))
+                size = before.nbytes + (0 if layer.bias is None else layer.bias.nbytes)
+                lines.append(Change(name, did, error, of, size, size))
+        return Converted(made, lines)
+
+    def thinned(self, weight: Tensor, moment: Tensor | None) -> Tensor:
+        """The layer's new weight, [O, I] as the old one. moment: [I, I], X^T X of its inputs, where there are data."""
+        return weight * self.stays(self.scores(weight, moment))
+
+    @abstractmethod
+    def scores(self, weight: Tensor, moment: Tensor | None) -> Tensor:
+        """What each weight is worth, [O, I] as the weight; moment: [I, I] as for `thinned`."""
+
+    def stays(self, scores: Tensor) -> Tensor:
+        """True where a weight stays. scores: [O, I], which the answer has the shape of."""
+        if self.pattern is not None:
+            return n_of_m(scores, *self._pattern)
+        return largest(scores, HALF if self.share is None else self.share, self._scope)
+
+    @property
+    def _scope(self) -> Scope:
+        """What the share is of: each row (an output's weights), or the layer."""
+        return "row"
+
+    @property
+    def _pattern(self) -> tuple[int, int]:
+        return (1, 1) if self.pattern is None else read_pattern(self.pattern)
+
+    def _fits(self, layer: nn.Linear) -> bool:
+        return layer.in_features % self._pattern[1] == 0
+
+
+def by_block(names: dict[str, nn.Linear]) -> list[list[str]]:
+    """The names in order, those of one block together: one pass over the data serves a block."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    return list(blocks.values())
