@@ -39,6 +39,11 @@ SSM = {**IDS, **STEPS, "vocab_size": 37, "hidden_size": 24, "num_hidden_layers":
 IMPORTED: dict[str, dict[str, Any]] = {
     "llama": {**ATTENTION, "attention_bias": True, "tie_word_embeddings": True, "pretraining_tp": 2},
     "mistral": {**ATTENTION, "sliding_window": 5, "tie_word_embeddings": True},
+    "qwen2": {
+        **{key: value for key, value in ATTENTION.items() if key != "head_dim"},
+        "tie_word_embeddings": True, "sliding_window": 3, "max_window_layers": 1,
+    },
+    "gemma": {**ATTENTION, "attention_bias": True, "tie_word_embeddings": False},
     "qwen3": {
         **ATTENTION, "attention_bias": True, "tie_word_embeddings": True, "sliding_window": 3, "max_window_layers": 1,
     },
@@ -56,6 +61,11 @@ IMPORTED: dict[str, dict[str, Any]] = {
 REFUSED: dict[str, dict[str, Any]] = {
     "llama": {"hidden_act": "gelu", "mlp_bias": True},
     "mistral": {"hidden_act": "gelu"},
+    "gemma": {"hidden_act": "silu", "use_bidirectional_attention": True},
+    "qwen2": {
+        "hidden_act": "gelu", "use_sliding_window": True,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
     "qwen3": {
         "hidden_act": "gelu", "use_sliding_window": True,
         "layer_types": ["full_attention", "sliding_attention", "full_attention"],
@@ -104,7 +114,10 @@ def test_the_table_knows_every_key(kind: str) -> None:
     ("kind", "changes"),
     [
         *(pytest.param(kind, {}, id=kind) for kind in IMPORTED),
-        *(pytest.param(kind, {"tie_word_embeddings": kind == "mamba"}, id=f"{kind}-untied") for kind in IMPORTED),
+        *(
+            pytest.param(kind, {"tie_word_embeddings": not IMPORTED[kind]["tie_word_embeddings"]}, id=f"{kind}-untied")
+            for kind in IMPORTED
+        ),
         pytest.param("mistral", {"sliding_window": None}, id="mistral-without-a-window"),
         *(pytest.param("llama", rope, id=name) for name, rope in ROPES.items()),
     ],
@@ -112,7 +125,13 @@ def test_the_table_knows_every_key(kind: str) -> None:
 def test_the_function_is_the_same(kind: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = both(kind, **changes)
     tokens = torch.randint(6, 37, (2, 23), generator=torch.Generator().manual_seed(0))
-    if kind in ("llama", "mistral", "qwen3"):  # frequencies in float32 show beyond 1e-8: see the test of them
+    if kind in (
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+    ):  # frequencies in float32 show beyond 1e-8: see the test of them
         mixer, rotary = ours.blocks[0].mixer, theirs.model.rotary_emb
         exact, sharpen = rope_frequencies(mixer.rotary, mixer.rope_base, mixer.rope_scaling)
         torch.testing.assert_close(rotary.inv_freq.double(), exact, rtol=1e-6, atol=0)

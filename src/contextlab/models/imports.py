@@ -48,6 +48,7 @@ def native_model(config: Any, tensors: Tensors, source: str) -> Model:
         weights["read_out.weight"] = tensors["lm_head.weight"]
     elif spec["tied"]:
         weights["read_out.weight"] = weights["read_in.weight"]
+    # else: `convert` has given it
     model.load_state_dict(weights)
     return model
 
@@ -78,18 +79,26 @@ def _common(config: Any, eps: float) -> dict[str, Any]:
 
 
 def _llama(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors], Tensors]]:
-    """Llama (2302.13971), Mistral (2310.06825) and Qwen3 (2505.09388): attention and SwiGLU, both after RMS norms."""
+    """Llama (2302.13971), Mistral (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388) and Gemma (2403.08295).
+
+    All are attention and a gated MLP, both after RMS norms. Qwen2's projections have biases, its output has none: ours
+    is zero there. Gemma multiplies normed vectors by 1 + w and embedded tokens by the root of the width: the imported
+    weights hold both, so that read-in and read-out, which are one matrix there, are two here.
+    """
     rope = config.rope_parameters
+    gemma = config.model_type == "gemma"
+    act = "gelu_pytorch_tanh" if gemma else "silu"
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    bias = bool(getattr(config, "attention_bias", False))
+    bias = config.model_type == "qwen2" or bool(getattr(config, "attention_bias", False))
     normed = config.model_type == "qwen3"
     window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
     _refuse_unless(
         source,
         partial_rotary_factor=(rope.get("partial_rotary_factor", 1.0), 1.0),
-        hidden_act=(config.hidden_act, "silu"),
+        hidden_act=(config.hidden_act, act),
         mlp_bias=(bool(getattr(config, "mlp_bias", False)), False),
+        use_bidirectional_attention=(bool(getattr(config, "use_bidirectional_attention", False)), False),
         use_sliding_window=(bool(getattr(config, "use_sliding_window", False)), False),
         layer_types=(sorted(set(getattr(config, "layer_types", None) or ["full_attention"])), ["full_attention"]),
     )
@@ -113,9 +122,15 @@ def _llama(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors]
         "heads": 1,  # the layers' options say it
         "position": "rope",
         "layers": [{"mixer": mixer, "options": options}],
-        "mlp": "swiglu",
+        "mlp": {"kind": "geglu", "options": {"tanh": True}} if gemma else "swiglu",
         "mlp_ratio": config.intermediate_size * 1.5 / config.hidden_size,
     }
+    if gemma:
+        spec["tied"] = False
+
+    def gain(weight: Tensor) -> Tensor:
+        """Of a norm, [D]."""
+        return weight + 1 if gemma else weight
 
     def pairs(rows: Tensor) -> Tensor:
         """Rows [heads * head_dim, ...] of a query or key projection, reordered for rotation in pairs."""
@@ -123,20 +138,22 @@ def _llama(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors]
         return pairs_of_halves(by_head, head_dim).movedim(-1, 1).flatten(0, 1)
 
     def convert(tensors: Tensors) -> Tensors:
-        found = {
-            "read_in.weight": tensors["model.embed_tokens.weight"],
-            "read_out_norm.weight": tensors["model.norm.weight"],
-        }
+        embedded = tensors["model.embed_tokens.weight"]
+        found = {"read_in.weight": embedded, "read_out_norm.weight": gain(tensors["model.norm.weight"])}
+        if gemma:
+            root = torch.tensor(config.hidden_size**0.5, dtype=torch.float32).to(embedded.dtype)  # rounded as theirs is
+            found |= {"read_in.weight": embedded * root, "read_out.weight": embedded}
         for i in range(config.num_hidden_layers):
             theirs, ours = f"model.layers.{i}.", f"blocks.{i}."
             for part in ("weight", "bias") if bias else ("weight",):
-                q, k, v, o = (tensors[f"{theirs}self_attn.{name}_proj.{part}"] for name in "qkvo")
+                q, k, v = (tensors[f"{theirs}self_attn.{name}_proj.{part}"] for name in "qkv")
                 found[f"{ours}mixer.qkv_proj.{part}"] = torch.cat((pairs(q), pairs(k), v))
-                found[f"{ours}mixer.out_proj.{part}"] = o
+                o = tensors.get(f"{theirs}self_attn.o_proj.{part}")
+                found[f"{ours}mixer.out_proj.{part}"] = q.new_zeros(config.hidden_size) if o is None else o
             for name in ("q_norm", "k_norm") if normed else ():
                 found[f"{ours}mixer.{name}.weight"] = pairs(tensors[f"{theirs}self_attn.{name}.weight"])
-            found[f"{ours}mixer_norm.weight"] = tensors[f"{theirs}input_layernorm.weight"]
-            found[f"{ours}mlp_norm.weight"] = tensors[f"{theirs}post_attention_layernorm.weight"]
+            found[f"{ours}mixer_norm.weight"] = gain(tensors[f"{theirs}input_layernorm.weight"])
+            found[f"{ours}mlp_norm.weight"] = gain(tensors[f"{theirs}post_attention_layernorm.weight"])
             gate, up = tensors[f"{theirs}mlp.gate_proj.weight"], tensors[f"{theirs}mlp.up_proj.weight"]
             found[f"{ours}mlp.up.weight"] = torch.cat((gate, up))
             found[f"{ours}mlp.out_proj.weight"] = tensors[f"{theirs}mlp.down_proj.weight"]
@@ -258,7 +275,9 @@ def _ssm(
 ARCHITECTURES: dict[str, Callable[[Any, str], tuple[dict[str, Any], Callable[[Tensors], Tensors]]]] = {
     "llama": _llama,
     "mistral": _llama,
+    "qwen2": _llama,
     "qwen3": _llama,
+    "gemma": _llama,
     "mamba": _mamba,
     "mamba2": _mamba2,
 }

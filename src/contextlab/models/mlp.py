@@ -209,7 +209,7 @@ class SwiGlu(_FeedForward):
         return F.silu(gate) * value
 
 
-@register("mlp", "geglu", family="gated", papers=("2002.05202", "2402.19427"))
+@register("mlp", "geglu", family="gated", papers=("2002.05202", "2402.19427", "2403.08295"), cases=({}, {"tanh": True}))
 class GeGlu(_FeedForward):
     """out(GELU(gate x) * up x), as in Griffin and Gemma; the hidden width is two thirds.
 
@@ -218,14 +218,27 @@ class GeGlu(_FeedForward):
     structure: of both matrices: dense, or products of two smaller ones (see `StructuredLinear`).
     rank: values between the two smaller matrices; default width / 2.
     blocks: of the block-diagonal matrices.
+    tanh: take GELU's tanh form (1606.08415, section 2), as Gemma does; it is slower on a CPU.
     """
 
     gated = True
 
-    @staticmethod
-    def activation(h: Tensor) -> Tensor:
-        gate, value = h.chunk(2, dim=-1)
-        return F.gelu(gate) * value
+    def __init__(
+        self,
+        width: PositiveInt,
+        ratio: PositiveFloat = 4.0,
+        structure: Structure = "dense",
+        rank: PositiveInt | None = None,
+        blocks: PositiveInt = 4,
+        tanh: bool = False,
+    ) -> None:
+        super().__init__(width, ratio, structure, rank, blocks)
+        self.form = "tanh" if tanh else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, width] -> [B, T, width]."""
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.out_proj(F.gelu(gate, approximate=self.form) * value)
 
 
 def build_mlp(name: str, *, width: PositiveInt, **options: Any) -> Mlp:

@@ -28,6 +28,7 @@ from contextlab.state import KVState, State
         {"heads": 3, "head_dim": 5, "rope_dim": 4, "value_dim": 11, "rank": 9},
         {"heads": 2, "rank": 3, "query_rank": 8, "rope_base": 500.0, "rope_dim": 2},
         {"heads": 2, "rope_dim": 0},
+        {"heads": 2, "rope_dim": 4, "rank": 6, "latent_norm": False},
     ),
 )
 class LatentAttention(Mixer):
@@ -46,6 +47,8 @@ class LatentAttention(Mixer):
     rank: size of the latent; default 4 head_dim, the paper's.
     query_rank: size of the latent that the queries are made from, or None for queries straight from the token.
     rope_base: base of the rotary frequencies.
+    latent_norm: RMS-normalise the latent, the paper's; without, keys and values are linear in the token, so that
+        attention of another form can be written as this (MHA2MLA, 2502.14837).
     """
 
     parallel_form = "attention"
@@ -61,6 +64,7 @@ class LatentAttention(Mixer):
         rank: PositiveInt | None = None,
         query_rank: PositiveInt | None = None,
         rope_base: Annotated[float, Field(gt=1)] = 10000.0,
+        latent_norm: bool = True,
     ) -> None:
         super().__init__(width)
         self.heads = heads
@@ -78,7 +82,7 @@ class LatentAttention(Mixer):
         self.q_norm = None if query_rank is None else RMSNorm(query_rank, eps=1e-6)
         self.q_up = Linear(width if query_rank is None else query_rank, queries)
         self.kv_down = Linear(width, self.rank + self.rope_dim)  # rows: the latent, then the rotary key
-        self.kv_norm = RMSNorm(self.rank, eps=1e-6)
+        self.kv_norm = RMSNorm(self.rank, eps=1e-6) if latent_norm else None
         self.kv_up = Linear(self.rank, heads * (self.head_dim + self.value_dim))  # rows: head by head, key then value
         self.out_proj = Linear(heads * self.value_dim, width)
 
@@ -98,7 +102,8 @@ class LatentAttention(Mixer):
         q_rope = _rotated(q_rope, turn)
         latent, k_rope = self.kv_down(x).split((self.rank, self.rope_dim), -1)
         k_rope = _rotated(k_rope[:, :, None], turn)
-        latent = self.kv_norm(latent).to(k_rope.dtype)[:, :, None]
+        latent = latent if self.kv_norm is None else self.kv_norm(latent)
+        latent = latent.to(k_rope.dtype)[:, :, None]
 
         entry = torch.cat((latent, k_rope), -1)  # all that is kept of the token
         if self.served is not None:
