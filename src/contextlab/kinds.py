@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy", "conversion", "figure"]
+Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy", "conversion", "linear", "figure"]
 
 Page = Literal["task", "overview", "cost", "compress"]
 
@@ -24,11 +24,12 @@ KINDS: dict[str, str] = {
     "learner": "learners",
     "policy": "policies",
     "conversion": "conversions",
+    "linear": "linears",
     "figure": "figures",
 }
 """Each kind and its plural, in the order in which they are listed."""
 
-ROOMS: dict[str, str] = {"mlp": "models", "conversion": "convert", "figure": "report"}
+ROOMS: dict[str, str] = {"mlp": "models", "conversion": "convert", "linear": "mixers.forms", "figure": "report"}
 """The room, a subpackage of contextlab, that registers our components of a kind, where it is not the plural."""
 
 MARKS: dict[str, tuple[str, str]] = {
@@ -36,6 +37,7 @@ MARKS: dict[str, tuple[str, str]] = {
     "task": ("presets", "contextlab.Task"),
     "policy": ("bounds", "contextlab.policies.Policy"),
     "conversion": ("nothing", "contextlab.convert.Conversion"),
+    "linear": ("nbytes", "contextlab.mixers.forms.LinearForm"),
 }
 """An attribute that every class of a kind has from its base, and that base: what else is registered is refused."""
 

@@ -21,7 +21,7 @@ from contextlab.errors import InputError, nearest, unknown
 from contextlab.kinds import KINDS, MARKS, PAGES, Kind, Page
 from contextlab.spec import describe, explain, refuse_bools, refuse_counts, refuse_extremes
 
-MOST = {"task": 1 << 17, "mixer": 1 << 24, "mlp": 1 << 24}
+MOST = {"task": 1 << 17, "mixer": 1 << 24, "mlp": 1 << 24, "linear": 1 << 24}
 """Of the whole numbers among a component's options. A task's say how many examples, tokens, nodes a prompt is drawn
 from, in part one after another; the longest prompts of the papers have so many tokens (RULER, 2404.06654). Those of
 mixers and MLPs are sizes of tensors and modules."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check(
-    kind: Annotated[str, typer.Argument(help="mixer, mlp, model, task, learner, policy or conversion.")],
+    kind: Annotated[str, typer.Argument(help="mixer, mlp, model, task, learner, policy, conversion or linear.")],
     name: Annotated[str, typer.Argument(help="As `contextlab list` prints it.")],
     examples: Annotated[
         int, typer.Option(min=1, max=100_000, help="Cases to try for each law that has them; the same each time.")

@@ -53,7 +53,7 @@ def _options(
 ) -> None: ...
 
 
-PARTS: tuple[str, ...] = ("mixer", "mlp", "model", "task", "learner", "policy")
+PARTS: tuple[str, ...] = ("mixer", "mlp", "model", "task", "learner", "policy", "linear")
 """What experiments are made of: all kinds but conversions and the report's figures, which wait for
 pandas and Plotly."""
 

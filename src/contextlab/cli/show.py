@@ -147,7 +147,7 @@ def _show_recipe(name: str, as_json: bool) -> None:
 
 
 def _example(entry: Any) -> str:
-    sizes = {"width": 64} if entry.kind in ("mixer", "mlp") else {}
+    sizes: dict[str, Any] = {"width": 64} if entry.kind in ("mixer", "mlp") else {}
     case: dict[str, Any] = next((dict(case) for case in entry.cases if case and _builds(entry, {**sizes, **case})), {})
     options = "".join(f", {key}={value!r}" for key, value in case.items())
     if entry.kind in ("mixer", "mlp"):
@@ -156,6 +156,12 @@ def _example(entry: Any) -> str:
         return (
             f'contextlab.build_model("{entry.name}", input_size=128, output_size=128, read_in="token")\n'
             f"contextlab cost {entry.name} --lengths 256,1k"
+        )
+    if entry.kind == "linear":
+        entry_of_spec = {"layers": "*", "form": entry.name, **({"options": case} if case else {})}
+        return (
+            f'contextlab.build_model("transformer", input_size=128, output_size=128, read_in="token", '
+            f"linear=[{entry_of_spec}])"
         )
     if entry.kind == "figure":
         return {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.convolution import ShortConv, without_padding
-from contextlab.mixers.layers import Linear, project_wide
+from contextlab.mixers.layers import Linear, multiplications, project_wide
 from contextlab.mixers.matrix import recurrent
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.precision import roomy
@@ -77,7 +77,7 @@ class ElementwiseMixer(Mixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        products = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        products = multiplications(self.in_proj) + multiplications(self.out_proj)
         products += 0 if self.conv is None else self.conv.weight.numel()
         return 2 * length * (products + self._products())
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.ops.dense import dense, rms_norm
+from contextlab.ops.rounding import absmean, int8_of_tokens, straight_through, ternary
 
 
 class Linear(nn.Linear):
@@ -54,7 +55,7 @@ def in_dtype_of(x: Tensor, layer: nn.Module) -> Tensor:
         assert isinstance(layer, nn.Linear)
         weight, bias = layer.weight, layer.bias
         return dense(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    own = getattr(layer, "weight", x).dtype
+    own = getattr(layer, "dtype", None) or getattr(layer, "weight", x).dtype
     y: Tensor = layer(x.to(own))
     return y.to(x.dtype)
 
@@ -107,16 +108,21 @@ class TernaryLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., inputs] -> [..., outputs]."""
-        scale = self.weight.abs().mean().clamp_min(1e-5)
-        weight = _straight_through((self.weight / scale).round().clamp(-1, 1) * scale, self.weight)
+        scale = absmean(self.weight)
+        weight = straight_through(ternary(self.weight, scale) * scale, self.weight)
         x = F.rms_norm(x, x.shape[-1:], eps=1e-6)
-        step = x.detach().abs().amax(-1, keepdim=True).clamp_min(1e-5) / 127
-        return F.linear(_straight_through((x / step).round() * step, x), weight)
+        return F.linear(int8_of_tokens(x), weight)
 
 
-def _straight_through(value: Tensor, like: Tensor) -> Tensor:
-    """`value`, with the gradient going to `like` as if they were one."""
-    return like + (value - like).detach()
+def multiplications(layer: nn.Module) -> int:
+    """Multiply-adds for one token of a linear layer, or of what stands in its place and says so of itself."""
+    told = getattr(layer, "multiplications", None)
+    if told is None:
+        weight = layer.weight  # also an adapter's, which stands in the layer's place, is the layer's
+        assert isinstance(weight, Tensor)
+        return weight.numel()
+    assert isinstance(told, int)
+    return told
 
 
 class RMSNorm(nn.RMSNorm):

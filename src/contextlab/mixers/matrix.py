@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.convolution import ShortConv
-from contextlab.mixers.layers import Linear, project_wide
+from contextlab.mixers.layers import Linear, multiplications, project_wide
 from contextlab.ops.linear import (
     simple_gla_flops,
     working_dtype,
@@ -72,7 +72,7 @@ class MatrixMixer(Mixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = multiplications(self.in_proj) + multiplications(self.out_proj)
         convolution = self.conv_channels * self.conv_size
         return 2 * length * (projections + convolution) + self._op_flops(length)
 

@@ -7,13 +7,15 @@ from contextlab.models import hash_mlp as hash_mlp  # registers its MLP
 from contextlab.models import mlp_experts as mlp_experts  # registers its MLP
 from contextlab.models import presets as presets
 from contextlab.models.build import build_model, preset
+from contextlab.models.forms import linear_layers, pack_forms, with_forms
 from contextlab.models.hub import load
 from contextlab.models.hub_model import HuggingFaceModel
 from contextlab.models.hub_state import HuggingFaceSpec, HuggingFaceState
 from contextlab.models.io import load_model, save_model
 from contextlab.models.mlp import Mlp, build_mlp
+from contextlab.models.outline import weight_nbytes
 from contextlab.models.prefill import LazyPrefill, Prepacked
-from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
+from contextlab.models.spec import LayerSpec, LinearSpec, MlpSpec, ModelSpec
 from contextlab.models.stack import Model, ModelState
 from contextlab.tokenizer import ByteTokenizer, load_tokenizer
 
@@ -27,6 +29,7 @@ __all__ = [
     "HuggingFaceState",
     "LayerSpec",
     "LazyPrefill",
+    "LinearSpec",
     "Mlp",
     "MlpSpec",
     "Model",
@@ -35,9 +38,13 @@ __all__ = [
     "Prepacked",
     "build_mlp",
     "build_model",
+    "linear_layers",
     "load",
     "load_model",
     "load_tokenizer",
+    "pack_forms",
     "preset",
     "save_model",
+    "weight_nbytes",
+    "with_forms",
 ]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer
-from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.layers import Linear, RMSNorm, multiplications
 from contextlab.mixers.softmax.attention import Attention
 from contextlab.mixers.softmax.shared import SharedKeys
 from contextlab.models.mlp import Mlp, build_mlp
@@ -48,7 +48,7 @@ class Residual(nn.Module):
         return b * x + a * fx
 
     def flops(self, length: int) -> int:
-        return 0 if self.down is None else 4 * length * self.down.weight.numel()
+        return 0 if self.down is None else 4 * length * multiplications(self.down)
 
 
 class Block(nn.Module):
@@ -149,7 +149,7 @@ class InputBlock(nn.Module):
         """Multiply-adds x 2 of one forward over `length` tokens."""
         body = self.body
         mlp = 0 if body.mlp is None else body.mlp.flops(length)
-        matrices = body.narrow.weight.numel() + self.out_proj.weight.numel()
+        matrices = multiplications(body.narrow) + multiplications(self.out_proj)
         return body.mixer.flops(length) + mlp + 2 * length * matrices
 
 

@@ -34,6 +34,13 @@ def build_model(spec: ModelSpec | dict[str, Any] | str, *, seed: int = 0, **opti
         return Model(resolved)
 
 
+def empty_model(spec: ModelSpec) -> Model:
+    """A model that a file is to be loaded into: as `build_model`'s, but nothing is computed for its linear forms."""
+    require_room(spec)
+    with OwnDraws(0):
+        return Model(spec, empty_forms=True)
+
+
 def preset(name: str, **options: Any) -> ModelSpec:
     """The ModelSpec of a registered preset; options that the preset does not know change the spec itself."""
     entry = registry.lookup("model", name)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError, unknown
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.models.lama import LowRankPooling
 
 Pool = Literal["mean", "first", "last", "attention"]
@@ -40,8 +40,8 @@ class PooledHead(nn.Module):
 
     def matrices(self) -> int:
         """Multiply-adds for one sequence beyond those for each of its tokens."""
-        merge = 0 if self.attention is None else self.attention.merge.weight.numel()
-        return self.read_out.weight.numel() + merge
+        merge = 0 if self.attention is None else multiplications(self.attention.merge)
+        return multiplications(self.read_out) + merge
 
     def pooled(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The one vector of each sequence, [B, width]."""

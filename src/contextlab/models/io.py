@@ -28,7 +28,7 @@ from contextlab.files import (
     write_atomic,
     write_record,
 )
-from contextlab.models.build import build_model
+from contextlab.models.build import empty_model
 from contextlab.models.outline import without_memory
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model
@@ -131,9 +131,10 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     data, digest = read_description(folder)
     spec = ModelSpec.parse(data, str(folder / SPEC))
     weights = read_weights(folder, digest)
-    model = build_model(spec)
-    if weights:
-        model = model.to(next(iter(weights.values())).dtype)  # as they were saved
+    model = empty_model(spec)
+    saved_in = [each.dtype for each in weights.values() if each.is_floating_point()]
+    if saved_in:
+        model = model.to(saved_in[0])
     load_weights(model, weights, str(folder / WEIGHTS))
     return model.to(device)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from contextlab import registry
 from contextlab.errors import InputError, nearest_divisor
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.registry import register
 
 Structure = Literal["dense", "low_rank", "block_dense", "block_shuffle"]
@@ -132,20 +132,12 @@ class _FeedForward(Mlp):
 
     def flops(self, length: int) -> int:
         """See `Mlp.flops`."""
-        return 2 * length * (_multiplications(self.up) + _multiplications(self.out_proj))
+        return 2 * length * (multiplications(self.up) + multiplications(self.out_proj))
 
 
 def hidden_width(width: int, ratio: float, gated: bool) -> int:
     """Values in the middle; gated MLPs have three matrices: two thirds of the width keep the parameter count."""
     return max(1, round(width * ratio * (2 / 3 if gated else 1)))
-
-
-def _multiplications(layer: nn.Module) -> int:
-    if isinstance(layer, StructuredLinear):
-        return layer.multiplications
-    weight = layer.weight  # also an adapter's, which stands in the layer's place, is the layer's
-    assert isinstance(weight, Tensor)
-    return weight.numel()
 
 
 @register(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.errors import InputError
-from contextlab.mixers.layers import Linear, with_loss
+from contextlab.mixers.layers import Linear, multiplications, with_loss
 from contextlab.models.mlp import Mlp, SwiGlu, hidden_width
 from contextlab.registry import register
 
@@ -117,4 +117,4 @@ class MixtureOfExperts(Mlp):
     def flops(self, length: int) -> int:
         """See `Mlp.flops`: of the experts that a token goes through."""
         expert = self.up.weight[0].numel() + self.out_proj.weight[0].numel()
-        return 2 * length * (self.router.weight.numel() + (self.top_k + self.shared) * expert)
+        return 2 * length * (multiplications(self.router) + (self.top_k + self.shared) * expert)

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-from contextlab.errors import ContextlabError
+from contextlab.errors import ContextlabError, InputError
 from contextlab.models.draws import OwnDraws
 from contextlab.models.spec import LayerSpec, ModelSpec
 from contextlab.models.stack import Model
@@ -24,11 +24,26 @@ def without_memory(spec: ModelSpec) -> Model | None:
 def _outline(spec: str) -> Model | None:
     try:
         with OwnDraws(0), torch.device("meta"):
-            return Model(ModelSpec.model_validate_json(spec))
+            return Model(ModelSpec.model_validate_json(spec), empty_forms=True)
     except ContextlabError:
         raise
     except Exception:  # a stranger's mixer that needs real numbers to be made
         return None
+
+
+def weight_nbytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> int:
+    """The exact `Model.weight_nbytes` of a spec in this dtype, without making it (tied weights once).
+
+    Raises InputError where it cannot be made without memory; then only the model itself tells.
+    """
+    outline = without_memory(spec)
+    if outline is None:
+        raise InputError("weight_nbytes: a layer of this model cannot be made without memory; build it and ask it")
+    held = {id(tensor): tensor for tensor in outline.state_dict(keep_vars=True).values()}
+    return sum(
+        tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.element_size())
+        for tensor in held.values()
+    )
 
 
 def one_of_each(spec: ModelSpec) -> ModelSpec:
@@ -40,4 +55,5 @@ def one_of_each(spec: ModelSpec) -> ModelSpec:
     for layer in spec.pattern()[: len(spec.layers)]:
         if not layers or layer != layers[-1] or layer.share is not None:
             layers.append(layer)
-    return spec.model_copy(update={"layers": tuple(layers), "depth": len(layers), "loops": min(spec.loops, 2)})
+    changes = {"layers": tuple(layers), "depth": len(layers), "loops": min(spec.loops, 2), "linear": ()}
+    return spec.model_copy(update=changes)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from contextlab import registry
 from contextlab.errors import InputError, unknown
@@ -97,6 +105,36 @@ class LayerSpec(Spec):
         return self
 
 
+class LinearSpec(Spec):
+    """How the weights of some linear layers are stored.
+
+    layers: the layers' names in the model, such as "blocks.0.mlp.up"; "*" stands for any letters: "blocks.*.mlp.*", or
+        "*" for every linear layer of mixers and MLPs. The read-in and the read-out, which are no part of these, are
+        meant only by a name that begins with "read_".
+    form: a registered form (`contextlab list linears`), or "dense" for layers that stay as they are.
+    options: the form's options.
+    """
+
+    layers: str
+    form: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> LinearSpec:
+        if self.form == "dense":
+            if self.options:
+                raise InputError("options: the form 'dense' has none; leave them out or name another form")
+        elif self.form not in registry.names("linear"):
+            raise InputError(unknown("linear form", self.form, ["dense", *registry.names("linear")]))
+        else:
+            for name in ("inputs", "outputs", "bias"):
+                if name in self.options:
+                    raise InputError(f"options: {name} is the layer's own; leave it out")
+            given = ("inputs", "outputs", "bias")
+            registry.lookup("linear", self.form).check(self.options, path="options", given=given)
+        return self
+
+
 class ModelSpec(Spec):
     """A stack of blocks (mixer + MLP) with a read-in and a read-out.
 
@@ -128,6 +166,7 @@ class ModelSpec(Spec):
     read_out_bias: whether the read-out has a bias; a tied one never has.
     pool: one prediction for the whole sequence, from the mean, the first or the last of its tokens, or from a
         mean with learned weights ("attention", LAMA 1912.00835); None for one prediction a token.
+    linear: how the weights of linear layers are stored; of entries that name a layer the first counts.
     """
 
     width: PositiveInt = 64
@@ -152,6 +191,15 @@ class ModelSpec(Spec):
     tied: bool = False
     read_out_bias: bool = True
     pool: Literal["mean", "first", "last", "attention"] | None = None
+    linear: tuple[LinearSpec, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `linear` where it is empty: the file of a model that has no forms is that of before there were."""
+        data: dict[str, Any] = handler(self)
+        if "linear" in data and not self.linear:
+            del data["linear"]
+        return data
 
     @field_validator("mlp", mode="before")
     @classmethod

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
 from contextlab.models.faults import finite, first_fault
+from contextlab.models.forms import place_forms
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
 from contextlab.models.packing import by_document, of_row, packed
@@ -67,9 +68,11 @@ class Model(nn.Module):
     """A sequence model built from a ModelSpec.
 
     spec: the description; `input_size` and `output_size` must be set.
+    empty_forms: leave the forms of `spec.linear` empty, for a file to be loaded; else they are those nearest to the
+        dense layers that are drawn.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, empty_forms: bool = False) -> None:
         super().__init__()
         if spec.input_size is None or spec.output_size is None:
             raise InputError("input_size and output_size must be set; ModelSpec.for_task(task) sets them")
@@ -107,6 +110,7 @@ class Model(nn.Module):
                 self.atoms.out.mul_(small)
         if spec.tied:
             self.read_out.weight = self.read_in.weight
+        place_forms(self, empty_forms)
 
     def forward(
         self,
@@ -299,6 +303,12 @@ class Model(nn.Module):
         """Number of trainable values (tied weights once)."""
         return sum(p.numel() for p in self.parameters())
 
+    @property
+    def weight_nbytes(self) -> int:
+        """Bytes of what a saved model holds: parameters and buffers, packed codes among them (tied weights once)."""
+        held = {id(tensor): tensor for tensor in self.state_dict(keep_vars=True).values()}
+        return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """The exact bytes of the state after reading `length` tokens."""
         mixers = sum(block.mixer.state_nbytes(length, batch, dtype) for block in self.blocks)  # type: ignore[union-attr, operator]
@@ -312,7 +322,7 @@ class Model(nn.Module):
             each = 0 if self.read_out.attention is None else 2 * self.read_out.attention.heads * self.spec.width
             ends = 2 * self.read_out.matrices() + 2 * length * each
         else:
-            ends = 2 * length * self.read_out.weight.numel()  # type: ignore[operator]
+            ends = 2 * length * multiplications(self.read_out)
         if self.spec.read_in == "vector":
             ends += 2 * length * (self.spec.input_size or 0) * self.spec.width
         return total * self.spec.loops + ends

@@ -12,6 +12,7 @@ from contextlab.errors import InputError, unknown
 from contextlab.testing import (  # noqa: F401  (importing them makes their laws known)
     adapters,
     conversions,
+    forms,
     learners,
     mixer_numbers,
     mixers,
@@ -32,11 +33,12 @@ CASES: dict[str, Callable[[registry.Entry], Iterator[Component]]] = {
     "learner": learners.cases,
     "policy": policies.cases,
     "conversion": conversions.cases,
+    "linear": forms.cases,
 }
 
 
 def laws(kind: str) -> list[Law]:
-    """The laws of a kind: "mixer", "mlp", "model", "task", "learner", "policy" or "conversion"."""
+    """The laws of a kind: "mixer", "mlp", "model", "task", "learner", "policy", "conversion" or "linear"."""
     if kind not in CASES:
         raise InputError(unknown("kind of component", kind, CASES))
     return known_laws(kind)
@@ -53,7 +55,8 @@ def components(kind: str, *names: str) -> list[Component]:
 def parametrize_with_laws(kind: str, *names: str, leave_out: Collection[str] = ()) -> Any:
     """Decorator of a pytest function with an argument `law`: one test for each law and option case.
 
-    kind: "mixer", "mlp", "model", "task", "learner", "policy" or "conversion". names: registered names; none for all.
+    kind: "mixer", "mlp", "model", "task", "learner", "policy", "conversion" or "linear".
+    names: registered names; none for all.
     leave_out: names of laws.
 
     ```python

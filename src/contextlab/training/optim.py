@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as torch_adamw
 
+from contextlab.mixers.forms import LinearForm
 from contextlab.mixers.layers import TernaryLinear
 
 EPS = 1e-8
@@ -27,7 +28,7 @@ def matrices(model: nn.Module) -> set[str]:
     """
     found = set()
     for prefix, module in model.named_modules():
-        if prefix.startswith("blocks.") and isinstance(module, nn.Linear | nn.RNNBase | TernaryLinear):
+        if prefix.startswith("blocks.") and isinstance(module, nn.Linear | nn.RNNBase | TernaryLinear | LinearForm):
             own = module.named_parameters(prefix, recurse=False)
             found |= {name for name, parameter in own if parameter.ndim == 2 and parameter.requires_grad}
     return found

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
-from contextlab.mixers.layers import Linear, RMSNorm, initial_dt_bias
+from contextlab.mixers.layers import Linear, RMSNorm, initial_dt_bias, multiplications
 from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.ops.dplr import kda, kda_flops
 from contextlab.ops.precision import unit_length
@@ -88,5 +88,5 @@ class KimiDeltaAttention(MatrixMixer):
         return self._answer(o, x), self._kept(x, before, matrix, conv) if keep_state else None
 
     def _op_flops(self, length: int) -> int:
-        gates = self.decay_proj.weight.numel() + self.gate_proj.weight.numel()
+        gates = multiplications(self.decay_proj) + multiplications(self.gate_proj)
         return kda_flops(length, self.heads, self.key, self.value) + 2 * length * gates

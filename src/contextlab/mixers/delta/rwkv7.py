@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
-from contextlab.mixers.layers import Linear, each_its_part
+from contextlab.mixers.layers import Linear, each_its_part, multiplications
 from contextlab.mixers.matrix import MatrixMixer, after_token_before, recurrent
 from contextlab.ops.dplr import dplr_delta_rule, dplr_flops
 from contextlab.ops.precision import unit_length, with_room
@@ -100,5 +100,5 @@ class Rwkv7(MatrixMixer):
 
     def _op_flops(self, length: int) -> int:
         layers = (self.decay_in, self.decay_out, self.rate_in, self.rate_out, self.gate_in, self.gate_out)
-        low_rank = sum(layer.weight.numel() for layer in layers)
+        low_rank = sum(multiplications(layer) for layer in layers)
         return dplr_flops(length, self.heads, self.key, self.value) + 2 * length * low_rank

@@ -13,7 +13,7 @@ from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.encoder.base import Encoder
-from contextlab.mixers.layers import Linear, is_plain
+from contextlab.mixers.layers import Linear, is_plain, multiplications
 from contextlab.ops.softmax import attend
 from contextlab.registry import register
 
@@ -131,7 +131,7 @@ class DisentangledAttention(Encoder):
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
         terms = self.to_position + self.to_content
-        projections = length * (self.in_proj.weight.numel() + self.out_proj.weight.numel())
+        projections = length * (multiplications(self.in_proj) + multiplications(self.out_proj))
         positions = terms * self.distances.numel() * (self.width + length)
         return 2 * (projections + positions) + 4 * length**2 * self.width
 

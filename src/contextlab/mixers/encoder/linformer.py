@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
 from contextlab.mixers.encoder.base import Encoder, left_aligned
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
 
@@ -74,5 +74,5 @@ class Linformer(Encoder):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = multiplications(self.in_proj) + multiplications(self.out_proj)
         return 2 * length * (projections + 4 * self.width * self.sums.shape[2])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.encoder.base import Encoder, left_aligned
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
 
@@ -71,7 +71,7 @@ class MergedAttention(Encoder):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = multiplications(self.in_proj) + multiplications(self.out_proj)
         keys = length - int(self.ratio * length)
         return 2 * length * projections + 4 * length * keys * self.width + 2 * (length // 2) ** 2 * self.size
 

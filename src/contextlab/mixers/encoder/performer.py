@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.encoder.base import Encoder
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.mixers.linear.features import Performer as PerformerFeatures
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.precision import wide_einsum, with_room
@@ -56,5 +56,5 @@ class Performer(Encoder):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel() + self.feature.products
+        projections = multiplications(self.in_proj) + multiplications(self.out_proj) + self.feature.products
         return 2 * length * (projections + 2 * self.feature.features * (self.width + self.heads))

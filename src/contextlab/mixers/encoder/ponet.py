@@ -11,7 +11,7 @@ from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.encoder.base import Encoder, left_aligned
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.ops.softmax import softmax_attention
 from contextlab.registry import register
 
@@ -84,4 +84,4 @@ class PoNet(Encoder):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        return 2 * length * (self.in_proj.weight.numel() + self.out_proj.weight.numel() + 2 * self.width)
+        return 2 * length * (multiplications(self.in_proj) + multiplications(self.out_proj) + 2 * self.width)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.gates import bounded_forget, exp_of_decay
-from contextlab.mixers.layers import Linear, RMSNorm, each_its_part
+from contextlab.mixers.layers import Linear, RMSNorm, each_its_part, multiplications
 from contextlab.mixers.matrix import MatrixMixer, after_token_before, recurrent
 from contextlab.ops.gla import gla, gla_flops, rwkv6
 from contextlab.ops.precision import with_room
@@ -90,7 +90,7 @@ class GatedLinearAttention(ChannelDecayMixer):
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
     def _gate_products(self) -> int:
-        return self.decay_proj.weight.numel()
+        return multiplications(self.decay_proj)
 
 
 @register(
@@ -209,5 +209,5 @@ class Rwkv6(ChannelDecayMixer):
         return super().state_nbytes(length, batch, dtype) + tensor_bytes(batch, self.width, dtype=dtype)
 
     def _gate_products(self) -> int:
-        shift = self.shift_in.weight.numel() + self.shift_out.numel()
-        return shift + self.decay_in.weight.numel() + self.decay_out.numel()
+        shift = multiplications(self.shift_in) + self.shift_out.numel()
+        return shift + multiplications(self.decay_in) + self.decay_out.numel()

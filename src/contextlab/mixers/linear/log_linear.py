@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
-from contextlab.mixers.layers import Linear, RMSNorm, project_wide
+from contextlab.mixers.layers import Linear, RMSNorm, multiplications, project_wide
 from contextlab.mixers.segment.base import SegmentMixer
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.log_linear import log_linear_chunk
@@ -119,5 +119,5 @@ class LogLinearAttention(SegmentMixer):
         chunks = -(-length // self.segment)
         within = 4 * self.segment**2 * self.head_dim + 2 * self.segment * self.head_dim**2
         states = 2 * self.segment * self.head_dim**2 * chunks.bit_length()
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = multiplications(self.in_proj) + multiplications(self.out_proj)
         return 2 * length * projections + chunks * self.heads * (within + states)

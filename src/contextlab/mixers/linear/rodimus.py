@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.gates import softplus_power
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.mixers.linear.gla import ChannelDecayMixer
 from contextlab.mixers.matrix import recurrent
 from contextlab.ops.gla import gla
@@ -74,4 +74,4 @@ class Rodimus(ChannelDecayMixer):
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
     def _gate_products(self) -> int:
-        return sum(layer.weight.numel() for layer in (self.select_proj, self.gate_in, self.gate_out))
+        return sum(multiplications(layer) for layer in (self.select_proj, self.gate_in, self.gate_out))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
-from contextlab.mixers.layers import Linear, RMSNorm, with_loss
+from contextlab.mixers.layers import Linear, RMSNorm, multiplications, with_loss
 from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.ops.gla import gla, gla_flops
 from contextlab.ops.linear import working_dtype
@@ -197,4 +197,4 @@ class SparseStateExpansion(MatrixMixer):
         each = length if self.layout == "masked" else -(-length * self.top_k // self.partitions)
         products = gla_flops(each, self.heads * self.partitions, self.key, self.value)
         products += gla_flops(length, self.heads, self.key, self.value) if self.always_on else 0
-        return products + 2 * length * (self.decay_proj.weight.numel() + self.class_proj.weight.numel())
+        return products + 2 * length * (multiplications(self.decay_proj) + multiplications(self.class_proj))

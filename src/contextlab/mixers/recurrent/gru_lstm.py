@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 from contextlab.mixers.base import Mixer
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.registry import register
 from contextlab.state import RecurrentState, State, own, tensor_bytes
 
@@ -91,8 +91,8 @@ class _Recurrent(Mixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        matrices = (*self.rnn.all_weights[0][:2], self.out_proj.weight)
-        return 2 * length * sum(matrix.numel() for matrix in matrices)
+        recurrent = sum(matrix.numel() for matrix in self.rnn.all_weights[0][:2])
+        return 2 * length * (recurrent + multiplications(self.out_proj))
 
 
 @register("mixer", "lstm", family="recurrent", papers=("1409.2329",), cases=({}, {"hidden": 5}))

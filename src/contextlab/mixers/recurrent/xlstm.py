@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import ShortConv, without_padding
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.mlstm import mlstm
@@ -153,5 +153,5 @@ class Slstm(Mixer):
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
         layers = (self.straight_proj, self.gate_proj, self.out_proj)
-        products = sum(layer.weight.numel() for layer in layers) + self.R.numel()
+        products = sum(multiplications(layer) for layer in layers) + self.R.numel()
         return 2 * length * (products + (0 if self.conv is None else self.conv.weight.numel()))

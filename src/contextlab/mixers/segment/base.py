@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import without_padding
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.ops.position import rope_table, rotary_size, rotate
 from contextlab.state import RecurrentState, State, own, tensor_bytes
 
@@ -178,7 +178,7 @@ class SegmentAttention(SegmentMixer):
         """See `Mixer.flops`; of the pairs within segments, and what `_extra_flops` adds for a segment."""
         segments, rest = divmod(length, self.segment)
         pairs = segments * self.segment * (self.segment + 1) // 2 + rest * (rest + 1) // 2
-        projections = self.qkv_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = multiplications(self.qkv_proj) + multiplications(self.out_proj)
         attention = 4 * pairs * self.heads * self.head_dim
         return 2 * length * projections + attention + self._extra_flops(segments, length)
 

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from contextlab.errors import InputError
-from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.layers import Linear, RMSNorm, multiplications
 from contextlab.mixers.segment.base import SegmentAttention
 from contextlab.ops.softmax import attend
 from contextlab.registry import register
@@ -123,6 +123,6 @@ class HierarchicalMemory(SegmentAttention):
     def _extra_flops(self, segments: int, length: int) -> int:
         begun, inner = -(-length // self.segment), self.heads * self.head_dim
         pairs = length * (1 + self.sensory) + begun * (2 * self.segment + self.sensory + 4)
-        prompts = 2 * (self.qkv_proj.weight.numel() + self.memory_out.weight.numel())
+        prompts = 2 * (multiplications(self.qkv_proj) + multiplications(self.memory_out))
         search = (1 + self.memories) * self.width**2 + 2 * self.memories * self.width
         return 4 * pairs * inner + 2 * begun * (prompts + search)

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from contextlab.errors import InputError
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.mixers.segment.base import SegmentAttention
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.softmax import attend
@@ -110,8 +110,9 @@ class Lm2(SegmentAttention):
 
     def _extra_flops(self, segments: int, length: int) -> int:
         begun = -(-length // self.segment)
-        maps = length * (self.query_in_proj.weight.numel() + self.out_gate.weight.numel())
-        maps += begun * (self.slots * self.slot_proj.weight.numel() + self.segment * self.forget_gate.weight.numel())
+        maps = length * (multiplications(self.query_in_proj) + multiplications(self.out_gate))
+        maps += begun * self.slots * multiplications(self.slot_proj)
+        maps += begun * self.segment * multiplications(self.forget_gate)
         reads = 2 * length * self.slots * self.width
         writes = 2 * begun * self.segment * self.slots * self.width
         return 2 * (maps + reads + writes)

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.layers import Linear, RMSNorm, multiplications
 from contextlab.mixers.segment.base import SegmentAttention
 from contextlab.ops.softmax import attend
 from contextlab.registry import register
@@ -73,5 +73,5 @@ class RecurrentMemory(SegmentAttention):
     def _extra_flops(self, segments: int, length: int) -> int:
         inner = self.heads * self.head_dim
         reads = 4 * inner * self.slots * (length + segments * (self.slots + self.segment))
-        maps = 2 * segments * self.slots * (self.qkv_proj.weight.numel() + self.memory_out.weight.numel())
+        maps = 2 * segments * self.slots * (multiplications(self.qkv_proj) + multiplications(self.memory_out))
         return reads + maps

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from contextlab.mixers.base import Signature
-from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.layers import Linear, RMSNorm, multiplications
 from contextlab.mixers.segment.base import SegmentAttention, SegmentState
 from contextlab.ops.position import rope_table, rotate
 from contextlab.ops.softmax import attend
@@ -121,5 +121,5 @@ class Sentinel(SegmentAttention):
         queries = self.segment + self.sentinels
         # Every segment goes over the whole buffer, what is not yet written masked.
         pairs = begun * (queries * segments + self.segment) * self.sentinels
-        maps = begun * self.sentinels * (2 * self.qkv_proj.weight.numel() + self.read_out.weight.numel())
+        maps = begun * self.sentinels * (2 * multiplications(self.qkv_proj) + multiplications(self.read_out))
         return 4 * pairs * inner + 2 * maps

@@ -11,7 +11,7 @@ from torch import Tensor
 from contextlab.errors import InputError, nearest_divisor
 from contextlab.mixers.base import Mixer, head_size
 from contextlab.mixers.convolution import ShortConv, without_padding
-from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.layers import Linear, RMSNorm, multiplications
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.position import (
     RopeScaling,
@@ -236,9 +236,9 @@ class AttentionMixer(Mixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`; only the pairs of query and key that the mask lets through are counted."""
-        projections = self.qkv_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = multiplications(self.qkv_proj) + multiplications(self.out_proj)
         projections += 0 if self.conv is None else self.conv.weight.numel()
-        projections += 0 if self.gate_proj is None else self.gate_proj.weight.numel()
+        projections += 0 if self.gate_proj is None else multiplications(self.gate_proj)
         return 2 * length * projections + 4 * self.heads * self.head_dim * self._pairs(length)
 
     def _pairs(self, length: int) -> int:

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextlab.mixers.layers import Linear, in_dtype_of
+from contextlab.mixers.layers import Linear, in_dtype_of, multiplications
 from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens, with_conv
 from contextlab.mixers.softmax.rotary import _turned_size
 from contextlab.ops.linear import working_dtype
@@ -128,4 +128,4 @@ class CaropeAttention(AttentionMixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        return super().flops(length) + 2 * length * self.freq_proj.weight.numel()
+        return super().flops(length) + 2 * length * multiplications(self.freq_proj)

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from contextlab.errors import InputError
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions
 from contextlab.registry import register
 
@@ -93,4 +93,4 @@ class FanAttention(AttentionMixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        return super().flops(length) + 2 * length * self.fan_proj.weight.numel()
+        return super().flops(length) + 2 * length * multiplications(self.fan_proj)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.mixers.convolution import without_padding
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
 from contextlab.ops.precision import working_dtype
 from contextlab.registry import register
@@ -116,6 +116,5 @@ class ForgettingAttention(AttentionMixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        return (
-            super().flops(length) + 2 * length * self.forget_proj.weight.numel() + 2 * self.heads * self._pairs(length)
-        )
+        gates = 2 * length * multiplications(self.forget_proj)
+        return super().flops(length) + gates + 2 * self.heads * self._pairs(length)

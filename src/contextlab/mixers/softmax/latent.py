@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer, head_size
-from contextlab.mixers.layers import Linear, RMSNorm, is_plain
+from contextlab.mixers.layers import Linear, RMSNorm, is_plain, multiplications
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.position import rope_table, rotate
 from contextlab.ops.softmax import softmax_attention
@@ -177,7 +177,7 @@ class LatentAttention(Mixer):
     def flops(self, length: int) -> int:
         """See `Mixer.flops`; only the pairs of query and key that the mask lets through are counted."""
         layers = (self.q_down, self.q_up, self.kv_down, self.kv_up, self.out_proj)
-        matrices = sum(layer.weight.numel() for layer in layers if layer is not None)
+        matrices = sum(multiplications(layer) for layer in layers if layer is not None)
         pairs = self.heads * (self.head_dim + self.rope_dim + self.value_dim) * length * (length + 1) // 2
         return 2 * length * matrices + 2 * pairs
 

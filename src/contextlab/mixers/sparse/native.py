@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from contextlab.mixers.base import Signature
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.mixers.softmax.base import AttentionOptions
 from contextlab.mixers.sparse.base import SparseAttention
 from contextlab.ops.native_sparse import check_blocks, complete_blocks, native_sparse_attention
@@ -244,8 +244,8 @@ class NativeSparseAttention(SparseAttention):
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
         blocks = complete_blocks(length, self.size, self.stride) * self.kv_heads
-        compressing = sum(x.weight.numel() for x in (self.key_in, self.key_out, self.value_in, self.value_out))
-        gates = self.branch_proj.weight.numel() + (0 if self.branch_in is None else self.branch_in.weight.numel())
+        compressing = sum(multiplications(x) for x in (self.key_in, self.key_out, self.value_in, self.value_out))
+        gates = multiplications(self.branch_proj) + (0 if self.branch_in is None else multiplications(self.branch_in))
         return super().flops(length) + 2 * blocks * compressing + 2 * length * gates
 
 

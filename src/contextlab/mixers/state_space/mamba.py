@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.elementwise import ElementwiseMixer
-from contextlab.mixers.layers import Linear, initial_dt_bias
+from contextlab.mixers.layers import Linear, initial_dt_bias, multiplications
 from contextlab.ops.precision import with_room
 from contextlab.ops.scan import selective_scan
 from contextlab.registry import register
@@ -66,4 +66,4 @@ class Mamba(ElementwiseMixer):
         return (self.inner, self.state_size)
 
     def _products(self) -> int:
-        return self.x_proj.weight.numel() + self.dt_proj.weight.numel() + 3 * self.inner * self.state_size
+        return multiplications(self.x_proj) + multiplications(self.dt_proj) + 3 * self.inner * self.state_size

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.convolution import without_padding
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.mixers.matrix import recurrent
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.scan import linear_scan
@@ -85,7 +85,7 @@ class S4D(Mixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`; complex products count as four real ones."""
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = multiplications(self.in_proj) + multiplications(self.out_proj)
         size = min(CHUNK, max(1, length))
         return 2 * length * (projections + self.inner * (size + 4 * 2 * self.pairs))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.convolution import ShortConv, without_padding
-from contextlab.mixers.layers import Linear, in_dtype_of, project_wide
+from contextlab.mixers.layers import Linear, in_dtype_of, multiplications, project_wide
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.long_convolution import fast_size, long_convolution
 from contextlab.ops.precision import roomy, with_room
@@ -142,9 +142,9 @@ class Hyena(Mixer):
         """See `Mixer.flops`; two real FFTs a channel, of 2.5 n log2 n each, and the making of the filters."""
         lags = min(self.filter_length, length + 1)
         network = (self.filter_in, *self.filter_inner, self.filter_out)
-        made = 2 * lags * sum(layer.weight.numel() for layer in network)
+        made = 2 * lags * sum(multiplications(layer) for layer in network)
         size = fast_size(length + lags)
         transforms = (self.order - 1) * self.width * int(2 * 2.5 * size * math.log2(size))
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = multiplications(self.in_proj) + multiplications(self.out_proj)
         projections += 0 if self.conv is None else self.conv.weight.numel()
         return 2 * length * projections + made + transforms

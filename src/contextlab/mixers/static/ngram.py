@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.convolution import without_padding
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.registry import register
 from contextlab.state import KVState, State, tensor_bytes
 
@@ -84,4 +84,4 @@ class NGram(Mixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        return 2 * length * 2 * self.v_proj.weight.numel() + length * (length - 1) * self.width
+        return 2 * length * 2 * multiplications(self.v_proj) + length * (length - 1) * self.width

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from contextlab.mixers.base import Mixer
 from contextlab.mixers.convolution import without_padding
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.mixers.matrix import recurrent
 from contextlab.ops.convolution import causal_conv
 from contextlab.registry import register
@@ -57,4 +57,4 @@ class TokenShift(Mixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`."""
-        return 2 * length * (self.out_proj.weight.numel() + self.shift.numel() + self.width)
+        return 2 * length * (multiplications(self.out_proj) + self.shift.numel() + self.width)

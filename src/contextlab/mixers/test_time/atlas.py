@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
-from contextlab.mixers.layers import Linear, RMSNorm, project_wide
+from contextlab.mixers.layers import Linear, RMSNorm, multiplications, project_wide
 from contextlab.mixers.segment.base import SegmentMixer
 from contextlab.ops.atlas import atlas
 from contextlab.ops.linear import working_dtype
@@ -135,7 +135,7 @@ class Atlas(SegmentMixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`: mini-batches are filled up."""
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = multiplications(self.in_proj) + multiplications(self.out_proj)
         filled = -(-length // self.segment) * self.segment
         matrix, sources = self.features * self.head_dim, self.segment + self.window - 1
         products = 3 * self.segment * self.segment  # the weights of the errors

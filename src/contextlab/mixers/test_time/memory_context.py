@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextlab.mixers.layers import Linear, RMSNorm
+from contextlab.mixers.layers import Linear, RMSNorm, multiplications
 from contextlab.mixers.segment.base import SegmentAttention
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.precision import unit_length, wide_einsum
@@ -101,7 +101,7 @@ class MemoryAsContext(SegmentAttention):
 
     def _extra_flops(self, segments: int, length: int) -> int:
         persistent = 0 if self.persistent is None else len(self.persistent)
-        maps = sum(part.weight.numel() for part in (self.recall_proj, self.context_proj, self.memory_proj))
+        maps = sum(multiplications(part) for part in (self.recall_proj, self.context_proj, self.memory_proj))
         whole, rest = divmod(length, self.segment)
         pairs = whole * self.segment * (self.segment + 1) // 2 + rest * (rest + 1) // 2 + length * persistent
         recall = 2 * length * self.heads * self.head_dim**2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.mixers.base import head_size
-from contextlab.mixers.layers import Linear
+from contextlab.mixers.layers import Linear, multiplications
 from contextlab.mixers.segment.base import SegmentMixer
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.position import rope_table, rotary_size, rotate
@@ -72,7 +72,7 @@ class TttMixer(SegmentMixer):
 
     def flops(self, length: int) -> int:
         """See `Mixer.flops`: mini-batches are filled up."""
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = multiplications(self.in_proj) + multiplications(self.out_proj)
         filled = -(-length // self.segment) * self.segment
         return 2 * length * projections + 2 * filled * self.heads * self._inner_products()
 

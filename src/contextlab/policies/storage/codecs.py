@@ -8,30 +8,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from contextlab.ops.bits import pack, unpack
+
 TILT = 2**-10
 """Of a step, by which rounding favours the higher level; fractions of fewer than 2^8 parts are further from a half."""
 FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes below 2^bits (uint8 [..., n]; bits 1, 2, 4 or 8), 8 / bits to a byte: uint8 [..., ceil(n bits / 8)].
-
-    Bits j * bits .. of byte i hold code i + j * bytes, so that both ways are a few shifts of whole rows.
-    """
-    per = 8 // bits
-    size = -(-codes.shape[-1] // per)
-    planes = torch.nn.functional.pad(codes, (0, per * size - codes.shape[-1])).unflatten(-1, (per, size))
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
-    return (planes << shifts[:, None]).sum(-2, dtype=torch.uint8)  # no two planes share a bit
-
-
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """What `pack` packed: uint8 [..., count]."""
-    if bits == 8:
-        return packed
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    planes = (packed.unsqueeze(-2) >> shifts[:, None]) & (2**bits - 1)
-    return planes.flatten(-2)[..., :count]
 
 
 class Codec(Protocol):

@@ -1,0 +1,193 @@
+"""Linear forms in a model: which layers can have one, and how they are put in their places."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from contextlab import registry
+from contextlab.errors import InputError, nearest
+from contextlab.mixers.forms import LinearForm, RoundedForm
+from contextlab.mixers.layers import Linear
+from contextlab.models.spec import LinearSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from contextlab.models.stack import Model
+
+ENDS = "read_"
+"""How the names of the read-in and the read-out begin, which are meant only where they are named."""
+TRAINING = ("latent", "rounding", "seed")
+"""Options of forms that are of their training alone."""
+
+
+def linear_layers(model: nn.Module, ends: bool = False) -> dict[str, nn.Linear]:
+    """The linear layers of a model that a form can stand in for, by name: those of mixers and MLPs, of every kind.
+
+    Not among them are embeddings, norms, convolutions, recurrent kernels, stacks of experts and matrices that have a
+    form already.
+
+    ends: with the read-in and the read-out, where they are linear layers with a weight of their own.
+    """
+    uses: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+        and type(layer) in (Linear, nn.Linear)
+        and type(layer.weight) in (Tensor, nn.Parameter)
+        and layer.weight.numel()
+        and uses[id(layer.weight)] == 1
+        and (name.startswith("blocks.") or (ends and name.startswith(ENDS)))
+    }
+
+
+def place_forms(model: Model, empty: bool) -> None:
+    """Put the forms of `model.spec.linear` into a model whose layers are dense.
+
+    empty: leave them without numbers; else each is the nearest to its dense layer. Raises InputError where an entry
+    names no layer.
+    """
+    if not model.spec.linear:
+        return
+    layers = linear_layers(model, ends=True)
+    _require_layers(model.spec.linear, layers)
+    forms: dict[str, LinearForm] = {}
+    for name, layer in layers.items():
+        wanted = spec_of(name, model.spec.linear)
+        if wanted is not None:
+            lazy = empty or layer.weight.is_meta
+            forms[name] = _empty(wanted, layer, layer.weight.device) if lazy else _nearest(wanted, layer)
+    _put(model, {id(layers[name]): form for name, form in forms.items()})
+
+
+def with_forms(model: Model, forms: Mapping[str, LinearForm], specs: Iterable[LinearSpec]) -> Model:
+    """A new model with these forms in the places of linear layers of their names; the old one is as it was.
+
+    forms: by the names that `linear_layers` gives. specs: what `ModelSpec.linear` gets after the entries that it has;
+        they must describe the forms, so that the model can be saved and loaded.
+
+    Raises InputError where a name is no linear layer of the model, a form has another size than its layer, or the
+    specs do not describe the forms.
+    """
+    layers = linear_layers(model, ends=True)
+    for name, form in forms.items():
+        if name not in layers:
+            near = nearest(name, layers)
+            raise InputError(f"with_forms: {name!r} is no linear layer of the model; " + _instead(near, layers))
+        sizes = layers[name].in_features, layers[name].out_features
+        if (form.in_features, form.out_features) != sizes:
+            raise InputError(f"with_forms: {name} maps {sizes[0]} to {sizes[1]}, its form {form.in_features} to "
+                             f"{form.out_features}")  # fmt: skip
+    linear = (*model.spec.linear, *specs)
+    _require_layers(linear, layers.keys() | _formed(model))
+    spec = ModelSpec.parse({**model.spec.model_dump(), "linear": [each.model_dump() for each in linear]})
+    for name, layer in layers.items():
+        _require_described(name, layer, forms.get(name), spec_of(name, linear))
+    memo: dict[int, object] = {id(layers[name]): form for name, form in forms.items()}
+    memo[id(model.spec)] = spec
+    made: Model = copy.deepcopy(model, memo)  # the layers that are replaced are not copied
+    return made
+
+
+def pack_forms(model: Model) -> Model:
+    """A new model whose latent weights are packed: it answers as the old one does when it is not being trained.
+
+    What is trained no further then takes no more than its codes; the old model is as it was. Raises InputError where
+    there is nothing to pack.
+    """
+    latent = [module for module in model.modules() if isinstance(module, RoundedForm) and module.latent]
+    if not latent:
+        raise InputError("pack_forms: no linear layer of the model has a latent weight; it is as small as it gets")
+    linear = [
+        {**each.model_dump(), "options": {k: v for k, v in each.options.items() if k not in TRAINING}}
+        for each in model.spec.linear
+    ]
+    memo: dict[int, object] = {id(form): form.packed() for form in latent}
+    memo[id(model.spec)] = ModelSpec.parse({**model.spec.model_dump(), "linear": linear})
+    made: Model = copy.deepcopy(model, memo)
+    return made
+
+
+def spec_of(name: str, specs: Iterable[LinearSpec]) -> LinearSpec | None:
+    """The entry that says how the layer of this name is stored; None where it is dense."""
+    found = next((each for each in specs if _means(each, name)), None)
+    return None if found is None or found.form == "dense" else found
+
+
+def _means(spec: LinearSpec, name: str) -> bool:
+    return fnmatchcase(name, spec.layers) and (not name.startswith(ENDS) or spec.layers.startswith(ENDS))
+
+
+def _require_layers(specs: Iterable[LinearSpec], names: Iterable[str]) -> None:
+    known = list(names)
+    for each in specs:
+        if not any(_means(each, name) for name in known):
+            near = nearest(each.layers, known)
+            raise InputError(f"linear: {each.layers!r} names no linear layer of this model; " + _instead(near, known))
+
+
+def _instead(near: str | None, known: Iterable[str]) -> str:
+    if near is not None:
+        return f"did you mean {near!r}?"
+    shown = sorted(known)
+    return f"expected one of {', '.join(shown[:6])}{', ...' if len(shown) > 6 else ''}" if shown else "it has none"
+
+
+def _formed(model: nn.Module) -> set[str]:
+    """Names of the layers that have a form."""
+    return {name for name, module in model.named_modules() if isinstance(module, LinearForm)}
+
+
+def _class(spec: LinearSpec) -> type[LinearForm]:
+    factory = registry.lookup("linear", spec.form).factory
+    assert isinstance(factory, type)
+    assert issubclass(factory, LinearForm)
+    return factory
+
+
+def _empty(spec: LinearSpec, layer: nn.Linear, device: torch.device) -> LinearForm:
+    with device:
+        form = _class(spec).empty(layer.in_features, layer.out_features, layer.bias is not None, **spec.options)
+    return form.to(layer.weight.dtype)
+
+
+def _nearest(spec: LinearSpec, layer: nn.Linear) -> LinearForm:
+    bias = None if layer.bias is None else layer.bias.detach()
+    return _class(spec).of(layer.weight.detach(), bias, **spec.options)
+
+
+def _require_described(name: str, layer: nn.Linear, form: LinearForm | None, spec: LinearSpec | None) -> None:
+    if form is None or spec is None:
+        if (form is None) != (spec is None):
+            told = "dense" if spec is None else spec.form
+            raise InputError(f"with_forms: the specs say that {name} is {told}, but it is given "
+                             f"{'no form' if form is None else type(form).__name__}")  # fmt: skip
+        return
+    due = _empty(spec, layer, torch.device("meta"))
+    if type(form) is not type(due) or _shapes(form) != _shapes(due):
+        raise InputError(f"with_forms: the form of {name} is not the {spec.form} that the specs describe")
+
+
+def _shapes(form: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in form.state_dict().items()}
+
+
+def _put(model: nn.Module, forms: Mapping[int, LinearForm]) -> None:
+    """Put forms in the place of the modules with these ids, wherever these stand."""
+    for parent, name, child in list(_children(model)):
+        if id(child) in forms:
+            setattr(parent, name, forms[id(child)])
+
+
+def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            yield parent, name, child

@@ -1,0 +1,180 @@
+"""The laws of linear forms, and of what has linear layers: any of them may have any form."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contextlab import registry
+from contextlab.mixers.forms import LinearForm, RoundedForm
+from contextlab.testing.adapters import answers, linear_layers, replace
+from contextlab.testing.law import Component, close, law, require
+from contextlab.testing.mlps import WIDTH as MLP_WIDTH
+
+INPUTS, OUTPUTS = 23, 10
+"""Sizes that no group and no byte divides."""
+
+
+def cases(entry: registry.Entry) -> Iterator[Component]:
+    """A registered form in each of its option cases; called with a weight [O, I], `build` gives the nearest to it."""
+    for options in entry.cases:
+        make = functools.partial(entry.factory.of, **options)  # type: ignore[attr-defined]
+        yield Component("linear", entry.name, entry.factory, options, make)
+
+
+def _nearest(component: Component, bias: bool = True, scale: float = 1.0) -> tuple[Tensor, LinearForm]:
+    """A weight [O, I] in float64, and the form that is nearest to it, not in training."""
+    weight = scale * torch.randn(OUTPUTS, INPUTS, dtype=torch.float64)
+    form = component.build(weight=weight, bias=torch.randn(OUTPUTS, dtype=torch.float64) if bias else None)
+    return weight, form.eval()
+
+
+@law("linear", "product", "It answers with the product of what `dense()` tells, for inputs of any leading shape.")
+def product(component: Component) -> None:
+    """A form that rounds its inputs is given such as are round."""
+    for bias in (True, False):
+        _, form = _nearest(component, bias)
+        for shape in ((), (3,), (2, 0), (2, 3)):
+            x = torch.randint(-127, 128, (*shape, INPUTS), dtype=torch.float64)
+            x[..., :1] = 127.0
+            wanted = x @ form.dense().T + (0 if form.bias is None else form.bias)
+            close(form(x), wanted, 1e-9, f"outputs for inputs {list(x.shape)}")
+
+
+@law("linear", "near", "It is near to the weight that it is made of, never further than zero would be.")
+def near(component: Component) -> None:
+    """Of a weight of usual numbers, and of one of zeros, which it keeps."""
+    weight, form = _nearest(component, scale=0.1)
+    error, size = float((form.dense().detach() - weight).norm()), float(weight.norm())
+    require(error < 0.95 * size, f"it is {error / size:.2f} of the weight's size away from it")
+    made = component.build(weight=torch.zeros(OUTPUTS, INPUTS), bias=None)
+    require(not made.dense().any(), "a weight of zeros does not stay one")
+
+
+@law("linear", "bytes", "It holds the bytes that it foretells, in every dtype, and nothing beside its tensors.")
+def nbytes(component: Component) -> None:
+    """In the dtypes of models, with and without bias."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for bias in (True, False):
+            _, form = _nearest(component, bias)
+            form = form.to(dtype)
+            held = sum(each.numel() * each.element_size() for each in form.state_dict().values())
+            told = type(form).nbytes(INPUTS, OUTPUTS, bias, dtype, **component.options)
+            require(held == told, f"it holds {held} bytes in {dtype} and foretells {told}")
+
+
+@law("linear", "file", "What its state_dict is loaded into answers the same, bit for bit.")
+def file(component: Component) -> None:
+    """Into an empty one, in float32."""
+    weight, x = torch.randn(OUTPUTS, INPUTS), torch.randn(5, INPUTS)
+    form = component.build(weight=weight, bias=torch.randn(OUTPUTS)).eval()
+    again = type(form).empty(INPUTS, OUTPUTS, True, **component.options).eval()
+    again.load_state_dict(form.state_dict())
+    require(torch.equal(again(x), form(x)), "it answers otherwise after loading")
+    once_more = component.build(weight=weight, bias=form.bias)
+    same = all(
+        torch.equal(a, b) for a, b in zip(form.state_dict().values(), once_more.state_dict().values(), strict=True)
+    )
+    require(same, "the same weight gives another form")
+
+
+@law("linear", "gradients", "Gradients of inputs are those of the product; a latent weight's pass straight through.")
+def gradients(component: Component) -> None:
+    """In training, too, where rounding may be random."""
+    _, form = _nearest(component)
+    x = torch.randn(4, INPUTS, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(4, OUTPUTS, dtype=torch.float64)
+    for training in (False, True):
+        form.train(training)
+        form.zero_grad()
+        (gradient,) = torch.autograd.grad((form(x) * upstream).sum(), x)
+        close(gradient, upstream @ form.dense().detach(), 1e-9, "gradients of inputs")
+    if isinstance(form, RoundedForm) and form.latent:
+        x = torch.randint(-127, 128, (4, INPUTS), dtype=torch.float64)
+        x[:, 0] = 127.0
+        (form(x) * upstream).sum().backward()
+        own = form.weight.grad
+        require(own is not None, "the latent weight has no gradient")
+        close(own, upstream.T @ x, 1e-9, "gradients of the latent weight")  # type: ignore[arg-type]
+
+
+@law("linear", "packed", "Packed, a latent weight computes the same.")
+def packed(component: Component) -> None:
+    """When it is not being trained."""
+    _, form = _nearest(component)
+    if not isinstance(form, RoundedForm) or not form.latent:
+        return
+    packed_form = form.packed()
+    require(not packed_form.latent, "it is still latent")
+    close(packed_form.dense(), form.dense(), 1e-12, "weights")
+
+
+@law("linear", "dtypes", "In half precision it is as in double, but for rounding.")
+def dtypes(component: Component) -> None:
+    """Codes are no floating numbers: casting the module leaves them as they are."""
+    weight, form = _nearest(component)
+    expected = form.dense().detach().clone()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        moved = form.to(dtype)
+        y = moved(torch.randn(3, INPUTS, dtype=dtype))
+        require(y.dtype == dtype, f"outputs have dtype {y.dtype}, expected {dtype}")
+        require(y.isfinite().all(), f"outputs are not finite in {dtype}")
+        if not (isinstance(form, RoundedForm) and form.latent):
+            close(moved.dense().double(), expected, 0.02, f"weights in {dtype}")
+        form = component.build(weight=weight, bias=torch.randn(OUTPUTS, dtype=torch.float64)).eval()
+
+
+def dealt(module: nn.Module, shift: int, kinds: list[tuple[str, dict[str, Any]]]) -> int:
+    """Give every linear layer of a module a form, dealt in turn from `kinds`, from `shift` on. Returns how many."""
+    layers = linear_layers(module)
+    for place, (name, layer) in enumerate(layers.items()):
+        form, options = kinds[(place + shift) % len(kinds)]
+        bias = None if layer.bias is None else layer.bias.detach()
+        replace(module, name, registry.lookup("linear", form).factory.of(layer.weight.detach(), bias, **options))  # type: ignore[attr-defined]
+    return len(layers)
+
+
+def all_kinds() -> list[tuple[str, dict[str, Any]]]:
+    """Every registered form with its first case, and with the first that is trained through its rounding."""
+    found = []
+    for entry in registry.entries("linear"):
+        found.append((entry.name, dict(entry.cases[0])))
+        found += [(entry.name, dict(case)) for case in entry.cases if case.get("latent")][:1]
+    return found
+
+
+Answer = Callable[[nn.Module], Tensor]
+
+
+def hold_to_forms(component: Component, whole: Answer, pieces: Answer | None, shifts: int) -> None:
+    """Forms dealt to all linear layers: it runs, in pieces as whole, and what is trained has finite gradients."""
+    kinds = all_kinds()
+    for shift in range(0, len(kinds), max(1, len(kinds) // shifts)):
+        module = component.build().double().eval()
+        if not dealt(module, shift, kinds):
+            return
+        y = whole(module)
+        require(y.isfinite().all(), f"outputs are not finite with forms dealt from {kinds[shift][0]} on")
+        if pieces is not None:
+            with torch.no_grad():
+                close(pieces(module), y, 1e-7, f"outputs in pieces with forms dealt from {kinds[shift][0]} on")
+        y.square().sum().backward()
+        gradients = [each.grad for each in module.parameters() if each.grad is not None]
+        require(all(each.isfinite().all() for each in gradients), "gradients are not finite")
+
+
+@law("mixer", "linear forms", "Its linear layers may have any form: it answers in pieces as whole, with gradients.")
+def linear_forms(component: Component) -> None:
+    """Forms are dealt to the layers in turn, several times over, in float64."""
+    hold_to_forms(component, *answers(component, torch.float64), shifts=2)
+
+
+@law("mlp", "linear forms", "Its linear layers may have any form: it answers, with gradients.")
+def mlp_linear_forms(component: Component) -> None:
+    """Forms are dealt to the layers in turn, in float64."""
+    x = torch.randn(2, 20, MLP_WIDTH, dtype=torch.float64)
+    hold_to_forms(component, lambda mlp: mlp(x), None, shifts=3)
