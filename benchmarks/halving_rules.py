@@ -15,6 +15,7 @@ from contextlab.evaluation.intervals import Interval, t95
 from contextlab.experiments import ExperimentSpec
 from contextlab.experiments.choice import Tried, best
 from contextlab.experiments.halving import HalvingSpec, race
+from contextlab.experiments.rungs import HOPELESS
 from contextlab.models import build_model
 from contextlab.training import TrainSpec
 from contextlab.training.spec import UntilSpec
@@ -138,7 +139,7 @@ class Replay:
             if goal.reached(look):
                 return each["step"], "solved"
             if goal.hopeless(look, before):
-                return each["step"], "hopeless"
+                return each["step"], HOPELESS
             before = look
         return made["made"], ""
 
@@ -172,8 +173,13 @@ class Replay:
                     for seed in deciding
                 ]
 
+            def hopeless(rung: int, trial: int) -> int:
+                at, values = halving.step(rung, self.steps), scores(rung, trial)
+                pairs = zip((ends[trial, seed] for seed in deciding), values, strict=True)
+                return sum(why == HOPELESS and step <= at and not math.isnan(value) for (step, why), value in pairs)
+
             lost = [t for t in trials if any(made[t, seed]["status"] == "diverged" for seed in deciding)]
-            held = race(halving, trials, scores, metric == "accuracy", None, lost)
+            held = race(halving, trials, scores, metric == "accuracy", None, lost, hopeless)
             left = held.left
             for rung, dropped in enumerate(held.rounds):
                 for trial in set(dropped) - set(held.rounds[rung + 1] if rung + 1 < len(held.rounds) else left):
@@ -186,7 +192,7 @@ class Replay:
             found.made += 1
             found.steps += min(step, most)
             found.seconds += made[key]["seconds"] * min(step, most) / made[key]["made"]
-            if why == "hopeless" and step <= most:
+            if why == HOPELESS and step <= most:
                 found.hopeless += 1
                 whole, stopped = (self.score(made[key], at, TEST, "accuracy") for at in (self.steps, step))
                 if whole - stopped > LATE:
@@ -210,8 +216,8 @@ class Replay:
             values = [self.score(made[trial, s], ends[trial, s][0], VALIDATION, self.task.metric) for s in seeds]
             known = [value for value in values if not math.isnan(value)]
             statuses = ["diverged" if math.isnan(value) else "finished" for value in values]
-            mean = sum(known) / len(known) if known else math.nan
-            yield Tried(trial, made[trial, seeds[0]]["setting"], statuses, mean, math.nan, math.nan)
+            mean, why = sum(known) / len(known) if known else math.nan, [ends[trial, s][1] for s in seeds]
+            yield Tried(trial, made[trial, seeds[0]]["setting"], statuses, mean, math.nan, math.nan, why)
 
     def _mean(self, made: Mapping[tuple[int, int], Made], trial: int) -> float:
         """Accuracy of a trial on validation prompts at the end of whole trainings; 0 where one diverged."""

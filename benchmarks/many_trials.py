@@ -2,6 +2,9 @@
 
 `python benchmarks/many_trials.py [--trials 10000] [--models 1] [--seeds 1] [--json FILE]`: the trials' records are
 written as a run writes them, with scores drawn at random; only the best is trained, for a step, and measured.
+
+With `--ask tpe` (or gp; needs Optuna): how long it takes to choose the setting of one more trial, first of a run that
+is gone on with, then of one that goes on.
 """
 
 from __future__ import annotations
@@ -24,11 +27,12 @@ from contextlab.cli.report import report
 from contextlab.experiments import ExperimentSpec
 from contextlab.experiments.folder import RunFolder
 from contextlab.experiments.record import begin
-from contextlab.files import make_folder, write_record
+from contextlab.experiments.sampling import SAMPLERS, Asking
+from contextlab.files import make_folder, write_json, write_record
 from contextlab.report import chosen_table, summary_table, summary_words
 
 
-def many(trials: int, models: int = 1, seeds: int = 1) -> ExperimentSpec:
+def many(trials: int, models: int = 1, seeds: int = 1, sampler: str = "random") -> ExperimentSpec:
     """A sweep of so many trials in all, over a learning rate: tiny models on recall, one step each."""
     tiny = {"preset": "transformer", "options": {"width": 8, "depth": 1, "heads": 1}}
     return ExperimentSpec.parse(
@@ -43,7 +47,7 @@ def many(trials: int, models: int = 1, seeds: int = 1) -> ExperimentSpec:
             "seeds": list(range(seeds)),
             "sweep": {
                 "over": {"train.learning_rate": {"log": [1e-5, 1e-1]}, "train.weight_decay": {"range": [0, 0.5]}},
-                "sampler": "random",
+                "sampler": sampler,
                 "trials": trials // (models * seeds),
                 "validation": {"prompts": 16},
             },
@@ -78,12 +82,24 @@ def write_trials(folder: RunFolder, spec: ExperimentSpec) -> int:
     return len(trainings)
 
 
+def asked(folder: RunFolder, sampler: str, trials: int) -> Asking:
+    """A run of which so many trials at settings drawn at random have finished, and the sampler may choose more."""
+    spec, drawn = many(trials + 9, sampler=sampler), many(trials).sweep_spec("model_0").settings()
+    (job,) = spec.measured()
+    for number, setting in enumerate(drawn):
+        spec.settle(job, number, setting)
+    write_trials(folder, spec)
+    write_json(make_folder(folder.path / "trials") / f"{job.task}.{job.model}.json", drawn)
+    return Asking(folder, spec)
+
+
 def main() -> None:
     """Time each step, and print a line for it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--models", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--ask", choices=list(SAMPLERS), help="a sampler of Optuna's: time what it takes to ask it")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -99,6 +115,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary) / "many")
+        if given.ask:
+            asking = asked(folder, given.ask, given.trials)
+            for number in range(given.trials, given.trials + 9):
+                timed(f"trial {number:,} is asked for ({given.ask})", lambda number=number: asking.ask(number))
+            return
         spec = many(given.trials, given.models, given.seeds)
         count = write_trials(folder, spec)
         print(f"{count:,} finished trials of {given.models} models, {given.seeds} seeds")

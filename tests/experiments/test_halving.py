@@ -84,6 +84,35 @@ def test_the_first_of_equals_and_those_that_lost_a_seed_last():
     assert go_on({0: [3.0], 1: [1.0], 2: [2.0]}, 2, False) == [1, 2]
 
 
+def test_a_hopeless_trial_goes_last_whatever_its_score():
+    one_seed = {0: [0.9], 1: [0.1], 2: [0.2]}
+    assert [go_on(one_seed, most, True, {0: 1}) for most in (1, 2, 3)] == [[2], [1, 2], [1, 2]]
+    assert go_on({0: [0.9], 1: [0.1], 2: [nan]}, 1, False, {1: 1}) == [0]
+    # all are: the best of them alone, of equals the first; one that gave no score is behind them
+    assert go_on({0: [0.1], 1: [0.3], 2: [0.3]}, 2, True, {0: 1, 1: 1, 2: 1}) == [1]
+    assert go_on({0: [nan], 1: [0.1]}, 2, True, {1: 1}) == [1]
+    # one seed among three: behind those that all have hope, but not out
+    three = {0: [0.9, 0.9, 0.9], 1: [0.2, 0.2, 0.2], 2: [0.8, 0.8, 0.8]}
+    assert [go_on(three, most, True, {0: 1, 2: 2}) for most in (1, 2, 3)] == [[1], [0, 1], [0, 1, 2]]
+    assert go_on(three, 3, True, {0: 1, 2: 3}) == [0, 1]
+    assert go_on({0: [0.9, nan], 1: [0.5, 0.1]}, 1, True, {1: 1}) == [1]  # a seed without a score is worse
+
+
+def test_one_that_ends_as_hopeless_after_a_rung_kept_its_place_there_and_goes_last_at_the_next():
+    scores = {0: 0.9, 1: 0.8, 2: 0.2, 3: 0.1}
+
+    def found(ended):
+        return race(
+            HalvingSpec(), range(4), lambda rung, trial: [scores[trial]], True,
+            hopeless=lambda rung, trial: trial in ended[rung],
+        )  # fmt: skip
+
+    assert (found([(0, 1), (0, 1)]).rounds, found([(0, 1), (0, 1)]).left) == (((0, 1, 2, 3), (2, 3)), (2,))
+    late = found([(), (0,)])
+    assert (late.rounds, late.dropped, late.left) == (((0, 1, 2, 3), (0, 1)), ((2, 3), (0,)), (1,))
+    assert found([(), (0, 1)]).left == (0,)  # nobody takes its place: it has a model that can be measured
+
+
 def test_where_all_can_be_compared():
     halving = HalvingSpec()
     scores = {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}

@@ -11,6 +11,7 @@ import pytest
 
 from contextlab import open_run, run
 from contextlab.cli.report import report
+from contextlab.experiments import ExperimentSpec, sampling
 from contextlab.experiments import folder as folders
 from contextlab.experiments.folder import RunFolder
 from contextlab.report.sections import TaskData
@@ -70,6 +71,36 @@ def test_records_are_read_a_few_times_each_whatever_the_seeds(tmp_path, monkeypa
         assert more <= 3.2 * few
         assert more <= 8 * 18
     assert len(open_run(folder.path).sweep) == 18
+
+
+def test_a_sampler_is_told_of_each_finished_trial_once(tmp_path, monkeypatch):
+    class Fixed:
+        def __init__(self, *_: Any) -> None:
+            self.told = 0
+
+        def tell(self, tried: Any) -> None:
+            assert (tried.number, tried.missing) == (self.told, 0)
+            self.told += 1
+
+        def suggest(self) -> dict[str, float]:
+            return {"train.learning_rate": 1e-3 / (1 + self.told), "train.weight_decay": 0.25}
+
+    monkeypatch.setattr(sampling, "Sampler", Fixed)
+    folder, spec = RunFolder(tmp_path / "run"), many(12, seeds=2, sampler="tpe")
+    write_trials(folder, spec)
+    asking = sampling.Asking(folder, spec)
+    assert [reads(monkeypatch, lambda number=number: asking.ask(number)) for number in range(5)] == [0, 2, 2, 2, 2]
+    # whoever goes on with the run reads them once more, and none that is asked for already
+    again = sampling.Asking(folder, many(12, seeds=2, sampler="tpe"))
+    sampling.settle(folder, again.spec)
+    assert [reads(monkeypatch, lambda number=number: again.ask(number)) for number in range(6)] == [0] * 5 + [10]
+    assert asking.asked[spec.measured()[0]] == again.asked[spec.measured()[0]][:5]
+    settled = []
+    monkeypatch.setattr(ExperimentSpec, "settle", lambda *given: settled.append(given[2]))
+    sampling.settle(folder, again.spec)
+    assert settled == []  # a worker that knows them all resolves none again
+    sampling.settle(folder, spec)
+    assert settled == [5]
 
 
 def test_reporting_a_trial_costs_the_same_among_many(tmp_path):

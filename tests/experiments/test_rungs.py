@@ -16,6 +16,7 @@ from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec, evaluate_run, together
 from contextlab.experiments.estimate import estimate
 from contextlab.experiments.jobs import all_jobs, first_jobs
+from contextlab.experiments.rungs import race_of
 from contextlab.files import read_record
 from contextlab.training.checkpoint import newest
 from tests.experiments.test_run import Tape, one, same_results
@@ -246,6 +247,62 @@ def test_what_ended_by_its_goal_counts_with_its_last_score_and_is_trained_no_fur
     assert {step for _, step in tape.updates} == {1}
     told = done.records[0]["sweep"]["halving"]["told"]
     assert told[str(done.records[0]["trial"])] == "chosen at step 4 of 8"
+
+
+def test_what_ended_as_hopeless_goes_last_at_its_rung_and_in_the_choice_whatever_its_score(tmp_path, monkeypatch):
+    from contextlab.experiments import work
+
+    still, real = (0, 3), work.score  # trials whose weights do not move
+    until = {"hopeless": 0.25, "metric": "cross_entropy", "every": 1, "prompts": 64}
+    spec = halved(rates=[1e-30, 3e-3, 1e-3, 2e-30], train={**TRAIN, "until": until})
+
+    def flattering(model, spec, training, *rest):
+        found = real(model, spec, training, *rest)
+        if training.trial in still:
+            found["recall"]["value"] = 0.0
+        return found
+
+    monkeypatch.setattr(work, "score", flattering)
+    done = run(spec, out=tmp_path / "halved")
+    rows = done.sweep.set_index("trial")
+    assert rows.loc[list(still), "stopped"].tolist() == ["hopeless"] * 2
+    assert rows.loc[list(still), "rung_1"].tolist() == [0.0] * 2
+    assert rows.loc[[1, 2], "rung_2"].notna().all()
+    halving = done.records[0]["sweep"]["halving"]
+    assert [halving["told"][str(trial)] for trial in still] == ["dropped at step 2 of 8 (hopeless)"] * 2
+    assert done.records[0]["trial"] in (1, 2)
+
+
+def test_what_ends_later_does_not_change_a_rung_that_was_held():
+    until = {"hopeless": 0.25, "metric": "cross_entropy", "every": 1, "prompts": 64}
+    spec = ExperimentSpec.parse(
+        halved({"metric": "cross_entropy", "seeds": None}, train={**TRAIN, "until": until}, seeds=[0, 1, 2])
+    )
+    (job, *_) = spec.measured()
+    ended = {}
+
+    def record(of):
+        score = {"recall": {"metric": "cross_entropy", "value": 1.0 + of.trial, "n": 8, "ci_low": 0, "ci_high": 9}}
+        step = ended.get((of.trial, of.seed), 8)
+        at = [
+            {"at": each, "step": min(each, step), "validation": score} for each in (2, 4) if each <= step or each == 2
+        ]
+        return {"status": "finished", "steps": step, "stopped": "hopeless" if step < 8 else "", "rungs": at}
+
+    def rounds():
+        found = race_of(spec, job, record)
+        return found.rounds[1], found.left
+
+    assert rounds() == ((0, 1), (0,))
+    ended[0, 1] = 4  # one seed of three, after the first rung
+    assert rounds() == ((0, 1), (1,))
+    ended[0, 1] = 2  # by the first rung: behind all others, and of four two go on
+    assert rounds() == ((1, 2), (1,))
+    ended |= {(trial, 0): 2 for trial in (1, 2, 3)}  # one seed of each: as if none had
+    assert rounds() == ((0, 1), (0,))
+    ended |= {(trial, seed): 2 for trial in range(4) for seed in range(3)}  # nobody has hope: the best alone
+    assert race_of(spec, job, record).rounds == ((0, 1, 2, 3),)
+    assert race_of(spec, job, record).left == (0,)
 
 
 def test_an_edited_recipe_is_refused_where_it_contradicts_what_is_done(tmp_path, finished):

@@ -70,12 +70,19 @@ def test_it_comes_closer_than_random_settings_do(sampler):
         pytest.importorskip("scipy")
     sweep = SweepSpec.parse({"over": OVER, "sampler": sampler, "trials": 24})
     found: list[Tried] = []
+    asked = sampling.Sampler(sweep, higher_is_better=False)
     for number in range(24):
-        setting = sampling.suggest(sweep, found, number, higher_is_better=False)
+        setting = asked.suggest()
         off = abs(math.log10(setting["train.learning_rate"] / 3e-3)) + (setting["train.batch"] == 2)
         lost = number == 3  # as if it had diverged
         off = math.nan if lost else off + setting["train.warmup"]
         found.append(Tried(number, setting, ("diverged" if lost else "finished",), off, off, off))
+        asked.tell(found[-1])
+        if number % 6 == 5:  # one that is told all of them at once, as where a run is gone on with, asks for the same
+            anew = sampling.Sampler(sweep, higher_is_better=False)
+            for each in found:
+                anew.tell(each)
+            assert anew.suggest() == asked.suggest() == asked.suggest()
     assert {type(each.setting["train.warmup"]) for each in found} == {int}
     late = [each.value for each in found[16:]]
     early = [each.value for each in found[:8] if not math.isnan(each.value)]

@@ -315,6 +315,19 @@ def test_the_best_has_finished_from_every_seed_and_the_first_of_equals_is_taken(
     )
 
 
+def test_one_that_ended_as_hopeless_is_chosen_only_where_there_is_no_other():
+    two = ("finished", "finished")
+
+    def of(*trials):
+        return [Tried(i, {}, two, value, value, value, stopped) for i, (value, *stopped) in enumerate(trials)]
+
+    assert best(of((0.9, "", "hopeless"), (0.1, "", ""), (0.2, "solved", "")), True).number == 2
+    assert best(of((0.9, "hopeless", "hopeless"), (0.1, "", "hopeless")), True).number == 1
+    assert best(of((0.1, "hopeless", "hopeless"), (0.9, "hopeless", "hopeless")), True).number == 1
+    half = Tried(0, {}, ("finished", "diverged"), 0.9, 0.9, 0.9, ("", "solved"))
+    assert best([half, *of((0, ""), (0.1, "", "hopeless"))[1:]], True).number == 1  # it has a score from every seed
+
+
 def test_a_score_that_is_no_number_counts_as_a_seed_that_did_not_finish():
     """Not as the mean of the others, which would be the best."""
     recall = tiny()["tasks"]["recall"]

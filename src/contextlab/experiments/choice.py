@@ -12,10 +12,12 @@ from contextlab.evaluation.results import summarise, table
 from contextlab.experiments.halving import Race
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.rungs import (
+    HOPELESS,
     PAUSED,
     Scores,
     deciding,
     higher_is_better,
+    hopeless_at,
     in_force,
     mean_of,
     race_of,
@@ -59,10 +61,19 @@ class Tried:
         """Seeds that did not finish, or whose score is no number."""
         return sum(status != "finished" for status in self.statuses) if self.lost is None else self.lost
 
+    @property
+    def hopeless(self) -> int:
+        """Seeds whose training finished before its last step, as hopeless."""
+        pairs = zip(self.statuses, self.stopped, strict=False)  # nothing may be known of why they stopped
+        return sum(status == "finished" and why == HOPELESS for status, why in pairs)
 
-def trials(spec: ExperimentSpec, job: Job, records: Records) -> list[Tried]:
-    """The trials of the model and task of a job of kind "training", in order, by their scores at their ends."""
-    members = deciding(spec, job)
+
+def trials(spec: ExperimentSpec, job: Job, records: Records, numbers: Iterable[int] | None = None) -> list[Tried]:
+    """The trials of the model and task of a job of kind "training", in order, by their scores at their ends.
+
+    numbers: of those that are wanted; None: all.
+    """
+    members = deciding(spec, job, numbers)
     ended = {number: [records(training.job) for training in each] for number, each in members.items()}
     statuses = {number: [_status(record) for record in each] for number, each in ended.items()}
     scores = {
@@ -116,11 +127,15 @@ def _status(record: Mapping[str, Any]) -> str:
 
 
 def best(tried: Iterable[Tried], higher_is_better: bool) -> Tried:
-    """That with the fewest seeds that did not finish; of these, that of the best mean; of equals, the first."""
+    """That with the fewest seeds that did not finish, or ended as hopeless; of these, with the fewest that did not
+    finish; of these, that of the best mean; of equals, the first."""
     sign = -1.0 if higher_is_better else 1.0
-    return min(
-        tried, key=lambda each: (each.missing, sign * each.value if not math.isnan(each.value) else 0, each.number)
-    )
+
+    def place(each: Tried) -> tuple[int, int, float, int]:
+        value = 0.0 if math.isnan(each.value) else sign * each.value
+        return each.missing + each.hopeless, each.missing, value, each.number
+
+    return min(tried, key=place)
 
 
 def window(tried: Sequence[Tried], path: str, higher_is_better: bool) -> tuple[float, float] | None:
@@ -229,6 +244,9 @@ def _of_halving(spec: ExperimentSpec, job: Job, records: Records, race: Race) ->
             found[str(number)] = sum(sorted(known)) / len(known) if whole else None
         return found
 
+    def hopeless(number: int, rung: int) -> int:
+        return hopeless_at(halving, members[number], records, rung)
+
     return {
         "seeds": list(spec.deciding_seeds(job.model)),
         "metric": halving.metric or task_of(spec, job).metric,
@@ -238,20 +256,31 @@ def _of_halving(spec: ExperimentSpec, job: Job, records: Records, race: Race) ->
         ],
         "left": list(race.left),
         "told": {
-            str(number): _words(race, number, [records(training.job) for training in each], place)
+            str(number): _words(race, number, [records(training.job) for training in each], place, hopeless)
             for number, each in members.items()
         },
     }
 
 
-def _words(race: Race, number: int, records: Sequence[Mapping[str, Any]], place: Callable[[int], str]) -> str:
-    """dropped at step 120 of 480."""
+def _words(
+    race: Race,
+    number: int,
+    records: Sequence[Mapping[str, Any]],
+    place: Callable[[int], str],
+    hopeless: Callable[[int, int], int],
+) -> str:
+    """dropped at step 120 of 480 (hopeless from 2 of 3 seeds).
+
+    hopeless: of (trial, rung), from how many seeds it had ended so by then.
+    """
     statuses = dict.fromkeys(_status(record) for record in records)
     if {"finished", *PAUSED}.isdisjoint(statuses):
         return ", ".join(statuses)
     gone = race.dropped_at(number)
     if gone is not None:
-        return f"dropped at {place(gone)}"
+        seeds = hopeless(number, gone)
+        whose = "" if len(records) == 1 else f" from {seeds} of {len(records)} seeds"
+        return f"dropped at {place(gone)}" + (f" ({HOPELESS}{whose})" if seeds else "")
     return f"chosen at {place(len(race.rounds) - 1)}" if race.left == (number,) else ", ".join(statuses)
 
 

@@ -92,6 +92,7 @@ def race(
     higher_is_better: bool,
     rungs: int | None = None,
     lost: Collection[int] = (),
+    hopeless: Callable[[int, int], int] = lambda rung, trial: 0,
 ) -> Race:
     """Who goes on, rung by rung.
 
@@ -100,6 +101,7 @@ def race(
     rungs: how many are held, the first; None: all.
     lost: those that diverged after a rung: where all that went on from one did, the next best of it go on in their
         place.
+    hopeless: of (rung, trial), how many of its seeds gave a score, but had ended by then as hopeless.
     """
     rounds: list[tuple[int, ...]] = []
     dropped: list[tuple[int, ...]] = []
@@ -108,29 +110,35 @@ def race(
         if rung and len(left) == 1:
             break
         found = {trial: list(scores(rung, trial)) for trial in left}
+        ended = {trial: hopeless(rung, trial) for trial in left}
         rounds.append(left)
-        left = tuple(go_on(found, halving.kept(len(left)), higher_is_better))
+        left = tuple(go_on(found, halving.kept(len(left)), higher_is_better, ended))
         others = {trial: each for trial, each in found.items() if trial not in lost}
         if others and all(trial in lost for trial in left):
-            left = tuple(go_on(others, halving.kept(len(rounds[-1])), higher_is_better))
+            left = tuple(go_on(others, halving.kept(len(rounds[-1])), higher_is_better, ended))
         dropped.append(tuple(t for t in rounds[-1] if t not in left and not all(map(math.isnan, found[t]))))
     return Race(tuple(rounds), tuple(dropped), left)
 
 
-def go_on(scores: Mapping[int, Sequence[float]], most: int, higher_is_better: bool) -> list[int]:
+def go_on(
+    scores: Mapping[int, Sequence[float]], most: int, higher_is_better: bool, hopeless: Mapping[int, int] | None = None
+) -> list[int]:
     """The numbers of the best trials, at most `most`, in order.
 
-    Those with the fewest seeds without a score come first, of these the best mean, of equals the first: the order of
-    `choice.best`. A trial without any score goes on only where none has one, and then alone.
+    Those with the fewest seeds that are hopeless or without a score come first, of these those with the fewest without
+    a score, then the best mean, of equals the first: the order of `choice.best`. A trial of which no seed has hope goes
+    on only where none has one, and then alone.
 
     scores: trial -> one from each seed; nan where it gave none.
+    hopeless: trial -> how many of its seeds gave a score, but ended as hopeless; None: none did.
     """
 
-    def place(trial: int) -> tuple[int, float, int]:
+    def place(trial: int) -> tuple[int, int, float, int]:
         known = sorted(score for score in scores[trial] if not math.isnan(score))  # whatever the seeds' order
         mean = sum(known) / len(known) if known else 0.0
-        return len(scores[trial]) - len(known), -mean if higher_is_better else mean, trial
+        missing = len(scores[trial]) - len(known)
+        return missing + (hopeless or {}).get(trial, 0), missing, -mean if higher_is_better else mean, trial
 
     order = sorted(scores, key=place)
-    scored = [trial for trial in order[:most] if not all(map(math.isnan, scores[trial]))]
-    return sorted(scored or order[:1])
+    hopeful = [trial for trial in order[:most] if place(trial)[0] < len(scores[trial])]
+    return sorted(hopeful or order[:1])

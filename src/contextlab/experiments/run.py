@@ -35,7 +35,7 @@ from contextlab.experiments.record import (
     write_status,
 )
 from contextlab.experiments.rungs import most_rungs
-from contextlab.experiments.sampling import ask, require_sampler, rounds, settle
+from contextlab.experiments.sampling import Asking, require_sampler, rounds, settle
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.together import train_groups, wanted
 from contextlab.experiments.trackers import Tracked, require_trackers
@@ -132,9 +132,10 @@ def run(
                 tell_standings(folder, spec)  # who is in may have changed with the recipe
         if record["status"] == "finished" and folder.whole(spec) and not decided_otherwise(folder, spec):
             return open_run(folder.path)
+        asking = Asking(folder, spec)
         stages: list[Callable[[], list[Job]]] = [
             lambda: [job for job in first_jobs(spec) if not folder.done(job, spec)],
-            *(partial(_asked, folder, spec, number) for number in range(rounds(spec))),
+            *(partial(_asked, folder, spec, asking, number) for number in range(rounds(spec))),
         ]
         with told(progress) as watcher, Tracked(watcher, log, folder, spec, record) as tell:
             return _do(
@@ -193,8 +194,8 @@ def evaluate_run(
             return _do(at, spec, record, [lambda: todo], tell, training=False)
 
 
-def _asked(folder: RunFolder, spec: ExperimentSpec, number: int) -> list[Job]:
-    return [job for job in ask(folder, spec, number) if not folder.done(job, spec)]
+def _asked(folder: RunFolder, spec: ExperimentSpec, asking: Asking, number: int) -> list[Job]:
+    return [job for job in asking.ask(number) if not folder.done(job, spec)]
 
 
 def _not_measured(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -32,12 +32,15 @@ def race_of(
     def scores(rung: int, trial: int) -> list[float]:
         return [mean_of(scored_at(read(training.job), rung)) for training in members[trial]]
 
+    def hopeless(rung: int, trial: int) -> int:
+        return hopeless_at(halving, members[trial], read, rung)
+
     lost = [
         trial
         for trial, trainings in members.items()
         if any(read(each.job).get("status") == "diverged" and read(each.job).get("rungs") for each in trainings)
     ]
-    return race(halving, list(members), scores, higher_is_better(halving, task_of(spec, job)), rungs, lost)
+    return race(halving, list(members), scores, higher_is_better(halving, task_of(spec, job)), rungs, lost, hopeless)
 
 
 def rungs_held(spec: ExperimentSpec, job: Job, records: Callable[[Job], Mapping[str, Any]]) -> int:
@@ -52,14 +55,15 @@ def rungs_held(spec: ExperimentSpec, job: Job, records: Callable[[Job], Mapping[
     return rungs
 
 
-def deciding(spec: ExperimentSpec, job: Job) -> dict[int, list[Training]]:
-    """The trials of the model and task of a job of kind "training": number -> its training from each deciding seed."""
-    found: dict[int, list[Training]] = {}
-    for seed in spec.deciding_seeds(job.model):
-        for training in spec.candidates(Job("training", job.task, job.model, seed)):
-            assert training.trial is not None
-            found.setdefault(training.trial, []).append(training)
-    return found
+def deciding(spec: ExperimentSpec, job: Job, numbers: Iterable[int] | None = None) -> dict[int, list[Training]]:
+    """The trials of the model and task of a job of kind "training": number -> its training from each deciding seed.
+
+    numbers: of those that are wanted; None: all.
+    """
+    seeds = spec.deciding_seeds(job.model)
+    known = [spec.candidates(Job("training", job.task, job.model, seed)) for seed in seeds]
+    wanted = range(len(known[0])) if numbers is None else numbers
+    return {number: [each[number] for each in known] for number in wanted}
 
 
 def most_rungs(spec: ExperimentSpec) -> int:
@@ -103,6 +107,22 @@ def scored_at(record: Mapping[str, Any], rung: int) -> Scores | None:
     return None if any(score["value"] is None for score in found.values()) else found
 
 
+def hopeless_at(
+    halving: HalvingSpec, trainings: Sequence[Training], records: Callable[[Job], Mapping[str, Any]], rung: int
+) -> int:
+    """How many of a trial's trainings are scored at a rung, but had ended by then as hopeless (`train.until`).
+
+    What ends later does not count there: a rung that was held is decided alike whoever asks when.
+    """
+
+    def ended(training: Training) -> bool:
+        record = records(training.job)
+        by_then = record.get("stopped") == HOPELESS and record["steps"] <= halving.step(rung, training.train.steps)
+        return by_then and not math.isnan(mean_of(scored_at(record, rung)))
+
+    return sum(map(ended, trainings))
+
+
 def mean_of(scores: Scores | None) -> float:
     """The mean over tasks; nan where there is no score."""
     if not scores:
@@ -120,6 +140,8 @@ def standing(race: Race, trial: int, status: str) -> str:
     return "chosen" if len(race.left) == 1 else "paused"
 
 
+HOPELESS = "hopeless"
+"""What records tell as `stopped` of a training that ended as hopeless."""
 PAUSED = ("paused", *HALVED)
 """Statuses of a trial that stands at a rung: it may go on, does not, or does so in the job that measures it."""
 

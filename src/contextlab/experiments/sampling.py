@@ -1,15 +1,16 @@
 """Trials that are chosen by those before them, with Optuna's samplers.
 
 What is asked next is a function of the sweep's seed, the trial's number and the scores of the trials before it: a new
-sampler is made each time. So a resumed run asks for what one that was never stopped asks for, whatever `--jobs`.
+sampler is made each time, though not a new list of these trials. So a resumed run asks for what one that was never
+stopped asks for, whatever `--jobs`.
 The settings that were asked for lie in `trials/TASK.MODEL.json`, from which other processes read them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from contextlab.experiments.choice import Tried, trials
 from contextlab.experiments.folder import RunFolder
 from contextlab.experiments.jobs import Job
 from contextlab.experiments.paths import Setting
+from contextlab.experiments.rungs import task_of
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.sweep import SweepSpec
 from contextlab.experiments.trial import trial_record
@@ -51,45 +53,84 @@ def settle(folder: RunFolder, spec: ExperimentSpec) -> None:
     """Give the trials that were asked for so far their settings."""
     for job in _adaptive(spec):
         for number, setting in enumerate(_asked(folder, job)):
-            spec.settle(job, number, setting)
+            known = spec.candidates(job)[number].setting
+            if json.dumps(known, default=str) != json.dumps(setting):  # a worker does many jobs, and knows most by then
+                spec.settle(job, number, setting)
 
 
-def ask(folder: RunFolder, spec: ExperimentSpec, number: int) -> list[Job]:
-    """Choose the setting of trial `number` of each model and task by the trials before it. Returns the trials' jobs."""
-    found = []
-    for job in _adaptive(spec):
-        sweep, asked = spec.sweep_of(job.model), _asked(folder, job)
-        if number >= (sweep.trials or 0):
-            continue
-        if number == len(asked):
-            training = spec.candidates(job)[0]
-            higher = next(iter(training.tasks.values())).higher_is_better
-            before = trials(spec, job, lambda trial: trial_record(folder, trial))[:number]
-            setting = suggest(sweep, before, number, higher)
-            spec.settle(job, number, setting)
-            make_folder(folder.path / "trials")
-            write_json(_file(folder, job), [*asked, setting])
-        found += [spec.candidates(Job("training", job.task, job.model, seed))[number].job for seed in spec.seeds]
-    return found
+class Asking:
+    """Chooses the settings of a run's trials, one after another.
+
+    What a sampler goes by is in the run's folder, and is read from there once: a trial is asked for when those before
+    it are done, and they stay as they are while this run goes on. Whoever goes on with the run begins with a new one.
+    """
+
+    def __init__(self, folder: RunFolder, spec: ExperimentSpec) -> None:
+        self.folder, self.spec = folder, spec
+        self.asked = {job: _asked(folder, job) for job in _adaptive(spec)}
+        self.samplers: dict[Job, Sampler] = {}
+
+    def ask(self, number: int) -> list[Job]:
+        """Choose the setting of trial `number` of each model and task by those before it. Returns the trials' jobs.
+
+        number: one more than in the call before, whose trials are done.
+        """
+        found = []
+        for job, asked in self.asked.items():
+            if number >= (self.spec.sweep_of(job.model).trials or 0):
+                continue
+            if number == len(asked):
+                setting = dict(self._next(job, number))
+                self.spec.settle(job, number, setting)
+                asked.append(setting)
+                make_folder(self.folder.path / "trials")
+                write_json(_file(self.folder, job), asked)
+            jobs = [Job("training", job.task, job.model, seed) for seed in self.spec.seeds]
+            found += [self.spec.candidates(each)[number].job for each in jobs]
+        return found
+
+    def _next(self, job: Job, number: int) -> Setting:
+        if job not in self.samplers:
+            higher = task_of(self.spec, job).higher_is_better
+            self.samplers[job] = Sampler(self.spec.sweep_of(job.model), higher)
+        sampler = self.samplers[job]
+        new = range(sampler.told, number)
+        for each in trials(self.spec, job, lambda trial: trial_record(self.folder, trial), new):
+            sampler.tell(each)
+        return sampler.suggest()
 
 
-def suggest(sweep: SweepSpec, before: Sequence[Tried], number: int, higher_is_better: bool) -> Setting:
-    """The setting that a sampler of Optuna's tries next."""
-    import optuna
+class Sampler:
+    """One of Optuna's, told of a sweep's trials in order: what it suggests after n of them follows from these alone."""
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {path: _distribution(values) for path, values in sweep.over.items()}
-    seed = int.from_bytes(hashlib.sha256(f"sweep {sweep.seed} {number}".encode()).digest()[:4], "little")
-    sampler = getattr(optuna.samplers, SAMPLERS[sweep.sampler])(seed=seed)
-    study = optuna.create_study(direction="maximize" if higher_is_better else "minimize", sampler=sampler)
-    for each in before:
-        params = {path: _as_parameter(values, each.setting[path]) for path, values in sweep.over.items()}
-        lost = each.missing > 0 or math.isnan(each.value)
-        state = optuna.trial.TrialState.PRUNED if lost else optuna.trial.TrialState.COMPLETE
-        value = None if lost else each.value
-        study.add_trial(optuna.trial.create_trial(state=state, value=value, params=params, distributions=space))
-    found = study.ask(space).params
-    return {path: _as_value(values, found[path]) for path, values in sweep.over.items()}
+    def __init__(self, sweep: SweepSpec, higher_is_better: bool) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.sweep, self.told = sweep, 0
+        self.space = {path: _distribution(values) for path, values in sweep.over.items()}
+        self.study = optuna.create_study(direction="maximize" if higher_is_better else "minimize")
+
+    def tell(self, tried: Tried) -> None:
+        """Of the next trial, which has ended."""
+        from optuna.trial import TrialState, create_trial
+
+        params = {path: _as_parameter(values, tried.setting[path]) for path, values in self.sweep.over.items()}
+        lost = tried.missing > 0 or math.isnan(tried.value)
+        state, value = (TrialState.PRUNED, None) if lost else (TrialState.COMPLETE, tried.value)
+        self.study.add_trial(create_trial(state=state, value=value, params=params, distributions=self.space))
+        self.told += 1
+
+    def suggest(self) -> Setting:
+        """The setting of the trial after those that were told."""
+        import optuna
+
+        seed = int.from_bytes(hashlib.sha256(f"sweep {self.sweep.seed} {self.told}".encode()).digest()[:4], "little")
+        self.study.sampler = getattr(optuna.samplers, SAMPLERS[self.sweep.sampler])(seed=seed)
+        asked = self.study.ask(self.space)
+        # It is told once it has ended, with the setting as it was rounded; until then samplers leave failed ones out.
+        self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        return {path: _as_value(values, asked.params[path]) for path, values in self.sweep.over.items()}
 
 
 def _distribution(values: Values) -> Any:

@@ -255,15 +255,15 @@ class ExperimentSpec(Spec):
 
     def settle(self, job: Job, number: int, setting: Setting) -> None:
         """Give a trial its setting, which a sampler chose. job: of kind "training", that measures its best trial."""
+        name, first = job.model.removesuffix(f"+{job.task}"), next(iter(self.candidates(job)[number].tasks.values()))
+        try:
+            model = self.model_spec(name, job.task, first, setting)
+            train = self.train_spec(name, job.task, setting)
+        except InputError as error:
+            raise InputError(f"sweep.over: {setting_words(setting)}: {error}") from None
         for seed in self.seeds:
             known = self.candidates(Job("training", job.task, job.model, seed))
             before = known[number]
-            name, first = job.model.removesuffix(f"+{job.task}"), next(iter(before.tasks.values()))
-            try:
-                model = self.model_spec(name, job.task, first, setting)
-                train = self.train_spec(name, job.task, setting)
-            except InputError as error:
-                raise InputError(f"sweep.over: {setting_words(setting)}: {error}") from None
             known[number] = replace(before, model=model, train=train, setting=setting)
             self._trainings[before.job] = known[number]
 
