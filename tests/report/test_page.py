@@ -11,7 +11,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from contextlab.report import build_report, write_cost_figure
-from contextlab.report.packing import pack, unpack, unpacked
+from contextlab.report.packing import unpacked
 from contextlab.report.page_data import PageData, first_sentences, folded
 from tests.evaluation.test_results import rows as cost_rows
 from tests.report.conftest import MODELS, RUN, make_records, make_results
@@ -85,18 +85,19 @@ def test_figures_are_drawn_and_nothing_is_asked_of_the_network(request, screen, 
     page.screenshot(path=str(tmp_path / f"report-{width}.png"), full_page=True)
 
 
-def test_a_report_is_at_most_two_megabytes_and_an_old_browser_is_told(browser, report):
-    assert report.stat().st_size < 1_950_000
+def test_figures_that_a_browser_cannot_unpack_leave_the_tables_and_a_line(browser, report, tmp_path):
+    deflated = tmp_path / "deflated.html"  # as by a Python that was built without LZMA
+    deflated.write_text(report.read_text().replace('data-form="lzma"', 'data-form="deflate"'))
     page = browser.new_page()
     page.add_init_script("delete window.DecompressionStream")
-    page.goto(report.as_uri())
+    page.goto(deflated.as_uri())
+    page.wait_for_function("document.querySelector('.plot').textContent")
     assert "cannot unpack the figures" in page.locator(".plot").first.inner_text()
     assert page.locator("table.numbers td").count() > 20
     page.close()
 
 
-def test_what_is_packed_is_what_is_unpacked(report, results):
-    assert unpack(*pack("a<b\u2192" * 99)) == "a<b\u2192" * 99
+def test_the_page_holds_all_results(report, results):
     packed = unpacked(report.read_text())
     assert packed["plotly"] == get_plotlyjs()
     data = json.loads(packed["page"])

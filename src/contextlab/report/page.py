@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from contextlab.evaluation import Measured, summarise
 from contextlab.files import write_atomic
@@ -25,7 +24,7 @@ from contextlab.report.naming import (
     label,
     metric_title,
 )
-from contextlab.report.packing import packed_plotly
+from contextlab.report.packing import Packed, packed_plotly
 from contextlab.report.page_data import PageData, first_figure, first_sentences, folded
 from contextlab.report.pages import interval_words
 from contextlab.report.sections import CompressData, CostData, OverviewData, TaskData
@@ -171,9 +170,9 @@ def _tasks(results: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(results.loc[~results["split"].isin(ASIDE), "task"]))
 
 
-def _pieces(data: PageData) -> list[tuple[str, Markup, int]]:
-    """Id, packed text and size of what the page's script unpacks."""
-    return [(name, Markup(text), size) for name, (text, size) in (("page", data.packed()), ("plotly", packed_plotly()))]
+def _pieces(data: PageData) -> list[tuple[str, Packed]]:
+    """What the page's script unpacks, by the id of its element."""
+    return [("page", data.packed()), ("plotly", packed_plotly())]
 
 
 def _section(page: PageData, measured: Measured, records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:

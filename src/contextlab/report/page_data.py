@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from contextlab.report.packing import pack
+from contextlab.report.packing import Packed, pack
 from contextlab.report.sections import Data, Drawn, drawn_figures
 
 DIGITS = 6
@@ -40,11 +40,11 @@ class PageData:
     def hold_csv(self, results: pd.DataFrame) -> None:
         """Hold the results for download, in seven digits: each shot where they are few enough."""
         self.csv = results.to_csv(index=False, float_format="%.7g")
-        self.every_shot = pack(self.csv)[1] <= MOST_CSV
+        self.every_shot = pack(self.csv).packed <= MOST_CSV
         if not self.every_shot:
             self.csv = results[results["shot"].isna()].to_csv(index=False, float_format="%.7g")
 
-    def packed(self) -> tuple[str, int]:
+    def packed(self) -> Packed:
         """All of it; see `packing.pack`."""
         return pack(json.dumps({key: value for key, value in vars(self).items() if key != "every_shot"}))
 
