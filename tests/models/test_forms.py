@@ -53,8 +53,8 @@ MLPS = [(entry, {"mlp": {"kind": entry.name, "options": dict(entry.cases[0])}}) 
 def test_every_mixer_and_mlp_is_saved_loaded_and_counted_with_forms(at: int, changes: dict[str, Any], tmp_path) -> None:
     spec = dealt(ModelSpec.parse({**SMALL, **changes}), at)
     model = build_model(spec, seed=at).eval()
-    forms = [module for module in model.modules() if isinstance(module, LinearForm)]
-    assert len(forms) == len(spec.linear) > 0
+    assert spec.linear
+    assert all(isinstance(model.get_submodule(each.layers), LinearForm) for each in spec.linear)
     loaded = load_model(save_model(model, tmp_path / "m")).eval()
     assert loaded.spec == spec
     with torch.no_grad():
@@ -62,7 +62,6 @@ def test_every_mixer_and_mlp_is_saved_loaded_and_counted_with_forms(at: int, cha
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     assert weight_nbytes(spec) == model.weight_nbytes == loaded.weight_nbytes == held
     assert weight_nbytes(spec, torch.bfloat16) == loaded.bfloat16().weight_nbytes
-    assert model.flops(16) <= build_model(ModelSpec.parse({**SMALL, **changes})).flops(16)
 
 
 def test_the_first_entry_that_names_a_layer_counts_and_the_ends_must_be_named() -> None:

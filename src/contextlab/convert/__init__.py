@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from contextlab import registry
 from contextlab.convert.base import Change, Conversion, Converted
+from contextlab.convert.bits.calibrated import Awq, KeepOutliers
+from contextlab.convert.bits.gptq import Gptq
+from contextlab.convert.bits.nearest import Rotate, RoundToNearest
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.shrink import Shrunk, shrink
 from contextlab.convert.sparse.magnitude import Magnitude
@@ -14,7 +17,21 @@ from contextlab.lazy import modules_on_demand
 if not TYPE_CHECKING:  # else mypy would take any name
     __getattr__ = modules_on_demand(__name__, __path__)
 
-__all__ = ["Calibration", "Change", "Conversion", "Converted", "Magnitude", "Shrunk", "build_conversion", "shrink"]
+__all__ = [
+    "Awq",
+    "Calibration",
+    "Change",
+    "Conversion",
+    "Converted",
+    "Gptq",
+    "KeepOutliers",
+    "Magnitude",
+    "Rotate",
+    "RoundToNearest",
+    "Shrunk",
+    "build_conversion",
+    "shrink",
+]
 
 
 def build_conversion(name: str, **options: Any) -> Conversion:

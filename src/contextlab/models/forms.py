@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -106,14 +106,20 @@ def pack_forms(model: Model) -> Model:
     latent = [module for module in model.modules() if isinstance(module, RoundedForm) and module.latent]
     if not latent:
         raise InputError("pack_forms: no linear layer of the model has a latent weight; it is as small as it gets")
-    linear = [
-        {**each.model_dump(), "options": {k: v for k, v in each.options.items() if k not in TRAINING}}
-        for each in model.spec.linear
-    ]
+    linear = [{**each.model_dump(), "options": _not_of_training(each.options)} for each in model.spec.linear]
     memo: dict[int, object] = {id(form): form.packed() for form in latent}
     memo[id(model.spec)] = ModelSpec.parse({**model.spec.model_dump(), "linear": linear})
     made: Model = copy.deepcopy(model, memo)
     return made
+
+
+def _not_of_training(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a form, and of those within it, but for `TRAINING`."""
+    return {
+        name: _not_of_training(value) if isinstance(value, Mapping) else value
+        for name, value in options.items()
+        if name not in TRAINING
+    }
 
 
 def spec_of(name: str, specs: Iterable[LinearSpec]) -> LinearSpec | None:
@@ -146,22 +152,23 @@ def _formed(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, LinearForm)}
 
 
-def _class(spec: LinearSpec) -> type[LinearForm]:
-    factory = registry.lookup("linear", spec.form).factory
-    assert isinstance(factory, type)
-    assert issubclass(factory, LinearForm)
-    return factory
+def _parts(spec: LinearSpec) -> tuple[type[LinearForm], dict[str, Any]]:
+    """The form's class and its options, as their types have them."""
+    entry = registry.lookup("linear", spec.form)
+    options = entry.check(spec.options, path="options", given=("inputs", "outputs", "bias"))
+    return entry.factory, options  # type: ignore[return-value] # what is registered is a class of forms
 
 
 def _empty(spec: LinearSpec, layer: nn.Linear, device: torch.device) -> LinearForm:
+    kind, options = _parts(spec)
     with device:
-        form = _class(spec).empty(layer.in_features, layer.out_features, layer.bias is not None, **spec.options)
+        form = kind.empty(layer.in_features, layer.out_features, layer.bias is not None, **options)
     return form.to(layer.weight.dtype)
 
 
 def _nearest(spec: LinearSpec, layer: nn.Linear) -> LinearForm:
-    bias = None if layer.bias is None else layer.bias.detach()
-    return _class(spec).of(layer.weight.detach(), bias, **spec.options)
+    kind, options = _parts(spec)
+    return kind.of(layer.weight.detach(), None if layer.bias is None else layer.bias.detach(), **options)
 
 
 def _require_described(name: str, layer: nn.Linear, form: LinearForm | None, spec: LinearSpec | None) -> None:

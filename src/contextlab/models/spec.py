@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import (
     Field,
     PositiveFloat,
@@ -131,7 +132,10 @@ class LinearSpec(Spec):
                 if name in self.options:
                     raise InputError(f"options: {name} is the layer's own; leave it out")
             given = ("inputs", "outputs", "bias")
-            registry.lookup("linear", self.form).check(self.options, path="options", given=given)
+            entry = registry.lookup("linear", self.form)
+            checked = entry.check(self.options, path="options", given=given)
+            with torch.device("meta"):  # forms within forms check their own options where they are made
+                entry.factory(inputs=8, outputs=8, bias=False, **checked)
         return self
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from contextlab import registry
 from contextlab.mixers.forms import LinearForm, RoundedForm
@@ -123,9 +124,20 @@ def dtypes(component: Component) -> None:
         y = moved(torch.randn(3, INPUTS, dtype=dtype))
         require(y.dtype == dtype, f"outputs have dtype {y.dtype}, expected {dtype}")
         require(y.isfinite().all(), f"outputs are not finite in {dtype}")
-        if not (isinstance(form, RoundedForm) and form.latent):
+        if not any(isinstance(each, RoundedForm) and each.latent for each in form.modules()):
             close(moved.dense().double(), expected, 0.02, f"weights in {dtype}")
         form = component.build(weight=weight, bias=torch.randn(OUTPUTS, dtype=torch.float64)).eval()
+
+
+@law("linear", "flops", "Its multiplications are those of PyTorch's counter.")
+@torch.no_grad()
+def flops(component: Component) -> None:
+    """Of five tokens."""
+    _, form = _nearest(component)
+    with FlopCounterMode(display=False) as counter:
+        form(torch.randn(5, INPUTS, dtype=torch.float64))
+    counted, told = counter.get_total_flops(), 2 * 5 * form.multiplications
+    require(told == counted, f"5 tokens take {counted} FLOPs, multiplications says {told}")
 
 
 def dealt(module: nn.Module, shift: int, kinds: list[tuple[str, dict[str, Any]]]) -> int:

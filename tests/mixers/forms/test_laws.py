@@ -90,6 +90,13 @@ class Wide(Whole):
         return super().forward(x).float() if x.dtype != torch.float64 else super().forward(x)
 
 
+class Multiplies(Whole):
+    """Takes more than it says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0 * super().forward(x)
+
+
 BROKEN: list[tuple[type[LinearForm], str]] = [
     (WithoutBias, "product"),
     (Elsewhere, "near"),
@@ -98,6 +105,7 @@ BROKEN: list[tuple[type[LinearForm], str]] = [
     (Detaches, "gradients"),
     (Shifts, "packed"),
     (Wide, "dtypes"),
+    (Multiplies, "flops"),
 ]
 
 

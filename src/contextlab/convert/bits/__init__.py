@@ -1,0 +1,1 @@
+"""Conversions that store weights in fewer bits: linear layers get another form."""
