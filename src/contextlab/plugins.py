@@ -9,8 +9,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from contextlab.errors import InputError
+
+_loaded: dict[str, ModuleType] = {}
+"""Plugins that were named and imported, by their names."""
 
 
 def load_plugins(plugins: Sequence[str]) -> None:
@@ -21,7 +25,7 @@ def load_plugins(plugins: Sequence[str]) -> None:
             _load_file(path)
             continue
         try:
-            importlib.import_module(plugin)
+            _loaded[plugin] = importlib.import_module(plugin)
         except Exception as error:
             raise _refusal(plugin, error) from None
 
@@ -29,6 +33,11 @@ def load_plugins(plugins: Sequence[str]) -> None:
 def plugin_options(plugins: Sequence[str]) -> str:
     """The options of the command line that name plugins, each with a blank before it; "" for none."""
     return "".join(f" --plugin {shlex.quote(each)}" for each in plugins)
+
+
+def plugin_module(name: str) -> ModuleType | None:
+    """The plugin of that name that has been loaded, a file's without its folder and ".py"; None where there is none."""
+    return _loaded.get(name)
 
 
 def is_imported(plugin: str) -> bool:
@@ -47,6 +56,7 @@ def _module_name(path: Path) -> str:
 def _load_file(path: Path) -> None:
     name = _module_name(path)
     if is_imported(str(path)):
+        _loaded[path.stem] = sys.modules[name]
         return
     if not path.is_file():
         raise InputError(f"--plugin {path}: no such file")
@@ -60,6 +70,7 @@ def _load_file(path: Path) -> None:
     except Exception as error:
         del sys.modules[name]
         raise _refusal(str(path), error, path.resolve()) from None
+    _loaded[path.stem] = module
 
 
 def _refusal(plugin: str, error: Exception, path: Path | None = None) -> InputError:

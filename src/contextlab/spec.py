@@ -180,7 +180,9 @@ def _fields_at(model: type[BaseModel] | None, location: Sequence[Any]) -> list[s
             continue
         field = current.model_fields.get(part) if isinstance(current, type) and issubclass(current, BaseModel) else None
         current = _spec_inside(field.annotation) if field is not None else current
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+    if not (isinstance(current, type) and issubclass(current, BaseModel)):
+        return []
+    return [field.alias or name for name, field in current.model_fields.items()]
 
 
 def _spec_inside(annotation: Any) -> type[BaseModel] | None:

@@ -227,6 +227,7 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         for each in found.trainings
     ]
     print_table("what would be trained", rows)
+    _print_starts(spec)
     halved = any(spec.halving_of(name) for name in spec.models)
     console.print(
         f"{counted(found.count, 'training')}, {'at most ' * halved}{counted(found.steps, 'step')} in all"
@@ -254,6 +255,17 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         + " Nothing was written."
         "[/dim]"
     )
+
+
+def _print_starts(spec: Any) -> None:
+    """Print what models take over from those that they start from, each of several that are alike once."""
+    told: dict[tuple[str, ...], str] = {}
+    for training in spec.trainings():
+        if training.start is not None:
+            lines = tuple(training.start.plan(training.model).lines())
+            told.setdefault(lines, f"{training.model_name} starts from {training.start.source.text}")
+    for lines, what in told.items():
+        console.print(f"[bold]{escape(what)}[/]: {escape('; '.join(lines))}", highlight=False)
 
 
 def _plays(task: Any, evaluate: Any) -> bool:

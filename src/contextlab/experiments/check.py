@@ -20,6 +20,8 @@ from contextlab.models.outline import one_of_each, without_memory
 from contextlab.models.room import require_room, require_room_for_training
 from contextlab.prompt import Prompt, Task
 from contextlab.training.examples import CHUNK, draw_examples, require_examples
+from contextlab.training.foreign import is_foreign, require_resumable
+from contextlab.training.freeze import to_freeze
 from contextlab.training.schedule import Turns
 from contextlab.training.until import check_goal, check_metric
 
@@ -27,7 +29,7 @@ LARGE, LARGE_FLOPS = 1 << 20, 2e9
 """Parameters, and FLOPs to read one prompt. Of larger models one layer of each kind reads, which takes a second at most
 for prompts of some thousand tokens."""
 
-TRIED = {"batch", "accumulate", "precision", "examples", "curriculum", "order", "until"}
+TRIED = {"batch", "accumulate", "precision", "examples", "curriculum", "order", "until", "freeze"}
 """What of a training's settings decides whether its first step is possible."""
 
 
@@ -50,6 +52,11 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
             halving = spec.halving_of(training.model_name)
             judged = str(halving and halving.metric)
             known = (training.task_name, key, training.train.model_dump_json(include=TRIED), judged)
+            if is_foreign(training.train):
+                with _trying(f"{_of(training)} (model {training.model_name})"):
+                    outline = without_memory(training.model)
+                    ndims = {1, 2} if outline is None else {each.ndim for each in outline.parameters()}
+                    require_resumable(training.train, ndims, device)
             if known in tried:  # another seed, or another trial of a sweep that reads the same
                 continue
             tried.add(known)
@@ -57,6 +64,11 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
                 with _trying(f"models.{training.model_name} (for task {training.task_name})"):
                     readers[key] = _Reader(training, max(prompts[name].length for name in training.tasks), device)
             reader = readers[key]
+            if training.start is not None:
+                with _trying(f"models.{training.model_name} (for task {training.task_name}): its start"):
+                    training.start.plan(training.model)
+            with _trying(f"{_of(training)} (model {training.model_name})"):
+                to_freeze(without_memory(training.model) or reader.model, training.train.freeze or ())
             for name, task in training.tasks.items():
                 errors = _try_model(training, reader, task, prompts[name])
                 if halving is not None and halving.metric is not None and halving.metric not in errors:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, model_validator
 
 from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.models import ModelSpec
+from contextlab.models.changes import ReplaceSpec
+from contextlab.models.start import Init
 from contextlab.spec import Spec
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$", max_length=60)]
@@ -55,11 +57,18 @@ class MultiTaskEntry(Spec):
 
 
 class ModelEntry(Spec):
-    """A model of an experiment: a preset with options, or a whole ModelSpec.
+    """A model of an experiment: a preset with options, a whole ModelSpec, or a trained model to start from.
 
     preset: registered name of a preset.
-    options: the preset's options, or keys of ModelSpec that replace what the preset chose.
+    options: the preset's options, or keys of ModelSpec that replace what the preset, or the trained model, has.
     spec: a ModelSpec, in place of a preset.
+    from: a trained model, in place of a preset: RUN:MODEL (of several seeds or tasks the training of the same seed or
+        task), RUN where it has one, the folder of a training, a checkpoint or a saved model, a transformers folder or
+        the name of one on the hub. What fits by names and shapes is carried over.
+    replace: of a model that starts from another, other mixers in some blocks: one ReplaceSpec or a list.
+    remove: numbers of blocks of the trained model that are left out.
+    init: what new parts start from, "fresh", "copied", "zero" or "averaged"; see `models.start.start_model`. None is
+        "fresh".
     train: changes to the task's training for this model.
     sweep: changes to the experiment's `sweep` for this model; fields of `over` are added, and null takes one away.
     """
@@ -67,14 +76,36 @@ class ModelEntry(Spec):
     preset: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     spec: dict[str, Any] | None = None
+    source: str | None = Field(default=None, alias="from")
+    replace: ReplaceSpec | tuple[ReplaceSpec, ...] | None = None
+    remove: tuple[NonNegativeInt, ...] = ()
+    init: Init | None = None
     train: dict[str, Any] = Field(default_factory=dict)
     sweep: dict[str, Any] = Field(default_factory=dict)
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     @model_validator(mode="after")
     def _one_source(self) -> ModelEntry:
-        if (self.preset is None) == (self.spec is None):
-            raise InputError("give either preset (a registered model's name) or spec (a ModelSpec), not both")
+        if sum(each is not None for each in (self.preset, self.spec, self.source)) != 1:
+            raise InputError(
+                "give either preset (a registered model's name), spec (a ModelSpec) or from (a trained model), one of "
+                "them"
+            )
+        if self.source is None:
+            for name in ("replace", "remove", "init"):
+                if getattr(self, name):
+                    raise InputError(
+                        f"{name}: is for a model that starts from a trained one; give from, or leave it out"
+                    )
         return self
+
+    @property
+    def replacements(self) -> tuple[ReplaceSpec, ...]:
+        """What `replace` lists."""
+        if self.replace is None:
+            return ()
+        return (self.replace,) if isinstance(self.replace, ReplaceSpec) else self.replace
 
     def knows(self, option: str) -> bool:
         """Whether `option` is a key of ModelSpec or an option of the preset."""

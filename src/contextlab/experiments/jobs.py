@@ -13,6 +13,7 @@ from contextlab.training.spec import TrainSpec
 
 if TYPE_CHECKING:
     from contextlab.experiments.spec import ExperimentSpec
+    from contextlab.experiments.starts import Start
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Training:
     model_name: in the results; of a training on several tasks "MODEL+TASK_NAME".
     tasks: name -> task that it is trained and measured on.
     evaluate: name of a task -> what is measured on it.
+    start: the trained model that it begins with; None: a fresh one.
     trial, setting: of a sweep: the number of the trial, and its path -> value.
     """
 
@@ -84,6 +86,7 @@ class Training:
     evaluate: Mapping[str, EvaluateSpec]
     trial: int | None = None
     setting: Mapping[str, Any] = field(default_factory=dict)
+    start: Start | None = None
 
     @property
     def job(self) -> Job:

@@ -9,6 +9,7 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.experiments.made_with import naming_plugins
+from contextlab.experiments.starts import of_run
 from contextlab.models import ByteTokenizer, HuggingFaceModel, Model, load, load_tokenizer
 from contextlab.training.checkpoint import is_checkpoint, newest
 from contextlab.training.checkpoint import load as load_checkpoint
@@ -17,12 +18,12 @@ from contextlab.training.checkpoint import load as load_checkpoint
 def find_model(source: str | Path, device: torch.device | str = "cpu") -> tuple[str, Model | HuggingFaceModel, Any]:
     """A model's name, the model in evaluation mode, and its tokenizer (None for bytes).
 
-    source: the folder of a run with one trained model, of one of its trainings, of a checkpoint, or what `models.load`
-        takes.
+    source: the folder of a run with one trained model, of one of its trainings, of a checkpoint, RUN:MODEL for one of
+        several models of a run, or what `models.load` takes.
 
     Raises InputError where there is none, or where a run has several: it names their folders.
     """
-    folder = Path(source)
+    folder = of_run(source) or Path(source)
     name = folder.resolve().name if folder.exists() else str(source).rsplit("/", 1)[-1]
     trainings = folder / "trainings"
     if trainings.is_dir():

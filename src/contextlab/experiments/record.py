@@ -16,6 +16,7 @@ from contextlab.experiments.folder import OF_RUN, RunFolder, evaluations, read_r
 from contextlab.experiments.jobs import measuring_jobs
 from contextlab.experiments.recipes import read_yaml
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.experiments.starts import require_same_sources, sources
 from contextlab.files import write_atomic, write_record
 from contextlab.plugins import plugin_options
 
@@ -41,6 +42,8 @@ def begin(
         "plugins": plugin_names(plugins),
         **machine_record(),
     }
+    if starts := sources(spec.trainings()):
+        record["sources"] = starts
     write_atomic(folder.spec, spec_text(spec))
     write_status(folder, record, "running")
     return record
@@ -67,7 +70,11 @@ def go_on(
         raise InputError(
             f"{folder}: the run was started on {record['device']}; resume with --device {record['device']}"
         )
+    starts = sources(spec.trainings())
+    require_same_sources(folder, record.get("sources"), starts)
     _change_spec(folder, spec)
+    if starts:
+        record["sources"] = {**record.get("sources", {}), **starts}
     at_once = record["jobs"] if jobs is None else shares(most_at_once(spec), device, jobs, threads)[0]
     record |= {"jobs": at_once, "threads": threads or record["threads"], "plugins": plugin_names(plugins)}
     return record

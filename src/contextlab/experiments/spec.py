@@ -16,6 +16,7 @@ from contextlab.experiments.entries import ModelEntry, MultiTaskEntry, Name, Tas
 from contextlab.experiments.halving import HalvingSpec
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.paths import Setting, check_path, setting_words, with_setting
+from contextlab.experiments.starts import changed_spec, require_task, source_of, start_of
 from contextlab.experiments.sweep import SweepSpec, own_sweep
 from contextlab.models import ModelSpec, preset
 from contextlab.prompt import Task
@@ -204,9 +205,15 @@ class ExperimentSpec(Spec):
         }
         try:
             data = with_setting({**(entry.spec or {}), **entry.options, **changes}, setting, "options")
-            spec = preset(entry.preset, **data) if entry.preset is not None else ModelSpec.parse(data)
+            source = source_of(self, name, task_name)
+            if source is not None:
+                spec = changed_spec(entry, source, data)
+            else:
+                spec = preset(entry.preset, **data) if entry.preset is not None else ModelSpec.parse(data)
             if any(path.startswith("spec.") for path in setting):
                 spec = ModelSpec.parse(with_setting(spec.model_dump(), setting, "spec"))
+            if source is not None:
+                require_task(spec, source, task)
             return spec.for_task(task)
         except ContextlabError as error:
             raise InputError(f"models.{name} (for task {task_name}): {error}") from None
@@ -264,7 +271,9 @@ class ExperimentSpec(Spec):
         for seed in self.seeds:
             known = self.candidates(Job("training", job.task, job.model, seed))
             before = known[number]
-            known[number] = replace(before, model=model, train=train, setting=setting)
+            name = job.model.removesuffix(f"+{job.task}")
+            start = start_of(self, name, job.task, seed, model)
+            known[number] = replace(before, model=model, train=train, setting=setting, start=start)
             self._trainings[before.job] = known[number]
 
     def measured(self) -> list[Job]:
@@ -322,7 +331,8 @@ class ExperimentSpec(Spec):
                 raise InputError(f"{'tasks' if group in self.tasks else 'multitask'}.{group}: {error}") from None
             trial = number if sweep.over else None
             for seed in self.seeds:
-                yield Training(group, called, seed, tasks, models[options], train, evaluate, trial, setting)
+                start = start_of(self, name, group, seed, models[options])
+                yield Training(group, called, seed, tasks, models[options], train, evaluate, trial, setting, start)
 
     def _entry(self, name: str) -> TaskEntry | MultiTaskEntry:
         return self.tasks[name] if name in self.tasks else self.multitask[name]

@@ -20,12 +20,13 @@ from contextlab.experiments.jobs import Job, Training, swept
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.rungs import pause_at
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.experiments.starts import new_model
 from contextlab.experiments.trial import chosen_training, take_over
 from contextlab.files import locked, make_folder
 from contextlab.memory import lack_of_memory
-from contextlab.models import build_model
 from contextlab.models.stacked import reasons_apart
 from contextlab.training.ensemble import Member, train_together
+from contextlab.training.foreign import is_foreign
 
 Ensemble = Literal["auto", "off"]
 
@@ -52,8 +53,8 @@ def groups(spec: ExperimentSpec, todo: Sequence[Job], chosen: Sequence[Training]
     found: dict[str, list[Training]] = {}
     for training in (*(known[job] for each in todo if (job := replace(each, rung=None)) in known), *chosen):
         train = training.train
-        if train.compile != "on":
-            form = (training.task_name, train.optimizer, train.accumulate, train.precision)
+        if train.compile != "on" and not is_foreign(train):
+            form = (training.task_name, train.optimizer, train.freeze, train.accumulate, train.precision)
             key = json.dumps([*form, training.model.model_dump(mode="json")], sort_keys=True)
             found.setdefault(key, []).append(training)
     return [
@@ -101,10 +102,10 @@ class _Member(NamedTuple):
 
 
 def _train(folder: RunFolder, group: Sequence[_Member], device: torch.device, tell: Progress) -> None:
-    first = build_model(group[0].training.model, seed=group[0].training.seed)
+    first = new_model(group[0].training)[0]
     if reasons_apart(first) or first.parameter_count > MOST_PARAMETERS:
         return
-    models = [first, *(build_model(each.training.model, seed=each.training.seed) for each in group[1:])]
+    models = [first, *(new_model(each.training)[0] for each in group[1:])]
     with ExitStack() as held:
         for training, job, _ in group:
             make_folder(folder.job_record(job).parent)

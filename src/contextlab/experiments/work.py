@@ -22,6 +22,7 @@ from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.rungs import pause_at, words
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.experiments.starts import new_model
 from contextlab.experiments.trial import (
     chosen_training,
     compressed_trials,
@@ -32,7 +33,7 @@ from contextlab.experiments.trial import (
 )
 from contextlab.files import locked, make_folder, read_record, write_json, write_record
 from contextlab.memory import lack_of_memory
-from contextlab.models import Model, build_model
+from contextlab.models import Model
 from contextlab.prompt import Prompt
 from contextlab.training import checkpoint, train
 from contextlab.training.examples import draw_examples, fingerprints, without_known
@@ -207,7 +208,8 @@ def _train(
     pause: int | None = None,
 ) -> Model:
     key = job.key
-    model = build_model(training.model, seed=training.seed)
+    model, started = new_model(training)
+    record |= started
     record["parameters"] = model.parameter_count
     tell.phase(key, "training")
     result = train(

@@ -17,8 +17,9 @@ from contextlab.files import read_json
 from contextlab.models.draws import OwnDraws
 from contextlab.models.hub_model import HuggingFaceModel
 from contextlab.models.hub_state import HuggingFaceSpec
-from contextlab.models.imports import native_model
+from contextlab.models.imports import native_model, native_spec
 from contextlab.models.io import SPEC, load_model
+from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
@@ -85,6 +86,15 @@ def describe_checkpoint(folder: str | Path) -> HuggingFaceSpec:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     text = config.get_text_config()
     return HuggingFaceSpec(kind=kind, config=config.to_dict(), input_size=text.vocab_size, output_size=text.vocab_size)
+
+
+def native_spec_of(folder: str | Path) -> ModelSpec:
+    """The spec that `load(folder, native=True)` gives, from config.json alone. Raises InputError as it does."""
+    transformers = _transformers()
+    folder = Path(folder)
+    _check_files(folder)
+    _known(transformers, str(folder), read_json(folder / "config.json").get("model_type"))
+    return native_spec(transformers.AutoConfig.from_pretrained(folder, local_files_only=True), str(folder))
 
 
 def build_checkpoint(spec: HuggingFaceSpec, *, seed: int = 0) -> HuggingFaceModel:

@@ -33,15 +33,7 @@ def native_model(config: Any, tensors: Tensors, source: str) -> Model:
 
     Raises InputError when the architecture, or an option of it, has no like here.
     """
-    kind = config.model_type
-    if kind not in ARCHITECTURES:
-        near = nearest(kind, ARCHITECTURES)
-        hint = f"the nearest is {near!r}; " if near else ""
-        raise InputError(
-            f"{source}: {kind!r} cannot be imported natively (known: {', '.join(sorted(ARCHITECTURES))}); {hint}"
-            "leave out native=True to run it through transformers"
-        )
-    spec, convert = ARCHITECTURES[kind](config, source)
+    spec, convert = _imported(config, source)
     model = build_model(ModelSpec.parse(spec, source)).to(next(iter(tensors.values())).dtype)
     weights = convert(tensors)
     if not config.tie_word_embeddings:
@@ -51,6 +43,23 @@ def native_model(config: Any, tensors: Tensors, source: str) -> Model:
     # else: `convert` has given it
     model.load_state_dict(weights)
     return model
+
+
+def native_spec(config: Any, source: str) -> ModelSpec:
+    """The spec of the model that `native_model` would make, without its weights; arguments and errors are its."""
+    return ModelSpec.parse(_imported(config, source)[0], source)
+
+
+def _imported(config: Any, source: str) -> tuple[dict[str, Any], Callable[[Tensors], Tensors]]:
+    kind = config.model_type
+    if kind not in ARCHITECTURES:
+        near = nearest(kind, ARCHITECTURES)
+        hint = f"the nearest is {near!r}; " if near else ""
+        raise InputError(
+            f"{source}: {kind!r} cannot be imported natively (known: {', '.join(sorted(ARCHITECTURES))}); {hint}"
+            "leave out native=True to run it through transformers"
+        )
+    return ARCHITECTURES[kind](config, source)
 
 
 def _refuse_unless(source: str, **facts: tuple[Any, Any]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError, nearest
 from contextlab.files import (
+    file_digest,
     own_folder,
     pack_tensors,
     plain_os_errors,
@@ -146,6 +147,19 @@ def read_description(folder: Path) -> tuple[dict[str, Any], str | None]:
     if digest is not None and not isinstance(digest, str):
         raise InputError(f"{short(folder / SPEC)}: damaged: {DIGEST!r} is no checksum")
     return data, digest
+
+
+def weights_digest(folder: Path) -> str:
+    """The SHA-256 of a saved model's weights; they are read only where files of older versions do not tell it.
+
+    Raises InputError where there are none.
+    """
+    digest = read_description(folder)[1]
+    waiting = folder / _waiting(digest or "")
+    path = waiting if digest is not None and waiting.exists() else folder / WEIGHTS
+    if not present(path):
+        raise InputError(f"{short(path)}: no such file")
+    return digest or file_digest(path)
 
 
 def read_weights(folder: Path, digest: str | None) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from contextlab.models.stacked import reasons_apart
 from contextlab.prompt import Prompt, Task
 from contextlab.training.distributed import workers
 from contextlab.training.examples import Examples
+from contextlab.training.foreign import is_foreign
+from contextlab.training.freeze import frozen
 from contextlab.training.run import Run, TrainResult
 from contextlab.training.schedule import Turns
 from contextlab.training.spec import TrainSpec
@@ -61,7 +64,7 @@ def train_together(
     Checkpoints are those of `train`, which may resume a member alone, and the other way round.
 
     members: models of equal specs, from whatever seeds; tasks of the same sizes, with other noise, say. Of the
-        training specs optimizer, accumulate and precision are equal, all else may differ.
+        training specs optimizer (one of ours), freeze, accumulate and precision are equal, all else may differ.
     device: as for `train`; on a CPU it is slower than one after the other.
     resume: each goes on from its folder's newest checkpoint, where there is one.
     progress: called as progress(member, step, steps, loss) each time that a member's row is recorded.
@@ -72,7 +75,13 @@ def train_together(
     Raises InputError as `train` does, and where the members differ in form, or have a part that several of which
     cannot be computed as one: `models.stacked.reasons_apart` tells.
     """
-    trainings = _prepared(members, device, resume, progress)
+    with ExitStack() as freezing:
+        for member in members:
+            freezing.enter_context(frozen(member.model, TrainSpec.parse(member.spec, "train").freeze))
+        return _train_together(_prepared(members, device, resume, progress))
+
+
+def _train_together(trainings: list[_Training]) -> list[TrainResult]:
     with warnings.catch_warnings():
         # PyTorch loops over members in the few ops that it has no rule for, and says so once for each.
         warnings.filterwarnings("ignore", "There is a performance drop because", UserWarning)
@@ -176,7 +185,13 @@ def _check(members: Sequence[Member], specs: Sequence[TrainSpec]) -> None:
     for m, model in enumerate(models[1:], 1):
         if model.spec != models[0].spec:
             raise InputError(f"train_together: member {m}'s model has another spec than member 0's; give equal ones")
-    for name in ("optimizer", "accumulate", "precision"):
+    for spec in specs:
+        if is_foreign(spec):
+            raise InputError(
+                f"train_together: train.optimizer is {spec.optimizer}, which knows one model's parameters; expected "
+                "muon or adamw, or train each alone"
+            )
+    for name in ("optimizer", "freeze", "accumulate", "precision"):
         values = {getattr(spec, name) for spec in specs}
         if len(values) > 1:
             found = " and ".join(sorted(map(str, values)))

@@ -97,7 +97,7 @@ def _adamw(
         if group:
             torch_adamw(
                 [params[n] for n in group],
-                [_laid_out_as(params[n], gradients[n]) for n in group],
+                [laid_out_as(params[n], gradients[n]) for n in group],
                 [state[f"exp_avg.{n}"] for n in group],
                 [state[f"exp_avg_sq.{n}"] for n in group],
                 [],
@@ -114,8 +114,8 @@ def _adamw(
             )
 
 
-def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient with its values in memory as the parameter has them.
+def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient, of the parameter's shape [...], with its values in memory as the parameter has them.
 
     PyTorch's fused kernel reads both by their places in memory, whatever their strides: of a transposed gradient, as
     that of Mamba's `A_log` is, each number would be another number's update.

@@ -121,7 +121,8 @@ class Run:
         """Look whether the model is good enough or hopeless, where that is due; the steps are settled."""
         step = self.state.step
         if self.until is not None and self.until.due(step) and not self.status:
-            found = self.until.look(step)
+            with self.state.in_use():
+                found = self.until.look(step)
             self.looks.append(found)
             if step == self.until.steps:
                 return
@@ -164,6 +165,10 @@ class Run:
         found = checkpoint.read(self.path, self.model, self.identity, {**self.state.optimizer, **self._streams([])})
         for name, tensor in self.state.optimizer.items():
             tensor.copy_(found.tensors[name])
+        try:
+            self.state.unpack(found.tensors, found.record.get("optimizer"))
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}; {checkpoint.remedy(self.path)}") from None
         self.state.generator.set_state(found.tensors[f"generator.{self.team.rank}"])
         self.state.step = self.first_step = found.record["step"]
         self.rows, self.pending = found.record["history"], found.record["pending"]
@@ -199,6 +204,7 @@ class Run:
             return
         streams = self._streams(self.team.gather(self.state.generator.get_state()))
         if self.team.first:
+            tensors, plain = self.state.pack()
             record = {
                 "step": self.state.step,
                 "status": self.status,
@@ -213,8 +219,11 @@ class Run:
                 "looks": self.looks,
                 "stopped": self.stopped_words,
                 "stopped_as": self.stopped,
+                **({} if plain is None else {"optimizer": plain}),
             }
-            self.path = checkpoint.write(self.folder, self.model, {**self.state.optimizer, **streams}, record)
+            with self.state.in_use():
+                own = {**self.state.optimizer, **streams, **tensors}
+                self.path = checkpoint.write(self.folder, self.model, own, record)
         self.team.wait()
 
     def _streams(self, states: list[Tensor]) -> dict[str, Tensor]:

@@ -12,11 +12,17 @@ from torch import Tensor
 
 from contextlab.errors import ContextlabError, InputError, unknown
 from contextlab.prompt import Task
+from contextlab.training.foreign import keeps_its_rate
 from contextlab.training.spec import TrainSpec
 
 
 def rate(step: int, spec: TrainSpec) -> float:
-    """The fraction of the peak learning rate at a step (from 0): linear warm-up, then cosine (1608.03983)."""
+    """The fraction of the peak learning rate at a step (from 0): linear warm-up, then cosine (1608.03983).
+
+    1 at each step of a schedule-free optimiser.
+    """
+    if keeps_its_rate(spec):
+        return 1.0
     if step < spec.warmup:
         return (step + 1) / spec.warmup
     done = (step - spec.warmup) / max(1, spec.steps - spec.warmup)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, unknown
 from contextlab.spec import Spec
 
+OPTIMIZERS = ("muon", "adamw")
+"""Our own, beside which any class may be named."""
 Order = Literal["sequential", "mixed", "random"]
 ROUNDING = 1e-9
 """Of a share of steps: 0.1 x 30 is 3 steps, not the 4 that come of 3.0000000000000004."""
@@ -84,11 +86,14 @@ class TrainSpec(Spec):
         shows each of them once, in an order of its own; a batch may hold the end of one epoch and the beginning of the
         next. Of several tasks each has a set of so many. Prompts of an evaluation that are in the set do not count.
     epochs: how often each of the `examples` is shown, in the place of `steps`; for a training on one task.
-    optimizer: "adamw", or "muon": Muon for the matrices inside the blocks and AdamW for the rest.
-    learning_rate: peak, of AdamW.
+    optimizer: "adamw"; "muon": Muon for the matrices inside the blocks and AdamW for the rest; or "package.Class", any
+        optimiser of torch.optim, schedulefree, prodigyopt, heavyball or a plugin, for all parameters. One with methods
+        `train` and `eval` is schedule-free: its rate is `learning_rate` at each step.
+    optimizer_options: of such a class, as its constructor takes them.
+    learning_rate: peak, of AdamW and of such a class.
     matrix_learning_rate: peak, of Muon's matrices, before the factor max(1, rows / columns)^0.5.
     betas: AdamW's.
-    weight_decay: decoupled; for matrices only.
+    weight_decay: decoupled (of another class: as it has it); for matrices only.
     warmup: steps of linear warm-up.
     final_fraction: the cosine schedule ends at this fraction of the peak.
     clip: largest global gradient norm; None for no clipping.
@@ -100,6 +105,8 @@ class TrainSpec(Spec):
     order: of several tasks, where a model is trained on more than one: which of them a step draws from (2404.03558).
         "sequential": the steps are cut into as many equal blocks as there are tasks, one task a block; "mixed": an
         even choice at each step among the block's task and those of earlier blocks; "random": among all.
+    freeze: patterns over names of parameters, such as "blocks.0.*" or "*.mlp.*", that stay as they are: they have no
+        gradient, no optimiser state and no weight decay.
     until: ends the training as soon as the model is good enough, or where it is hopeless; `steps` are then the most.
     log_every: steps between recorded losses.
     checkpoint_every: steps between checkpoints; 0 for none but the last.
@@ -109,7 +116,8 @@ class TrainSpec(Spec):
     batch: PositiveInt = 128
     examples: PositiveInt | None = None
     epochs: PositiveInt | None = None
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: str = "muon"
+    optimizer_options: dict[str, Any] | None = None
     learning_rate: PositiveFloat = 1e-3
     matrix_learning_rate: PositiveFloat = 0.02
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
@@ -122,12 +130,14 @@ class TrainSpec(Spec):
     compile: Literal["auto", "on", "off"] = "auto"
     curriculum: dict[str, CurriculumSpec] = Field(default_factory=dict)
     order: Order = "random"
+    freeze: tuple[str, ...] | None = None
     until: UntilSpec | None = None
     log_every: PositiveInt = 10
     checkpoint_every: NonNegativeInt = 500
 
     @model_validator(mode="after")
     def _possible(self) -> TrainSpec:
+        self._check_optimizer()
         if self.batch % self.accumulate:
             raise InputError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}")
         if self.examples is not None and self.curriculum:
@@ -146,3 +156,19 @@ class TrainSpec(Spec):
             )
         self.__dict__["steps"] = steps  # it was not given: what is written of the spec leaves it out
         return self
+
+    def _check_optimizer(self) -> None:
+        parts = self.optimizer.split(".")
+        if self.optimizer not in OPTIMIZERS and (len(parts) < 2 or not all(part.isidentifier() for part in parts)):
+            known = [*OPTIMIZERS, "torch.optim.SGD", "schedulefree.AdamWScheduleFree"]
+            raise InputError(f"optimizer: {unknown('optimizer', self.optimizer, known)}")
+        if not self.optimizer_options:
+            return
+        if self.optimizer in OPTIMIZERS:
+            raise InputError(
+                f"optimizer_options: are for a class such as torch.optim.SGD; {self.optimizer} has learning_rate, "
+                "betas and weight_decay"
+            )
+        for name, instead in (("lr", "learning_rate"), ("weight_decay", "weight_decay"), ("params", "freeze")):
+            if name in self.optimizer_options:
+                raise InputError(f"optimizer_options.{name}: give train.{instead} in its place")

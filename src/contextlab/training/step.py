@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from contextlab.models.answer import answer
 from contextlab.prompt import Prompt, Task
 from contextlab.training import optim
 from contextlab.training.distributed import generator
+from contextlab.training.foreign import Foreign, is_foreign
 from contextlab.training.schedule import clip, rate
 from contextlab.training.spec import TrainSpec
 
@@ -28,6 +29,7 @@ class TrainState:
     generator: the source of prompts, on the parameters' device.
     step: steps done.
     failed: scalar, 1 once a gradient was not finite; from then on nothing is updated any more.
+    foreign: the optimiser where it is a class of another package, which keeps a state of its own.
     """
 
     params: dict[str, Tensor]
@@ -35,6 +37,7 @@ class TrainState:
     generator: torch.Generator
     step: int
     failed: Tensor
+    foreign: Foreign | None = None
 
     @classmethod
     def start(cls, model: nn.Module, spec: TrainSpec, seed: int = 0, rank: int = 0) -> TrainState:
@@ -44,9 +47,31 @@ class TrainState:
         """
         params: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         device = next(iter(params.values())).device
-        muon = optim.matrices(model) if spec.optimizer == "muon" else ()
         failed = torch.zeros((), device=device)
+        if is_foreign(spec):
+            return cls(params, {}, generator(seed, rank, device), 0, failed, Foreign(params, spec))
+        muon = optim.matrices(model) if spec.optimizer == "muon" else ()
         return cls(params, optim.init(params, muon), generator(seed, rank, device), 0, failed)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within, the model is as it is to be used, measured and saved; afterwards training goes on as it stood."""
+        with nullcontext() if self.foreign is None else self.foreign.in_use():
+            yield
+
+    def leave(self) -> None:
+        """Leave the model as it is to be used: nothing is trained any more."""
+        if self.foreign is not None:
+            self.foreign.leave()
+
+    def pack(self) -> tuple[dict[str, Tensor], Any]:
+        """What a checkpoint holds beside `optimizer`: tensors of any shape by name, and plain data."""
+        return ({}, None) if self.foreign is None else self.foreign.pack()
+
+    def unpack(self, tensors: Mapping[str, Tensor], plain: Any) -> None:
+        """Take over what `pack` gave: tensors of any shape. Raises InputError where a part is missing."""
+        if self.foreign is not None:
+            self.foreign.unpack(tensors, plain)
 
 
 class Step(NamedTuple):
@@ -81,16 +106,19 @@ def train_step(model: nn.Module, task: Task, spec: TrainSpec, state: TrainState,
     gradients, norm = clip(gradients, spec.clip)
     state.failed = torch.maximum(state.failed, (~norm.isfinite()).to(state.failed))
     fraction = rate(state.step, spec)
-    optim.update(
-        state.params,
-        gradients,
-        state.optimizer,
-        learning_rate=spec.learning_rate * fraction,
-        matrix_learning_rate=spec.matrix_learning_rate * fraction,
-        betas=spec.betas,
-        weight_decay=spec.weight_decay,
-        skip=state.failed,
-    )
+    if state.foreign is None:
+        optim.update(
+            state.params,
+            gradients,
+            state.optimizer,
+            learning_rate=spec.learning_rate * fraction,
+            matrix_learning_rate=spec.matrix_learning_rate * fraction,
+            betas=spec.betas,
+            weight_decay=spec.weight_decay,
+            skip=state.failed,
+        )
+    elif not state.failed.item():  # another's optimiser cannot be told to skip: a GPU is waited for
+        state.foreign.step(gradients, spec.learning_rate * fraction)
     state.step += 1
     return Step(loss, norm, prompt.batch * prompt.length)
 

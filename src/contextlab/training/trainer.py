@@ -20,6 +20,7 @@ from contextlab.prompt import Task
 from contextlab.threads import warn_of_spinning
 from contextlab.training.distributed import Workers, workers
 from contextlab.training.examples import Examples, fingerprints, without_known
+from contextlab.training.freeze import frozen
 from contextlab.training.run import Run, TrainResult
 from contextlab.training.schedule import Turns, rate
 from contextlab.training.spec import TrainSpec
@@ -81,17 +82,21 @@ def train(
             f"{spec.accumulate} accumulated parts; use a multiple of {team.count * spec.accumulate}"
         )
     model.to(team.device).train()
-    state = TrainState.start(model, spec, seed, team.rank)
-    run = Run(model, state, team, identity(model, given, spec, seed, team), Path(folder) if folder else None)
-    run.open(resume)
-    if not run.status:
-        examples = None if spec.examples is None else Examples(tasks, spec, seed, team)
-        set_goal(run, given, spec, examples)
-        if team.device.type == "cpu":
-            warn_of_spinning(torch.get_num_threads())
-            keep_freed_memory()
-        with shown(progress if team.first else False) as tell:
-            _loop(run, tasks, examples, spec, pause, tell)
+    with frozen(model, spec.freeze):
+        state = TrainState.start(model, spec, seed, team.rank)
+        run = Run(model, state, team, identity(model, given, spec, seed, team), Path(folder) if folder else None)
+        try:
+            run.open(resume)
+            if not run.status:
+                examples = None if spec.examples is None else Examples(tasks, spec, seed, team)
+                set_goal(run, given, spec, examples)
+                if team.device.type == "cpu":
+                    warn_of_spinning(torch.get_num_threads())
+                    keep_freed_memory()
+                with shown(progress if team.first else False) as tell:
+                    _loop(run, tasks, examples, spec, pause, tell)
+        finally:
+            state.leave()
     return run.result()
 
 

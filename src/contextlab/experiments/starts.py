@@ -1,0 +1,265 @@
+"""Models that start from a trained one: where that lies, what it is, and what of it is taken over."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contextlab.errors import InputError, unknown
+from contextlab.files import file_digest, read_record
+from contextlab.models import ModelSpec, build_model, load
+from contextlab.models.changes import changed_blocks
+from contextlab.models.hub import downloaded, native_spec_of
+from contextlab.models.io import SPEC, WEIGHTS, read_description, weights_digest
+from contextlab.models.stack import Model
+from contextlab.models.start import Init, Plan, plan_start, start_model
+from contextlab.prompt import Task
+from contextlab.training import checkpoint
+
+if TYPE_CHECKING:
+    from contextlab.experiments.entries import ModelEntry
+    from contextlab.experiments.jobs import Training
+    from contextlab.experiments.spec import ExperimentSpec
+
+OF_TRAINING: Mapping[str, type] = {"task": str, "model": str, "seed": int}
+"""What the record of a training must tell to be found by it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model that others start from.
+
+    text: as a recipe has it. folder: where it lies. ours: whether it is a saved model of ours, or one of transformers'.
+    digest: SHA-256 of its weights. spec: of the model.
+    """
+
+    text: str
+    folder: Path
+    ours: bool
+    digest: str
+    spec: ModelSpec
+
+    def load(self) -> Model:
+        """The model, in float32. Raises InputError where its files are damaged, or have changed by now."""
+        if self.ours:
+            known = weights_digest(self.folder)
+        else:
+            known = _digest_of_files(self.folder)
+        if known != self.digest:
+            raise InputError(f"{self.text}: has changed since this run looked at it; begin another run")
+        model = load(self.folder, native=True)
+        assert isinstance(model, Model)
+        return model.float()
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from.
+
+    source: the trained model. blocks: for each block of the new model the source's that it was, None for an added one.
+    init: what the rest starts from.
+    """
+
+    source: Source
+    blocks: tuple[int | None, ...]
+    init: Init
+
+    def plan(self, spec: ModelSpec) -> Plan:
+        """What becomes of the tensors, no weights read. Raises InputError where it is impossible."""
+        return plan_start(spec, self.source.spec, self.init, blocks=self.blocks)
+
+    def record(self, plan: Plan) -> dict[str, Any]:
+        """What records tell of it."""
+        return {
+            "from": self.source.text,
+            "folder": str(self.source.folder),
+            "weights_sha256": self.source.digest,
+            "init": self.init,
+            "told": plan.lines(),
+        }
+
+
+def new_model(training: Training) -> tuple[Model, dict[str, Any]]:
+    """The model that a training begins with, on the CPU, and what its record tells of its start; {} of a fresh one."""
+    start = training.start
+    if start is None:
+        return build_model(training.model, seed=training.seed), {}
+    made = start_model(training.model, start.source.load(), start.init, blocks=start.blocks, seed=training.seed)
+    return made.model, {"start": start.record(made.plan)}
+
+
+def changed_spec(entry: ModelEntry, source: Source, options: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a model of a recipe that starts from `source`. options: keys of ModelSpec. Raises InputError."""
+    stray = [key for key in options if key not in ModelSpec.model_fields]
+    if stray:
+        raise InputError(f"options.{stray[0]}: {unknown('key of ModelSpec', stray[0], ModelSpec.model_fields)}")
+    spec, _ = changed_blocks(source.spec, entry.replacements, entry.remove)
+    return ModelSpec.parse({**spec.model_dump(), **options})
+
+
+def require_task(spec: ModelSpec, source: Source, task: Task) -> None:
+    """Refuse a task whose prompts the trained model cannot read. Raises InputError."""
+    for name in ("read_in", "input_size", "output_size"):
+        has, needs = getattr(spec, name), getattr(task, name)
+        if has is not None and has != needs:
+            instead = f"{name}: null" if name != "read_in" else f"read_in: {needs}, input_size: null"
+            raise InputError(
+                f"from: {source.text} has {name} {has!r}, but the task needs {needs!r}; take another of the two, or "
+                f"give options: {{{instead}}}, which makes that part new"
+            )
+
+
+def source_of(spec: ExperimentSpec, name: str, task: str, seed: int | None = None) -> Source | None:
+    """The trained model that a model of a recipe starts from; None where it begins fresh.
+
+    name: of the model. task, seed: of its training; None: the first seed.
+    """
+    text = spec.models[name].source
+    return None if text is None else find_source(text, task, spec.seeds[0] if seed is None else seed)
+
+
+def start_of(spec: ExperimentSpec, name: str, task: str, seed: int, model: ModelSpec) -> Start | None:
+    """What a training starts from; None where it begins fresh.
+
+    name: of its model in the recipe. model: its spec. Raises InputError where the seeds' sources are not alike.
+    """
+    source, own = source_of(spec, name, task), source_of(spec, name, task, seed)
+    if source is None or own is None:
+        return None
+    if own.spec != source.spec:
+        raise InputError(
+            f"models.{name}.from: {own.folder} is of another spec than {source.folder}; expected one for all seeds"
+        )
+    entry = spec.models[name]
+    _, kept = changed_blocks(source.spec, entry.replacements, entry.remove)
+    blocks = [*kept, *[None] * (model.depth - len(kept))][: model.depth]
+    return Start(own, tuple(blocks), entry.init or "fresh")
+
+
+# ---- where sources lie ----
+
+
+def of_run(source: str | Path, task: str | None = None, seed: int | None = None) -> Path | None:
+    """The folder of the training that RUN:MODEL means; None for a text that is not of this form.
+
+    task, seed: which of the model's trainings is meant where it was trained on several tasks, or from several seeds.
+
+    Raises InputError where the run has no such model, or where it is not known which training is meant.
+    """
+    text = str(source)
+    run, colon, model = text.rpartition(":")
+    trainings = Path(run) / "trainings"
+    if not colon or not run or Path(text).exists() or not trainings.is_dir():
+        return None
+    records = {path.parent: read_record(path, OF_TRAINING) for path in sorted(trainings.glob("*/record.json"))}
+    found = {folder: record for folder, record in records.items() if record["model"] == model}
+    if not found:
+        raise InputError(f"{run}: {unknown('trained model', model, {each['model'] for each in records.values()})}")
+    for key, wanted in (("task", task), ("seed", seed)):
+        if any(record[key] == wanted for record in found.values()):
+            found = {folder: record for folder, record in found.items() if record[key] == wanted}
+    if len(found) > 1:
+        shown = ", ".join(str(folder) for folder in list(found)[:8]) + (", ..." if len(found) > 8 else "")
+        raise InputError(f"{text}: {model} was trained {len(found)} times there; give one of these folders: {shown}")
+    return next(iter(found))
+
+
+def find_source(text: str, task: str, seed: int) -> Source:
+    """The trained model that a recipe names: RUN:MODEL, RUN, the folder of a training, of a checkpoint or of a saved
+    model, a transformers folder or the name of one on the hub.
+
+    task, seed: of the training that starts from it, by which one of several trainings of RUN:MODEL is chosen.
+
+    Raises InputError where there is none, or where its training has not ended.
+    """
+    folder = of_run(text, task, seed) or Path(text)
+    trainings = folder / "trainings"
+    if trainings.is_dir():
+        found = [each for each in sorted(trainings.iterdir()) if checkpoint.newest(each) is not None]
+        if len(found) != 1:
+            models = {read_record(path, OF_TRAINING)["model"] for path in trainings.glob("*/record.json")}
+            raise InputError(
+                f"{text}: the run has {len(found)} trained models; expected one, or {text}:MODEL, of which there are: "
+                f"{', '.join(sorted(models)) or 'none'}"
+            )
+        folder = found[0]
+    last = checkpoint.newest(folder) if folder.is_dir() else None
+    if last is not None:
+        status = read_record(last / checkpoint.RECORD, checkpoint.KEYS)["status"]
+        if status != "finished":
+            raise InputError(
+                f"{text}: its training has not finished (step {checkpoint.step_of(last)}, {status or 'interrupted'}); "
+                f"go on with it, or give a checkpoint's folder: {last}"
+            )
+        folder = last
+    if (folder / SPEC).exists():
+        return _ours(text, folder, (folder / SPEC).stat().st_mtime_ns)
+    if not folder.exists():
+        folder = downloaded(text)
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"{text}: no trained model there; expected a run, RUN:MODEL, a training, a checkpoint ({SPEC}, {WEIGHTS}), "
+            "or a transformers folder (config.json, *.safetensors)"
+        )
+    return Source(text, folder, False, _digest_of_files(folder), _native_spec(folder))
+
+
+@lru_cache(maxsize=64)
+def _ours(text: str, folder: Path, written: int) -> Source:
+    """written: by which a file is told from the one that it replaced."""
+    data, _ = read_description(folder)
+    return Source(text, folder, True, weights_digest(folder), ModelSpec.parse(data, str(folder / SPEC)))
+
+
+@lru_cache(maxsize=16)
+def _native_spec(folder: Path) -> ModelSpec:
+    return native_spec_of(folder)
+
+
+def _digest_of_files(folder: Path) -> str:
+    """One SHA-256 of a transformers folder's weights and configuration."""
+    paths = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    return _digest(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
+
+
+@lru_cache(maxsize=16)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    whole = hashlib.sha256()
+    for path, _, _ in files:
+        whole.update(f"{path.name} {file_digest(path)}\n".encode())
+    return whole.hexdigest()
+
+
+# ---- what a run's record tells ----
+
+
+def sources(trainings: Iterable[Training]) -> dict[str, dict[str, str]]:
+    """What trainings start from, as a run's record has it, by the key of the job that measures them."""
+    return {
+        each.measured.key: {
+            "from": each.start.source.text,
+            "folder": str(each.start.source.folder),
+            "weights_sha256": each.start.source.digest,
+        }
+        for each in trainings
+        if each.start is not None
+    }
+
+
+def require_same_sources(
+    folder: object, known: Mapping[str, Mapping[str, str]] | None, now: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Refuse to go on with a run where what its models start from has changed since it was begun.
+
+    folder: of the run. known, now: `sources` of before and of now. Raises InputError.
+    """
+    for key, was in (known or {}).items():
+        if key in now and now[key]["weights_sha256"] != was["weights_sha256"]:
+            raise InputError(
+                f"{folder}: {key} starts from {now[key]['from']}, which has changed since this run was begun (other "
+                f"weights in {now[key]['folder']}); put it back, or begin another run"
+            )
