@@ -271,7 +271,6 @@ class ExperimentSpec(Spec):
         for seed in self.seeds:
             known = self.candidates(Job("training", job.task, job.model, seed))
             before = known[number]
-            name = job.model.removesuffix(f"+{job.task}")
             start = start_of(self, name, job.task, seed, model)
             known[number] = replace(before, model=model, train=train, setting=setting, start=start)
             self._trainings[before.job] = known[number]
