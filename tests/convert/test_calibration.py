@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from contextlab import build_model, build_task
 from contextlab.convert import Calibration, calibration
-from contextlab.convert.base import relative_error, weight_nbytes
+from contextlab.convert.base import module_nbytes, relative_error
 from contextlab.convert.layers import linear_layers
 from contextlab.errors import InputError
 from contextlab.testing.conversions import small_model, tokens
@@ -120,6 +120,6 @@ def test_errors_are_those_of_the_outputs():
 def test_bytes_of_weights_count_what_is_shared_once():
     spec = {"width": 8, "depth": 1, "heads": 2, "input_size": 7, "output_size": 7, "read_in": "token"}
     tied, untied = (
-        weight_nbytes(build_model({**spec, "tied": tied, "read_out_bias": False})) for tied in (True, False)
+        module_nbytes(build_model({**spec, "tied": tied, "read_out_bias": False})) for tied in (True, False)
     )
     assert untied - tied == 4 * 7 * 8

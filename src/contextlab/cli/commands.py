@@ -12,6 +12,7 @@ from contextlab.cli.check import check
 from contextlab.cli.compress import compress
 from contextlab.cli.cost import cost
 from contextlab.cli.learners import learners, similarity
+from contextlab.cli.merge import merge
 from contextlab.cli.report import report
 from contextlab.cli.run import evaluate, run
 from contextlab.cli.shared import app
@@ -20,7 +21,8 @@ from contextlab.cli.shrink import shrink
 from contextlab.cli.sweep import sweep
 
 for command in (
-    run, sweep, list_, show, learners, similarity, evaluate, report, cost, compress, shrink, check, doctor, schema
+    run, sweep, list_, show, learners, similarity, evaluate, report, cost, compress, shrink, merge, check,
+    doctor, schema
 ):  # fmt: skip
     # Escaped: in a docstring [train] is a value, where rich sees a style and leaves it out.
     app.command(command.__name__.rstrip("_"), help=escape(inspect.getdoc(command) or ""))(command)

@@ -181,9 +181,14 @@ def _example(entry: Any) -> str:
 
 def _conversion_example(entry: Any, case: dict[str, Any]) -> str:
     """A command."""
-    options = ",".join(f"{key}={value}" for key, value in case.items())
+    options = ",".join(f"{key}={list(value) if isinstance(value, tuple) else value}" for key, value in case.items())
     data = " --data notes.txt" if "calibration" in entry.factory.needs else ""
-    return f"contextlab shrink runs/mine --method '{entry.name}{':' * bool(options)}{options}'{data} --out small"
+    method = f"--method '{entry.name}{':' * bool(options)}{options}'"
+    if entry.family in ("merge", "growth"):
+        more = "" if entry.family == "growth" else " runs/other"
+        base = " --base runs/before" if getattr(entry.factory, "wants_base", False) else ""
+        return f"contextlab merge runs/mine{more}{base} {method} --out made"
+    return f"contextlab shrink runs/mine {method}{data} --out small"
 
 
 def _builds(entry: Any, options: dict[str, Any]) -> bool:

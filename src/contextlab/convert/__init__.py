@@ -10,26 +10,51 @@ from contextlab.convert.bits.calibrated import Awq, KeepOutliers
 from contextlab.convert.bits.gptq import Gptq
 from contextlab.convert.bits.nearest import Rotate, RoundToNearest
 from contextlab.convert.calibration import Calibration
+from contextlab.convert.channels import Channels
+from contextlab.convert.depth.collapse import MergeBlocks
+from contextlab.convert.depth.drop import DropBlocks
+from contextlab.convert.depth.grow import Expand, Stack
+from contextlab.convert.low_rank.svd import Asvd, Laser, Svd, SvdLlm
+from contextlab.convert.merge import merge
+from contextlab.convert.merging.methods import Average, Slerp, TaskArithmetic, Ties
 from contextlab.convert.shrink import Shrunk, shrink
 from contextlab.convert.sparse.magnitude import Magnitude
+from contextlab.convert.sparse.sparsegpt import SparseGpt
+from contextlab.convert.sparse.wanda import Wanda
 from contextlab.lazy import modules_on_demand
 
 if not TYPE_CHECKING:  # else mypy would take any name
     __getattr__ = modules_on_demand(__name__, __path__)
 
 __all__ = [
+    "Asvd",
+    "Average",
     "Awq",
     "Calibration",
     "Change",
+    "Channels",
     "Conversion",
     "Converted",
+    "DropBlocks",
+    "Expand",
     "Gptq",
     "KeepOutliers",
+    "Laser",
     "Magnitude",
+    "MergeBlocks",
     "Rotate",
     "RoundToNearest",
     "Shrunk",
+    "Slerp",
+    "SparseGpt",
+    "Stack",
+    "Svd",
+    "SvdLlm",
+    "TaskArithmetic",
+    "Ties",
+    "Wanda",
     "build_conversion",
+    "merge",
     "shrink",
 ]
 

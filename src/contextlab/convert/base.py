@@ -120,12 +120,13 @@ def copied(model: Model) -> Model:
     return copy.deepcopy(model).eval()
 
 
-def weight_nbytes(module: nn.Module) -> int:
+def module_nbytes(module: nn.Module) -> int:
     """Bytes of all that is saved of a module: parameters and persistent buffers, what is shared once."""
     held = {id(each): each.nbytes for each in module.state_dict(keep_vars=True).values()}
     return sum(held.values())
 
 
+@torch.no_grad()
 def relative_error(before: Tensor, after: Tensor, moment: Tensor | None = None) -> tuple[float, str]:
     """How far a layer's outputs are from what they were, and "outputs"; without a moment, its weights, and "weights".
 

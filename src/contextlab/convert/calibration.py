@@ -94,7 +94,7 @@ class Calibration:
     def loss(self, model: Any) -> float:
         """The mean loss of a model over all scored positions."""
         total, count = 0.0, 0
-        for prompt, loss in self._for(model):
+        for prompt, loss in self.on(model):
             scored = int(prompt.scored.sum())
             total += float(loss(answer(model, prompt), prompt)) * scored
             count += scored
@@ -120,6 +120,19 @@ class Calibration:
         return found
 
     @torch.no_grad()
+    def mean_sizes_of(self, model: Any, names: Iterable[str]) -> dict[str, Tensor]:
+        """The mean of |x| over all tokens of each named layer's inputs x: name -> [I] float64."""
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+
+        def add(name: str, x: Tensor) -> None:
+            sums[name] = sums.get(name, 0.0) + x.double().abs().sum(0)
+            counts[name] = counts.get(name, 0) + len(x)
+
+        self._read(model, list(names), add)
+        return {name: total / counts[name] for name, total in sums.items()}
+
+    @torch.no_grad()
     def rows_of(self, model: Any, names: Iterable[str], count: int = 512) -> dict[str, Tensor]:
         """Inputs of each named layer at about `count` tokens, evenly spaced: name -> [N, I], N at most `count`."""
         check_whole(count=(count, 1))
@@ -133,7 +146,7 @@ class Calibration:
         self._read(model, list(names), add)
         return {name: torch.cat(parts)[:count] for name, parts in found.items()}
 
-    def _for(self, model: Any) -> Iterator[tuple[Prompt, Loss]]:
+    def on(self, model: Any) -> Iterator[tuple[Prompt, Loss]]:
         """The batches on the model's device and, of vectors, in its dtype."""
         parameter = next(model.parameters())
         for prompt, loss in self.batches:
@@ -152,7 +165,7 @@ class Calibration:
 
         hooks = [model.get_submodule(name).register_forward_pre_hook(noting(name)) for name in names]
         try:
-            for prompt, _ in self._for(model):
+            for prompt, _ in self.on(model):
                 answer(model, prompt)
         finally:
             for hook in hooks:

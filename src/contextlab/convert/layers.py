@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from contextlab.errors import InputError, nearest
-from contextlab.mixers.layers import is_plain
 from contextlab.models import Model, ModelSpec
+from contextlab.models.forms import ENDS, linear_layers
 from contextlab.models.outline import without_memory
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The plain linear layers of a model's mixers and MLPs, by name, each once; not those of read-in and read-out."""
-    found = model.named_modules()
-    return {
-        name: layer
-        for name, layer in found
-        if name.startswith("blocks.") and isinstance(layer, nn.Linear) and is_plain(layer) and layer.weight.numel()
-    }
-
-
 def chosen_layers(model: nn.Module, layers: str) -> dict[str, nn.Linear]:
-    """Those whose names match a pattern such as "blocks.*.mlp.*". Raises InputError where none does."""
-    known = linear_layers(model)
+    """The plain linear layers of mixers and MLPs whose names match a pattern such as "blocks.*.mlp.*".
+
+    The read-in and the read-out are meant only by a pattern that begins with "read_". Raises InputError where no layer
+    is meant.
+    """
+    known = linear_layers(model, ends=layers.startswith(ENDS))
     found = {name: layer for name, layer in known.items() if fnmatchcase(name, layers)}
     if not found:
         near = nearest(layers, known)
@@ -40,3 +34,11 @@ def planned_layers(spec: ModelSpec, layers: str) -> Mapping[str, nn.Linear]:
     """The same of a spec, without memory; nothing for a model that cannot be made without it."""
     model: Model | None = without_memory(spec)
     return {} if model is None else chosen_layers(model, layers)
+
+
+def by_block(names: Iterable[str]) -> list[list[str]]:
+    """The names in order, those of one block together: one pass over the data serves a block."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    return list(blocks.values())

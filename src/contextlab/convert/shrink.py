@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from contextlab.convert.base import Change, Conversion, weight_nbytes
+from contextlab.convert.base import Change, Conversion
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.heal import heal_model, heal_spec
 from contextlab.convert.methods import as_list, read_data, read_method
@@ -136,11 +136,11 @@ def shrink(
     generator = torch.Generator().manual_seed(seed)
     made, steps = model, []
     for each in methods:
-        began, before = time.perf_counter(), weight_nbytes(made)
+        began, before = time.perf_counter(), made.weight_nbytes
         converted = each(made, read, generator)
         made = converted.model
         seconds = time.perf_counter() - began
-        steps.append(Step(each.name, each.options, converted.lines, before, weight_nbytes(made), seconds))
+        steps.append(Step(each.name, each.options, converted.lines, before, made.weight_nbytes, seconds))
     if read is not None:
         losses["converted"] = read.loss(made)
     healed = None
@@ -164,8 +164,8 @@ def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None
     """Refuse at once what a later method would refuse after the work of those before it."""
     spec = model.spec
     for each in methods:
-        if "models" in each.needs:
-            raise InputError(f"{each.name}: needs other models; use `contextlab merge` or `contextlab.convert.merge`")
+        if "models" in each.needs or _family(each) == "growth":
+            raise InputError(f"{each.name}: makes no model smaller; use `contextlab merge`, `convert.merge`")
         if "calibration" in each.needs and data is None:
             raise InputError(f"{each.name}: needs data to calibrate on; give a task or text (--data TASK or FILE)")
         spec = each.plan(spec)

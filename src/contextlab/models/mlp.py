@@ -96,7 +96,7 @@ def _divides(blocks: int, size: int, what: str) -> None:
         raise InputError(f"blocks: {blocks} does not divide {what} {size}; the nearest that does is {fits}")
 
 
-class _FeedForward(Mlp):
+class FeedForward(Mlp):
     """Two matrices with a nonlinearity between them."""
 
     gated = False
@@ -143,7 +143,7 @@ def hidden_width(width: int, ratio: float, gated: bool) -> int:
 @register(
     "mlp", "gelu", family="dense", papers=("1606.08415", "2406.16450"), cases=({}, {"structure": "low_rank", "rank": 3})
 )
-class Gelu(_FeedForward):
+class Gelu(FeedForward):
     """out(GELU(up x)), the transformer's usual MLP.
 
     width: size of a token's vector.
@@ -165,7 +165,7 @@ class Gelu(_FeedForward):
     papers=("2109.08668", "2406.16450"),
     cases=({}, {"structure": "block_dense", "blocks": 2}),
 )
-class SquaredRelu(_FeedForward):
+class SquaredRelu(FeedForward):
     """out(ReLU(up x)^2), Primer's MLP.
 
     width: size of a token's vector.
@@ -183,7 +183,7 @@ class SquaredRelu(_FeedForward):
 @register(
     "mlp", "swiglu", family="gated", papers=("2002.05202", "2406.16450"), cases=({}, {"structure": "block_shuffle"})
 )
-class SwiGlu(_FeedForward):
+class SwiGlu(FeedForward):
     """out(SiLU(gate x) * up x); the hidden width is two thirds, so that the parameter count stays.
 
     width: size of a token's vector.
@@ -202,7 +202,7 @@ class SwiGlu(_FeedForward):
 
 
 @register("mlp", "geglu", family="gated", papers=("2002.05202", "2402.19427", "2403.08295"), cases=({}, {"tanh": True}))
-class GeGlu(_FeedForward):
+class GeGlu(FeedForward):
     """out(GELU(gate x) * up x), as in Griffin and Gemma; the hidden width is two thirds.
 
     width: size of a token's vector.

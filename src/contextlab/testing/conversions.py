@@ -1,28 +1,30 @@
 """The laws of conversions. Each is put to small models of several mixers, in every option case.
 
-The models have four blocks of width 16, read tokens, and are in float64 with noise on every parameter.
+The models have three blocks of width 16, read tokens, and are in float64 with noise on every parameter.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from contextlab import registry
 from contextlab.convert import Calibration, Conversion, Converted
-from contextlab.models import Model, ModelSpec, load_model, save_model
+from contextlab.models import Model, ModelSpec, load_model, save_model, weight_nbytes
 from contextlab.models.outline import without_memory
 from contextlab.testing.law import Component, close, law, refused, require
 from contextlab.testing.models import noisy
 from contextlab.testing.options import first_case, hold_to_options
 
 MIXERS = ("attention", "gated_delta_net", "mamba2", "rg_lru")
-"""What the models are made of; each option case after the first is tried on the first mixer alone."""
+"""What the models are made of: the first, and in the first option case one of the others, by the conversion's name."""
 SYMBOLS = 12
 
 
@@ -39,7 +41,8 @@ class Tried(NamedTuple):
 def cases(entry: registry.Entry) -> Iterator[Component]:
     """A registered conversion in each of its option cases; `beside` is the mixer of the model."""
     for place, options in enumerate(entry.cases):
-        for mixer in MIXERS if place == 0 else MIXERS[:1]:
+        others = MIXERS[1:]
+        for mixer in (MIXERS[0], others[crc32(entry.name.encode()) % len(others)])[: 2 if place == 0 else 1]:
             tried = functools.partial(_tried, entry, options, mixer)
             yield Component("conversion", entry.name, entry.factory, options, functools.cache(tried), mixer)
 
@@ -53,14 +56,17 @@ def _tried(entry: registry.Entry, options: Mapping[str, Any], mixer: str) -> Tri
 
 def _built(entry: registry.Entry, options: Mapping[str, Any], mixer: str) -> Conversion:
     """The conversion, with another model of the mixer where it needs more than one."""
-    more = {"others": (small_model(mixer, seed=1),)} if "models" in entry.factory.needs else {}  # type: ignore[attr-defined]
+    factory: Any = entry.factory
+    more: dict[str, Any] = {"others": (small_model(mixer, seed=1),)} if "models" in factory.needs else {}
+    if getattr(factory, "wants_base", False):
+        more["base"] = small_model(mixer, seed=2)
     built: Conversion = entry.build(**more, **options)
     return built
 
 
-def small_model(mixer: str = MIXERS[0], seed: int = 0) -> Model:
-    """A model of four alike blocks, in float64."""
-    sizes = {"width": 16, "depth": 4, "heads": 2, "mlp_ratio": 2, "input_size": SYMBOLS, "output_size": SYMBOLS}
+def small_model(mixer: str = MIXERS[0], seed: int = 0, depth: int = 3) -> Model:
+    """A model of alike blocks, in float64."""
+    sizes = {"width": 16, "depth": depth, "heads": 2, "mlp_ratio": 2, "input_size": SYMBOLS, "output_size": SYMBOLS}
     model = noisy(ModelSpec.parse({**sizes, "layers": [mixer], "read_in": "token"}))
     if seed:
         generator = torch.Generator().manual_seed(seed)
@@ -98,6 +104,8 @@ def plan(component: Component) -> None:
     require(outline is not None, "what is planned cannot be made")
     assert outline is not None
     require(_shapes(made) == _shapes(outline), "tensors have other names or sizes than a model of the planned spec")
+    size = weight_nbytes(planned, torch.float64)
+    require(made.weight_nbytes == size, f"its weights take {made.weight_nbytes} bytes, foretold are {size}")
 
 
 @law(
@@ -122,7 +130,7 @@ def lines(component: Component) -> None:
     require(tried.converted.lines, "nothing is told")
     for line in tried.converted.lines:
         require(line.layer in known, f"{line.layer!r} is no part of the model")
-        require(0 <= line.error < float("inf"), f"the error of {line.layer} is {line.error}")
+        require(math.isfinite(line.error), f"the error of {line.layer} is {line.error}")
 
 
 def changes_nothing(component: Component) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contextlab.convert.base import Change, Conversion, Converted, copied, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import chosen_layers, planned_layers
+from contextlab.convert.layers import by_block, chosen_layers, planned_layers
 from contextlab.convert.sparse.masks import Scope, largest, n_of_m, read_pattern
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec
@@ -72,24 +72,13 @@ class Sparse(Conversion):
                 lines.append(Change(name, did, error, of, size, size))
         return Converted(made, lines)
 
+    @abstractmethod
     def thinned(self, weight: Tensor, moment: Tensor | None) -> Tensor:
         """The layer's new weight, [O, I] as the old one. moment: [I, I], X^T X of its inputs, where there are data."""
-        return weight * self.stays(self.scores(weight, moment))
-
-    @abstractmethod
-    def scores(self, weight: Tensor, moment: Tensor | None) -> Tensor:
-        """What each weight is worth, [O, I] as the weight; moment: [I, I] as for `thinned`."""
-
-    def stays(self, scores: Tensor) -> Tensor:
-        """True where a weight stays. scores: [O, I], which the answer has the shape of."""
-        if self.pattern is not None:
-            return n_of_m(scores, *self._pattern)
-        return largest(scores, HALF if self.share is None else self.share, self._scope)
 
     @property
-    def _scope(self) -> Scope:
-        """What the share is of: each row (an output's weights), or the layer."""
-        return "row"
+    def _share(self) -> float:
+        return HALF if self.share is None else self.share
 
     @property
     def _pattern(self) -> tuple[int, int]:
@@ -99,9 +88,27 @@ class Sparse(Conversion):
         return layer.in_features % self._pattern[1] == 0
 
 
-def by_block(names: dict[str, nn.Linear]) -> list[list[str]]:
-    """The names in order, those of one block together: one pass over the data serves a block."""
-    blocks: dict[str, list[str]] = {}
-    for name in names:
-        blocks.setdefault(".".join(name.split(".")[:2]), []).append(name)
-    return list(blocks.values())
+@dataclass(frozen=True)
+class Scored(Sparse):
+    """Base of those that keep the weights with the largest scores as they are.
+
+    share: of the weights that become zero; default 0.5, or what the pattern says.
+    pattern: n:m, such as 2:4: n of each m neighbours in a row stay.
+    layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
+    """
+
+    @abstractmethod
+    def scores(self, weight: Tensor, moment: Tensor | None) -> Tensor:
+        """What each weight is worth, [O, I] as the weight; moment: [I, I] as for `thinned`."""
+
+    def thinned(self, weight: Tensor, moment: Tensor | None) -> Tensor:
+        """See `Sparse.thinned`, [O, I]."""
+        scores = self.scores(weight, moment)
+        if self.pattern is not None:
+            return torch.where(n_of_m(scores, *self._pattern), weight, 0.0)
+        return torch.where(largest(scores, self._share, self._scope), weight, 0.0)
+
+    @property
+    def _scope(self) -> Scope:
+        """What the share is of: each row (an output's weights), or the layer."""
+        return "row"

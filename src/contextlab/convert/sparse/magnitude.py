@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from contextlab.convert.sparse.base import Sparse
+from contextlab.convert.sparse.base import Scored
 from contextlab.convert.sparse.masks import Scope
 from contextlab.registry import register
 
@@ -21,7 +21,7 @@ from contextlab.registry import register
     cases=({}, {"pattern": "2:4"}, {"share": 0.3, "scope": "row", "layers": "blocks.*.mlp.*"}),
 )
 @dataclass(frozen=True)
-class Magnitude(Sparse):
+class Magnitude(Scored):
     """The weights of smallest size become zero, a share of each layer or all but n of each m; nothing is read.
 
     Layers are thinned one shot, without training (1506.02626 trains between; `--heal` trains after).

@@ -1,0 +1,59 @@
+"""`contextlab merge`: one model of several, or a deeper one of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from contextlab.cli.shared import PARTS, PluginOption, console, load_components
+from contextlab.cli.shrink import show
+from contextlab.memory import LARGEST_WHOLE
+
+
+def merge(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Saved models, runs with one trained model, checkpoints.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the new model and its record; it must not be there yet.")],
+    method: Annotated[
+        str, typer.Option("--method", metavar="NAME[:KEY=VALUE,...]", help="Of the families merge and growth.")
+    ] = "average",
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="What all were trained on from, for task_arithmetic and ties."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="FILE|TASK[:KEY=VALUE,...]", help="Text or a task to tell losses on."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, max=LARGEST_WHOLE, help="Of each task.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Of the prompts.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    plugin: PluginOption = None,
+) -> None:
+    """Make one model of several of one form, or a deeper one of one, and say how far it is from the first.
+
+    Examples:
+
+      contextlab merge runs/a runs/b --method slerp:t=0.3 --out merged
+
+      contextlab merge runs/a runs/b --base runs/before --method ties:density=0.2 --out merged
+
+      contextlab merge runs/a --method expand:count=2 --out deeper
+    """
+    load_components(plugin, (*PARTS, "conversion"))
+    from contextlab.convert.merge import merge as convert
+    from contextlab.convert.shrink import require_free
+    from contextlab.experiments import find_model
+    from contextlab.training.distributed import resolve
+
+    require_free(out)
+    chosen = resolve(device)
+    loaded: list[Any] = [find_model(each, chosen)[1] for each in models]
+    from_: Any = None if base is None else find_model(base, chosen)[1]
+    found = convert(loaded, method, data, base=from_, prompts=prompts, seed=seed)
+    found.save(out, source=models, base=base, seed=seed)
+    show(found)
+    console.print(f"Model and record: {out}", soft_wrap=True)

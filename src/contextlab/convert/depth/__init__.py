@@ -1,0 +1,1 @@
+"""Conversions of a model's depth: blocks dropped, merged, repeated, added."""

@@ -1,0 +1,1 @@
+"""Conversions that make weights of small rank."""

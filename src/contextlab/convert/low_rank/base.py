@@ -1,0 +1,144 @@
+"""What low-rank conversions share: ranks, layers, and the best factors for given inputs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
+from contextlab.convert.calibration import Calibration
+from contextlab.convert.layers import by_block, chosen_layers, planned_layers
+from contextlab.errors import InputError
+from contextlab.mixers.forms.low_rank import LowRank
+from contextlab.models import LinearSpec, Model, ModelSpec
+from contextlab.models.forms import with_forms
+
+RATIO = 0.5
+
+
+@dataclass(frozen=True)
+class Factored(Conversion):
+    """Base of the conversions that store linear layers as products of two narrow matrices (the form `low_rank`).
+
+    Layers that would take no fewer numbers so stay dense, and the lines say so.
+
+    rank: values between the two matrices.
+    ratio: in place of a rank, the share of each layer's numbers that the two may take; default 0.5.
+    layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
+    """
+
+    nothing: ClassVar[Mapping[str, Any] | None] = {"rank": 1 << 20}
+
+    rank: PositiveInt | None = None
+    ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    layers: str = "*"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank is not None and self.ratio is not None:
+            raise InputError("rank and ratio: each says how large the factors are; give one of the two")
+
+    def plan(self, spec: ModelSpec) -> ModelSpec:
+        """With an entry in `linear` for the layers that become narrow. Raises InputError where no layer is meant."""
+        found = planned_layers(spec, self.layers)
+        linear = (*spec.linear, *entries(self._ranks(found), planned_layers(spec, "*")))
+        return ModelSpec.parse({**spec.model_dump(), "linear": [each.model_dump() for each in linear]})
+
+    def _ranks(self, layers: Mapping[str, nn.Linear]) -> dict[str, int]:
+        """The rank of each layer that becomes narrow."""
+        ranks = {name: self._rank(layer) for name, layer in layers.items()}
+        return {name: rank for name, rank in ranks.items() if rank}
+
+    def _rank(self, layer: nn.Linear) -> int:
+        """The layer's rank; 0 where it stays dense."""
+        dense, each = layer.in_features * layer.out_features, layer.in_features + layer.out_features
+        ratio = RATIO if self.ratio is None else self.ratio
+        rank = max(1, int(ratio * dense / each)) if self.rank is None else self.rank
+        return rank if rank * each < dense else 0
+
+    @torch.no_grad()
+    def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:
+        """See `Conversion.apply`: block by block, each by what the narrow layers before it give."""
+        made = copied(model)
+        found = chosen_layers(made, self.layers)
+        known, ranks = chosen_layers(made, "*"), self._ranks(found)
+        forms: dict[str, LowRank] = {}
+        lines = []
+        for names in by_block(found):
+            moments = {} if data is None else data.inputs_of(made, names)
+            sizes = {} if data is None else self.sizes_of(data, made, names)
+            for name in names:
+                layer, before = found[name], found[name].weight.double().clone()
+                size, after = module_nbytes(layer), module_nbytes(layer)
+                did = "left dense: two factors would take no fewer numbers"
+                if name in ranks:
+                    root, inverse = self.root(before, moments.get(name), sizes.get(name))
+                    up, down = factors(before, ranks[name], root, inverse)
+                    forms[name] = _form(layer, up, down)
+                    layer.weight.copy_(forms[name].dense())
+                    did, after = f"rank {ranks[name]} of {min(before.shape)}", module_nbytes(forms[name])
+                error, of = relative_error(before, layer.weight, moments.get(name))
+                lines.append(Change(name, did, error, of, size, after))
+        return Converted(with_forms(made, forms, entries(ranks, known)) if forms else made, lines)
+
+    def sizes_of(self, data: Calibration, model: Model, names: list[str]) -> dict[str, Tensor]:
+        """What a method reads of the layers' inputs beside their moments, name -> [I]; nothing unless it says so."""
+        return {}
+
+    @abstractmethod
+    def root(self, weight: Tensor, moment: Tensor | None, sizes: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """S and its inverse: the factors are those with the least ||(W - U V) S||. None is the identity.
+
+        weight: [O, I]. moment: [I, I], X^T X, where there are data. sizes: [I]. Returns [I, I] or [I] (a diagonal).
+        """
+
+
+def factors(
+    weight: Tensor, rank: int, root: Tensor | None = None, inverse: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """U [O, rank] and V [rank, I] with the least ||(W - U V) S||: the truncated SVD of W S, and S undone.
+
+    weight: [O, I]. root, inverse: S and its (pseudo-)inverse, [I, I], or [I] of a diagonal one; None is the identity.
+    """
+    seen = weight if root is None else weight * root if root.ndim == 1 else weight @ root
+    left, values, right = torch.linalg.svd(seen, full_matrices=False)
+    half = values[:rank].sqrt()
+    up, down = left[:, :rank] * half, half[:, None] * right[:rank]
+    if inverse is not None:
+        down = down * inverse if inverse.ndim == 1 else down @ inverse
+    return up, down
+
+
+def entries(ranks: Mapping[str, int], known: Mapping[str, Any]) -> list[LinearSpec]:
+    """What `ModelSpec.linear` says of layers with these ranks: a pattern for like layers of all blocks, else names.
+
+    known: all linear layers, of which a pattern may mean no other.
+    """
+    found: list[LinearSpec] = []
+    left = dict(ranks)
+    while left:
+        name, rank = next(iter(left.items()))
+        pattern = ".".join(["blocks", "*", *name.split(".")[2:]])
+        meant = [each for each in known if fnmatchcase(each, pattern)]
+        alike = all(left.get(each) == rank for each in meant)
+        for each in meant if alike else [name]:
+            del left[each]
+        found.append(LinearSpec(layers=pattern if alike else name, form="low_rank", options={"rank": rank}))
+    return found
+
+
+def _form(layer: nn.Linear, up: Tensor, down: Tensor) -> LowRank:
+    form = LowRank.empty(layer.in_features, layer.out_features, layer.bias is not None, rank=up.shape[1])
+    form = form.to(device=layer.weight.device, dtype=layer.weight.dtype)
+    form.up.copy_(up)
+    form.down.copy_(down)
+    if layer.bias is not None and form.bias is not None:
+        form.bias.copy_(layer.bias)
+    return form

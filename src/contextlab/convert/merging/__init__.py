@@ -1,0 +1,1 @@
+"""Conversions that make one model of several."""
