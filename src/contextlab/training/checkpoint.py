@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,14 +74,22 @@ def clear(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def write(folder: Path, model: Any, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
+def write(
+    folder: Path,
+    model: Any,
+    tensors: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+    beside: Callable[[Path], None] | None = None,
+) -> Path:
     """Write the checkpoint of `record["step"]`; of those before it the last one stays. Returns its folder.
 
-    tensors: of any shape.
+    tensors: of any shape. beside: writes other files into the folder.
     """
     path = folder / f"step_{record['step']:08d}"
     with atomic_folder(path) as temporary:
         write_model(model, temporary)
+        if beside is not None:
+            beside(temporary)
         digest = write_tensors(temporary / TENSORS, dict(tensors))
         write_record(temporary / RECORD, {**record, DIGEST: digest})
     for older in _steps(folder, below=record["step"])[1:]:

@@ -191,6 +191,8 @@ def _check(members: Sequence[Member], specs: Sequence[TrainSpec]) -> None:
                 f"train_together: train.optimizer is {spec.optimizer}, which knows one model's parameters; expected "
                 "muon or adamw, or train each alone"
             )
+        if spec.lora is not None:
+            raise InputError("train_together: train.lora puts adapters into one model; train each alone")
     for name in ("optimizer", "freeze", "accumulate", "precision"):
         values = {getattr(spec, name) for spec in specs}
         if len(values) > 1:

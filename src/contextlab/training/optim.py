@@ -24,10 +24,12 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 def matrices(model: nn.Module) -> set[str]:
     """Names of the parameters that Muon is for: matrices of linear, recurrent layers in `model.blocks`.
 
-    The read-in, the read-out, embeddings, convolutions, norms, biases and free parameters are AdamW's.
+    The read-in, the read-out, embeddings, convolutions, norms, biases, adapters and free parameters are AdamW's.
     """
     found = set()
     for prefix, module in model.named_modules():
+        if ".lora_" in prefix:
+            continue
         if prefix.startswith("blocks.") and isinstance(module, nn.Linear | nn.RNNBase | TernaryLinear | LinearForm):
             own = module.named_parameters(prefix, recurse=False)
             found |= {name for name, parameter in own if parameter.ndim == 2 and parameter.requires_grad}

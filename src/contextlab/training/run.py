@@ -162,7 +162,10 @@ class Run:
             return
         if not resume:
             raise InputError(f"{self.folder}: holds {self.path.name} already; resume it or choose another folder")
-        found = checkpoint.read(self.path, self.model, self.identity, {**self.state.optimizer, **self._streams([])})
+        adapters = {} if self.state.adapters is None else self.state.adapters.tensors()
+        expected = {**self.state.optimizer, **self._streams([]), **adapters}
+        with self.state.plain():
+            found = checkpoint.read(self.path, self.model, self.identity, expected)
         for name, tensor in self.state.optimizer.items():
             tensor.copy_(found.tensors[name])
         try:
@@ -223,7 +226,7 @@ class Run:
             }
             with self.state.in_use():
                 own = {**self.state.optimizer, **streams, **tensors}
-                self.path = checkpoint.write(self.folder, self.model, own, record)
+                self.path = checkpoint.write(self.folder, self.model, own, record, self.state.write)
         self.team.wait()
 
     def _streams(self, states: list[Tensor]) -> dict[str, Tensor]:

@@ -77,6 +77,30 @@ class UntilSpec(Spec):
         return self
 
 
+class LoraSpec(Spec):
+    """Low-rank adapters (LoRA, 2106.09685), which are trained in the place of the model's own parameters.
+
+    rank: of each adapter B A, which is added to a layer's matrix times alpha / rank.
+    alpha: None is `rank`.
+    targets: patterns over names of linear layers, such as "*.mixer.*"; the read-in and the read-out only where they are
+        named.
+    also: patterns over names of parameters that are trained whole beside, such as "read_out.*", new ones above all.
+    dora: a length of its own for each of a matrix's rows beside (DoRA, 2402.09353).
+    """
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat | None = None
+    targets: tuple[str, ...] = ("blocks.*",)
+    also: tuple[str, ...] = ()
+    dora: bool = False
+
+    @model_validator(mode="after")
+    def _some(self) -> LoraSpec:
+        if not self.targets:
+            raise InputError('targets: expected patterns over names of linear layers, for example ["blocks.*"]')
+        return self
+
+
 class TrainSpec(Spec):
     """How a model is trained.
 
@@ -107,6 +131,8 @@ class TrainSpec(Spec):
         even choice at each step among the block's task and those of earlier blocks; "random": among all.
     freeze: patterns over names of parameters, such as "blocks.0.*" or "*.mlp.*", that stay as they are: they have no
         gradient, no optimiser state and no weight decay.
+    lora: adapters that are trained alone, with AdamW where the optimizer is muon; the model that comes out has them
+        merged into its weights. None: none.
     until: ends the training as soon as the model is good enough, or where it is hopeless; `steps` are then the most.
     log_every: steps between recorded losses.
     checkpoint_every: steps between checkpoints; 0 for none but the last.
@@ -131,6 +157,7 @@ class TrainSpec(Spec):
     curriculum: dict[str, CurriculumSpec] = Field(default_factory=dict)
     order: Order = "random"
     freeze: tuple[str, ...] | None = None
+    lora: LoraSpec | None = None
     until: UntilSpec | None = None
     log_every: PositiveInt = 10
     checkpoint_every: NonNegativeInt = 500
@@ -138,6 +165,8 @@ class TrainSpec(Spec):
     @model_validator(mode="after")
     def _possible(self) -> TrainSpec:
         self._check_optimizer()
+        if self.lora is not None and self.freeze:
+            raise InputError("freeze and lora: lora trains its adapters and `also` alone; leave freeze out")
         if self.batch % self.accumulate:
             raise InputError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}")
         if self.examples is not None and self.curriculum:

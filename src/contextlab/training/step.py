@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from contextlab.models.answer import answer
 from contextlab.prompt import Prompt, Task
 from contextlab.training import optim
+from contextlab.training.adapters import Adapters
 from contextlab.training.distributed import generator
 from contextlab.training.foreign import Foreign, is_foreign
 from contextlab.training.schedule import clip, rate
@@ -30,6 +32,7 @@ class TrainState:
     step: steps done.
     failed: scalar, 1 once a gradient was not finite; from then on nothing is updated any more.
     foreign: the optimiser where it is a class of another package, which keeps a state of its own.
+    adapters: on the model, where these are trained.
     """
 
     params: dict[str, Tensor]
@@ -38,40 +41,62 @@ class TrainState:
     step: int
     failed: Tensor
     foreign: Foreign | None = None
+    adapters: Adapters | None = None
 
     @classmethod
-    def start(cls, model: nn.Module, spec: TrainSpec, seed: int = 0, rank: int = 0) -> TrainState:
-        """The state before the first step.
+    def start(
+        cls, model: nn.Module, spec: TrainSpec, seed: int = 0, rank: int = 0, adapters: Adapters | None = None
+    ) -> TrainState:
+        """The state before the first step; parameters that need no gradient are not among those trained.
 
-        seed, rank: choose the stream of prompts.
+        seed, rank: choose the stream of prompts. adapters: which are on the model.
         """
         params: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         device = next(iter(params.values())).device
         failed = torch.zeros((), device=device)
         if is_foreign(spec):
-            return cls(params, {}, generator(seed, rank, device), 0, failed, Foreign(params, spec))
+            return cls(params, {}, generator(seed, rank, device), 0, failed, Foreign(params, spec), adapters)
         muon = optim.matrices(model) if spec.optimizer == "muon" else ()
-        return cls(params, optim.init(params, muon), generator(seed, rank, device), 0, failed)
+        return cls(params, optim.init(params, muon), generator(seed, rank, device), 0, failed, None, adapters)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Within, the model is as it is to be used, measured and saved; afterwards training goes on as it stood."""
-        with nullcontext() if self.foreign is None else self.foreign.in_use():
+        with ExitStack() as stack:
+            if self.foreign is not None:
+                stack.enter_context(self.foreign.in_use())
+            if self.adapters is not None:
+                stack.enter_context(self.adapters.merged())
             yield
 
+    def plain(self) -> AbstractContextManager[None]:
+        """Within, the model has the form that it is saved in."""
+        return nullcontext() if self.adapters is None else self.adapters.plain()
+
     def leave(self) -> None:
-        """Leave the model as it is to be used: nothing is trained any more."""
+        """Leave the parameters as they are to be used: nothing is trained any more."""
         if self.foreign is not None:
             self.foreign.leave()
 
     def pack(self) -> tuple[dict[str, Tensor], Any]:
         """What a checkpoint holds beside `optimizer`: tensors of any shape by name, and plain data."""
-        return ({}, None) if self.foreign is None else self.foreign.pack()
+        tensors, plain = ({}, None) if self.foreign is None else self.foreign.pack()
+        if self.adapters is not None:
+            # The weights below are others while the adapters are merged.
+            tensors |= {name: each.clone() for name, each in self.adapters.tensors().items()}
+        return tensors, plain
 
     def unpack(self, tensors: Mapping[str, Tensor], plain: Any) -> None:
         """Take over what `pack` gave: tensors of any shape. Raises InputError where a part is missing."""
+        if self.adapters is not None:
+            self.adapters.load(tensors)
         if self.foreign is not None:
             self.foreign.unpack(tensors, plain)
+
+    def write(self, folder: Path) -> None:
+        """Write what belongs beside the model's own files."""
+        if self.adapters is not None:
+            self.adapters.write(folder)
 
 
 class Step(NamedTuple):

@@ -18,6 +18,7 @@ from contextlab.progress import Steps as Progress
 from contextlab.progress import shown
 from contextlab.prompt import Task
 from contextlab.threads import warn_of_spinning
+from contextlab.training.adapters import adapted
 from contextlab.training.distributed import Workers, workers
 from contextlab.training.examples import Examples, fingerprints, without_known
 from contextlab.training.freeze import frozen
@@ -82,8 +83,8 @@ def train(
             f"{spec.accumulate} accumulated parts; use a multiple of {team.count * spec.accumulate}"
         )
     model.to(team.device).train()
-    with frozen(model, spec.freeze):
-        state = TrainState.start(model, spec, seed, team.rank)
+    with frozen(model, spec.freeze), adapted(model, spec.lora, seed) as adapters:
+        state = TrainState.start(model, spec, seed, team.rank, adapters)
         run = Run(model, state, team, identity(model, given, spec, seed, team), Path(folder) if folder else None)
         try:
             run.open(resume)

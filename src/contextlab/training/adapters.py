@@ -1,0 +1,178 @@
+"""Low-rank adapters (LoRA, 2106.09685; DoRA, 2402.09353) on a model's linear layers while it is trained, by peft.
+
+The model that comes out is a plain one again, with the adapters merged into its weights; so is each checkpoint's, which
+holds beside it what training goes on from: the weights below the adapters, and the adapters.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from contextlab.errors import InputError, ResourceError
+from contextlab.files import write_tensors
+from contextlab.models.draws import OwnDraws
+from contextlab.models.forms import linear_layers
+from contextlab.training.freeze import matching
+from contextlab.training.spec import LoraSpec
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""As peft writes and reads an adapter."""
+
+
+@contextmanager
+def adapted(model: nn.Module, spec: LoraSpec | None, seed: int = 0) -> Iterator[Adapters | None]:
+    """Within, the model has adapters, where a spec asks for them; afterwards it is plain, with them in its weights."""
+    if spec is None:
+        yield None
+        return
+    adapters = Adapters(model, spec, seed)
+    try:
+        yield adapters
+    finally:
+        adapters.leave()
+
+
+class _Adapted(NamedTuple):
+    """A layer with an adapter. parent, attribute: where it stands. layer: peft's. base: the layer below."""
+
+    name: str
+    parent: nn.Module
+    attribute: str
+    layer: Any
+    base: nn.Linear
+
+
+def lora_targets(model: nn.Module, spec: LoraSpec) -> list[str]:
+    """The names of the linear layers that get an adapter.
+
+    Raises InputError for a pattern that names none, and for `also` where it names no parameter or one that is adapted.
+    """
+    if hasattr(model, "peft_config"):
+        raise InputError("train.lora: the model has adapters of its own; merge them first (merge_and_unload)")
+    targets = matching(spec.targets, linear_layers(model, ends=True), "train.lora.targets", "linear layer")
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for name in matching(spec.also, names, "train.lora.also", "parameter"):
+        if name.removesuffix(".weight") in targets:
+            raise InputError(f"train.lora.also: {name} has an adapter; leave it out here or in targets")
+    return targets
+
+
+class Adapters:
+    """Adapters on a model, in place; of its own parameters only `also` are trained, until `leave` merges and ends all.
+
+    model: which gets them. seed: of their first matrices; the second ones are zero, so that the model starts as it is.
+
+    Raises InputError as `lora_targets` does, and ResourceError without peft.
+    """
+
+    def __init__(self, model: nn.Module, spec: LoraSpec, seed: int = 0) -> None:
+        peft = _peft()
+        targets = lora_targets(model, spec)
+        self.model, self.also = model, bool(spec.also)
+        self.needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        named = dict(model.named_parameters(remove_duplicate=False))
+        also = [named[name] for name in matching(spec.also, named, "train.lora.also", "parameter")]
+        bases = {name: model.get_submodule(name) for name in targets}
+        self.config = peft.LoraConfig(
+            r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=targets, use_dora=spec.dora, bias="none"
+        )
+        with OwnDraws(seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            peft.inject_adapter_in_model(self.config, model)
+        self.layers = []
+        for name, base in bases.items():
+            parent, _, attribute = name.rpartition(".")
+            place, layer = model.get_submodule(parent), model.get_submodule(name)
+            assert isinstance(base, nn.Linear)
+            self.layers.append(_Adapted(name, place, attribute, layer, base))
+        for parameter in also:
+            parameter.requires_grad_(True)
+        model.train(model.training)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The adapters and the weights below them, each of the shape of its parameter, by name."""
+        found = {}
+        for each in self.layers:
+            for name, parameter in each.layer.named_parameters():
+                found[f"adapters.{each.name}.{name}"] = parameter.detach()
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave, of the same shapes."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within, the model is without its adapters."""
+        for each in self.layers:
+            setattr(each.parent, each.attribute, each.base)
+        try:
+            yield
+        finally:
+            for each in self.layers:
+                setattr(each.parent, each.attribute, each.layer)
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within, the model is plain, with the adapters in its weights; afterwards all is bit for bit as before."""
+        before = [each.base.weight.data for each in self.layers]
+        try:
+            self._merge()
+            with self.plain():
+                yield
+        finally:
+            for each, weight in zip(self.layers, before, strict=True):
+                with torch.no_grad():
+                    each.layer.unmerge()
+                each.base.weight.data = weight
+
+    def leave(self) -> None:
+        """Merge the adapters into the weights and remove them."""
+        self._merge()
+        for each in self.layers:
+            setattr(each.parent, each.attribute, each.base)
+        for parameter, needed in self.needed:
+            parameter.requires_grad_(needed)
+        del self.model.peft_config
+
+    def _merge(self) -> None:
+        for each in self.layers:
+            each.base.weight.data = each.base.weight.data.clone()
+            with torch.no_grad():
+                each.layer.merge()
+
+    def write(self, folder: Path) -> None:
+        """Write the adapter as peft does, for `peft.PeftModel.from_pretrained` on the model below, within `merged`.
+
+        Not where `also` is trained, without which the adapter is not the whole.
+        """
+        if self.also:
+            return
+        from peft import get_peft_model_state_dict
+
+        for each in self.layers:  # they are not, while the model is in use
+            setattr(each.parent, each.attribute, each.layer)
+        try:
+            tensors = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        finally:
+            for each in self.layers:
+                setattr(each.parent, each.attribute, each.base)
+        # Its names are those within a PeftModel.
+        write_tensors(folder / FILES[1], {f"base_model.model.{name}": each for name, each in tensors.items()})
+        self.config.save_pretrained(str(folder))
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise ResourceError("train.lora: needs the package peft; pip install 'contextlab[peft]'") from None
+    return peft
