@@ -7,6 +7,8 @@ import torch
 
 from contextlab.errors import InputError
 from contextlab.models import LayerSpec, ModelSpec, build_model
+from contextlab.testing import laws
+from contextlab.testing.models import of_spec
 
 SMALL = {"width": 16, "input_size": 11, "output_size": 7, "read_in": "token", "heads": 2}
 TOKENS = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -179,3 +181,30 @@ def test_positions_are_given_to_the_mixers_that_know_them():
     layers = ["attention", {"mixer": "sliding_window", "options": {"window": 4}}, "mla", "gru"]
     model = build_model(ModelSpec.parse({**SMALL, "depth": 4, "layers": layers, "position": "xpos"}))
     assert [getattr(block.mixer, "position", None) for block in model.blocks][:2] == ["xpos", "rope"]
+
+
+@pytest.mark.parametrize("more", [{}, {"block": "parallel"}, {"residual": "laurel", "loops": 2, "position": "learned"}])
+def test_a_block_without_a_mixer_is_its_mlp_and_keeps_the_laws_of_models(more):
+    layers = [{"mixer": "none"}, "attention", {"mixer": "none", "mlp": "none"}]
+    sizes = {"width": 12, "depth": 3, "heads": 2, "input_size": 11, "output_size": 11, "read_in": "token"}
+    component = of_spec("none", ModelSpec.parse({**sizes, "max_length": 40, "layers": layers, **more}))
+    for law in laws("model"):
+        if law.name != "options":
+            law(component)
+    alone = build_model({**sizes, "layers": ["attention"], "depth": 1, "max_length": 40, **more})
+    assert component.build().state_nbytes(9) == alone.state_nbytes(9)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"layers": [{"mixer": "none", "options": {"heads": 2}}]}, "mixer: 'none' has no options"),
+        ({"layers": [{"mixer": "none", "with_input": True}]}, "mixer: 'none' has no options, no keys and no with_inp"),
+        ({"layers": ["none"], "residual": "none"}, "residual: 'none' leaves nothing of a token"),
+        ({"layers": ["non"]}, "unknown mixer 'non'; did you mean 'none'?"),
+    ],
+)
+def test_a_mixer_that_is_none_takes_no_options(spec, message):
+    with pytest.raises(InputError) as found:
+        ModelSpec.parse(spec)
+    assert message in str(found.value)

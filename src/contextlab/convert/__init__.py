@@ -14,6 +14,7 @@ from contextlab.convert.channels import Channels
 from contextlab.convert.depth.collapse import MergeBlocks
 from contextlab.convert.depth.drop import DropBlocks
 from contextlab.convert.depth.grow import Expand, Stack
+from contextlab.convert.depth.sublayers import DropSublayers
 from contextlab.convert.low_rank.svd import Asvd, Laser, Svd, SvdLlm
 from contextlab.convert.merge import merge
 from contextlab.convert.merging.methods import Average, Slerp, TaskArithmetic, Ties
@@ -36,6 +37,7 @@ __all__ = [
     "Conversion",
     "Converted",
     "DropBlocks",
+    "DropSublayers",
     "Expand",
     "Gptq",
     "KeepOutliers",

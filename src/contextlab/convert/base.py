@@ -58,6 +58,8 @@ class Conversion(ABC):
     """Of "calibration" (prompts that the model is read on), "training" and "models" (others beside the one given)."""
     nothing: ClassVar[Mapping[str, Any] | None] = None
     """Options with which the model stays as it is, so that it answers as before; None where there are none."""
+    places_by_data: ClassVar[bool] = False
+    """Whether the data choose which of like layers are changed, so that `plan` is right up to their order."""
 
     def __post_init__(self) -> None:
         """Called by dataclasses. Raises InputError on options that the annotations do not allow."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,14 +166,36 @@ class Calibration:
             return note
 
         hooks = [model.get_submodule(name).register_forward_pre_hook(noting(name)) for name in names]
+        if (above := _first_above(model, names)) is not None:
+            hooks.append(above.register_forward_pre_hook(_stop))
         try:
             for prompt, _ in self.on(model):
-                answer(model, prompt)
+                with suppress(_Enough):
+                    answer(model, prompt)
         finally:
             for hook in hooks:
                 hook.remove()
         if missed := [name for name in names if name not in reached]:
             raise InputError(f"calibration: the data never reach layer {missed[0]!r}; leave it out (layers=...)")
+
+
+class _Enough(Exception):
+    """What is still to be computed is not asked for."""
+
+
+def _stop(module: Any, given: Any) -> None:
+    raise _Enough
+
+
+def _first_above(model: Any, names: Sequence[str]) -> Any:
+    """The block that is read after the last of the layers, from which on nothing is asked for; None where all is."""
+    numbers = [re.match(r"blocks\.(\d+)\.", name) for name in names]
+    spec: Any = getattr(model, "spec", None)
+    blocks: Any = getattr(model, "blocks", ())
+    if not all(numbers) or not names or getattr(spec, "loops", 0) != 1 or any(x.share for x in spec.pattern()):
+        return None
+    above = 1 + max(int(number[1]) for number in numbers if number)
+    return blocks[above] if above < len(blocks) else None
 
 
 def _groups(model: Any, names: Sequence[str]) -> Iterator[list[str]]:

@@ -14,6 +14,7 @@ from contextlab.mixers.base import Mixer
 from contextlab.mixers.layers import Linear, RMSNorm, multiplications
 from contextlab.mixers.softmax.attention import Attention
 from contextlab.mixers.softmax.shared import SharedKeys
+from contextlab.mixers.static.none import NoMixer
 from contextlab.models.mlp import Mlp, build_mlp
 from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
 from contextlab.state import State
@@ -58,7 +59,8 @@ class Block(nn.Module):
         super().__init__()
         self.reads_shared = layer.kv == "shared"
         self.parallel = spec.block == "parallel"
-        self.mixer_norm = make_norm(spec, spec.width)
+        normed = self.parallel or layer.mixer != "none"
+        self.mixer_norm = make_norm(spec, spec.width) if normed else nn.Identity()
         self.mixer = make_mixer(spec, layer, spec.width, source)
         self.mixer_residual = Residual(spec)
         self.mlp = make_mlp(spec, layer)
@@ -178,6 +180,8 @@ def make_mixer(spec: ModelSpec, layer: LayerSpec, width: int, source: LayerSpec)
 
     source: the layer that makes the keys and values, `layer` itself but for shared ones.
     """
+    if layer.mixer == "none":
+        return NoMixer(width)
     entry = registry.lookup("mixer", layer.mixer)
     known = {p.name for p in entry.parameters}
     options = {**source.options, **layer.options}

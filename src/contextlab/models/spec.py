@@ -74,7 +74,7 @@ OF_KEYS = (
 class LayerSpec(Spec):
     """One entry of a model's repeating pattern. A plain mixer name stands for `{mixer: name}`.
 
-    mixer: the registered name of the token mixer.
+    mixer: the registered name of the token mixer, or "none": the block is its MLP alone.
     options: the mixer's options.
     mlp: this layer's MLP; None takes the model's.
     kv: "shared" makes an attention layer read the keys and values of the nearest attention layer below that makes its
@@ -98,6 +98,12 @@ class LayerSpec(Spec):
 
     @model_validator(mode="after")
     def _known(self) -> LayerSpec:
+        if self.mixer == "none":
+            if self.options or self.kv == "shared" or self.with_input:
+                raise InputError("mixer: 'none' has no options, no keys and no with_input; leave them out")
+            return self
+        if self.mixer not in registry.names("mixer"):
+            raise InputError(unknown("mixer", self.mixer, ["none", *registry.names("mixer")]))
         registry.lookup("mixer", self.mixer).check(self.options, path="options", given=("width",))
         if self.kv == "shared" and (self.mixer != "attention" or self.with_input or self.options.get("short_conv")):
             raise InputError(
@@ -225,7 +231,9 @@ class ModelSpec(Spec):
         refuse_counts("width", self.width, MOST_WIDTH)
         if not self.layers:
             raise InputError("layers: expected at least one mixer, for example [attention]")
-        for layer in self.layers:
+        if self.residual == "none" and any(layer.mixer == "none" for layer in self.layers):
+            raise InputError("residual: 'none' leaves nothing of a token that no mixer carries on; use 'plain'")
+        for layer in (layer for layer in self.layers if layer.mixer != "none"):
             knows_heads = any(p.name == "heads" for p in registry.lookup("mixer", layer.mixer).parameters)
             if knows_heads and "heads" not in layer.options and "head_dim" not in layer.options:
                 head_size(self.width * (1 + layer.with_input), self.heads)
@@ -279,7 +287,7 @@ class ModelSpec(Spec):
     @property
     def both_ways(self) -> str | None:
         """The first mixer that sees later tokens; None where all read forward."""
-        mixers = (layer.mixer for layer in self.pattern()[: len(self.layers)])
+        mixers = (layer.mixer for layer in self.pattern()[: len(self.layers)] if layer.mixer != "none")
         return next((name for name in mixers if not registry.lookup("mixer", name).factory.causal), None)  # type: ignore[attr-defined]
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -86,12 +87,19 @@ def calibration() -> Calibration:
     return Calibration.of_tokens(tokens(length=25, batch=4, seed=1), batch=2)
 
 
-def _shapes(model: Model) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Of all that is saved; floating-point numbers as if of float64."""
-    return {
-        name: (tuple(each.shape), torch.float64 if each.is_floating_point() else each.dtype)
-        for name, each in model.state_dict().items()
-    }
+def _described(model: Model) -> list[list[Any]]:
+    """The layers and the rest of the spec; and of each tensor that is saved the block's part, size and kind."""
+    rest = [(name, value) for name, value in model.spec.model_dump().items() if name != "layers"]
+    tensors = []
+    for name, each in model.state_dict().items():
+        dtype = torch.float64 if each.is_floating_point() else each.dtype  # an outline is of float32
+        tensors.append((name, tuple(each.shape), dtype))
+    return [[*model.spec.pattern(), *rest], tensors]
+
+
+def _unplaced(described: list[list[Any]]) -> list[list[Any]]:
+    """The same without the numbers of blocks, in an order of its own."""
+    return [sorted(re.sub(r"blocks\.\d+", "blocks", repr(each)) for each in part) for part in described]
 
 
 @law("conversion", "plan", "What plan foretells without weights comes out: the spec, and each tensor's size.")
@@ -99,11 +107,14 @@ def plan(component: Component) -> None:
     """Of a model whose blocks are alike."""
     tried: Tried = component.build()
     planned, made = tried.conversion.plan(tried.model.spec), tried.converted.model
-    require(made.spec == planned, f"the spec is {made.spec!r}, plan said {planned!r}")
     outline = without_memory(planned)
     require(outline is not None, "what is planned cannot be made")
     assert outline is not None
-    require(_shapes(made) == _shapes(outline), "tensors have other names or sizes than a model of the planned spec")
+    got, foretold = _described(made), _described(outline)
+    if tried.conversion.places_by_data:  # what stands where is not foretold
+        got, foretold = _unplaced(got), _unplaced(foretold)
+    require(got[0] == foretold[0], f"the spec is {made.spec!r}, plan said {planned!r}")
+    require(got[1] == foretold[1], "tensors have other names or sizes than a model of the planned spec")
     size = weight_nbytes(planned, torch.float64)
     require(made.weight_nbytes == size, f"its weights take {made.weight_nbytes} bytes, foretold are {size}")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from contextlab import registry
+from contextlab.mixers.static.none import NoMixer
 from contextlab.models import ModelSpec
 from contextlab.testing.law import require
 
@@ -31,7 +32,8 @@ def plain_stack(spec: ModelSpec, model: Any, inputs: Tensor) -> Tensor:
             if layer.with_input:
                 x = x + _with_input(spec, block, torch.cat([x, embedded], -1), embedded, tokens)
                 continue
-            normed = _norm(spec, block.mixer_norm, x)
+            silent = layer.mixer == "none" and spec.block != "parallel"
+            normed = x if silent else _norm(spec, block.mixer_norm, x)
             y, state = block.mixer(normed, made if layer.kv == "shared" else None, None, layer.kv == "own", tokens)
             if layer.kv == "own" and layer.mixer == "attention":
                 made = state
@@ -119,7 +121,7 @@ def _check_parts(spec: ModelSpec, layers: list[Any], model: Any) -> None:
     seen: set[int] = set()
     for layer, block in zip(layers, model.blocks, strict=True):
         mixer: Any = block.mixer
-        wanted: Any = registry.lookup("mixer", layer.mixer).factory
+        wanted: Any = NoMixer if layer.mixer == "none" else registry.lookup("mixer", layer.mixer).factory
         if layer.kv == "own":
             require(type(mixer) is wanted, f"a mixer is a {type(mixer).__name__}, expected {layer.mixer}")
         require(mixer.width == spec.width * (1 + layer.with_input), f"a mixer is {mixer.width} wide")

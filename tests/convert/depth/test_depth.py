@@ -60,7 +60,7 @@ def test_what_is_left_is_the_model_without_the_blocks():
     torch.testing.assert_close(made(x), model.read_out(model.read_out_norm(y)))
     assert [layer.mixer for layer in made.spec.layers] == ["attention"]
     assert made.spec.depth == 3
-    assert [layer.mixer for layer in without(model, [0]).spec.layers] == ["gla", "attention", "gla", "attention"]
+    assert [layer.mixer for layer in without(model, [0]).spec.layers] == ["gla", "attention"]
     assert len(without(model, [4]).spec.layers) == 2, "the pattern stays"
 
 
@@ -98,6 +98,49 @@ def test_looped_and_shared_blocks_are_dropped_too(options):
         made = build_conversion("drop_blocks", by=by)(model, calibration()).model
         assert len(made.blocks) == 4
         assert made(tokens()).isfinite().all()
+
+
+@pytest.mark.parametrize("what", ["mixer", "mlp"])
+def test_the_sublayers_that_turn_the_stream_least_are_dropped(what):
+    model, data = mixed(), calibration()
+    total = torch.zeros(5, dtype=torch.float64)
+    for prompt, _ in data.batches:
+        x = model.read_in(prompt.inputs)
+        for i, block in enumerate(model.blocks):
+            mixed_in = x + block.mixer(block.mixer_norm(x))[0]
+            after = mixed_in + block.mlp(block.mlp_norm(mixed_in))
+            before, then = (x, mixed_in) if what == "mixer" else (mixed_in, after)
+            total[i] += torch.cosine_similarity(before, then, dim=-1).sum()
+            x = after
+    turns = (1 - total / data.tokens).tolist()
+    gone = sorted(sorted(range(5), key=turns.__getitem__)[:2])
+    found = build_conversion("drop_sublayers", count=2, what=what)(model, data)
+    assert [(line.layer, line.error) for line in found.lines] == [
+        (f"blocks.{i}.{what}", pytest.approx(turns[i])) for i in gone
+    ]
+    y = model.read_in(tokens())
+    for i, block in enumerate(model.blocks):
+        y = y if what == "mixer" and i in gone else y + block.mixer(block.mixer_norm(y))[0]
+        y = y if what == "mlp" and i in gone else y + block.mlp(block.mlp_norm(y))
+    torch.testing.assert_close(found.model(tokens()), model.read_out(model.read_out_norm(y)))
+    if what == "mixer":
+        kept = sum(model.blocks[i].mixer.state_nbytes(9) for i in range(5) if i not in gone)
+        assert found.model.state_nbytes(9) == kept, "its state goes with it"
+
+
+def test_sublayers_that_cannot_go_are_told():
+    build = build_conversion("drop_sublayers", count=3)
+    layers = ["attention", {"mixer": "attention", "kv": "shared"}, {"mixer": "gla", "share": "a"}]
+    for spec, message in (
+        ({"layers": layers, "depth": 3}, "count: at most 1 of the 3 layers can lose theirs, got 3"),
+        ({"block": "parallel"}, "block 'parallel' adds mixer and MLP at once"),
+        ({"residual": "laurel"}, "residual 'laurel' changes the stream by itself"),
+        ({"atoms": 2}, "projections made of atoms belong to all layers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build.plan(build_model({**SIZES, "depth": 4, **spec}).spec)
+    made = build_conversion("drop_sublayers")(build_model({**SIZES, "layers": layers, "depth": 3}), calibration())
+    assert made.model.spec.pattern()[1].mixer == "none"
 
 
 def test_merged_blocks_are_the_first_plus_all_differences():

@@ -13,6 +13,7 @@ from contextlab.convert.calibration import Calibration
 from contextlab.errors import InputError
 from contextlab.models import LayerSpec, Model, ModelSpec
 from contextlab.models.answer import answer
+from contextlab.models.changes import shortest_pattern
 
 
 def of_layers(spec: ModelSpec, layers: Sequence[LayerSpec]) -> ModelSpec:
@@ -25,11 +26,7 @@ def of_layers(spec: ModelSpec, layers: Sequence[LayerSpec]) -> ModelSpec:
             raise InputError(
                 f"linear: {each.layers!r} names a block by number; change blocks before layers are stored otherwise"
             )
-    pattern = next(
-        own
-        for own in (spec.layers[:1], spec.layers, tuple(layers))
-        if [own[i % len(own)] for i in range(len(layers))] == list(layers)
-    )
+    pattern = shortest_pattern(layers)
     return ModelSpec.parse(
         {**spec.model_dump(), "layers": [layer.model_dump() for layer in pattern], "depth": len(layers)}
     )
