@@ -50,6 +50,7 @@ from contextlab.learners import (
 from contextlab.prompt import Learner, Prompt, Task
 
 NOISE, LASSO, NEIGHBOURS, STEPS = 0.5, 0.1, 3, 10
+BATCHED = 5  # runs of the library's side in each turn
 Fit = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(X [i, d], y [i], x [d]) -> the prediction at x."""
 
@@ -244,7 +245,7 @@ def main() -> None:
         learner.predict(xs, ys)  # warm-up
         fast, slow, apart = [], [], 0.0
         for _ in range(options.repeats):
-            many = [seconds(lambda learner=learner: learner.predict(xs, ys)) for _ in range(5)]  # type: ignore[misc]
+            many = [seconds(lambda learner=learner: learner.predict(xs, ys)) for _ in range(BATCHED)]  # type: ignore[misc]
             taken, expected = seconds(lambda fit=fit: loop(fit, xs, ys))  # type: ignore[misc]
             fast += [each for each, _ in many]
             slow.append(taken)
@@ -254,21 +255,27 @@ def main() -> None:
     table = Table(title=f"{options.prompts} prompts, {options.examples} examples, {options.dimensions} dimensions")
     for column in ("learner", "batched, ms", "loops, ms", "times faster", "largest difference"):
         table.add_column(column, justify="left" if column == "learner" else "right")
-    total_fast = total_slow = 0.0
+    totals = [[0.0] * options.repeats, [0.0] * options.repeats]  # of all learners, turn by turn
     for row in rows:
         fast, slow = row["batched_s"], row["loops_s"]
-        total_fast += statistics.median(fast)
-        total_slow += statistics.median(slow)
+        of_turn = [statistics.median(fast[BATCHED * i : BATCHED * (i + 1)]) for i in range(options.repeats)]
+        totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, (of_turn, slow), strict=True)]
         shown = [f"{statistics.median(t) * 1e3:.4g} ({min(t) * 1e3:.4g} to {max(t) * 1e3:.4g})" for t in (fast, slow)]
-        ratio = statistics.median(slow) / statistics.median(fast)
-        table.add_row(row["learner"], *shown, f"{ratio:.0f}", f"{row['largest_difference']:.1e}")
+        table.add_row(row["learner"], *shown, _times(of_turn, slow), f"{row['largest_difference']:.1e}")
     table.add_section()
-    faster = total_slow / total_fast
-    table.add_row("all", f"{total_fast * 1e3:.4g}", f"{total_slow * 1e3:.4g}", f"{faster:.0f}", "")
+    total_fast, total_slow = (statistics.median(each) for each in totals)
+    table.add_row("all", f"{total_fast * 1e3:.4g}", f"{total_slow * 1e3:.4g}", _times(*totals), "")
     Console().print(table)
     if options.json:
-        figures = {"times_faster": faster, "batched_s": total_fast, "loops_s": total_slow, "learners": rows}
+        ratios = [slow / fast for fast, slow in zip(*totals, strict=True)]
+        figures = {"times_faster": ratios, "batched_s": total_fast, "loops_s": total_slow, "learners": rows}
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _times(fast: list[float], slow: list[float]) -> str:
+    """How many times faster, of runs in the same turn: the median, the least and the most."""
+    ratios = [b / a for a, b in zip(fast, slow, strict=True)]
+    return f"{statistics.median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f})"
 
 
 if __name__ == "__main__":

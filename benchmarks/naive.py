@@ -1,8 +1,9 @@
 """Time every chunked op against the recurrence that defines it: `python benchmarks/naive.py [--json F] [OP ...]`.
 
 Timed is one forward and backward (gradients of all inputs), float32, batch 2, 4 heads of 64, in turns in one process,
-medians: the op at T, 2 T and 4 T tokens, and its recurrence, a loop over tokens, at T = 1024 (once, for it is slow).
-Growth is the time at 4 T over that at 2 T: at T the caches still hold what is read twice.
+medians: the op at T, 2 T and 4 T tokens, and its recurrence, a loop over tokens, at T = 1024 (in three turns with the
+op, for it is slow). Growth is the time at 4 T over that at 2 T: at T the caches still hold what is read twice. Ratios
+are of runs in the same turn, medians with quartiles over turns.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab import ops
-from ops import BATCH, HEADS, SIZE, interleaved, step
+from ops import BATCH, HEADS, SIZE, interleaved, step, times, told
 
 Draw = Callable[..., Tensor]
 
@@ -75,6 +76,9 @@ OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
+LOOPS = 3
+
+
 def first(function: Callable[..., Any]) -> Callable[..., Tensor]:
     """The outputs alone, without the state."""
     return lambda *a: function(*a)[0]
@@ -89,14 +93,14 @@ def measure(names: list[str], length: int = 1024, runs: int = 5) -> list[dict[st
             first(fast)(*inputs(name, 64)), first(naive)(*inputs(name, 64)), rtol=1e-3, atol=1e-3
         )
         steps = {str(n): step(first(fast), inputs(name, n * length)) for n in (1, 2, 4)}
-        seconds = {n: statistics.median(times) for n, times in interleaved(steps, runs).items()}
-        loop = min(interleaved({"loop": step(first(naive), inputs(name, length))}, 1)["loop"])
+        seconds = interleaved(steps, runs)
+        turns = interleaved({"op": steps["1"], "loop": step(first(naive), inputs(name, length))}, LOOPS)
         rows.append(
             {
                 "op": name,
-                "seconds": seconds["1"],
-                "times faster than its recurrence": loop / seconds["1"],
-                "growth": seconds["4"] / seconds["2"],
+                "seconds": statistics.median(seconds["1"]),
+                "times faster than its recurrence": times(turns["loop"], turns["op"]),
+                "growth": times(seconds["4"], seconds["2"]),
             }
         )
     return rows
@@ -116,7 +120,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "op" else "right")
     for row in rows:
         faster, growth = row["times faster than its recurrence"], row["growth"]
-        table.add_row(row["op"], f"{1e3 * row['seconds']:.0f}", f"{faster:.1f}", f"{growth:.2f}")
+        table.add_row(row["op"], f"{1e3 * row['seconds']:.0f}", told(faster), told(growth))
     Console().print(table)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))

@@ -9,6 +9,8 @@ process, medians and quartiles:
   without projections and convolution), the same x, dt, A, B, C, D, state size 16.
 - growth: the time at T over that at T / 2.
 - memory: bytes that the selective scan keeps for its backward, over those of the states of all tokens.
+
+Ratios of times are of runs in the same turn, medians with quartiles over turns.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.ops.scan import linear_scan, naive_linear_scan, selective_scan
-from ops import interleaved, step
+from ops import interleaved, step, times, told
 
 BATCH, CHANNELS, STATE = 2, 256, 16
 
@@ -93,17 +95,18 @@ def measure(length: int = 512, runs: int = 7) -> dict[str, Any]:
         },
         runs,
     )
-    median = {name: statistics.median(values) for name, values in seconds.items()}
     rows = [
-        {"name": name, "median_s": median[name], "quartiles_s": statistics.quantiles(values, n=4)[::2]}
+        {"name": name, "median_s": statistics.median(values), "quartiles_s": statistics.quantiles(values, n=4)[::2]}
         for name, values in seconds.items()
     ]
-    ratios = {
-        "selective_scan: times faster than transformers": median["transformers Mamba"] / median["selective_scan"],
-        "linear_scan: times faster than naive": median["naive linear_scan"] / median["linear_scan"],
-        "linear_scan: times faster than naive, T/2": median["naive linear_scan, T/2"] / median["linear_scan, T/2"],
-        "selective_scan: time(T) / time(T/2)": median["selective_scan"] / median["selective_scan, T/2"],
-        "linear_scan: time(T) / time(T/2)": median["linear_scan"] / median["linear_scan, T/2"],
+    found, found_half = seconds["selective_scan"], seconds["selective_scan, T/2"]
+    linear, linear_half = seconds["linear_scan"], seconds["linear_scan, T/2"]
+    ratios: dict[str, Any] = {
+        "selective_scan: times faster than transformers": times(seconds["transformers Mamba"], found),
+        "linear_scan: times faster than naive": times(seconds["naive linear_scan"], linear),
+        "linear_scan: times faster than naive, T/2": times(seconds["naive linear_scan, T/2"], linear_half),
+        "selective_scan: time(T) / time(T/2)": times(found, found_half),
+        "linear_scan: time(T) / time(T/2)": times(linear, linear_half),
         "selective_scan: bytes kept / bytes of the states of all tokens": kept_bytes(ours, m)
         / (4 * BATCH * length * CHANNELS * STATE),
     }
@@ -133,7 +136,7 @@ def main() -> None:
     console = Console()
     console.print(table)
     for name, ratio in result["ratios"].items():
-        console.print(f"{name}: {ratio:.2f}")
+        console.print(f"{name}: {told(ratio) if isinstance(ratio, dict) else f'{ratio:.2f}'}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
 

@@ -3,9 +3,10 @@
 Two figures, both without training:
 
 - reach: how much each token of the past counts for the answer to the last one, |dy_T / dx_(T-d)| over its value at
-  d = 0, for freshly drawn mixers of width 64 (T = 512; geometric mean of 3 seeds and 4 sequences).
+  d = 0, for freshly drawn mixers of width 64 (T = 512; geometric mean of 8 seeds and 4 sequences, with 95% intervals
+  over the seeds, Student's t of the logarithms).
 - capacity: N random pairs of unit keys (64 values) and values are written into one head, and all are read back: the
-  part that is nearest to its own value among all N, and the squared error (means of 3 seeds with 95% intervals over
+  part that is nearest to its own value among all N, and the squared error (means of 8 seeds with 95% intervals over
   these, Student's t).
 
 The tables come from the registry. Needs the extra `image` and a Chromium or Chrome.
@@ -32,7 +33,7 @@ from contextlab.ops import gated_delta_rule, mesa, simple_gla, softmax_attention
 from contextlab.report.naming import bytes_in_words
 
 FOLDER = Path(__file__).parent / "mixers"
-WIDTH, LENGTH, SEEDS = 64, 512, 3
+WIDTH, LENGTH, SEEDS = 64, 512, 8
 # Sizes at which 512 tokens are more than a window, a segment or a block.
 OPTIONS: dict[str, dict[str, object]] = {
     "sliding_window": {"window": 64, "sinks": 4},
@@ -74,7 +75,7 @@ def renewed(text: str, family: str) -> str:
 
 
 def influence(name: str) -> Tensor:
-    """[LENGTH]: of the token d back on the last answer, over that of the last token itself."""
+    """[SEEDS, LENGTH]: log of that of the token d back on the last answer, over that of the last token itself."""
     logs = []
     for seed in range(SEEDS):
         torch.manual_seed(seed)
@@ -85,7 +86,7 @@ def influence(name: str) -> Tensor:
         (gradient,) = torch.autograd.grad((y * torch.randn_like(y)).sum(), x)
         size = gradient.norm(dim=-1).flip(1)
         logs.append((size / size[:, :1]).clamp_min(1e-9).log().mean(0))
-    return torch.stack(logs).mean(0).exp()
+    return torch.stack(logs)
 
 
 def draw_reach(family: str) -> None:
@@ -93,13 +94,22 @@ def draw_reach(family: str) -> None:
     figure = go.Figure()
     colours, dashes = qualitative.D3, ("solid", "dash", "dot")
     for i, entry in enumerate(members(family)):
-        size = influence(entry.name)
+        size = influence(entry.name)  # logarithms
         # From 16 tokens back on, the mean over a tenth of the distance: single tokens are noise.
         places = sorted({round(1.12**n) for n in range(60) if 1.12**n < LENGTH - 1})
-        smooth = [size[max(1, d - d // 10) : d + d // 10 + 1].log().mean().exp().item() for d in places]
+        smooth = torch.stack([size[:, max(1, d - d // 10) : d + d // 10 + 1].mean(1) for d in places], 1)
+        middle, half = smooth.mean(0), t95(SEEDS - 1) * smooth.std(0) / SEEDS**0.5
+        value, low, high = middle.exp(), (middle - half).exp(), (middle + half).exp()
         figure.add_scatter(
             x=places,
-            y=[value if value > 2e-9 else None for value in smooth],
+            y=[each if each > 2e-9 else None for each in value.tolist()],
+            error_y={
+                "type": "data",
+                "array": (high - value).tolist(),
+                "arrayminus": (value - low).tolist(),
+                "thickness": 0.6,
+                "width": 0,
+            },
             name=entry.name,
             line={"color": colours[i % 10], "dash": dashes[i // 10]},
         )
@@ -154,12 +164,22 @@ def draw_capacity() -> None:
     for i, op in enumerate(ops):
         each = torch.tensor([[recalled(op, n, seed) for seed in range(SEEDS)] for n in counts])
         found, half = each.mean(1), t95(SEEDS - 1) * each.std(1) / SEEDS**0.5
-        scaled = ((1, 100 * found[:, 0], 100 * half[:, 0]), (2, found[:, 1].clamp_min(1e-4), half[:, 1]))
-        for column, values, bars in scaled:
+        above = torch.minimum(half[:, 0], 1 - found[:, 0])  # a share ends at 1
+        scaled = (
+            (1, 100 * found[:, 0], 100 * above, 100 * half[:, 0]),
+            (2, found[:, 1].clamp_min(1e-4), half[:, 1], half[:, 1]),
+        )
+        for column, values, more, less in scaled:
             figure.add_scatter(
                 x=counts,
                 y=values.tolist(),
-                error_y={"type": "data", "array": bars.tolist(), "thickness": 1, "width": 2},
+                error_y={
+                    "type": "data",
+                    "array": more.tolist(),
+                    "arrayminus": less.tolist(),
+                    "thickness": 1,
+                    "width": 2,
+                },
                 name=op.replace("_", " "),
                 line={"color": qualitative.D3[i]},
                 showlegend=column == 1,
