@@ -10,6 +10,7 @@ from contextlab.cli.about import doctor, schema
 from contextlab.cli.catalogue import list_
 from contextlab.cli.check import check
 from contextlab.cli.compress import compress
+from contextlab.cli.convert import convert
 from contextlab.cli.cost import cost
 from contextlab.cli.learners import learners, similarity
 from contextlab.cli.merge import merge
@@ -21,8 +22,8 @@ from contextlab.cli.shrink import shrink
 from contextlab.cli.sweep import sweep
 
 for command in (
-    run, sweep, list_, show, learners, similarity, evaluate, report, cost, compress, shrink, merge, check,
-    doctor, schema
+    run, sweep, list_, show, learners, similarity, evaluate, report, cost, compress, convert, shrink, merge, check,
+    doctor, schema,
 ):  # fmt: skip
     # Escaped: in a docstring [train] is a value, where rich sees a style and leaves it out.
     app.command(command.__name__.rstrip("_"), help=escape(inspect.getdoc(command) or ""))(command)

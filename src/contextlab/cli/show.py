@@ -182,6 +182,9 @@ def _example(entry: Any) -> str:
 def _conversion_example(entry: Any, case: dict[str, Any]) -> str:
     """A command."""
     options = ",".join(f"{key}={list(value) if isinstance(value, tuple) else value}" for key, value in case.items())
+    if entry.family in ("linearize", "kv"):
+        data = " --data notes.txt" if entry.factory.needs else ""
+        return f"contextlab convert runs/mine --to '{entry.name}{':' * bool(options)}{options}'{data} --out cheaper"
     data = " --data notes.txt" if "calibration" in entry.factory.needs else ""
     method = f"--method '{entry.name}{':' * bool(options)}{options}'"
     if entry.family in ("merge", "growth"):

@@ -11,10 +11,20 @@ from contextlab.convert.bits.gptq import Gptq
 from contextlab.convert.bits.nearest import Rotate, RoundToNearest
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.channels import Channels
+from contextlab.convert.conversion import Transferred, convert
 from contextlab.convert.depth.collapse import MergeBlocks
 from contextlab.convert.depth.drop import DropBlocks
 from contextlab.convert.depth.grow import Expand, Stack
 from contextlab.convert.depth.sublayers import DropSublayers
+from contextlab.convert.kv.gqa import Gqa
+from contextlab.convert.kv.mla import Mla
+from contextlab.convert.kv.options import DropPosition, ScaledRope
+from contextlab.convert.kv.share_kv import ShareKv
+from contextlab.convert.kv.window import Window
+from contextlab.convert.linearize.feature_maps import T2R, HedgehogConversion
+from contextlab.convert.linearize.gated import Liger, Radlads
+from contextlab.convert.linearize.mamba import MambaInLlama, Mohawk
+from contextlab.convert.linearize.plain import Linearize
 from contextlab.convert.low_rank.svd import Asvd, Laser, Svd, SvdLlm
 from contextlab.convert.merge import merge
 from contextlab.convert.merging.methods import Average, Slerp, TaskArithmetic, Ties
@@ -22,12 +32,14 @@ from contextlab.convert.shrink import Shrunk, shrink
 from contextlab.convert.sparse.magnitude import Magnitude
 from contextlab.convert.sparse.sparsegpt import SparseGpt
 from contextlab.convert.sparse.wanda import Wanda
+from contextlab.convert.transfer import Distil, Stage
 from contextlab.lazy import modules_on_demand
 
 if not TYPE_CHECKING:  # else mypy would take any name
     __getattr__ = modules_on_demand(__name__, __path__)
 
 __all__ = [
+    "T2R",
     "Asvd",
     "Average",
     "Awq",
@@ -36,26 +48,42 @@ __all__ = [
     "Channels",
     "Conversion",
     "Converted",
+    "Distil",
     "DropBlocks",
+    "DropPosition",
     "DropSublayers",
     "Expand",
     "Gptq",
+    "Gqa",
+    "HedgehogConversion",
     "KeepOutliers",
     "Laser",
+    "Liger",
+    "Linearize",
     "Magnitude",
+    "MambaInLlama",
     "MergeBlocks",
+    "Mla",
+    "Mohawk",
+    "Radlads",
     "Rotate",
     "RoundToNearest",
+    "ScaledRope",
+    "ShareKv",
     "Shrunk",
     "Slerp",
     "SparseGpt",
     "Stack",
+    "Stage",
     "Svd",
     "SvdLlm",
     "TaskArithmetic",
     "Ties",
+    "Transferred",
     "Wanda",
+    "Window",
     "build_conversion",
+    "convert",
     "merge",
     "shrink",
 ]

@@ -61,6 +61,9 @@ class Conversion(ABC):
     places_by_data: ClassVar[bool] = False
     """Whether the data choose which of like layers are changed, so that `plan` is right up to their order."""
 
+    takes: ClassVar[tuple[str, ...] | None] = None
+    """Mixers whose layers it changes, where it is for these alone; None: whatever a model is made of."""
+
     def __post_init__(self) -> None:
         """Called by dataclasses. Raises InputError on options that the annotations do not allow."""
         registry.check_fields("conversion", self)

@@ -41,9 +41,12 @@ class Tried(NamedTuple):
 
 def cases(entry: registry.Entry) -> Iterator[Component]:
     """A registered conversion in each of its option cases; `beside` is the mixer of the model."""
+    takes = entry.factory.takes or MIXERS  # type: ignore[attr-defined]
     for place, options in enumerate(entry.cases):
         others = MIXERS[1:]
         for mixer in (MIXERS[0], others[crc32(entry.name.encode()) % len(others)])[: 2 if place == 0 else 1]:
+            if mixer not in takes:
+                continue
             tried = functools.partial(_tried, entry, options, mixer)
             yield Component("conversion", entry.name, entry.factory, options, functools.cache(tried), mixer)
 

@@ -1,0 +1,195 @@
+"""`contextlab convert`: a trained model with other mixers, or a smaller state."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from contextlab.cli.arguments import read_lengths
+from contextlab.cli.shared import PARTS, PluginOption, SetOption, console, load_components
+from contextlab.cli.tables import print_table
+from contextlab.errors import InputError
+from contextlab.memory import LARGEST_WHOLE
+from contextlab.words import bytes_in_words, counted
+
+if TYPE_CHECKING:
+    from contextlab.convert.conversion import Transferred
+    from contextlab.convert.divergence import Compared
+    from contextlab.convert.transfer import Stage
+
+
+def convert(
+    model: Annotated[
+        str,
+        typer.Argument(help="A saved model, a run, a checkpoint, a transformers folder that is imported."),
+    ],
+    to: Annotated[
+        str, typer.Option("--to", metavar="MIXER|METHOD[:KEY=VALUE,...]", help="What attention layers become.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the new model and convert.json; it must not be there yet.")],
+    layers: Annotated[
+        str | None,
+        typer.Option(help="all, half, numbers such as 0,2,4, or auto:N, the N that cost least.", show_default="all"),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=LARGEST_WHOLE, metavar="STEPS", help="Steps of training.", show_default="600 where it needs any"
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="FILE|TASK[:KEY=VALUE,...]",
+            help="Text or a task to learn, choose and measure on; may be given many times.",
+        ),
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stage",
+            metavar="KEY=VALUE,...",
+            help="What is learned, in place of the method's own: attention=1, or weights of hidden, logits and task.",
+        ),
+    ] = None,
+    sets: SetOption = None,
+    prompts: Annotated[int, typer.Option(min=1, max=LARGEST_WHOLE, help="Of each task, to compare on.")] = 64,
+    lengths: Annotated[
+        str, typer.Option(help="Tokens at which bytes of state are told; k stands for 1024.")
+    ] = "1k,16k",
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Of prompts and of what is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    plugin: PluginOption = None,
+) -> None:
+    """Make attention layers of a trained model another mixer, let it learn from the old one, and say what it cost.
+
+    Interrupted, the same command goes on where it was. --set changes keys of the training, such as batch=32.
+
+    Examples:
+
+      contextlab convert runs/mine --to gated_delta_net --layers half --data notes.txt --out cheaper
+
+      contextlab convert runs/mine --to gqa:kv_heads=1 --out grouped
+
+      contextlab convert runs/mine --to kda --layers auto:2 --data associative_recall --stage attention=1 --out kda
+    """
+    load_components(plugin, (*PARTS, "conversion"))
+    from contextlab.convert.conversion import convert as run
+    from contextlab.convert.shrink import require_free
+    from contextlab.experiments import find_model
+    from contextlab.training.distributed import resolve
+
+    require_free(out)
+    loaded = _native(find_model(model, resolve(device))[1], model)
+    aside = out.with_name(f"{out.name}.stages")
+    found = run(
+        loaded, to, data, layers=layers, budget=budget, stages=_stages(stage), train=_settings(sets), prompts=prompts,
+        lengths=read_lengths(lengths), seed=seed, folder=aside, progress=None,
+    )  # fmt: skip
+    found.save(out, source=model, seed=seed)
+    shutil.rmtree(aside, ignore_errors=True)
+    show(found)
+    console.print(f"Model and record: {out}", soft_wrap=True)
+
+
+def _native(model: Any, source: str) -> Any:
+    """Our own model of what was found: a transformers folder is imported. Raises InputError where it cannot be."""
+    from contextlab.models import HuggingFaceModel, load
+
+    return (
+        load(source, native=True).to(next(model.parameters()).device) if isinstance(model, HuggingFaceModel) else model
+    )
+
+
+def _settings(sets: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE of the training."""
+    from contextlab.policies.core.parse import parse_options
+
+    return parse_options(f"train:{','.join(sets)}", "--set")[1] if sets else {}
+
+
+def _stages(texts: list[str] | None) -> list[Stage] | None:
+    """`attention=1`, `logits=1,task=0.5,temperature=2,share=3,learning_rate=0.001,trains=new` -> stages."""
+    from contextlab.convert.transfer import Distil, Stage
+    from contextlab.policies.core.parse import parse_options
+
+    if not texts:
+        return None
+    found = []
+    for text in texts:
+        options = parse_options(f"stage:{text}", "--stage")[1]
+        own = {key: options.pop(key) for key in ("share", "learning_rate", "trains") if key in options}
+        distil = Distil.parse(options, "--stage")
+        if not all(
+            isinstance(own.get(key, 1), int | float) and own.get(key, 1) > 0 for key in ("share", "learning_rate")
+        ):
+            raise InputError(f"--stage {text[:60]}: share and learning_rate are numbers above 0")
+        if own.setdefault("trains", "new" if distil.attention else "all") not in ("new", "all"):
+            raise InputError(f"--stage {text[:60]}: trains is new (the mixers that were replaced) or all")
+        name = next(key for key in ("attention", "hidden", "logits", "task") if getattr(distil, key))
+        found.append(Stage(name, distil, **own))
+    return found
+
+
+def show(found: Transferred) -> None:
+    """What was done, how it learned, how it compares, and what it weighs: a table each."""
+    options = "".join(f" {key}={value}" for key, value in found.options.items() if value not in (None, {}))
+    print_table(found.method + options, _changes(found), prose=["what was done"])
+    if found.choices:
+        rows = [
+            {"layer": str(each.layer), "divergence alone": f"{each.divergence:.4g}", "": "changed" * each.chosen}
+            for each in found.choices
+        ]
+        print_table("layers, each replaced alone", rows)
+    if found.stages:
+        rows = [
+            {
+                "stage": each.name, "steps": str(each.steps), "tokens": f"{each.tokens:,}",
+                "loss": f"{each.first:.4g} to {each.last:.4g}", "seconds": f"{each.seconds:.3g}",
+            }
+            for each in found.stages
+        ]  # fmt: skip
+        print_table("training", rows)
+    if found.compared:
+        print_table("the model before and after", [_compared(each) for each in found.compared])
+    sizes = {"weights": found.weights, **{f"state at {n:,} tokens": pair for n, pair in found.state.items()}}
+    rows = [
+        {
+            "bytes": name, "before": bytes_in_words(before), "after": bytes_in_words(after),
+            "share": f"{after / max(1, before):.1%}",
+        }
+        for name, (before, after) in sizes.items()
+    ]  # fmt: skip
+    print_table("", rows)
+    console.print(
+        f"[dim]KL: of the old model's predictions to the new one's, nats; top-1: where both think the same token "
+        f"likeliest. {counted(len(found.layers), 'layer')} changed, in {found.seconds:.3g} s.[/dim]"
+    )
+
+
+def _changes(found: Transferred) -> list[dict[str, str]]:
+    """Like changes in one row; convert.json has each."""
+    alike: dict[str, list[Any]] = {}
+    for line in found.lines:
+        alike.setdefault(line.did, []).append(line)
+    rows = []
+    for did, lines in alike.items():
+        errors = sorted(line.error for line in lines)
+        shown = list(dict.fromkeys(f"{error:.3g}" for error in (errors[0], errors[-1])))
+        layers = ", ".join(line.layer.split(".")[1] for line in lines)
+        rows.append({"layers": layers, "what was done": escape(did), "error": " to ".join(shown), "of": lines[0].of})
+    return rows
+
+
+def _compared(each: Compared) -> dict[str, str]:
+    agreement = "-" if math.isnan(each.agreement) else f"{each.agreement:.1%}"
+    return {
+        "task": each.task, "metric": each.metric, "before": f"{each.before:.4g}", "after": f"{each.after:.4g}",
+        "KL": f"{each.divergence:.4g}", "top-1": agreement,
+    }  # fmt: skip

@@ -1,0 +1,116 @@
+"""Lazy layers to windows: layers that look at the first and the last tokens only need keep no others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from contextlab.convert.calibration import Calibration
+from contextlab.convert.kv.options import Reoptioned
+from contextlab.convert.mixing import choose
+from contextlab.convert.transfer import read_layers
+from contextlab.errors import InputError
+from contextlab.mixers.softmax.base import AttentionMixer
+from contextlab.models.spec import ModelSpec
+from contextlab.models.stack import Model
+from contextlab.registry import register
+
+
+@register(
+    "conversion",
+    "window",
+    family="kv",
+    papers=("2410.13846", "2309.17453"),
+    cases=({"window": 8, "sinks": 2}, {"window": 4, "layers": [1, 2], "sinks": 0}),
+)
+@dataclass(frozen=True)
+class Window(Reoptioned):
+    """Attention to `sliding_window` with the same weights; with `count`, in the laziest layers (LightTransfer).
+
+    A layer is lazy where its queries give most of their attention to the first and the most recent tokens (2410.13846,
+    section 3), here those that the window and the sinks keep; averaged over heads and over all queries that see more.
+    Exact where no text is longer than the window. Training-free, as in the paper.
+
+    layers: which attention layers, or of which the laziest are taken: "all", "half" or numbers such as "0,2,4".
+    window: tokens that a query sees, its own counted.
+    sinks: first tokens, which stay in sight.
+    count: how many layers, the laziest by the calibration data; None takes all that are chosen, without data.
+    """
+
+    takes: ClassVar[tuple[str, ...] | None] = ("attention",)
+
+    window: PositiveInt = 64
+    sinks: NonNegativeInt = 4
+    count: PositiveInt | None = None
+
+    def changed(self, model: Model | ModelSpec, data: Calibration | None) -> list[int]:
+        """See `Reoptioned.changed`."""
+        spec = model.spec if isinstance(model, Model) else model
+        found = choose(spec, self.layers, kinds=("attention",))
+        if self.count is None:
+            return found
+        if self.count > len(found):
+            raise InputError(f"count {self.count} is more than the {len(found)} layers that can be converted")
+        if not isinstance(model, Model):
+            return found[: self.count]
+        if data is None:
+            raise InputError("window: count needs data to find the laziest layers; give a task or text, or layers")
+        shares = lazy_shares(model, found, data, self.window, self.sinks)
+        return sorted(sorted(found, key=lambda i: -shares[i])[: self.count])
+
+    def become(self, old: AttentionMixer, layer: int) -> tuple[str, dict[str, Any]]:
+        """See `Reoptioned.become`."""
+        if old.position == "xpos":
+            raise InputError(f"window: layer {layer} has position 'xpos', which sliding_window has not")
+        return "sliding_window", {"window": self.window, "sinks": self.sinks}
+
+    def words(self, layer: int) -> str:
+        """See `Reoptioned.words`."""
+        return f"window of {self.window} tokens and {self.sinks} sinks"
+
+
+@torch.no_grad()
+def lazy_shares(model: Model, layers: list[int], data: Calibration, window: int, sinks: int) -> dict[int, float]:
+    """The share of each layer's attention that falls on its window and sinks, over all queries that see more.
+
+    Raises InputError where no prompt is longer than the two.
+    """
+    total, count = dict.fromkeys(layers, 0.0), 0
+    first = next(model.parameters())
+    for prompt, _ in data.batches:
+        if prompt.length <= window + sinks:
+            continue
+        given, _made = read_layers(model, prompt.to(first.device, first.dtype).inputs, layers)
+        count += prompt.batch * (prompt.length - window - sinks)
+        for i, x in zip(layers, given, strict=True):
+            mixer = model.blocks[i].mixer
+            assert isinstance(mixer, AttentionMixer)
+            weights = attention_weights(mixer, x)[:, :, window + sinks :]
+            at = torch.arange(x.shape[1], device=x.device)
+            ago = at[window + sinks :, None] - at
+            kept = (ago < window) | (at < sinks)
+            total[i] += float((weights * kept).sum((0, 2, 3)).mean())
+    if not count:
+        raise InputError(
+            f"window: no prompt of the data is longer than the {window + sinks} tokens that stay in sight; give longer "
+            "ones, or a smaller window"
+        )
+    return {i: total[i] / count for i in layers}
+
+
+def attention_weights(mixer: AttentionMixer, x: Tensor) -> Tensor:
+    """The weights [B, H, T, T] by which each query of x [B, T, D] reads each key, in float32 at least."""
+    qk, _, before, _ = mixer._project_in(x, None, None, False)
+    q, k = mixer._encode(x, qk, before, None)
+    k = k.repeat_interleave(mixer.heads // mixer.kv_heads, 2)
+    scores = torch.einsum("bthd,bshd->bhts", q, k).to(torch.promote_types(q.dtype, torch.float32))
+    scores = scores / math.sqrt(mixer.head_dim)
+    at = torch.arange(x.shape[1], device=x.device)
+    if mixer.slopes is not None:
+        scores = scores - mixer.slopes[:, None, None] * (at[:, None] - at)
+    return scores.masked_fill(at > at[:, None], float("-inf")).softmax(-1)

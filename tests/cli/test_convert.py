@@ -1,0 +1,68 @@
+"""`contextlab convert`: what it writes, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from contextlab.models import load_model, save_model
+
+from ..convert.teachers import teacher, tokens
+
+DATA = "associative_recall:vocabulary=12,pairs=3,length=16"
+
+
+def test_the_command_writes_a_model_and_tells_what_it_cost(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    save_model(teacher().float(), tmp_path / "old")
+    arguments = ("convert", "old", "--to", "gated_delta_net", "--layers", "half", "--data", DATA, "--budget", "4")
+    code, out, err = call(*arguments, "--prompts", "8", "--set", "batch=4", "--out", "new", "--lengths", "8,1k")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    for words in (
+        "attention",
+        "logits",
+        "associative_recall",
+        "state at 1,024 tokens",
+        "top-1",
+        "Model and record: new",
+    ):
+        assert words in out
+    record = json.loads((tmp_path / "new" / "convert.json").read_text())
+    assert record["layers"] == [0]
+    assert not (tmp_path / "new.stages").exists()
+    made = load_model(tmp_path / "new")
+    assert [layer.mixer for layer in made.spec.pattern()] == ["gated_delta_net", "attention"]
+
+
+def test_a_conversion_without_training_is_exact_where_it_can_be(call, tmp_path):
+    model = teacher().float()
+    save_model(model, tmp_path / "old")
+    code, out, _ = call("convert", "old", "--to", "window:window=32,sinks=0", "--out", "new")
+    assert (code, "window of 32 tokens" in out) == (0, True)
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(tmp_path / "new").eval()(tokens()), model(tokens()))
+
+
+def test_stages_are_read_and_what_is_wrong_is_told_in_one_line(call, tmp_path):
+    save_model(teacher().float(), tmp_path / "old")
+    start = ("convert", "old", "--to", "gla", "--data", DATA, "--prompts", "4", "--set", "batch=4")
+    code, _, _ = call(
+        *start, "--budget", "3", "--stage", "attention=1", "--stage", "logits=1,task=0.5,temperature=2,share=2",
+        "--out", "new",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads((tmp_path / "new" / "convert.json").read_text())["stages"][1]["steps"] == 2
+    for more, message in (
+        (("--stage", "attention=1,logits=1"), "so logits cannot stand beside it"),
+        (("--stage", "logits=1,share=0"), "share and learning_rate are numbers above 0"),
+        (("--stage", "logits=1,trains=some"), "trains is new"),
+        (("--budget", "1"), "budget: 1 steps are too few"),
+        (("--layers", "7"), "layers: 7 is out of range"),
+        (("--set", "bach=4"), "did you mean 'batch'"),
+    ):
+        code, _, err = call(*start, *more, "--out", "other")
+        assert (code, message in err, err.count("\n")) == (2, True, 1)
+    code, _, err = call(*start, "--out", "new")
+    assert (code, "is there already" in err) == (2, True)
