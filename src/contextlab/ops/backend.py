@@ -33,7 +33,7 @@ TORCH_ONLY = {
     "softmax_attention": "PyTorch's scaled_dot_product_attention picks its own kernel, except short sequences on CPU",
     "causal_conv": "shifted multiply-adds need no other package",
 }
-OPS = ("dense", *TORCH_ONLY, *FLA_MODULES)
+OPS = ("dense", "int8_dense", *TORCH_ONLY, *FLA_MODULES)
 CHOICES = ("auto", "torch", "fla")
 _FLA_LARGEST_KEY = 256  # the delta-rule kernels keep a whole state column in registers
 
@@ -131,6 +131,8 @@ def _choose(op: str, device: str, dtype: torch.dtype, key_size: int) -> Backend:
             return Backend("torch", "forced by use_backend or CONTEXTLAB_BACKEND")
         chosen, reason = onednn()
         return Backend("onednn" if chosen else "torch", reason)
+    if op == "int8_dense":
+        return Backend("torch", _int8(device))
     if op in TORCH_ONLY:
         return Backend("torch", TORCH_ONLY[op])
     if op not in FLA_MODULES:
@@ -147,6 +149,13 @@ def _choose(op: str, device: str, dtype: torch.dtype, key_size: int) -> Backend:
     if _forced == "fla":
         raise ResourceError(f"the fla backend was asked for, but {op} cannot use it: {why}")
     return Backend("torch", why)
+
+
+def _int8(device: str) -> str:
+    """What serves linear layers in int8, in one plain sentence."""
+    if device != "cpu" or _forced == "torch" or not hasattr(torch.ops.aten, "_weight_int8pack_mm"):
+        return "the weights of linear layers in int8 are made dense for each product"
+    return "in bfloat16 PyTorch's int8 kernel takes up to 8 tokens at once; else some rows after others are made dense"
 
 
 def _refusal(op: str, device: str, dtype: torch.dtype, key_size: int) -> str | None:

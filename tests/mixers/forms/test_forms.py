@@ -17,6 +17,7 @@ from contextlab.mixers.forms.integer import Integers
 from contextlab.mixers.forms.low_rank import LowRank
 from contextlab.mixers.forms.ternary import Binary, Ternary
 from contextlab.mixers.layers import TernaryLinear, is_plain, multiplications
+from contextlab.ops.int8 import int8_dense
 from contextlab.ops.rounding import E2M1
 
 
@@ -176,6 +177,38 @@ def test_every_form_has_its_bytes_in_the_table_above() -> None:
     }
 
 
+@pytest.mark.parametrize(("name", "options", "due"), BYTES[1:11])
+def test_rows_made_dense_one_after_another_are_those_of_the_whole(name: str, options: dict, due: int) -> None:
+    form = registry.lookup("linear", name).factory.of(drawn(10, 23), drawn(1, 10)[0], **options)
+    x = drawn(3, 23)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        whole = form(x)
+        patch.setattr("contextlab.mixers.forms.base.AT_ONCE", 4 * 23)
+        calls: list[int] = []
+        rows = type(form).rows
+        patch.setattr(type(form), "rows", lambda *given: calls.append(1) or rows(*given))
+        torch.testing.assert_close(form(x), whole)
+    assert len(calls) == (0 if options.get("latent") else 3)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 9])
+def test_few_tokens_in_bfloat16_take_the_int8_kernel_and_answer_as_the_dense_weight(tokens: int) -> None:
+    form = Integers.of(drawn(32, 64, torch.float32), torch.ones(32), group=None).bfloat16()
+    x = drawn(tokens, 64, torch.float32).bfloat16()
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        calls: list[int] = []
+        patch.setattr(
+            "contextlab.mixers.forms.integer.int8_dense", lambda *given: calls.append(1) or int8_dense(*given)
+        )
+        y = form(x)
+    wanted = x.float() @ form.dense().float().T + 1
+    assert len(calls) == (tokens <= 8)
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - wanted).norm() < 0.005 * wanted.norm()
+    assert form(x[:0]).shape == (0, 32)
+    assert form(x.requires_grad_()).requires_grad
+
+
 def test_a_form_is_not_plain_and_is_no_linear_layer() -> None:
     form = build_form("int", inputs=4, outputs=6)
     assert not is_plain(form)
@@ -190,3 +223,14 @@ def test_bad_options_are_told_in_one_line() -> None:
         build_form("int", inputs=4, outputs=6, bits=3)
     with pytest.raises(InputError, match="rank: linear 'low_rank' requires it"):
         build_form("low_rank", inputs=4, outputs=6)
+
+
+def test_blocks_of_4_bit_floats_are_those_of_torchao() -> None:
+    mx = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")
+    nv = pytest.importorskip("torchao.prototype.mx_formats.nvfp4_tensor")
+    weight = drawn(64, 96, torch.float32) * torch.linspace(0.01, 3, 64)[:, None]
+    theirs = mx.MXTensor.to_mx(weight, torch.float4_e2m1fn_x2, 32)
+    assert torch.equal(theirs.dequantize(torch.float32), MicroscalingFloat4.of(weight).dense())
+    everywhere = nv.per_tensor_amax_to_scale(weight.abs().max())
+    theirs = nv.NVFP4Tensor.to_nvfp4(weight, 16, per_tensor_scale=everywhere)
+    assert torch.equal(theirs.dequantize(torch.float32), NvFloat4.of(weight).dense())

@@ -13,6 +13,10 @@ from contextlab import registry
 from contextlab.ops.dense import dense
 from contextlab.ops.rounding import noise_of, straight_through
 
+AT_ONCE = 1 << 17
+"""Numbers of a packed weight that are made dense at once where there are few tokens: half a megabyte in float32."""
+FEW_TOKENS = 16
+
 
 class LinearForm(nn.Module, ABC):
     """Base of the forms. All that a form holds are parameters and buffers, so that its `state_dict` is the file.
@@ -171,6 +175,35 @@ class RoundedForm(LinearForm):
             parts = self.quantise(weight, noise_of(weight, self.seed) if random else None)
             rounded = self.dequantise(parts, weight.dtype)
         return straight_through(rounded, weight)
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        """Rows `begin` up to `end` of `dense()`, [end - begin, I], of a packed form."""
+        parts = {
+            name: part[begin:end] if part.ndim and len(part) == self.out_features else part
+            for name, part in self._buffers.items()
+            if part is not None and name != "like"
+        }
+        return self.dequantise({**parts, "codes": self.unpack(parts["codes"])}, self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., inputs] -> [..., outputs].
+
+        Without gradients on a CPU a large packed weight is made dense some rows after others, which stay in the cache:
+        a copy of the whole would take longer than the product, and as much memory as the dense layer.
+        """
+        few = x.numel() <= FEW_TOKENS * self.in_features
+        at_once = max(1, (AT_ONCE if few else 16 * AT_ONCE) // self.in_features)
+        if (
+            self.latent
+            or torch.is_grad_enabled()
+            or x.device.type != "cpu"
+            or at_once >= self.out_features
+            or torch.compiler.is_compiling()
+        ):
+            return super().forward(x)
+        ends = range(0, self.out_features, at_once)
+        y = torch.cat([dense(x, self.rows(at, min(at + at_once, self.out_features))) for at in ends], -1)
+        return y if self.bias is None else y + self.bias
 
     def options(self) -> dict[str, Any]:
         """The options that make it again, but for those of its training."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contextlab.mixers.forms.base import RoundedForm, grouped, groups_of, spread
 from contextlab.ops import bits as packing
+from contextlab.ops.int8 import int8_dense, int8_serves
 from contextlab.registry import register
 
 
@@ -110,6 +111,23 @@ class Integers(RoundedForm):
     def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """See `RoundedForm.dequantise`."""
         return self.decode(parts["codes"], self.each(parts)).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., inputs] -> [..., outputs]; see `ops.int8` for where PyTorch's int8 kernel serves."""
+        scale = self._buffers.get("scale")
+        codes = self._buffers.get("codes")
+        if (
+            self.bits == 8
+            and not self.zero
+            and codes is not None
+            and scale is not None
+            and scale.shape[1] == 1
+            and scale.dtype == x.dtype
+            and int8_serves(x, codes)
+        ):
+            y = int8_dense(x, codes, scale[:, 0])
+            return y if self.bias is None else y + self.bias
+        return super().forward(x)
 
     def pack(self, codes: Tensor) -> Tensor:
         """See `RoundedForm.pack`."""

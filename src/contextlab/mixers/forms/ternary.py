@@ -11,7 +11,6 @@ from torch import Tensor
 
 from contextlab.mixers.forms.base import RoundedForm
 from contextlab.ops import bits as packing
-from contextlab.ops.dense import dense
 from contextlab.ops.rounding import absmean, int8_of_tokens, ternary
 from contextlab.registry import register
 
@@ -75,7 +74,7 @@ class Ternary(RoundedForm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., inputs] -> [..., outputs]."""
-        return dense(x if self.activations is None else int8_of_tokens(x), self.dense(), self.bias)
+        return super().forward(x if self.activations is None else int8_of_tokens(x))
 
 
 @register("linear", "binary", family="bits", papers=("1603.05279", "2407.07093"), cases=({}, {"latent": True}))
