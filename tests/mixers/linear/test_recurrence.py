@@ -48,17 +48,20 @@ def weight(mixer: Any, q: Tensor, k: Tensor, head: int, distance: int) -> Tensor
 def linear_attention(mixer: Any, x: Tensor) -> Tensor:
     """2006.16236, eqs. 7 to 9: the weighted mean, or the sum over sqrt(d), of the values so far."""
     size = mixer.width // mixer.heads
-    qkv = convolved(mixer.conv, linear(mixer.in_proj, x), activation=False).view(len(x), 3, mixer.heads, size)
+    qkv = convolved(mixer.conv, linear(mixer.in_proj, x), activation=False)
+    key = (qkv.shape[1] - mixer.width) // (2 * mixer.heads)
+    q, k = qkv[:, : -mixer.width].view(len(x), 2, mixer.heads, key).unbind(1)
+    v = qkv[:, -mixer.width :].view(len(x), mixer.heads, size)
     y = torch.zeros(len(x), mixer.heads, size, dtype=x.dtype)
     for t in range(len(x)):
         for h in range(mixer.heads):
-            weights = torch.stack([weight(mixer, qkv[t, 0, h], qkv[s, 1, h], h, t - s) for s in range(t + 1)])
-            y[t, h] = weights @ qkv[: t + 1, 2, h]
+            weights = torch.stack([weight(mixer, q[t, h], k[s, h], h, t - s) for s in range(t + 1)])
+            y[t, h] = weights @ v[: t + 1, h]
             if mixer.normalise:
                 floor = 1e-2 if type(mixer.feature).__name__ == "ReBased" else 1e-6
                 y[t, h] /= weights.sum() + floor
             else:
-                y[t, h] /= size**0.5
+                y[t, h] /= key**0.5
     return linear(mixer.out_proj, y.flatten(1))
 
 

@@ -35,6 +35,7 @@ from contextlab.state import RecurrentState, State
         {"feature_map": "relu", "heads": 3, "short_conv": 2},
         {"feature_map": "silu", "normalise": False, "heads": 1},
         {"feature_map": "taylor", "heads": 6},
+        {"feature_map": "taylor", "heads": 2, "key_dim": 3, "short_conv": 2},
         {"feature_map": "rebased", "heads": 6},
         {"feature_map": "hedgehog"},
         {"feature_map": "performer", "features": 9, "short_conv": 3},
@@ -52,6 +53,7 @@ class LinearAttention(MatrixMixer):
     short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
     features: random directions of the performer's map; the size of a head by default.
     period: M of the cosformer's map, the longest distance at which its weights are positive.
+    key_dim: size of a head's q and k, that of its v by default; Based has 16, as taylor makes a square of it.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class LinearAttention(MatrixMixer):
         short_conv: NonNegativeInt = 0,
         features: PositiveInt | None = None,
         period: PositiveInt = 1024,
+        key_dim: PositiveInt | None = None,
     ) -> None:
         if normalise and feature_map in SIGNED:
             raise InputError(
@@ -70,9 +73,11 @@ class LinearAttention(MatrixMixer):
                 "with normalise true the nearest is 'relu'"
             )
         size = head_size(width, heads)
-        feature = build_feature_map(feature_map, size, heads, features, period)
-        super().__init__(width, heads, feature.features, size + normalise, 3 * width, 3 * width, short_conv)
-        self.feature, self.normalise = feature, normalise
+        key_dim = size if key_dim is None else key_dim
+        feature = build_feature_map(feature_map, key_dim, heads, features, period)
+        projected = 2 * heads * key_dim + width
+        super().__init__(width, heads, feature.features, size + normalise, projected, projected, short_conv)
+        self.feature, self.normalise, self.key_dim = feature, normalise, key_dim
         self._project_out(width)
 
     def forward(
@@ -81,7 +86,9 @@ class LinearAttention(MatrixMixer):
         """See `Mixer.forward`."""
         before = recurrent(state)
         qkv, conv = self._convolved(self.in_proj(without_padding(x, mask)), before, keep_state, None)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        qk, v = qkv.split((2 * self.heads * self.key_dim, self.width), -1)
+        q, k = qk.unflatten(-1, (2, self.heads, -1)).unbind(2)
+        v = v.unflatten(-1, (self.heads, -1))
         start = 0 if before is None else before.length
         places = torch.arange(start, start + x.shape[1], device=x.device)
         q, k = self.feature(q, places, True), without_padding(self.feature(k, places, False), mask)

@@ -59,14 +59,15 @@ HYBRID = (
         {
             "width": WIDTH,
             "depth": DEPTH,
-            "heads": Option(
-                "heads of both mixers; the state of the linear attention grows with the cube of a head's size."
+            "heads": Option("heads of both mixers."),
+            "key_dim": Option(
+                "size of a head's query and key in the linear attention, whose state grows with its square.", 16
             ),
             "window": Option("tokens that the attention sees, the current one counted.", 64),
         },
         {
             "layers": [
-                {"mixer": "linear_attention", "options": {"feature_map": "taylor"}},
+                {"mixer": "linear_attention", "options": {"feature_map": "taylor", "key_dim": "$key_dim"}},
                 {"mixer": "sliding_window", "options": {"window": "$window"}},
             ],
             "mlp": "swiglu",
