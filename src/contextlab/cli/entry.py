@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
+import os
 import signal
 import sys
 from typing import Any
@@ -22,7 +24,7 @@ ClickException: Any = typer.BadParameter.__mro__[2]  # click's own, or that of t
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a part failed, 2 wrong input, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 a part failed, 2 wrong input, 130 interrupted, 141 not read on."""
     yield_cores()
     atexit.register(gc.freeze)  # else the collector walks all of torch once more, 0.4 s, before the process ends
     signal.signal(signal.SIGTERM, _stop)
@@ -39,10 +41,9 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except SystemExit as stop:  # commands end by typer.Exit: this is typer's or rich's, where a pipe's reader has gone
-        sys.exit(0 if isinstance(stop.__context__, BrokenPipeError) else stop.code)
+        sys.exit(_unread() if isinstance(stop.__context__, BrokenPipeError) else stop.code)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+        sys.exit(_unread())
     except OSError as error:  # of a path that the user gave and no function has checked, such as one of too long a name
         from contextlab.files import short
 
@@ -56,3 +57,10 @@ def main() -> None:
 def _stop(number: int, frame: object) -> None:
     """End in order, as Ctrl-C does; also where SIGINT is ignored, as in a shell's background jobs."""
     raise KeyboardInterrupt
+
+
+def _unread() -> int:
+    """The exit code where the reader of a pipe has gone, as in `contextlab list task | head -1`: that of SIGPIPE."""
+    with contextlib.suppress(OSError, ValueError):  # else Python writes what is left as it ends, and complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + 13

@@ -22,6 +22,7 @@ from contextlab.training.adapters import adapted
 from contextlab.training.distributed import Workers, workers
 from contextlab.training.examples import Examples, fingerprints, without_known
 from contextlab.training.freeze import frozen
+from contextlab.training.parent import parent_watched
 from contextlab.training.run import Run, TrainResult
 from contextlab.training.schedule import Turns, rate
 from contextlab.training.spec import TrainSpec
@@ -63,9 +64,11 @@ def train(
 
     Under `torchrun` the batch is split over the processes, and the first alone writes and shows progress.
     Ctrl-C or SIGTERM lets the current step end, writes a checkpoint, raises KeyboardInterrupt; a second one
-    does not wait. Where Ctrl-C is ignored, as in a shell's background jobs, it stays so. `compile: auto` never compiles
-    on CPU: a small transformer (width 64, depth 4, batch 128, 32 tokens) took 23 s to compile and was slower after it,
-    147 ms a step against 112 (`benchmarks/training.py --compile`).
+    does not wait. Where Ctrl-C is ignored, as in a shell's background jobs, it stays so. In a process of
+    `multiprocessing`, such as a pool's, the training ends so, too, when the process that started it is gone, and then
+    this process does. `compile: auto` never compiles on CPU: a small transformer (width 64, depth 4, batch 128,
+    32 tokens) took 23 s to compile and was slower after it, 147 ms a step against 112
+    (`benchmarks/training.py --compile`).
 
     Raises InputError (a model of other sizes, an impossible curriculum, a folder of another training, a
     damaged checkpoint) and ResourceError (no such device, a folder that cannot be written).
@@ -160,7 +163,10 @@ def keep(run: Run, spec: TrainSpec, stopping: bool, progress: Progress | None) -
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Make the first Ctrl-C or SIGTERM a wish to ask for; the second raises KeyboardInterrupt at once."""
+    """Make the first Ctrl-C or SIGTERM a wish to ask for; the second raises KeyboardInterrupt at once.
+
+    That the process which started this one by `multiprocessing` is gone is such a wish, too.
+    """
     wishes: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -168,16 +174,17 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         wishes.append(number)
 
-    if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread handle signals
-        yield lambda: False
-        return
-    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in heeded}
-    try:
-        yield lambda: bool(wishes)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with parent_watched() as lost:
+        if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
+            yield lost
+            return
+        heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, note) for number in heeded}
+        try:
+            yield lambda: bool(wishes) or lost()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def check_pause(pause: int | None) -> None:
