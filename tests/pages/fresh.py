@@ -70,7 +70,7 @@ def run(request: dict) -> int:
             from contextlab.cli import main as command
 
             if request.get("resolve_only"):  # to time real steps of a recipe for a GPU takes minutes
-                importlib.import_module("contextlab.cli.run")._print_check = lambda spec, *_: spec.trainings()
+                importlib.import_module("contextlab.cli.run").print_check = lambda spec, *_: spec.trainings()
             command()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -110,11 +110,13 @@ def run_recipe(
     ensemble: str = "auto",
 ) -> None:
     """What `run` and `sweep` do. sweep: plain data of a SweepSpec that extends the recipe's own; None for none."""
+    from contextlab.cli.stages import run_stages
     from contextlab.experiments import load_plugins, load_recipe, quick_form
     from contextlab.experiments import run as run_experiment
     from contextlab.experiments.folder import RunFolder
     from contextlab.experiments.jobs import all_jobs
     from contextlab.experiments.record import require_plugins
+    from contextlab.experiments.stages import load_stages
 
     if quick:
         recipe = quick_form(recipe)
@@ -125,9 +127,18 @@ def run_recipe(
         out, recipe = path, str(path / "experiment.yaml")
         require_plugins(RunFolder(path), plugin)
     load_plugins(plugin)
+    stages = load_stages(recipe, changes)
+    if stages is not None:
+        if sweep is not None:
+            raise InputError(f"{recipe}: has stages; give a stage its sweep in the recipe: stages.NAME.sweep")
+        if path.is_dir():
+            out = path
+        run_stages(stages, check, out=out, device=device, resume=resume, jobs=jobs, threads=threads,
+                   plugins=plugin, log=log, on=on, ensemble=ensemble)  # fmt: skip
+        return
     spec = load_recipe(recipe, changes, sweep)
     if check:
-        _print_check(spec, device, jobs, threads)
+        print_check(spec, device, jobs, threads)
         return
     with going_on(), Bars(all_jobs(spec), quiet=not sys.stdout.isatty()) as bars:
         done = run_experiment(
@@ -178,12 +189,16 @@ def evaluate(
 
 
 @contextmanager
-def going_on() -> Iterator[None]:
-    """Say how to go on with a run that is stopped: typer itself would end without a word."""
+def going_on(command: str = "") -> Iterator[None]:
+    """Say how to go on with a run that is stopped: typer itself would end without a word.
+
+    command: that goes on, where the run that is stopped is a part of more.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:
-        print(str(stop) or "interrupted", file=sys.stderr, flush=True)
+        said = f"interrupted; go on with: {command}" if command else str(stop) or "interrupted"
+        print(said, file=sys.stderr, flush=True)
         raise typer.Exit(130) from None
 
 
@@ -194,8 +209,9 @@ def print_run(done: Any) -> None:
         raise typer.Exit(1)
 
 
-def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) -> None:
+def print_check(spec: Any, device: str, jobs: int | None, threads: int | None) -> None:
     """Print what a run would train and about how long it would take, all of it tried and timed here."""
+    from contextlab.cli.stages import print_starts
     from contextlab.experiments.check import check
     from contextlab.experiments.estimate import estimate
     from contextlab.experiments.paths import setting_words
@@ -227,7 +243,7 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         for each in found.trainings
     ]
     print_table("what would be trained", rows)
-    _print_starts(spec)
+    print_starts(spec)
     halved = any(spec.halving_of(name) for name in spec.models)
     console.print(
         f"{counted(found.count, 'training')}, {'at most ' * halved}{counted(found.steps, 'step')} in all"
@@ -255,17 +271,6 @@ def _print_check(spec: Any, device: str, jobs: int | None, threads: int | None) 
         + " Nothing was written."
         "[/dim]"
     )
-
-
-def _print_starts(spec: Any) -> None:
-    """Print what models take over from those that they start from, each of several that are alike once."""
-    told: dict[tuple[str, ...], str] = {}
-    for training in spec.trainings():
-        if training.start is not None:
-            lines = tuple(training.start.plan(training.model).lines())
-            told.setdefault(lines, f"{training.model_name} starts from {training.start.source.text}")
-    for lines, what in told.items():
-        console.print(f"[bold]{escape(what)}[/]: {escape('; '.join(lines))}", highlight=False)
 
 
 def _plays(task: Any, evaluate: Any) -> bool:

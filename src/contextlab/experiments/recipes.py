@@ -87,6 +87,8 @@ def load_recipe(
     """
     path = find_recipe(name_or_path)
     data = read_yaml(path)
+    if "stages" in data:
+        raise InputError(f"{short(path)}: has stages; contextlab run takes such a recipe, each of its stages is a run")
     for change in changes:
         set_key(data, change)
     if sweep is not None:

@@ -37,6 +37,7 @@ from contextlab.experiments.record import (
 from contextlab.experiments.rungs import most_rungs
 from contextlab.experiments.sampling import Asking, require_sampler, rounds, settle
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.experiments.stages import Stages, claim, load_stages
 from contextlab.experiments.together import train_groups, wanted
 from contextlab.experiments.trackers import Tracked, require_trackers
 from contextlab.experiments.trial import (
@@ -85,7 +86,8 @@ def run(
 ) -> Run:
     """Train, evaluate and report an experiment.
 
-    experiment: an ExperimentSpec, a mapping of its keys, a recipe's path or the name of one.
+    experiment: an ExperimentSpec, a mapping of its keys, a recipe's path or the name of one. Of a recipe in stages
+        (`experiments.stages`) all are run, in folders of their names; the last one's Run is returned.
     out: the run's folder; None takes runs/<name>, or runs/<name>-2 and so on when that is taken.
     device: "auto", "cpu" or "cuda".
     resume: go on with the unfinished run in the folder, or make again what a finished one lacks; what is measured
@@ -107,6 +109,12 @@ def run(
     Raises InputError when the spec is wrong or the folder is taken; Interrupted (a KeyboardInterrupt) leaves a run to
     resume.
     """
+    if not isinstance(experiment, ExperimentSpec) and (parts := load_stages(experiment)) is not None:
+        load_plugins(plugins)
+        return _run_stages(
+            parts, out, resume, device=device, jobs=jobs, threads=threads, plugins=plugins, progress=progress, log=log,
+            on=on, ensemble=ensemble,
+        )  # fmt: skip
     if resume and out is not None:
         require_plugins(RunFolder(out), plugins)
     load_plugins(plugins)
@@ -142,6 +150,26 @@ def run(
                 folder, spec, record, itertools.chain(stages, _last_stages(folder, spec)), tell, trackers=log,
                 address=address, together=together,
             )  # fmt: skip
+
+
+def _run_stages(stages: Stages, out: str | Path | None, resume: bool, **options: Any) -> Run:
+    """All stages, one after another, each tried before the first one is begun. Returns the last stage's run.
+
+    options: those of `run`.
+    """
+    chosen = resolve(options["device"])
+    stages.each(lambda _, spec: check(spec, chosen))
+    folder = claim(stages, out, resume)
+    done: Run | None = None
+    try:
+        for stage in stages.turns(folder):
+            done = run(stage.spec, out=stage.folder, resume=stage.begun, **options)
+            if done.record["status"] != "finished":
+                break  # what comes after would start from what is not there
+    except Interrupted:
+        raise Interrupted(RunFolder(folder), options["plugins"], options["log"], ray_address(options["on"])) from None
+    assert done is not None
+    return done
 
 
 def evaluate_run(

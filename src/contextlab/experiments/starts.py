@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -176,6 +178,9 @@ def find_source(text: str, task: str, seed: int) -> Source:
 
     Raises InputError where there is none, or where its training has not ended.
     """
+    plan = _planned.get() or {}
+    if text in plan:
+        return _of_plan(text, plan[text], task, seed)
     folder = of_run(text, task, seed) or Path(text)
     trainings = folder / "trainings"
     if trainings.is_dir():
@@ -206,6 +211,33 @@ def find_source(text: str, task: str, seed: int) -> Source:
             "or a transformers folder (config.json, *.safetensors)"
         )
     return Source(text, folder, False, _digest_of_files(folder), _native_spec(folder))
+
+
+_planned: ContextVar[Mapping[str, ExperimentSpec] | None] = ContextVar("planned", default=None)
+
+
+@contextmanager
+def planned(found: Mapping[str, ExperimentSpec]) -> Iterator[None]:
+    """Within, these texts mean models that are yet to be trained, of these experiments: their specs are known."""
+    token = _planned.set(found)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
+def _of_plan(text: str, spec: ExperimentSpec, task: str, seed: int) -> Source:
+    """What will be found there. Of a sweep's trials the first one stands for all."""
+    found = [job for job in spec.measured() if job.model == text.partition(":")[2]]
+    for key, wanted in (("task", task), ("seed", seed)):
+        if any(getattr(job, key) == wanted for job in found):
+            found = [job for job in found if getattr(job, key) == wanted]
+    if len(found) > 1:
+        raise InputError(
+            f"{text}: {found[0].model} is trained {len(found)} times there ({', '.join(job.title for job in found[:4])}"
+            f"{', ...' * (len(found) > 4)}), and none is of this task and seed; give the stages like tasks and seeds"
+        )
+    return Source(text, Path(text), True, "", spec.candidates(found[0])[0].model)
 
 
 @lru_cache(maxsize=64)
