@@ -54,6 +54,9 @@ def test_zeros_stay_zero_while_a_model_is_healed(decay):
     assert found.losses["healed"] < found.losses["converted"]
     assert not any(p._backward_hooks for p in found.model.parameters())
     assert not found.model.training
+    packed = shrink(model, "magnitude", TASK, heal=heal, pattern="2:4", packed=True).model
+    for name, zero in before.items():
+        assert torch.equal(packed.get_submodule(name).dense() == 0, zero)
     with pytest.raises(InputError, match="optimizer 'muon' moves weights that are zero; use 'adamw'"):
         shrink(model, "magnitude", TASK, heal={"steps": 1, "optimizer": "muon"})
 

@@ -27,6 +27,7 @@ LESS = {
     "check": ["--examples", "2"],
     "evaluate": ["--set", "evaluate.prompts=4", "--jobs", "1"],
     "compress": ["--prompts", "2", "--decoded", "4"],
+    "shrink": ["--prompts", "2"],
     "learners": ["--prompts", "4"],
     "similarity": ["--prompts", "8"],
     "cost": ["--lengths", "64"],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 from contextlab.errors import InputError, nearest
-from contextlab.models import Model, ModelSpec
+from contextlab.models import LinearSpec, Model, ModelSpec
 from contextlab.models.forms import ENDS, linear_layers
 from contextlab.models.outline import without_memory
 
@@ -42,3 +43,21 @@ def by_block(names: Iterable[str]) -> list[list[str]]:
     for name in names:
         blocks.setdefault(".".join(name.split(".")[:2]), []).append(name)
     return list(blocks.values())
+
+
+def entries(form: str, options: Mapping[str, Mapping[str, Any]], known: Iterable[str]) -> list[LinearSpec]:
+    """What `ModelSpec.linear` says of layers that have a form: a pattern for like layers of all blocks, else names.
+
+    options: the form's, by the layer's name. known: all linear layers, of which a pattern may mean no other.
+    """
+    found: list[LinearSpec] = []
+    left = dict(options)
+    while left:
+        name, own = next(iter(left.items()))
+        pattern = ".".join(["blocks", "*", *name.split(".")[2:]])
+        meant = [each for each in known if fnmatchcase(each, pattern)]
+        alike = name in meant and all(left.get(each) == own for each in meant)
+        for each in meant if alike else [name]:
+            del left[each]
+        found.append(LinearSpec(layers=pattern if alike else name, form=form, options=dict(own)))
+    return found

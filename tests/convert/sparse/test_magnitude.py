@@ -72,3 +72,25 @@ def test_layers_that_a_pattern_does_not_fit_stay_dense():
     assert told["mlp.out_proj"] == "0.5 of the weights are zero"
     with pytest.raises(InputError, match=r"pattern 3:7: divides the inputs of no layer \(10, 16\)"):
         build_conversion("magnitude", pattern="3:7").plan(model.spec)
+
+
+@pytest.mark.parametrize("options", [{}, {"pattern": "1:4"}, {"share": 0.3, "scope": "row"}])
+def test_packed_it_answers_the_same_in_fewer_bytes(options):
+    model = small_model()
+    plain, packed = (build_conversion("magnitude", packed=each, **options)(model) for each in (False, True))
+    for name, layer in linear_layers(plain.model).items():
+        form = packed.model.get_submodule(name)
+        assert torch.equal(form.dense(), layer.weight), name
+        assert form.kept == int((layer.weight != 0).sum())
+    for before, after in zip(plain.lines, packed.lines, strict=True):
+        assert after.did == f"{before.did}, packed"
+        assert after.error == before.error
+    saved = sum(line.bytes_before - line.bytes_after for line in packed.lines)
+    assert model.weight_nbytes - packed.model.weight_nbytes == saved > 0
+    assert len(packed.model.spec.linear) == 4, "a pattern for each layer of a block"
+
+
+def test_what_packing_would_make_no_smaller_is_stored_as_it_is():
+    found = build_conversion("magnitude", share=0.01, packed=True)(small_model())
+    assert found.model.spec.linear == ()
+    assert not any("packed" in line.did for line in found.lines)

@@ -150,6 +150,7 @@ def test_random_rounding_is_right_on_average_and_the_same_for_the_same_weight(na
 
 BYTES = [
     ("low_rank", {"rank": 3}, (10 + 23) * 3 * 4),
+    ("sparse", {"kept": 100}, 100 * 4 + 10 * 3),
     ("int", {}, 10 * 23 + 10 * 4),
     ("int", {"bits": 4, "group": 5}, 10 * 12 + 10 * 5 * 4),
     ("int", {"bits": 2, "group": None, "zero": True}, 10 * 6 + 10 * 2 * 4),

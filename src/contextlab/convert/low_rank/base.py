@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import by_block, chosen_layers, planned_layers
+from contextlab.convert.layers import by_block, chosen_layers, entries, planned_layers
 from contextlab.errors import InputError
 from contextlab.mixers.forms.low_rank import LowRank
-from contextlab.models import LinearSpec, Model, ModelSpec
+from contextlab.models import Model, ModelSpec
 from contextlab.models.forms import with_forms
 
 RATIO = 0.5
@@ -48,7 +47,7 @@ class Factored(Conversion):
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """With an entry in `linear` for the layers that become narrow. Raises InputError where no layer is meant."""
         found = planned_layers(spec, self.layers)
-        linear = (*spec.linear, *entries(self._ranks(found), planned_layers(spec, "*")))
+        linear = (*spec.linear, *entries("low_rank", _options(self._ranks(found)), planned_layers(spec, "*")))
         return ModelSpec.parse({**spec.model_dump(), "linear": [each.model_dump() for each in linear]})
 
     def _ranks(self, layers: Mapping[str, nn.Linear]) -> dict[str, int]:
@@ -86,7 +85,7 @@ class Factored(Conversion):
                     did, after = f"rank {ranks[name]} of {min(before.shape)}", module_nbytes(forms[name])
                 error, of = relative_error(before, layer.weight, moments.get(name))
                 lines.append(Change(name, did, error, of, size, after))
-        return Converted(with_forms(made, forms, entries(ranks, known)) if forms else made, lines)
+        return Converted(with_forms(made, forms, entries("low_rank", _options(ranks), known)) if forms else made, lines)
 
     def sizes_of(self, data: Calibration, model: Model, names: list[str]) -> dict[str, Tensor]:
         """What a method reads of the layers' inputs beside their moments, name -> [I]; nothing unless it says so."""
@@ -116,22 +115,9 @@ def factors(
     return up, down
 
 
-def entries(ranks: Mapping[str, int], known: Mapping[str, Any]) -> list[LinearSpec]:
-    """What `ModelSpec.linear` says of layers with these ranks: a pattern for like layers of all blocks, else names.
-
-    known: all linear layers, of which a pattern may mean no other.
-    """
-    found: list[LinearSpec] = []
-    left = dict(ranks)
-    while left:
-        name, rank = next(iter(left.items()))
-        pattern = ".".join(["blocks", "*", *name.split(".")[2:]])
-        meant = [each for each in known if fnmatchcase(each, pattern)]
-        alike = all(left.get(each) == rank for each in meant)
-        for each in meant if alike else [name]:
-            del left[each]
-        found.append(LinearSpec(layers=pattern if alike else name, form="low_rank", options={"rank": rank}))
-    return found
+def _options(ranks: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """The form's options of each layer."""
+    return {name: {"rank": rank} for name, rank in ranks.items()}
 
 
 def _form(layer: nn.Linear, up: Tensor, down: Tensor) -> LowRank:

@@ -18,7 +18,7 @@ from contextlab.registry import register
     "magnitude",
     family="sparse",
     papers=("1506.02626", "2104.08378"),
-    cases=({}, {"pattern": "2:4"}, {"share": 0.3, "scope": "row", "layers": "blocks.*.mlp.*"}),
+    cases=({}, {"pattern": "2:4", "packed": True}, {"share": 0.3, "scope": "row", "layers": "blocks.*.mlp.*"}),
 )
 @dataclass(frozen=True)
 class Magnitude(Scored):
@@ -30,6 +30,8 @@ class Magnitude(Scored):
     pattern: n:m, such as 2:4: n of each m neighbours in a row stay. Layers whose inputs are no multiple of m are left
         dense, and the lines say so.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
+    packed: store the numbers that are left and a bit for each place (the form `sparse`), where that takes fewer bytes;
+        else zeros are stored, too.
     scope: what the share is of, the layer or each of its rows (an output's weights).
     """
 

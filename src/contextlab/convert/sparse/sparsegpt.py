@@ -22,7 +22,7 @@ BLOCK = 128
     "sparsegpt",
     family="sparse",
     papers=("2301.00774",),
-    cases=({}, {"pattern": "2:4"}, {"share": 0.3, "layers": "blocks.*.mlp.*"}),
+    cases=({}, {"pattern": "2:4", "packed": True}, {"share": 0.3, "layers": "blocks.*.mlp.*"}),
 )
 @dataclass(frozen=True)
 class SparseGpt(Sparse):
@@ -35,12 +35,21 @@ class SparseGpt(Sparse):
     pattern: n:m, such as 2:4: n of each m neighbours in a row stay. Layers whose inputs are no multiple of m are left
         dense, and the lines say so.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
+    packed: store the numbers that are left and a bit for each place (the form `sparse`), where that takes fewer bytes;
+        else zeros are stored, too.
     damping: of the mean of the diagonal of X^T X, which is added to it.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
 
     damping: Annotated[float, Field(gt=0)] = 0.01
+
+    def kept(self, outputs: int, inputs: int) -> int:
+        """See `Sparse.kept`."""
+        if self.pattern is not None:
+            return outputs * inputs * self._pattern[0] // self._pattern[1]
+        blocks = [outputs * min(BLOCK, inputs - first) for first in range(0, inputs, BLOCK)]
+        return sum(size - round(self._share * size) for size in blocks)
 
     def thinned(self, weight: Tensor, moment: Tensor | None) -> Tensor:
         """See `Sparse.thinned`."""

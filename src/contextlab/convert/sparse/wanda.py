@@ -16,7 +16,7 @@ from contextlab.registry import register
     "wanda",
     family="sparse",
     papers=("2306.11695",),
-    cases=({}, {"pattern": "2:4"}, {"share": 0.3, "layers": "blocks.*.mlp.*"}),
+    cases=({}, {"pattern": "2:4", "packed": True}, {"share": 0.3, "layers": "blocks.*.mlp.*"}),
 )
 @dataclass(frozen=True)
 class Wanda(Scored):
@@ -29,6 +29,8 @@ class Wanda(Scored):
     pattern: n:m, such as 2:4: n of each m neighbours in a row stay. Layers whose inputs are no multiple of m are left
         dense, and the lines say so.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
+    packed: store the numbers that are left and a bit for each place (the form `sparse`), where that takes fewer bytes;
+        else zeros are stored, too.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
