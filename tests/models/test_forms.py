@@ -24,8 +24,10 @@ from contextlab.models import (
     weight_nbytes,
     with_forms,
 )
+from contextlab.models.start import plan_start, start_model
+from contextlab.tasks import build_task
 from contextlab.testing.forms import all_kinds
-from contextlab.training import optim
+from contextlab.training import optim, train
 
 TOKENS = torch.arange(11)[None] % 7
 SMALL: dict[str, Any] = {"width": 24, "depth": 1, "read_in": "token", "input_size": 7, "output_size": 7}
@@ -204,3 +206,37 @@ def test_a_tied_read_out_has_no_form() -> None:
 def test_the_model_class_itself_places_forms() -> None:
     model = Model(ModelSpec.parse({**SMALL, "linear": [EVERY]}))
     assert isinstance(model.blocks[0].mixer.qkv_proj, LinearForm)
+
+
+def test_a_dense_model_is_the_start_of_one_with_forms() -> None:
+    source = build_model("transformer", **SMALL, seed=5)
+    spec = ModelSpec.parse({**source.spec.model_dump(), "linear": [EVERY]})
+    started = start_model(spec, source)
+    assert started.model.spec == spec
+    assert not started.new
+    assert plan_start(spec, source.spec).carried == started.carried
+    for name, layer in linear_layers(source).items():
+        wanted = registry.lookup("linear", "int").factory.of(layer.weight, bits=4)
+        assert torch.equal(started.model.get_submodule(name).dense(), wanted.dense())
+
+
+def test_a_latent_model_is_trained_and_goes_on_bit_for_bit(tmp_path) -> None:
+    linear = [
+        {"layers": "*.mixer.*", "form": "ternary", "options": {"latent": True, "activations": 8}},
+        {"layers": "*.up", "form": "nvfp4", "options": {"latent": True, "rounding": "stochastic"}},
+        {"layers": "*", "form": "low_rank", "options": {"rank": 6}},
+    ]
+    task = build_task("linear_regression", dimensions=2, examples=6)
+    spec = ModelSpec.parse({"width": 16, "depth": 1, "heads": 2, "linear": linear}).for_task(task)
+    wanted = {"steps": 12, "batch": 16, "learning_rate": 3e-3, "matrix_learning_rate": 3e-3, "checkpoint_every": 0}
+    whole = build_model(spec)
+    start = {name: each.clone() for name, each in whole.state_dict().items()}
+    result = train(whole, task, wanted)
+    assert float(result.history["loss"].iloc[-1]) < float(result.history["loss"].iloc[0])
+    changed = [name for name, each in whole.state_dict().items() if not torch.equal(each, start[name])]
+    assert {name for name in start if name.endswith((".weight", ".up", ".down"))} <= set(changed)
+    train(build_model(spec), task, wanted, folder=tmp_path, pause=5)
+    resumed = build_model(spec)
+    train(resumed, task, wanted, folder=tmp_path, resume=True)
+    after = resumed.state_dict()
+    assert all(torch.equal(each, after[name]) for name, each in whole.state_dict().items())

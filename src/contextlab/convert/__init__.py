@@ -9,6 +9,7 @@ from contextlab.convert.base import Change, Conversion, Converted
 from contextlab.convert.bits.calibrated import Awq, KeepOutliers
 from contextlab.convert.bits.gptq import Gptq
 from contextlab.convert.bits.nearest import Rotate, RoundToNearest
+from contextlab.convert.bits.pack import Pack
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.channels import Channels
 from contextlab.convert.conversion import Transferred, convert
@@ -65,6 +66,7 @@ __all__ = [
     "MergeBlocks",
     "Mla",
     "Mohawk",
+    "Pack",
     "Radlads",
     "Rotate",
     "RoundToNearest",

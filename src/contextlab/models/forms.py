@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ENDS = "read_"
 """How the names of the read-in and the read-out begin, which are meant only where they are named."""
-TRAINING = ("latent", "rounding", "seed")
+TRAINING = ("latent", "rounding")
 """Options of forms that are of their training alone."""
 
 
@@ -68,6 +68,17 @@ def place_forms(model: Model, empty: bool) -> None:
     _put(model, {id(layers[name]): form for name, form in forms.items()})
 
 
+def formed(model: Model, specs: Iterable[LinearSpec]) -> Model:
+    """The same model, changed in place: a dense one gets the forms that are nearest to its layers.
+
+    specs: the entries of its `ModelSpec.linear` from then on. Raises InputError where one names no layer.
+    """
+    linear = [each.model_dump() for each in specs]
+    model.spec = ModelSpec.parse({**model.spec.model_dump(), "linear": linear})
+    place_forms(model, empty=False)
+    return model
+
+
 def with_forms(model: Model, forms: Mapping[str, LinearForm], specs: Iterable[LinearSpec]) -> Model:
     """A new model with these forms in the places of linear layers of their names; the old one is as it was.
 
@@ -106,11 +117,16 @@ def pack_forms(model: Model) -> Model:
     latent = [module for module in model.modules() if isinstance(module, RoundedForm) and module.latent]
     if not latent:
         raise InputError("pack_forms: no linear layer of the model has a latent weight; it is as small as it gets")
-    linear = [{**each.model_dump(), "options": _not_of_training(each.options)} for each in model.spec.linear]
     memo: dict[int, object] = {id(form): form.packed() for form in latent}
-    memo[id(model.spec)] = ModelSpec.parse({**model.spec.model_dump(), "linear": linear})
+    memo[id(model.spec)] = packed_spec(model.spec)
     made: Model = copy.deepcopy(model, memo)
     return made
+
+
+def packed_spec(spec: ModelSpec) -> ModelSpec:
+    """The spec of what `pack_forms` gives; the same where nothing is latent."""
+    linear = [{**each.model_dump(), "options": _not_of_training(each.options)} for each in spec.linear]
+    return ModelSpec.parse({**spec.model_dump(), "linear": linear}) if linear else spec
 
 
 def _not_of_training(options: Mapping[str, Any]) -> dict[str, Any]:

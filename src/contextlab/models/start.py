@@ -13,6 +13,7 @@ from contextlab.errors import InputError, unknown
 from contextlab.mixers.softmax.base import AttentionMixer
 from contextlab.models.blocks import Block, InputBlock
 from contextlab.models.build import build_model
+from contextlab.models.forms import formed
 from contextlab.models.outline import one_of_each, without_memory
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model
@@ -116,8 +117,13 @@ def start_model(
         as both have are the same.
     seed: of what is drawn.
 
+    Where the spec has linear forms and the source is dense, they are the nearest to the dense model that starts so.
+
     Raises InputError where nothing is carried over, and where `init` has nothing to do or is not defined.
     """
+    if spec.linear and not source.spec.linear:
+        dense = start_model(_dense(spec), source, init, blocks=blocks, seed=seed)
+        return Started(formed(dense.model, spec.linear), dense.plan)
     model = build_model(spec, seed=seed)
     first = next(source.parameters())
     model = model.to(device=first.device, dtype=first.dtype)
@@ -140,6 +146,8 @@ def plan_start(
     spec: ModelSpec, source: ModelSpec, init: Init = "fresh", *, blocks: Sequence[int | None] | None = None
 ) -> Plan:
     """What `start_model` would do, from specs alone: no weights are read. Raises InputError as it does."""
+    if spec.linear and not source.linear:
+        spec = _dense(spec)
     model = without_memory(spec) or build_model(spec)
     other = without_memory(source) or build_model(source)
     plan = _plan(model, other, init, blocks)
@@ -175,6 +183,10 @@ def gathered(names: Iterable[str]) -> list[str]:
         form.replace("{}", numbers[0] if len(numbers) == 1 else f"{{{','.join(numbers)}}}", 1)
         for form, numbers in rest.items()
     ]
+
+
+def _dense(spec: ModelSpec) -> ModelSpec:
+    return spec.model_copy(update={"linear": ()})
 
 
 # ---- the plan ----

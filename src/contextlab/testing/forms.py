@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contextlab import registry
 from contextlab.mixers.forms import LinearForm, RoundedForm
+from contextlab.models.stacked import call_together, reasons_apart, untrained
 from contextlab.testing.adapters import answers, linear_layers, replace
 from contextlab.testing.law import Component, close, law, require
 from contextlab.testing.mlps import WIDTH as MLP_WIDTH
@@ -138,6 +139,22 @@ def flops(component: Component) -> None:
         form(torch.randn(5, INPUTS, dtype=torch.float64))
     counted, told = counter.get_total_flops(), 2 * 5 * form.multiplications
     require(told == counted, f"5 tokens take {counted} FLOPs, multiplications says {told}")
+
+
+@law("linear", "together", "Several of a kind are computed as one program, or it declares why not (trains_alone).")
+def together(component: Component) -> None:
+    """Three forms of other weights, with gradients of what is trained."""
+    forms = [_nearest(component)[1].train() for _ in range(3)]
+    if reasons_apart(forms[0]):
+        return
+    x = torch.randn(3, 4, INPUTS, dtype=torch.float64)
+    tensors = {
+        name: torch.stack([dict(form.named_parameters())[name] for form in forms])
+        for name, _ in forms[0].named_parameters()
+    }
+    y = call_together(forms[0], {**tensors, **untrained(forms)}, lambda form, x: form(x), x)
+    for row, form in enumerate(forms):
+        close(y[row], form(x[row]), 1e-9, f"outputs of form {row} among others")
 
 
 def dealt(module: nn.Module, shift: int, kinds: list[tuple[str, dict[str, Any]]]) -> int:

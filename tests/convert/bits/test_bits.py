@@ -165,3 +165,18 @@ def test_latent_weights_within_a_form_are_packed() -> None:
     torch.testing.assert_close(packed(tokens), model(tokens))
     assert packed.weight_nbytes < model.weight_nbytes
     assert packed.spec.linear[0].options == {"form": "int", "options": {"bits": 4}}
+
+
+def test_latent_weights_are_healed_and_packed() -> None:
+    model = small_model()
+    latent = build_conversion("rotate", bits=2, group=8, latent=True)(model).model
+    assert latent.weight_nbytes >= model.weight_nbytes
+    packed = build_conversion("pack")(latent)
+    plain = build_conversion("rotate", bits=2, group=8)(model).model
+    assert packed.model.spec == plain.spec == build_conversion("pack").plan(latent.spec)
+    x = torch.arange(12)[None]
+    torch.testing.assert_close(packed.model(x), plain(x))
+    torch.testing.assert_close(packed.model(x), latent(x))
+    assert sum(line.bytes_before - line.bytes_after for line in packed.lines) > 0
+    with pytest.raises(InputError, match="pack: no linear layer of the model has a latent weight"):
+        build_conversion("pack")(plain)

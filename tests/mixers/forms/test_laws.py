@@ -97,6 +97,13 @@ class Multiplies(Whole):
         return super().forward(x) + 0 * super().forward(x)
 
 
+class Looks(Whole):
+    """Looks at its inputs' numbers before it answers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if float(x.detach().sum()) < 1e9 else x[..., :1]
+
+
 BROKEN: list[tuple[type[LinearForm], str]] = [
     (WithoutBias, "product"),
     (Elsewhere, "near"),
@@ -106,6 +113,7 @@ BROKEN: list[tuple[type[LinearForm], str]] = [
     (Shifts, "packed"),
     (Wide, "dtypes"),
     (Multiplies, "flops"),
+    (Looks, "together"),
 ]
 
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from contextlab import registry
 from contextlab.convert.base import Change, Conversion, Converted, copied, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import chosen_layers, planned_layers
-from contextlab.convert.sparse.base import by_block
+from contextlab.convert.layers import by_block, chosen_layers, planned_layers
 from contextlab.errors import InputError
 from contextlab.mixers.forms import LinearForm
 from contextlab.models import LinearSpec, Model, ModelSpec, with_forms
@@ -93,12 +92,14 @@ class ToRounded(ToForm):
     """Base of conversions that round to any of the formats.
 
     to: the format. bits, group, zero: of whole numbers (see `contextlab show linear int`).
+    latent: hold the weights, to be healed through the rounding, instead of their codes; the conversion `pack` packs.
     """
 
     to: Rounded = "int"
     bits: Bits = 4
     group: PositiveInt | None = 64
     zero: bool = False
+    latent: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,8 +110,8 @@ class ToRounded(ToForm):
 
     def rounded(self) -> tuple[str, dict[str, Any]]:
         """The format's name and options."""
-        own = {"bits": self.bits, "group": self.group, "zero": self.zero} if self.to == "int" else {}
-        return self.to, own
+        own: dict[str, Any] = {"bits": self.bits, "group": self.group, "zero": self.zero} if self.to == "int" else {}
+        return self.to, {**own, "latent": True} if self.latent else own
 
     def within(self, name: str, **more: Any) -> tuple[str, dict[str, Any]]:
         """A form around that of the format: its name and options."""

@@ -29,6 +29,7 @@ class Awq(ToRounded):
     group: neighbouring inputs that share one scale; null is a scale for each output.
     zero: whether each group has a least value, too.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
+    latent: hold the weights, to be healed through the rounding, instead of their codes; the conversion `pack` packs.
     grid: values of a that are tried beside 0.
     """
 
@@ -78,6 +79,7 @@ class KeepOutliers(ToRounded):
     group: neighbouring inputs that share one scale; null is a scale for each output.
     zero: whether each group has a least value, too.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
+    latent: hold the weights, to be healed through the rounding, instead of their codes; the conversion `pack` packs.
     share: of a layer's inputs that stay dense; one at least.
     """
 

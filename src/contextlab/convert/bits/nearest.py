@@ -29,6 +29,7 @@ class RoundToNearest(ToRounded):
     group: neighbouring inputs that share one scale; null is a scale for each output.
     zero: whether each group has a least value, too.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
+    latent: hold the weights, to be healed through the rounding, instead of their codes; the conversion `pack` packs.
     """
 
     def form(self) -> tuple[str, dict[str, Any]]:
@@ -60,6 +61,7 @@ class Rotate(ToRounded):
     group: neighbouring inputs that share one scale; null is a scale for each output.
     zero: whether each group has a least value, too.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
+    latent: hold the weights, to be healed through the rounding, instead of their codes; the conversion `pack` packs.
     seed: of the rotation's signs.
     """
 
