@@ -116,7 +116,8 @@ def _settings(sets: list[str] | None) -> dict[str, Any]:
 
 def _stages(texts: list[str] | None) -> list[Stage] | None:
     """`attention=1`, `logits=1,task=0.5,temperature=2,share=3,learning_rate=0.001,trains=new` -> stages."""
-    from contextlab.convert.transfer import Distil, Stage
+    from contextlab.convert.teacher import Distil
+    from contextlab.convert.transfer import Stage
     from contextlab.policies.core.parse import parse_options
 
     if not texts:

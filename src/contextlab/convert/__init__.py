@@ -33,7 +33,8 @@ from contextlab.convert.shrink import Shrunk, shrink
 from contextlab.convert.sparse.magnitude import Magnitude
 from contextlab.convert.sparse.sparsegpt import SparseGpt
 from contextlab.convert.sparse.wanda import Wanda
-from contextlab.convert.transfer import Distil, Stage
+from contextlab.convert.teacher import Distil
+from contextlab.convert.transfer import Stage
 from contextlab.lazy import modules_on_demand
 
 if not TYPE_CHECKING:  # else mypy would take any name

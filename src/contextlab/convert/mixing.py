@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contextlab.convert.base import Change
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.transfer import read_layers
+from contextlab.convert.teacher import mixer_of, read_layers
 from contextlab.errors import InputError
 from contextlab.mixers.layers import is_plain
 from contextlab.mixers.softmax.base import AttentionMixer
@@ -140,7 +140,7 @@ def output_errors(model: Model, new: Model, layers: list[int], data: Calibration
     lost, whole = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     for given, made in _seen(model, layers, data):
         for i, x, y in zip(layers, given, made, strict=True):
-            other = _mixer(new, i)(x, keep_state=False)[0]
+            other = mixer_of(new, i)(x, keep_state=False)[0]
             lost[i] += float((other - y).double().square().sum())
             whole[i] += float(y.double().square().sum())
     return {i: (lost[i] / whole[i]) ** 0.5 if whole[i] > 0 else float(lost[i] > 0) for i in layers}
@@ -155,7 +155,7 @@ def fit_outputs(model: Model, new: Model, layers: Sequence[int], data: Calibrati
     layer, or is not there, is left as it is.
     """
     for place, i in enumerate(layers):
-        mixer = _mixer(new, i)
+        mixer = mixer_of(new, i)
         layer = getattr(mixer, "out_proj", None)
         if layer is None or not is_plain(layer):
             continue
@@ -184,7 +184,7 @@ def _seen(
     if data is None:
         x = torch.randn(2, 64, model.spec.width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         x = x.to(first.device, first.dtype)
-        yield [x] * len(layers), [_mixer(model, i)(x, keep_state=False)[0] for i in layers]
+        yield [x] * len(layers), [mixer_of(model, i)(x, keep_state=False)[0] for i in layers]
         return
     for prompt, _ in data.batches:
         yield read_layers(model, prompt.to(first.device, first.dtype).inputs, layers)
@@ -192,10 +192,4 @@ def _seen(
 
 def mixer_nbytes(model: Model, layer: int) -> int:
     """Bytes of all that is saved of a layer's mixer."""
-    return sum(each.nbytes for each in _mixer(model, layer).state_dict().values())
-
-
-def _mixer(model: Model, layer: int) -> nn.Module:
-    mixer = model.blocks[layer].mixer
-    assert isinstance(mixer, nn.Module)
-    return mixer
+    return sum(each.nbytes for each in mixer_of(model, layer).state_dict().values())

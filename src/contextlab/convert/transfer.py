@@ -1,69 +1,23 @@
-"""The engine of conversions that train: a student learns from its teacher, by the project's own `train`.
+"""The engine of conversions that train: a student learns from its teacher in stages, by the project's own `train`.
 
-A teacher is no second model in the training loop. It stands in the *task*: prompts of other tasks are drawn, the
-teacher reads them once, and what it made of them is what the student is to give. So checkpoints, exact resume,
-schedules, optimisers and accumulation are those of every training.
-
-- **Attention transfer** (`LayerTask`): the inputs of the teacher's layers are the inputs, what its mixers gave are the
-  targets (LoLCATs, 2410.10254; stage 1 of RADLADS, 2505.03005). All new mixers are trained at once from one reading by
-  the teacher, which ends at the last of the layers, and nothing of the student is run but them.
-- **Distillation** (`TeacherTask`): hidden states, predictions and the task's own loss, weighed by `Distil`.
+What is learned stands in the tasks (`convert.teacher`); each stage is one training.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from pydantic import NonNegativeFloat, PositiveFloat, model_validator
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
+from contextlab.convert.teacher import Distil, Layers, Watched, fingerprint, mixer_of, task_of
 from contextlab.errors import InputError
-from contextlab.models.stack import Model, Within
-from contextlab.prompt import Learner, Prompt, Task, wide
-from contextlab.spec import Spec
+from contextlab.models.stack import Model
+from contextlab.prompt import Task
 from contextlab.training.spec import TrainSpec
 from contextlab.training.trainer import train
-
-SCALE_PROMPTS = 8
-"""Prompts on which the sizes of the teacher's vectors are measured, by which errors are divided."""
-
-
-class Distil(Spec):
-    """What a student is trained to give, as weights of the terms of its loss.
-
-    attention: the outputs of the teacher's mixers on the teacher's own inputs of those layers, as a share of their mean
-        square. It is a stage of its own: no other weight may stand beside it.
-    hidden: the teacher's hidden vectors after every block, as a share of their mean square.
-    logits: the teacher's predictions where the task scores: the KL divergence from teacher to student, times the square
-        of the temperature (1503.02531); of real predictions the squared difference, as a share of their mean square.
-    task: the task's own loss.
-    temperature: by which both models' logits are divided.
-    """
-
-    attention: NonNegativeFloat = 0.0
-    hidden: NonNegativeFloat = 0.0
-    logits: NonNegativeFloat = 0.0
-    task: NonNegativeFloat = 0.0
-    temperature: PositiveFloat = 1.0
-
-    @model_validator(mode="after")
-    def _possible(self) -> Distil:
-        rest = {"hidden": self.hidden, "logits": self.logits, "task": self.task}
-        if self.attention and any(rest.values()):
-            beside = next(name for name, weight in rest.items() if weight)
-            raise InputError(
-                f"attention: is learned on the teacher's own inputs, so {beside} cannot stand beside it; give them to "
-                "two stages, one after the other"
-            )
-        if not self.attention and not any(rest.values()):
-            raise InputError("all weights are 0: give one of attention, hidden, logits and task, for example logits=1")
-        return self
 
 
 @dataclass(frozen=True)
@@ -96,207 +50,6 @@ class StageResult:
     seconds: float
     first: float
     last: float
-
-
-class _Enough(Exception):
-    """The last layer has been seen; the rest of the model need not be run."""
-
-
-@torch.no_grad()
-def read_layers(model: Model, inputs: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """What the mixers of these layers are given and what they give, [B, T, D] each, from one reading of whole prompts.
-
-    inputs: [B, T, input_size] float or [B, T] int64. layers: numbers of blocks, each of which is used once. The model
-    is run up to the last of them only.
-    """
-    last = max(layers)
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def hook(index: int) -> Any:
-        def note(module: nn.Module, given: tuple[Any, ...], made: tuple[Tensor, Any]) -> None:
-            seen[index] = given[0], made[0]
-            if index == last:
-                raise _Enough
-
-        return note
-
-    handles = [model.blocks[i].mixer.register_forward_hook(hook(i)) for i in layers]  # type: ignore[union-attr]
-    try:
-        model(inputs)
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [seen[i][0] for i in layers], [seen[i][1] for i in layers]
-
-
-def fingerprint(model: Model) -> str:
-    """A digest of a model's spec and weights: a training is resumed only with the teacher that it began with."""
-    digest = hashlib.sha256(model.spec.model_dump_json().encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class _OfTeacher(Task):
-    """A task whose prompts a teacher has read. The teacher is no option: `teacher` is its digest.
-
-    task: from which prompts are drawn. teacher: digest. layers: those that are replaced. scales: mean squares of the
-    teacher's vectors, by which errors are divided, one for each kind of them.
-    """
-
-    task: Task
-    teacher: str
-    layers: tuple[int, ...]
-    scales: tuple[float, ...] = ()
-    model: Any = field(default=None, repr=False, compare=False)
-
-    @property
-    def input_size(self) -> int:
-        return self.task.input_size
-
-    @property
-    def output_size(self) -> int:
-        return self.task.output_size
-
-    @property
-    def read_in(self) -> Any:  # type: ignore[override]
-        """That of the task."""
-        return self.task.read_in
-
-    def learners(self) -> dict[str, Learner]:
-        """None: the teacher is what is best."""
-        return {}
-
-    def __repr__(self) -> str:  # stands for the task in checkpoints
-        return f"{type(self).__name__}({self.task!r}, {self.teacher})"
-
-
-@dataclass(frozen=True, repr=False)
-class LayerTask(_OfTeacher):
-    """Regression of what a teacher's mixers give, [B, T, n D], on what they are given, [B, T, n D], for n layers.
-
-    The loss is the mean over layers of the squared error over the mean square of the teacher's outputs there (measured
-    once, so that the objective does not depend on how a batch is cut): 1 for a mixer that answers nothing.
-    """
-
-    def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
-        """Draw prompts and let the teacher read them, up to the last layer."""
-        prompt = self.task.sample(batch, generator, device)
-        given, made = read_layers(self.model, _for(self.model, prompt.inputs), self.layers)
-        scored = torch.ones_like(prompt.scored)
-        return Prompt(torch.cat(given, -1), torch.cat(made, -1), scored, prompt.shot)
-
-    def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
-        """See the class. prediction: [B, T, n D]."""
-        return self.errors(prediction, prompt)["error"].mean()
-
-    def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
-        """error [B, T]: the squared error of a token as a share of the mean square, averaged over layers."""
-        square = (wide(prediction) - prompt.targets).square().unflatten(-1, (len(self.layers), -1)).mean(-1)
-        return {"error": (square / square.new_tensor(self.scales)).mean(-1)}
-
-    def by_layer(self, prediction: Tensor, prompt: Prompt) -> list[float]:
-        """The error of each layer, averaged over tokens [B, T]."""
-        square = (wide(prediction) - prompt.targets).square().unflatten(-1, (len(self.layers), -1)).mean((0, 1, 3))
-        return (square / square.new_tensor(self.scales)).tolist()
-
-
-@dataclass(frozen=True, repr=False)
-class TeacherTask(_OfTeacher):
-    """The prompts of a task with a teacher's predictions and hidden vectors, and their weighed loss.
-
-    distil: the weights. Predictions are [B, T, output_size], behind them the hidden vectors [B, T, depth D] where
-    `distil.hidden` counts.
-    """
-
-    distil: Distil = field(default_factory=lambda: Distil(logits=1.0))
-
-    def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
-        """Draw prompts and let the teacher read them."""
-        prompt = self.task.sample(batch, generator, device)
-        if self.distil.logits or self.distil.hidden:
-            with torch.no_grad():
-                read = watched(self.model, _for(self.model, prompt.inputs), bool(self.distil.hidden))
-            prompt.hidden = {**(prompt.hidden or {}), "teacher": read}
-        return prompt
-
-    def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
-        """See `Distil`."""
-        answer, hidden = prediction.tensor_split((self.output_size,), -1)
-        total = answer.new_zeros(())
-        if self.distil.task:
-            total = total + self.distil.task * self.task.loss(answer, prompt)
-        if prompt.hidden is None or "teacher" not in prompt.hidden:
-            return total
-        wanted, wanted_hidden = prompt.hidden["teacher"].tensor_split((self.output_size,), -1)
-        if self.distil.logits:
-            total = total + self.distil.logits * self._apart(wide(answer), wide(wanted), prompt)
-        if self.distil.hidden:
-            square = (wide(hidden) - wanted_hidden).square().unflatten(-1, (len(self.scales) - 1, -1)).mean((0, 1, 3))
-            total = total + self.distil.hidden * (square / square.new_tensor(self.scales[1:])).mean()
-        return total
-
-    def _apart(self, answer: Tensor, wanted: Tensor, prompt: Prompt) -> Tensor:
-        count = prompt.scored.sum().clamp_min(1)
-        if prompt.targets.is_floating_point():
-            square = (answer - wanted).square().mean(-1)
-            return (square * prompt.scored).sum() / (count * self.scales[0])
-        heat = self.distil.temperature
-        each = F.kl_div(
-            (answer / heat).log_softmax(-1), (wanted / heat).log_softmax(-1), reduction="none", log_target=True
-        ).sum(-1)
-        return heat**2 * (each * prompt.scored).sum() / count
-
-    def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
-        """Those of the task, [B, T]."""
-        return self.task.errors(prediction[..., : self.output_size], prompt)
-
-
-def watched(model: Model, inputs: Tensor, hidden: bool) -> Tensor:
-    """Predictions [B, T, output_size] and, where wanted, behind them the stream after each block, [B, T, depth D]."""
-    if not hidden:
-        return model(inputs)
-    within = Within(hidden=[])
-    answer = model(inputs, within=within)
-    assert within.hidden is not None
-    return torch.cat((answer, *within.hidden[1:]), -1)
-
-
-class Layers(nn.Module):
-    """The new mixers of a student alone: what each is given, side by side, to what each gives, side by side.
-
-    Their parameters are the student's own, by the student's names, so that a checkpoint tells which they are.
-    """
-
-    def __init__(self, model: Model, layers: Sequence[int]) -> None:
-        super().__init__()
-        self.spec = model.spec
-        self.blocks = nn.ModuleDict({str(i): nn.ModuleDict({"mixer": _mixer(model, i)}) for i in layers})
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, n D] -> [B, T, n D]."""
-        parts = x.chunk(len(self.blocks), -1)
-        mixers = [block["mixer"] for block in self.blocks.values()]  # type: ignore[index]
-        return torch.cat([mixer(part, keep_state=False)[0] for mixer, part in zip(mixers, parts, strict=True)], -1)
-
-
-class Watched(nn.Module):
-    """A student that tells its hidden vectors; parameters and their names are the student's own."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.spec = model.spec
-        for name, part in model.named_children():
-            self.add_module(name, part)
-        self._model = (model,)  # in a tuple, so that its parameters are not counted twice
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """inputs [B, T] or [B, T, d] -> predictions and hidden vectors, see `watched`."""
-        return watched(self._model[0], inputs, True)
 
 
 def transfer(
@@ -395,7 +148,7 @@ def _stage(
         model = Layers(student, layers)
     elif stage.distil.hidden:
         model = Watched(student)
-    new = {id(p) for i in layers for p in _mixer(student, i).parameters()}
+    new = {id(p) for i in layers for p in mixer_of(student, i).parameters()}
     for parameter in student.parameters():
         parameter.requires_grad_(stage.trains == "all" or id(parameter) in new)
     result = train(model, wrapped, spec, seed=seed, folder=folder, resume=resume, progress=progress)
@@ -406,35 +159,3 @@ def _stage(
         stage.name, result.step, int(history["tokens"].iloc[-1]), float(history["seconds"].iloc[-1]),
         float(history["loss"].iloc[0]), float(history["loss"].iloc[-1]),
     )  # fmt: skip
-
-
-def task_of(teacher: Model, task: Task, distil: Distil, layers: Sequence[int], digest: str = "") -> Task:
-    """The task with the teacher in it that a stage trains on. digest: of the teacher, see `fingerprint`.
-
-    The teacher's vectors are measured on a few prompts, always the same.
-    """
-    device = next(teacher.parameters()).device
-    prompt = task.sample(SCALE_PROMPTS, torch.Generator(device).manual_seed(0), device)
-    inputs = _for(teacher, prompt.inputs)
-    if distil.attention:
-        made = read_layers(teacher, inputs, layers)[1]
-    else:
-        with torch.no_grad():
-            read = watched(teacher, inputs, bool(distil.hidden))
-        answer, hidden = read.tensor_split((task.output_size,), -1)
-        made = [answer, *(hidden.chunk(teacher.spec.depth, -1) if distil.hidden else ())]
-    scales = tuple(max(float(wide(each).square().mean()), 1e-12) for each in made)
-    if distil.attention:
-        return LayerTask(task, digest, tuple(layers), scales, teacher)
-    return TeacherTask(task, digest, tuple(layers), scales, teacher, distil)
-
-
-def _mixer(model: Model, layer: int) -> nn.Module:
-    mixer = model.blocks[layer].mixer
-    assert isinstance(mixer, nn.Module)
-    return mixer
-
-
-def _for(model: Model, inputs: Tensor) -> Tensor:
-    """Prompts' inputs [B, T] or [B, T, d] as the model reads them."""
-    return inputs.to(next(model.parameters()).dtype) if inputs.is_floating_point() else inputs

@@ -14,7 +14,8 @@ from torch import nn
 from contextlab.convert.base import Conversion, Converted
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.mixing import ATTENTION, LayerChoice, attention_of, changes_of, choose, rebuilt, with_layers
-from contextlab.convert.transfer import Distil, Stage
+from contextlab.convert.teacher import Distil
+from contextlab.convert.transfer import Stage
 from contextlab.errors import InputError
 from contextlab.mixers.softmax.base import AttentionMixer
 from contextlab.models.spec import ModelSpec

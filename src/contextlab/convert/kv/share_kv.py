@@ -13,7 +13,8 @@ from torch import Tensor
 from contextlab.convert.base import Change, Conversion, Converted
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.mixing import LayerChoice, attention_of, choose, mixer_nbytes, rebuilt, with_layers
-from contextlab.convert.transfer import Distil, Stage
+from contextlab.convert.teacher import Distil
+from contextlab.convert.transfer import Stage
 from contextlab.errors import InputError
 from contextlab.mixers.softmax.base import AttentionMixer
 from contextlab.models.spec import ModelSpec

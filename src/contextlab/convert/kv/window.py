@@ -13,7 +13,7 @@ from torch import Tensor
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.kv.options import Reoptioned
 from contextlab.convert.mixing import choose
-from contextlab.convert.transfer import read_layers
+from contextlab.convert.teacher import read_layers
 from contextlab.errors import InputError
 from contextlab.mixers.softmax.base import AttentionMixer
 from contextlab.models.spec import ModelSpec

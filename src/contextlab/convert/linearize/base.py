@@ -23,7 +23,8 @@ from contextlab.convert.mixing import (
     rebuilt,
     with_layers,
 )
-from contextlab.convert.transfer import Distil, Stage
+from contextlab.convert.teacher import Distil
+from contextlab.convert.transfer import Stage
 from contextlab.mixers.softmax.base import AttentionMixer
 from contextlab.models.outline import without_memory
 from contextlab.models.spec import ModelSpec

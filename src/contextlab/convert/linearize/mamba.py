@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from contextlab.convert.linearize.base import DISTIL, TRANSFER, Replacement
-from contextlab.convert.transfer import Distil, Stage
+from contextlab.convert.teacher import Distil
+from contextlab.convert.transfer import Stage
 from contextlab.registry import register
 
 
