@@ -107,6 +107,19 @@ def test_the_command_writes_a_model_and_a_record(call, tmp_path):  # noqa: F811
     assert "small: is there already; remove it or choose another name" in err
 
 
+def test_a_transformers_checkpoint_is_imported(call, tmp_path):  # noqa: F811
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path / "llama")
+    code, _, err = call("shrink", "llama", "--method", "magnitude:share=0", "--out", "small")
+    assert code == 0, err
+    x = torch.arange(9)[None]
+    torch.testing.assert_close(load_model(tmp_path / "small").eval()(x), theirs(x).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_text_is_data(call, tmp_path):  # noqa: F811
     spec = {"width": 16, "depth": 1, "heads": 2, "input_size": 256, "output_size": 256, "read_in": "token"}
     save_model(build_model({**spec, "position": "learned", "max_length": 32}), tmp_path / "mine")

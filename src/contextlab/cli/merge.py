@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -46,13 +46,13 @@ def merge(
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.convert.merge import merge as convert
     from contextlab.convert.shrink import require_free
-    from contextlab.experiments import find_model
+    from contextlab.experiments import find_own_model
     from contextlab.training.distributed import resolve
 
     require_free(out)
     chosen = resolve(device)
-    loaded: list[Any] = [find_model(each, chosen)[1] for each in models]
-    from_: Any = None if base is None else find_model(base, chosen)[1]
+    loaded = [find_own_model(each, chosen) for each in models]
+    from_ = None if base is None else find_own_model(base, chosen)
     found = convert(loaded, method, data, base=from_, prompts=prompts, seed=seed)
     found.save(out, source=models, base=base, seed=seed)
     show(found)

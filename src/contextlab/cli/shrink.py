@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def shrink(
     model: Annotated[
-        str, typer.Argument(help="A saved model, a run with one trained model, a training, a checkpoint.")
+        str, typer.Argument(help="A saved model, a run with one trained model, a checkpoint, a transformers folder.")
     ],
     method: Annotated[
         list[str],
@@ -58,11 +58,11 @@ def shrink(
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.convert.shrink import require_free
     from contextlab.convert.shrink import shrink as convert
-    from contextlab.experiments import find_model
+    from contextlab.experiments import find_own_model
     from contextlab.training.distributed import resolve
 
     require_free(out)
-    loaded: Any = find_model(model, resolve(device))[1]
+    loaded = find_own_model(model, resolve(device))
     training = {"steps": heal} | ({} if rate is None else {"learning_rate": rate})
     found = convert(loaded, method, data, heal=training if heal else 0, prompts=prompts, seed=seed, progress=None)
     found.save(out, source=model, seed=seed)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from contextlab.experiments.models import find_model
+from contextlab.experiments.models import find_model, find_own_model
 from contextlab.experiments.recipes import find_recipe, load_recipe, quick_form, recipes
 from contextlab.experiments.run import Run, evaluate_run, open_run, run
 from contextlab.experiments.spec import ExperimentSpec, ModelEntry, MultiTaskEntry, TaskEntry
@@ -20,6 +20,7 @@ __all__ = [
     "TaskEntry",
     "evaluate_run",
     "find_model",
+    "find_own_model",
     "find_recipe",
     "load_plugins",
     "load_recipe",

@@ -48,3 +48,15 @@ def find_model(source: str | Path, device: torch.device | str = "cpu") -> tuple[
     if isinstance(model, HuggingFaceModel):
         tokenizer = load_tokenizer(folder) if folder.exists() else str(source)
     return name, model, None if isinstance(tokenizer, ByteTokenizer) else tokenizer
+
+
+def find_own_model(source: str | Path, device: torch.device | str = "cpu") -> Model:
+    """The model that `find_model` finds, in our own stack: the weights of a transformers checkpoint are imported.
+
+    Raises InputError where there is none, or where the checkpoint's architecture cannot be imported.
+    """
+    _, model, _ = find_model(source, device)
+    if isinstance(model, HuggingFaceModel):
+        model = load(source, device=device, native=True)
+    assert isinstance(model, Model)
+    return model.eval()

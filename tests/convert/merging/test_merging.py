@@ -9,7 +9,7 @@ import torch
 
 from contextlab import load_model, save_model
 from contextlab.convert import build_conversion, merge
-from contextlab.convert.merging.methods import slerp, trimmed
+from contextlab.convert.merging.methods import Ties, slerp, trimmed
 from contextlab.errors import InputError
 from contextlab.files import read_record
 from contextlab.testing.conversions import calibration, small_model, tokens
@@ -74,7 +74,22 @@ def test_slerp_is_on_the_great_circle():
 def test_mergekits_own_spherical_interpolation_is_this_one():
     theirs = pytest.importorskip("mergekit.merge_methods.slerp").slerp
     u, v = A.blocks[1].mlp.up.weight.detach(), B.blocks[1].mlp.up.weight.detach()
-    torch.testing.assert_close(slerp(0.3, u, v), theirs(0.3, u, v))
+    expected = theirs(torch.tensor([0.3]), u[None], v[None])[0]  # of mergekit 0.1.5 on: with a leading axis of models
+    torch.testing.assert_close(slerp(0.3, u, v), expected)
+
+
+def test_of_one_tensor_ties_is_mergekits():
+    """It trims each tensor alone; of models with one tensor that is the whole task vector."""
+    theirs = pytest.importorskip("mergekit.sparsify")
+    mask = pytest.importorskip("mergekit.merge_methods.generalized_task_arithmetic").get_mask
+    base, *models = (flat(each) for each in (C, A, B))
+    kept = [theirs.sparsify(m - base, 0.3, theirs.SparsificationMethod.magnitude) for m in models]
+    deltas = torch.stack(kept)
+    agree = mask(deltas, method="sum")
+    expected = base + 0.8 * (deltas * agree).sum(0) / agree.sum(0).clamp_min(1)
+    ours = Ties(density=0.3, scale=0.8).merged([{"w": m} for m in models], {"w": base})["w"]
+    differ = (ours - expected).abs() > 1e-9  # theirs keeps one number less, or more, where the share is no whole one
+    assert differ.sum() <= 4
 
 
 def test_what_does_not_fit_together_is_refused_in_one_line():
