@@ -143,6 +143,9 @@ def test_the_key_is_from_wherever_it_is_written(trained, tmp_path):
         ({"replace": {"layers": "7", "mixer": "gla"}}, {}, "replace.layers: 7 is not among the 2 layers"),
         ({"replaced": {}}, {}, "models.m.replaced: unknown key; did you mean 'replace'? (known: preset, options, "
          "spec, from, replace"),
+        ({"options": {"layers": ["gla"]}, "remove": [1]}, {}, "options.layers and replace, remove: one would undo"),
+        ({"options": {"heads": 4}, "replace": {"mixer": "gla", "options": {"heads": 2}}}, {},
+         "say it themselves (2); give replace: {options: {heads: 4}}"),
         ({"remove": [4]}, {}, "remove: 4 is not among the 2 blocks"),
         ({"init": "averaged"}, {}, "its start: init: 'averaged' is for attention layers"),
         ({"options": {"width": 12}}, {}, "its start: nothing of the source fits: no matrix has the same name"),

@@ -202,6 +202,13 @@ def test_what_cannot_be_is_one_line(changes, options, message):
         assert "\n" not in str(caught.value)
 
 
+def test_blocks_whose_forms_go_by_number_are_not_removed():
+    spec = changed(linear=[{"layers": "blocks.1.*", "form": "int"}])
+    with pytest.raises(InputError, match=r"remove: the form of 'blocks.1.\*' is given by a block's number"):
+        changed_blocks(spec, remove=[0])
+    assert changed_blocks(changed(linear=[{"layers": "blocks.*", "form": "int"}]), remove=[0])[1] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("replace", "remove", "message"),
     [

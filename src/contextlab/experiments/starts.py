@@ -99,7 +99,15 @@ def changed_spec(entry: ModelEntry, source: Source, options: Mapping[str, Any]) 
     stray = [key for key in options if key not in ModelSpec.model_fields]
     if stray:
         raise InputError(f"options.{stray[0]}: {unknown('key of ModelSpec', stray[0], ModelSpec.model_fields)}")
+    if "layers" in options and (entry.replacements or entry.remove):
+        raise InputError("options.layers and replace, remove: one would undo the other; give one of them")
     spec, _ = changed_blocks(source.spec, entry.replacements, entry.remove)
+    if "heads" in entry.options and "layers" not in options and all("heads" in each.options for each in spec.layers):
+        heads = ", ".join(str(count) for count in dict.fromkeys(each.options["heads"] for each in spec.layers))
+        raise InputError(
+            f"options.heads: the layers of {source.text} say it themselves ({heads}); give replace: {{options: {{heads: "
+            f"{entry.options['heads']}}}}}"
+        )
     return ModelSpec.parse({**spec.model_dump(), **options})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -70,6 +71,11 @@ def changed_blocks(
     kept = [number for number in range(spec.depth) if number not in set(remove)]
     if not kept:
         raise InputError(f"remove: all {spec.depth} blocks; at least one must stay")
+    numbered = next((each.layers for each in spec.linear if re.search(r"blocks\.\d", each.layers)), None)
+    if remove and numbered is not None:
+        raise InputError(
+            f"remove: the form of {numbered!r} is given by a block's number, which would be another's then"
+        )
     for each in replace:
         try:
             numbers = chosen_layers(each.layers, spec.depth)
