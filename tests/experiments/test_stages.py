@@ -28,7 +28,7 @@ def staged(**changes):
         "name": "three",
         "tasks": {"recall": tiny()["tasks"]["recall"]},
         "train": {"steps": 2, "batch": 4, "log_every": 1},
-        "evaluate": {"prompts": 8, "batch": 8},
+        "evaluate": {"prompts": 8, "batch": 8, "splits": ["train"]},
         "seeds": [0, 1],
         "stages": {
             "first": {"models": {"softmax": {**MODEL, **SMALL}}},

@@ -105,8 +105,8 @@ def changed_spec(entry: ModelEntry, source: Source, options: Mapping[str, Any]) 
     if "heads" in entry.options and "layers" not in options and all("heads" in each.options for each in spec.layers):
         heads = ", ".join(str(count) for count in dict.fromkeys(each.options["heads"] for each in spec.layers))
         raise InputError(
-            f"options.heads: the layers of {source.text} say it themselves ({heads}); give replace: {{options: {{heads: "
-            f"{entry.options['heads']}}}}}"
+            f"options.heads: the layers of {source.text} say it themselves ({heads}); give replace: {{options: "
+            f"{{heads: {entry.options['heads']}}}}}"
         )
     return ModelSpec.parse({**spec.model_dump(), **options})
 
