@@ -64,7 +64,7 @@ class WholeTask(LayerTask):
         """See `Task.sample`."""
         prompt = self.task.sample(batch, generator, device)
         with torch.no_grad():
-            made = Whole(self.model, self.layers)(prompt.inputs)
+            made = Whole(self._model, self.layers)(prompt.inputs)
         return Prompt(prompt.inputs, made, torch.ones_like(prompt.scored), prompt.shot)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contextlab.convert.base import Change
 from contextlab.convert.calibration import Calibration
@@ -154,26 +154,30 @@ def fit_outputs(model: Model, new: Model, layers: Sequence[int], data: Calibrati
     diagonal: least squares that stay near W where the data say little. A mixer whose `out_proj` is no plain linear
     layer, or is not there, is left as it is.
     """
-    for place, i in enumerate(layers):
-        mixer = mixer_of(new, i)
-        layer = getattr(mixer, "out_proj", None)
-        if layer is None or not is_plain(layer):
-            continue
-        products: list[Tensor] = []
-        inputs: list[Tensor] = []
-        hook = layer.register_forward_pre_hook(lambda _, given, kept=inputs: kept.append(given[0]))
-        try:
-            for given, made in _seen(model, list(layers), data):
-                answer = mixer(given[place], keep_state=False)[0]
-                h, lost = inputs.pop().double().flatten(0, 1), (made[place] - answer).double().flatten(0, 1)
-                found = [h.T @ h, h.T @ lost]
-                products = found if not products else [a + b for a, b in zip(products, found, strict=True)]
-        finally:
+    projections = {i: each for i in layers if (each := _out_proj(mixer_of(new, i))) is not None}
+    products: dict[int, tuple[Tensor, Tensor]] = {}
+    for given, made in _seen(model, list(layers), data) if projections else ():
+        for i, x, y in zip(layers, given, made, strict=True):
+            if i not in projections:
+                continue
+            inputs: list[Tensor] = []
+            hook = projections[i].register_forward_pre_hook(lambda _, each, kept=inputs: kept.append(each[0]))
+            answer = mixer_of(new, i)(x, keep_state=False)[0]
             hook.remove()
-        square, cross = products
+            h, lost = inputs[0].double().flatten(0, 1), (y - answer).double().flatten(0, 1)
+            found = h.T @ h, h.T @ lost
+            square, cross = products.get(i, (torch.zeros_like(found[0]), torch.zeros_like(found[1])))
+            products[i] = square + found[0], cross + found[1]
+    for i, (square, cross) in products.items():
         ridge = RIDGE * square.diagonal().mean().clamp_min(1e-30)
         change = torch.linalg.solve(square + ridge * torch.eye(len(square)).to(square), cross)
-        layer.weight.add_(change.T.to(layer.weight.dtype))
+        projections[i].weight.add_(change.T.to(projections[i].weight.dtype))
+
+
+def _out_proj(mixer: nn.Module) -> nn.Linear | None:
+    """A mixer's output projection, where it is a plain linear layer."""
+    layer = getattr(mixer, "out_proj", None)
+    return layer if isinstance(layer, nn.Linear) and is_plain(layer) else None
 
 
 def _seen(

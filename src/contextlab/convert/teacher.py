@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import InitVar, dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
@@ -107,17 +107,22 @@ def fingerprint(model: Model) -> str:
 
 @dataclass(frozen=True)
 class _OfTeacher(Task):
-    """A task whose prompts a teacher has read. The teacher is no option: `teacher` is its digest.
+    """A task whose prompts a teacher has read.
 
-    task: from which prompts are drawn. teacher: digest. layers: those that are replaced. scales: mean squares of the
-    teacher's vectors, by which errors are divided, one for each kind of them.
+    task: from which prompts are drawn. teacher: digest of the model. layers: those that are replaced. scales: mean
+    squares of the teacher's vectors, by which errors are divided, one for each kind of them. model: the teacher.
     """
+
+    _model: ClassVar[Any]
 
     task: Task
     teacher: str
     layers: tuple[int, ...]
     scales: tuple[float, ...] = ()
-    model: Any = field(default=None, repr=False, compare=False)
+    model: InitVar[Any] = None
+
+    def __post_init__(self, model: Any) -> None:
+        object.__setattr__(self, "_model", model)  # no field, as fields tell checkpoints what a task is
 
     @property
     def input_size(self) -> int:
@@ -151,7 +156,7 @@ class LayerTask(_OfTeacher):
     def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
         """Draw prompts and let the teacher read them, up to the last layer."""
         prompt = self.task.sample(batch, generator, device)
-        given, made = read_layers(self.model, _for(self.model, prompt.inputs), self.layers)
+        given, made = read_layers(self._model, _for(self._model, prompt.inputs), self.layers)
         scored = torch.ones_like(prompt.scored)
         return Prompt(torch.cat(given, -1), torch.cat(made, -1), scored, prompt.shot)
 
@@ -185,7 +190,7 @@ class TeacherTask(_OfTeacher):
         prompt = self.task.sample(batch, generator, device)
         if self.distil.logits or self.distil.hidden:
             with torch.no_grad():
-                read = watched(self.model, _for(self.model, prompt.inputs), bool(self.distil.hidden))
+                read = watched(self._model, _for(self._model, prompt.inputs), bool(self.distil.hidden))
             prompt.hidden = {**(prompt.hidden or {}), "teacher": read}
         return prompt
 
