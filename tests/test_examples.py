@@ -56,7 +56,14 @@ def test_the_example_mixer_keeps_the_split_law_and_joins_the_demo(tmp_path):
     assert "mine" in set(done.results["model"])
 
 
-LINES = {"my_mixer.py": 60, "my_task.py": 60, "my_policy.py": 25, "my_recipe.yaml": 10, "my_figure.py": 15}
+LINES = {
+    "my_mixer.py": 60,
+    "my_task.py": 60,
+    "my_policy.py": 25,
+    "my_conversion.py": 25,
+    "my_recipe.yaml": 10,
+    "my_figure.py": 15,
+}
 
 
 def test_the_templates_are_short_and_each_has_its_page():
@@ -77,6 +84,7 @@ def test_the_templates_are_short_and_each_has_its_page():
         ("task", "hidden_shift", "my_task.py"),
         ("learner", "shift_reader", "my_task.py"),
         ("policy", "longest_values", "my_policy.py"),
+        ("conversion", "relative_size", "my_conversion.py"),
     ],
 )
 def test_the_templates_keep_the_laws(kind, name, file):
