@@ -210,6 +210,13 @@ def test_few_tokens_in_bfloat16_take_the_int8_kernel_and_answer_as_the_dense_wei
     assert form(x.requires_grad_()).requires_grad
 
 
+def test_activations_of_8_bits_have_a_scale_for_each_token() -> None:
+    weight, x = drawn(6, 23), drawn(4, 23) * torch.tensor([[1.0], [100.0], [1e-3], [1.0]])
+    form = Integers.of(weight, activations=8)
+    step = x.abs().amax(1, keepdim=True) / 127
+    torch.testing.assert_close(form(x), (x / step).round() * step @ form.dense().T)
+
+
 def test_a_form_is_not_plain_and_is_no_linear_layer() -> None:
     form = build_form("int", inputs=4, outputs=6)
     assert not is_plain(form)

@@ -12,6 +12,7 @@ from torch import Tensor
 from contextlab.mixers.forms.base import RoundedForm, grouped, groups_of, spread
 from contextlab.ops import bits as packing
 from contextlab.ops.int8 import int8_dense, int8_serves
+from contextlab.ops.rounding import int8_of_tokens
 from contextlab.registry import register
 
 
@@ -20,14 +21,20 @@ from contextlab.registry import register
     "int",
     family="bits",
     papers=("2210.17323", "2306.00978", "2208.07339"),
-    cases=({}, {"bits": 4, "group": 5}, {"bits": 2, "group": 16, "zero": True}, {"bits": 4, "latent": True}),
+    cases=(
+        {},
+        {"activations": 8},
+        {"bits": 4, "group": 5},
+        {"bits": 2, "group": 16, "zero": True},
+        {"bits": 4, "latent": True},
+    ),
 )
 class Integers(RoundedForm):
     """Weights of 8, 4 or 2 bits, with a scale for each group of a row: 4-bit numbers lie two to a byte, really.
 
     A number is scale times code, with codes from -2^(bits - 1) to 2^(bits - 1) - 1. The largest number of a group has
     the code -2^(bits - 1) and the scale its sign, so that all codes are used (as in the Q4_0 format of GGML). With a
-    zero point it is least + scale times code, with codes from 0 to 2^bits - 1. Activations are not rounded.
+    zero point it is least + scale times code, with codes from 0 to 2^bits - 1.
 
     inputs: of the layer.
     outputs: of the layer.
@@ -36,6 +43,7 @@ class Integers(RoundedForm):
     group: neighbouring inputs of a row that have one scale, in the model's dtype; null is one scale a row. The last
         group of a row may be smaller.
     zero: whether each group has a least value, too: better where numbers lie to one side.
+    activations: bits that each token's inputs are rounded to, with its largest size for scale; null leaves them.
     latent: hold the weight itself, to be trained, and round it as it is used; a packed form cannot be trained.
     rounding: of a latent weight in training, `stochastic` is right on average.
     seed: of the stochastic rounding.
@@ -50,16 +58,18 @@ class Integers(RoundedForm):
         bits: Literal[2, 4, 8] = 8,
         group: PositiveInt | None = 64,
         zero: bool = False,
+        activations: Literal[8] | None = None,
         latent: bool = False,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
-        self.bits, self.group, self.zero = bits, group, zero
+        self.bits, self.group, self.zero, self.activations = bits, group, zero, activations
         super().__init__(inputs, outputs, bias, latent, rounding, seed)
 
     def options(self) -> dict[str, Any]:
         """See `RoundedForm.options`."""
-        return {"bits": self.bits, "group": self.group, "zero": self.zero}
+        own = {"bits": self.bits, "group": self.group, "zero": self.zero}
+        return own if self.activations is None else {**own, "activations": self.activations}
 
     def layout(self, inputs: int, outputs: int) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
         """See `RoundedForm.layout`: "codes", "scale" and, with a zero point, "least"."""
@@ -114,8 +124,8 @@ class Integers(RoundedForm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., inputs] -> [..., outputs]; see `ops.int8` for where PyTorch's int8 kernel serves."""
-        scale = self._buffers.get("scale")
-        codes = self._buffers.get("codes")
+        x = x if self.activations is None else int8_of_tokens(x)
+        scale, codes = self._buffers.get("scale"), self._buffers.get("codes")
         if (
             self.bits == 8
             and not self.zero
