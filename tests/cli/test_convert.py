@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from contextlab.models import load_model, save_model
 
 from ..convert.teachers import teacher, tokens
+from ..models.checkpoints import V, checkpoint
 
 DATA = "associative_recall:vocabulary=12,pairs=3,length=16"
 
@@ -66,3 +68,14 @@ def test_stages_are_read_and_what_is_wrong_is_told_in_one_line(call, tmp_path):
         assert (code, message in err, err.count("\n")) == (2, True, 1)
     code, _, err = call(*start, "--out", "new")
     assert (code, "is there already" in err) == (2, True)
+
+
+def test_a_folder_of_transformers_is_imported_first(call, tmp_path):
+    pytest.importorskip("transformers", minversion="5")
+    theirs = checkpoint("qwen2", tmp_path / "theirs", torch.float32)
+    code, _, err = call("convert", "theirs", "--to", "window:window=32", "--out", "new")
+    assert code == 0, err
+    x = torch.randint(3, V, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(x, use_cache=False).logits
+        torch.testing.assert_close(load_model(tmp_path / "new").eval()(x), expected, rtol=1e-4, atol=1e-4)

@@ -19,6 +19,10 @@ from contextlab.prompt import Task
 from contextlab.training.spec import TrainSpec
 from contextlab.training.trainer import train
 
+MATRIX_RATES = {"new": 0.02, "all": 0.01}
+"""Muon's: what is new is trained as from scratch. Of a small recall model's two layers the first became a gated delta
+rule: after 400 steps Muon kept 97% of the recall, AdamW 88%."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -26,7 +30,7 @@ class Stage:
 
     name: of the stage. distil: what is learned. share: of the conversion's steps. trains: "new", the mixers that were
     replaced, or "all", every parameter.
-    learning_rate: AdamW's peak.
+    learning_rate: AdamW's peak. Matrices are Muon's, at `MATRIX_RATES`, unless the training says otherwise.
     """
 
     name: str
@@ -120,8 +124,8 @@ def share_out(budget: int, stages: Sequence[Stage], tasks: int = 1) -> list[int]
 def _defaults(stage: Stage, steps: int) -> dict[str, Any]:
     return {
         "batch": 16,
-        "optimizer": "adamw",
         "learning_rate": stage.learning_rate,
+        "matrix_learning_rate": MATRIX_RATES[stage.trains],
         "warmup": min(50, steps // 10),
         "final_fraction": 0.1,
         "log_every": max(1, min(20, steps // 10)),
