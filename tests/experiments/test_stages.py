@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from contextlab import run
 from contextlab.cli.commands import app
 from contextlab.errors import InputError
-from contextlab.experiments import load_recipe
+from contextlab.experiments import ExperimentSpec, load_recipe
 from contextlab.experiments.stages import FILE, Stages, load_stages
 from contextlab.models import load_model
 from contextlab.training import checkpoint
@@ -63,6 +63,10 @@ def test_each_stage_starts_from_the_one_before_and_is_a_run(tmp_path):
         run(staged(seeds=[1]), out=folder)
     with pytest.raises(InputError, match="was started with another recipe"):
         run(staged(seeds=[0]), out=folder, resume=True)
+    with pytest.raises(
+        InputError, match=r"a run in stages; expected one of them \(.*first, .*last, .*swap\), or :MODEL"
+    ):
+        ExperimentSpec.parse(tiny(models={"m": {"from": str(folder)}}))
     # A run that was killed in its second stage, and moved, goes on there, and comes out as if it had not been.
     shutil.copytree(folder, tmp_path / "killed")
     shutil.rmtree(tmp_path / "killed" / "last")

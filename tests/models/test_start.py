@@ -217,6 +217,7 @@ def test_blocks_whose_forms_go_by_number_are_not_removed():
         ([{"layers": [1], "mixer": "gla"}], (1,), "block 1 is removed; leave it out here or there"),
         ([], (0, 1, 2), "all 3 blocks; at least one must stay"),
         ([], (5,), "remove: 5 is not among the 3 blocks"),
+        ([{"layers": [], "mixer": "gla"}], (), "expected all, half or numbers such as 0,2, got none"),
         ([{"layers": "all"}], (), "expected mixer (a registered name) or options"),
         ([{"mixer": "glaa"}], (), "did you mean 'gla'?"),
         ([{"options": {"kv_head": 1}}], (), "did you mean 'kv_heads'?"),

@@ -166,6 +166,7 @@ def test_the_first_step_is_that_of_adapters_by_hand() -> None:
         ({"targets": ["blocks.0.mixer.qkv"]}, "did you mean 'blocks.0.mixer.qkv_proj'?"),
         ({"targets": ["read_in"]}, "train.lora.targets: 'read_in' matches no linear layer"),
         ({"targets": []}, "train.lora: targets: expected patterns over names of linear layers"),
+        ({"rank": 17}, "train.lora.rank: 17 is more than any matrix of these layers has; expected at most 16"),
         ({"also": ["blocks.0.mixer.*"]}, "blocks.0.mixer.qkv_proj.weight has an adapter"),
         ({"also": ["blocks.0.norm"]}, "train.lora.also: 'blocks.0.norm' matches no parameter"),
         ({"rank": 0}, "train.lora.rank: input should be greater than 0"),

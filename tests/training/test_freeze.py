@@ -76,7 +76,7 @@ def test_a_tensor_of_two_names_is_frozen_by_either() -> None:
     [
         (["blocks.0.upp.*"], "'blocks.0.upp.*' matches no parameter; did you mean 'blocks.0.up"),
         (["blocks.1"], "'blocks.1' matches no parameter; did you mean 'blocks.1.*'?"),
-        (["zzz"], "'zzz' matches no parameter (such as read_in.weight, read_in.bias, blocks.0.up.weight)"),
+        ("zzz", "'zzz' matches no parameter (such as read_in.weight, read_in.bias, blocks.0.up.weight)"),
         (["*"], "* freezes all parameters; leave some to be trained"),
     ],
 )

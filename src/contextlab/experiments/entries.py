@@ -76,7 +76,7 @@ class ModelEntry(Spec):
     preset: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     spec: dict[str, Any] | None = None
-    source: str | None = Field(default=None, alias="from")
+    source: Annotated[str, Field(min_length=1)] | None = Field(default=None, alias="from")
     replace: ReplaceSpec | tuple[ReplaceSpec, ...] | None = None
     remove: tuple[NonNegativeInt, ...] = ()
     init: Init | None = None

@@ -211,6 +211,9 @@ def find_source(text: str, task: str, seed: int) -> Source:
         folder = last
     if (folder / SPEC).exists():
         return _ours(text, folder, (folder / SPEC).stat().st_mtime_ns)
+    if (folder / "stages.yaml").exists():
+        parts = ", ".join(str(each.parent) for each in sorted(folder.glob("*/trainings")))
+        raise InputError(f"{text}: a run in stages; expected one of them ({parts}), or :MODEL after it")
     if not folder.exists():
         folder = downloaded(text)
     if not (folder / "config.json").exists():

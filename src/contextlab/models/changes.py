@@ -30,6 +30,8 @@ class ReplaceSpec(Spec):
     def _something(self) -> ReplaceSpec:
         if self.mixer is None and not self.options:
             raise InputError("replace: expected mixer (a registered name) or options of the mixers there, or both")
+        if not self.layers:
+            raise InputError("replace.layers: expected all, half or numbers such as 0,2, got none")
         if self.mixer is not None:
             registry.lookup("mixer", self.mixer)
         return self

@@ -52,11 +52,18 @@ class _Adapted(NamedTuple):
 def lora_targets(model: nn.Module, spec: LoraSpec) -> list[str]:
     """The names of the linear layers that get an adapter.
 
-    Raises InputError for a pattern that names none, and for `also` where it names no parameter or one that is adapted.
+    Raises InputError for a pattern that names none, a rank that no layer has, and for `also` where it names none
+    or what is adapted.
     """
     if hasattr(model, "peft_config"):
         raise InputError("train.lora: the model has adapters of its own; merge them first (merge_and_unload)")
-    targets = matching(spec.targets, linear_layers(model, ends=True), "train.lora.targets", "linear layer")
+    layers = linear_layers(model, ends=True)
+    targets = matching(spec.targets, layers, "train.lora.targets", "linear layer")
+    most = max(min(layers[name].weight.shape) for name in targets)
+    if spec.rank > most:
+        raise InputError(
+            f"train.lora.rank: {spec.rank} is more than any matrix of these layers has; expected at most {most}"
+        )
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for name in matching(spec.also, names, "train.lora.also", "parameter"):
         if name.removesuffix(".weight") in targets:

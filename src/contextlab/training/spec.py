@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from contextlab.errors import InputError, unknown
 from contextlab.spec import Spec
@@ -77,10 +85,14 @@ class UntilSpec(Spec):
         return self
 
 
+Patterns = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+"""Over names, such as "blocks.0.*"; one may stand without a list."""
+
+
 class LoraSpec(Spec):
     """Low-rank adapters (LoRA, 2106.09685), which are trained in the place of the model's own parameters.
 
-    rank: of each adapter B A, which is added to a layer's matrix times alpha / rank.
+    rank: of each adapter B A, which is added to a layer's matrix times alpha / rank; at most that of the largest layer.
     alpha: None is `rank`.
     targets: patterns over names of linear layers, such as "*.mixer.*"; the read-in and the read-out only where they are
         named.
@@ -90,8 +102,8 @@ class LoraSpec(Spec):
 
     rank: PositiveInt = 8
     alpha: PositiveFloat | None = None
-    targets: tuple[str, ...] = ("blocks.*",)
-    also: tuple[str, ...] = ()
+    targets: Patterns = ("blocks.*",)
+    also: Patterns = ()
     dora: bool = False
 
     @model_validator(mode="after")
@@ -156,7 +168,7 @@ class TrainSpec(Spec):
     compile: Literal["auto", "on", "off"] = "auto"
     curriculum: dict[str, CurriculumSpec] = Field(default_factory=dict)
     order: Order = "random"
-    freeze: tuple[str, ...] | None = None
+    freeze: Patterns | None = None
     lora: LoraSpec | None = None
     until: UntilSpec | None = None
     log_every: PositiveInt = 10
