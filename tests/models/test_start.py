@@ -9,7 +9,8 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec, build_model
 from contextlab.models.changes import ReplaceSpec, changed_blocks, chosen_layers
-from contextlab.models.start import gathered, plan_start, start_model
+from contextlab.models.start import plan_start, start_model
+from contextlab.models.start_plan import gathered
 
 SPEC = ModelSpec(width=16, depth=3, heads=4, read_in="token", input_size=11, output_size=11)
 TOKENS = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(0))

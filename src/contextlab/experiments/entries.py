@@ -10,7 +10,7 @@ from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.models import ModelSpec
 from contextlab.models.changes import ReplaceSpec
-from contextlab.models.start import Init
+from contextlab.models.start_plan import Init
 from contextlab.spec import Spec
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$", max_length=60)]

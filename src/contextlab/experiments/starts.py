@@ -18,7 +18,8 @@ from contextlab.models.changes import changed_blocks
 from contextlab.models.hub import downloaded, native_spec_of
 from contextlab.models.io import SPEC, WEIGHTS, read_description, weights_digest
 from contextlab.models.stack import Model
-from contextlab.models.start import Init, Plan, plan_start, start_model
+from contextlab.models.start import plan_start, start_model
+from contextlab.models.start_plan import Init, Plan
 from contextlab.prompt import Task
 from contextlab.training import checkpoint
 
