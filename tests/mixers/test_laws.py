@@ -305,6 +305,7 @@ CAUGHT: list[tuple[type[Mixer], str]] = [
     (Sum, "description"),
     (ReadsItsWeight, "adapters"),
     (ReadsItsWeight, "int8"),
+    (ReadsItsWeight, "linear forms"),
     (Mixes, "packed"),
 ]
 

@@ -63,6 +63,7 @@ class ReadsItsWeight(torch.nn.Module):
         (Frugal, "flops"),
         (ReadsItsWeight, "adapters"),
         (ReadsItsWeight, "int8"),
+        (ReadsItsWeight, "linear forms"),
     ],
 )
 def test_a_broken_mlp_is_found_out(broken, name):

@@ -155,10 +155,10 @@ def hold_to_int8(module: nn.Module, answer: Answer) -> None:
     close(answer(module), expected, 1e-3, "outputs with weights in int8")
 
 
-def answers(component: Component, dtype: torch.dtype) -> tuple[Answer, Answer | None]:
+def answers(component: Component, dtype: torch.dtype, length: int = LENGTH) -> tuple[Answer, Answer | None]:
     """What a mixer answers, read whole and, where it keeps a state, in pieces, of which two are one token."""
     steps = [size for name in PIECE_SIZES if isinstance(size := component.options.get(name), int)]
-    x = torch.randn(2, min([LENGTH, *(PIECES * size for size in steps)]), MIXER_WIDTH, dtype=dtype)
+    x = torch.randn(2, min([length, *(PIECES * size for size in steps)]), MIXER_WIDTH, dtype=dtype)
     cut = x.shape[1] * 2 // 3
 
     def whole(module: nn.Module) -> Tensor:
