@@ -17,6 +17,7 @@ from contextlab.convert.depth.collapse import MergeBlocks
 from contextlab.convert.depth.drop import DropBlocks
 from contextlab.convert.depth.grow import Expand, Stack
 from contextlab.convert.depth.sublayers import DropSublayers
+from contextlab.convert.heads import Heads
 from contextlab.convert.kv.gqa import Gqa
 from contextlab.convert.kv.mla import Mla
 from contextlab.convert.kv.options import DropPosition, ScaledRope
@@ -57,6 +58,7 @@ __all__ = [
     "Expand",
     "Gptq",
     "Gqa",
+    "Heads",
     "HedgehogConversion",
     "KeepOutliers",
     "Laser",
