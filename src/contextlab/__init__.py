@@ -55,6 +55,7 @@ _module = modules_on_demand(__name__, __path__)
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from contextlab import allocator as allocator
     from contextlab import cli as cli
     from contextlab import compat as compat
     from contextlab import convert as convert
