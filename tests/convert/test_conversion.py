@@ -65,8 +65,9 @@ def test_teacher_and_student_are_compared_on_the_same_prompts():
     assert (real.divergence, math.isnan(real.agreement)) == (0.0, True)
 
 
-def test_text_is_measured_on_documents_that_no_training_shows():
-    task = build_task("language_modelling", length=32)
+def test_text_is_measured_on_documents_that_no_training_shows(tmp_path):
+    (tmp_path / "notes.txt").write_text("A line of text that is long enough to be read.\n" * 40)
+    task = build_task("language_modelling", length=32, corpus=str(tmp_path / "notes.txt"))
     assert held_out(task).part == "test"
     assert held_out(TASK) is TASK
 
