@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 from contextlab import open_run
 from contextlab.report import summary_table
 from contextlab.report.figures import styles
+from contextlab.report.findings import Findings, findings
+from contextlab.report.naming import interval_in_words, metric_title
 from contextlab.report.suite import suite_figure, suite_table
 from contextlab.report.sweep import compared_at, setting_in_words
 
@@ -46,11 +49,23 @@ def chosen_rates(records: Sequence[Mapping[str, Any]]) -> str:
         rows[record["task"]][record["model"]] = told
     tried = sorted({each["setting"][RATE] for record in swept for each in record["sweep"]["curve"]})
     at = dict.fromkeys(compared_at(record["sweep"]) for record in swept)
-    return (
+    told = (
         f"Learning rates that were chosen, of {', '.join(f'{rate:g}' for rate in tried)}, by what all seeds showed at "
-        f"{' or '.join(at)}; in brackets the window, where more than one rate is within 95% of the best.\n\n"
-        + markdown(list(rows.values()))
+        f"{' or '.join(at)}; in brackets the window, where more than one rate is within 95% of the best."
     )
+    return f"{textwrap.fill(told, 120)}\n\n{markdown(list(rows.values()))}"
+
+
+def other_prompts(here: Findings) -> str:
+    """What models and learners get on prompts unlike those of training, as a table; "" where there are none."""
+    means = [mean for mean in here.of(here.metric, split=None) if mean.split not in ("train", "cost")]
+    splits = list(dict.fromkeys(mean.split for mean in means))
+    rows: dict[str, dict[str, str]] = {}
+    for mean in means:
+        name = f"{mean.label} (learner)" if mean.kind == "learner" else mean.label
+        rows.setdefault(name, {metric_title(here.metric): name} | dict.fromkeys(splits, ""))
+        rows[name][mean.split] = interval_in_words(mean.told, here.metric)
+    return markdown(list(rows.values())) if rows else ""
 
 
 def section(folder: str) -> tuple[str, str]:
@@ -64,6 +79,7 @@ def section(folder: str) -> tuple[str, str]:
         for task, rows in summary_table(run.results, run.records, run.by_prompt).items():
             shown = [{key: cell for key, cell in row.items() if key != "training"} for row in rows]
             parts.append(f"*{task}*\n\n{markdown(shown)}")
+            parts += [other_prompts(here) for here in findings(run.results, run.by_prompt) if here.task == task]
     elif figure is not None:
         figure.write_image(FOLDER / f"suites/{name}.svg", width=900, height=170 + 42 * (len(table) - 1))
         parts.append(f"![{name}: tasks by models](suites/{name}.svg)")
