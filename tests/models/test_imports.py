@@ -98,7 +98,11 @@ def test_logits_are_those_of_transformers(kind, changes, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("gpt2", {}, r"'gpt2' cannot be imported natively \(known: llama, mamba, mamba2, mistral, qwen3\)"),
+        (
+            "gpt2",
+            {},
+            r"'gpt2' cannot be imported natively \(known: gemma, llama, mamba, mamba2, mistral, qwen2, qwen3\)",
+        ),
         ("llama", {"mlp_bias": True}, r"mlp_bias = True cannot be imported natively \(only False\); leave out"),
         (
             "llama",

@@ -6,6 +6,7 @@ import inspect
 
 from rich.markup import escape
 
+from contextlab.cli import stages as stages  # of `run`, which asks for it when there are any
 from contextlab.cli.about import doctor, schema
 from contextlab.cli.catalogue import list_
 from contextlab.cli.check import check

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.markup import escape
 
+from contextlab.cli import run as one
 from contextlab.cli.bars import Bars
-from contextlab.cli.run import going_on, print_check, print_run
 from contextlab.cli.shared import console
 
 
@@ -25,19 +25,19 @@ def run_stages(stages: Any, check: bool, *, out: Path | None, resume: bool, **op
 
     def tell(name: str, spec: Any) -> None:
         console.print(f"\nstage [bold]{escape(name)}[/]")
-        print_check(spec, options["device"], options["jobs"], options["threads"])
+        one.print_check(spec, options["device"], options["jobs"], options["threads"])
 
     if check:
         stages.each(tell)
         return
     stages.each(lambda _, spec: try_all(spec, chosen))
     folder = claim(stages, out, resume)
-    with going_on(f"contextlab run {folder} --resume"):
+    with one.going_on(f"contextlab run {folder} --resume"):
         for stage in stages.turns(folder):
             console.print(f"\nstage [bold]{escape(stage.name)}[/]")
             with Bars(all_jobs(stage.spec), quiet=not sys.stdout.isatty()) as bars:
                 done = run_experiment(stage.spec, out=stage.folder, resume=stage.begun, progress=bars, **options)
-            print_run(done)
+            one.print_run(done)
 
 
 def print_starts(spec: Any) -> None:
