@@ -46,7 +46,13 @@ def test_links_and_images_lead_somewhere(path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("mixer", "token mixers of"), ("task", "in-context tasks with"), ("policy", r"policies that")]
+    ("kind", "words"),
+    [
+        ("mixer", "token mixers of"),
+        ("task", "in-context tasks with"),
+        ("policy", "policies that"),
+        ("conversion", "conversions that"),
+    ],
 )
 def test_the_readme_counts_what_is_registered(kind, words):
     ours = [e for e in registry.entries(kind) if e.factory.__module__.startswith("contextlab.")]
