@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import contextlab.convert
 import contextlab.mixers  # noqa: F401  (registers every mixer)
 from contextlab import registry
 

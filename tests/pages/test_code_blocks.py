@@ -85,7 +85,7 @@ class Stage:
 
     def provide(self, names: set[str]) -> None:
         """Make the runs and checkpoints that a block names, where they are not there yet."""
-        for name in names:
+        for name in names | {"/".join(name.split("/")[:2]) for name in names if name.startswith("runs/")}:
             path = self.folder / name
             if path.exists():
                 continue

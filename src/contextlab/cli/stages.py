@@ -48,4 +48,4 @@ def print_starts(spec: Any) -> None:
             lines = tuple(training.start.plan(training.model).lines())
             told.setdefault(lines, f"{training.model_name} starts from {training.start.source.text}")
     for lines, what in told.items():
-        console.print(f"[bold]{escape(what)}[/]: {escape('; '.join(lines))}", highlight=False)
+        console.print(f"[bold]{escape(what)}[/]: {escape('; '.join(lines))}", highlight=False, soft_wrap=True)

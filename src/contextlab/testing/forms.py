@@ -218,7 +218,7 @@ def once(component: Component) -> bool:
 @law(
     "mixer",
     "linear forms",
-    "Its linear layers may have any form: it answers as with dense layers of the same numbers, in pieces, too.",
+    "With linear layers of any form it answers as with dense ones of their numbers.",
     holds_for=once,
 )
 def linear_forms(component: Component) -> None:
@@ -229,7 +229,7 @@ def linear_forms(component: Component) -> None:
 @law(
     "mlp",
     "linear forms",
-    "Its linear layers may have any form: it answers as with dense layers of the same numbers.",
+    "With linear layers of any form it answers as with dense ones of their numbers.",
     holds_for=once,
 )
 def mlp_linear_forms(component: Component) -> None:
