@@ -253,10 +253,14 @@ def check_fields(kind: str, component: object) -> None:
 
     Raises InputError.
     """
-    for entry in _entries[kind].values():
-        if entry.factory is type(component):
-            entry.check({option.name: getattr(component, option.name) for option in entry._options()})
-            return
+    entry = entry_of(kind, component)
+    if entry is not None:
+        entry.check({option.name: getattr(component, option.name) for option in entry._options()})
+
+
+def entry_of(kind: str, component: object) -> Entry | None:
+    """What a component's class is registered as; None where it is not."""
+    return next((entry for entry in _entries[kind].values() if entry.factory is type(component)), None)
 
 
 def _home(factory: Callable[..., Any]) -> tuple[str, str]:

@@ -82,11 +82,11 @@ def convert(
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.convert.conversion import convert as run
     from contextlab.convert.shrink import require_free
-    from contextlab.experiments import find_model
+    from contextlab.experiments import find_own_model
     from contextlab.training.distributed import resolve
 
     require_free(out)
-    loaded = _native(find_model(model, resolve(device))[1], model)
+    loaded = find_own_model(model, resolve(device))
     aside = out.with_name(f"{out.name}.stages")
     found = run(
         loaded, to, data, layers=layers, budget=budget, stages=_stages(stage), train=_settings(sets), prompts=prompts,
@@ -96,15 +96,6 @@ def convert(
     shutil.rmtree(aside, ignore_errors=True)
     show(found)
     console.print(f"Model and record: {out}", soft_wrap=True)
-
-
-def _native(model: Any, source: str) -> Any:
-    """Our own model of what was found: a transformers folder is imported. Raises InputError where it cannot be."""
-    from contextlab.models import HuggingFaceModel, load
-
-    return (
-        load(source, native=True).to(next(model.parameters()).device) if isinstance(model, HuggingFaceModel) else model
-    )
 
 
 def _settings(sets: list[str] | None) -> dict[str, Any]:

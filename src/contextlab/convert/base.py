@@ -71,8 +71,14 @@ class Conversion(ABC):
     @property
     def name(self) -> str:
         """The name that it is registered with; its class' own where it is not."""
-        known = (entry.name for entry in registry.entries("conversion") if entry.factory is type(self))
-        return next(known, type(self).__name__)
+        entry = registry.entry_of("conversion", self)
+        return type(self).__name__ if entry is None else entry.name
+
+    @property
+    def family(self) -> str:
+        """The family that it is registered with; "" where it is not."""
+        entry = registry.entry_of("conversion", self)
+        return "" if entry is None else entry.family
 
     @property
     def options(self) -> dict[str, Any]:

@@ -13,16 +13,15 @@ import torch
 
 from contextlab import registry
 from contextlab.convert.base import Change, Conversion, Converted
-from contextlab.convert.calibration import Calibration
 from contextlab.convert.divergence import Compared, compare
 from contextlab.convert.linearize.base import DISTIL
 from contextlab.convert.linearize.plain import Linearize
-from contextlab.convert.methods import as_list, read_data
+from contextlab.convert.methods import calibration_of, tasks_of
 from contextlab.convert.mixing import rebuilt
+from contextlab.convert.shrink import save_converted
 from contextlab.convert.transfer import Stage, StageResult, share_out, transfer
 from contextlab.errors import InputError, unknown
-from contextlab.files import atomic_folder, write_record
-from contextlab.models import Model, ModelSpec, save_model
+from contextlab.models import Model, ModelSpec
 from contextlab.models.io import require_own
 from contextlab.policies.core.parse import parse_options
 from contextlab.progress import Steps as Progress
@@ -85,11 +84,7 @@ class Transferred:
 
     def save(self, folder: str | Path, **more: Any) -> Path:
         """Write the model and the record into a folder that is not there yet. more: further keys of the record."""
-        path = Path(folder)
-        with atomic_folder(path) as temporary:
-            save_model(self.model, temporary)
-            write_record(temporary / RECORD, {**more, **self.record()})
-        return path
+        return save_converted(self.model, folder, RECORD, {**more, **self.record()})
 
 
 def convert(
@@ -138,7 +133,7 @@ def convert(
         method = dataclasses.replace(method, layers="all")  # type: ignore[call-arg]
     if budget is not None and budget < 0:
         raise InputError(f"budget: expected steps, at least 0, got {budget}")
-    tasks = [read_data(each, model) for each in as_list(data)]
+    tasks = tasks_of(data, model)
     learned = tuple(getattr(method, "stages", ()) if stages is None else stages)
     trains = "training" in method.needs
     steps = (BUDGET if trains else 0) if budget is None else budget
@@ -151,28 +146,20 @@ def convert(
     planned = method.plan(model.spec)
     if auto is not None:
         _check_auto(method, auto, differing(model.spec, planned), tasks)
-    device = next(model.parameters()).device
-    calibration = Calibration.of_task(tasks, prompts, seed=seed, device=device) if tasks else None
+    calibration = calibration_of(None, tasks, model, prompts, seed)
     if calibration is not None:
         calibration.check(model)
     converted = method(model, calibration, torch.Generator().manual_seed(seed))
     changed = differing(model.spec, converted.model.spec)
     _check_stages(converted.model.spec, learned, changed)
-    counts = {
-        "budget": steps,
-        "stages": learned,
-        "train_spec": train,
-        "folder": folder,
-        "progress": progress,
-        "seed": seed,
-    }
+    training = _Training(steps, learned, train, None if folder is None else Path(folder), progress, seed)
     choices: list[Choice] = []
     results: list[StageResult] = []
     if auto is not None:
-        converted, choices, results, counts = _choose(model, method, converted, tasks, auto, prompts, counts)
+        converted, choices, results, training = _choose(model, method, converted, tasks, auto, prompts, training)
         changed = differing(model.spec, converted.model.spec)
-    if counts["budget"]:
-        results += _train(model, converted.model, tasks, changed, counts)
+    if training.budget:
+        results += training.run(model, converted.model, tasks, changed)
     return Transferred(
         converted.model, method.name, _told(method), changed, converted.lines, results,
         [compare(model, converted.model, task, prompts, seed) for task in tasks], choices,
@@ -246,15 +233,23 @@ def _check_stages(spec: ModelSpec, stages: Sequence[Stage], changed: Sequence[in
         )
 
 
-def _train(
-    teacher: Model, student: Model, tasks: Sequence[Task], changed: Sequence[int], counts: Mapping[str, Any]
-) -> list[StageResult]:
-    where = counts["folder"]
-    return transfer(
-        teacher, student, tasks, counts["stages"], layers=changed, budget=counts["budget"],
-        train_spec=counts["train_spec"], seed=counts["seed"], folder=None if where is None else Path(where),
-        resume=where is not None, progress=counts["progress"],
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Training:
+    """How a conversion is trained: see `convert`."""
+
+    budget: int
+    stages: tuple[Stage, ...]
+    settings: Mapping[str, Any] | None
+    folder: Path | None
+    progress: Progress | bool | None
+    seed: int
+
+    def run(self, teacher: Model, student: Model, tasks: Sequence[Task], changed: Sequence[int]) -> list[StageResult]:
+        """Train the layers that changed, in place."""
+        return transfer(
+            teacher, student, tasks, self.stages, layers=changed, budget=self.budget, train_spec=self.settings,
+            seed=self.seed, folder=self.folder, resume=self.folder is not None, progress=self.progress,
+        )  # fmt: skip
 
 
 def _choose(
@@ -264,8 +259,8 @@ def _choose(
     tasks: Sequence[Task],
     count: int,
     prompts: int,
-    counts: dict[str, Any],
-) -> tuple[Converted, list[Choice], list[StageResult], dict[str, Any]]:
+    training: _Training,
+) -> tuple[Converted, list[Choice], list[StageResult], _Training]:
     """Keep the mixers of the `count` layers that, replaced alone, take the model least far from its teacher.
 
     Where the first stage is attention transfer, all candidates learn first, together; the stage is then done.
@@ -274,19 +269,19 @@ def _choose(
     student = converted.model
     changed = differing(teacher.spec, student.spec)
     results: list[StageResult] = []
-    stages = counts["stages"]
-    if counts["budget"] and stages and stages[0].distil.attention:
-        steps = share_out(counts["budget"], stages, len(tasks))[0]
-        where = None if counts["folder"] is None else Path(counts["folder"]) / "candidates"
-        first = {**counts, "stages": stages[:1], "budget": steps, "folder": where}
-        results = _train(teacher, student, tasks, changed, first)
-        counts = {**counts, "stages": stages[1:], "budget": counts["budget"] - steps if stages[1:] else 0}
+    first, *rest = training.stages or (None,)
+    if training.budget and first is not None and first.distil.attention:
+        steps = share_out(training.budget, training.stages, len(tasks))[0]
+        where = None if training.folder is None else training.folder / "candidates"
+        begun = dataclasses.replace(training, stages=(first,), budget=steps, folder=where)
+        results = begun.run(teacher, student, tasks, changed)
+        training = dataclasses.replace(training, stages=tuple(rest), budget=training.budget - steps if rest else 0)
     mixers = {i: student.blocks[i].mixer for i in changed}
     far = {}
     for i in changed:
         for j in changed:
             student.blocks[j].mixer = mixers[j] if j == i else teacher.blocks[j].mixer
-        each = [compare(teacher, student, task, prompts, counts["seed"] + 1).divergence for task in tasks]
+        each = [compare(teacher, student, task, prompts, training.seed + 1).divergence for task in tasks]
         far[i] = sum(each) / len(each)
     chosen = sorted(sorted(changed, key=far.__getitem__)[:count])
     plan = dataclasses.replace(method, layers=chosen).plan(teacher.spec)  # type: ignore[call-arg]
@@ -297,4 +292,4 @@ def _choose(
         final.blocks[i].mixer.load_state_dict(mixers[i].state_dict())  # type: ignore[union-attr]
     lines = [line for i, line in zip(changed, converted.lines, strict=True) if i in chosen]
     choices = [Choice(i, far[i], i in chosen) for i in changed]
-    return Converted(final, lines), choices, results, counts
+    return Converted(final, lines), choices, results, training

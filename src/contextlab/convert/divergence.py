@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contextlab import registry
 from contextlab.models.answer import answer
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt, Task, wide
 from contextlab.training.distributed import seeded
@@ -72,6 +73,11 @@ def compare(teacher: Any, student: Any, task: Task, prompts: int = 64, seed: int
     return Compared(_named(task), metric, first, second, apart, agree, prompts)
 
 
+def kl(theirs: Tensor, ours: Tensor) -> Tensor:
+    """The KL divergence, in nats, from the teacher's predictions to the student's: logits [..., V] -> [...]."""
+    return F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
+
 def held_out(task: Task) -> Task:
     """The task on its test part, where it tells training's documents from those of the test."""
     names = {each.name for each in dataclasses.fields(task)}
@@ -82,8 +88,7 @@ def _apart(theirs: Tensor, ours: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor
     """KL divergence and agreement [B, T]; of real predictions the squared difference, and the teacher's square."""
     if prompt.targets.is_floating_point():
         return (ours - theirs).square().sum(-1), theirs.square().sum(-1)
-    each = F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-    return each, (theirs.argmax(-1) == ours.argmax(-1)).float()
+    return kl(theirs, ours), (theirs.argmax(-1) == ours.argmax(-1)).float()
 
 
 def _sum(value: Tensor, prompt: Prompt) -> Tensor:
@@ -91,7 +96,5 @@ def _sum(value: Tensor, prompt: Prompt) -> Tensor:
 
 
 def _named(task: Task) -> str:
-    from contextlab import registry
-
-    entries = registry.entries("task")
-    return next((entry.name for entry in entries if entry.factory is type(task)), type(task).__name__)
+    entry = registry.entry_of("task", task)
+    return type(task).__name__ if entry is None else entry.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,15 +52,10 @@ def heal_model(
     """
     if keep_zeros and spec.optimizer == "muon":
         raise InputError("heal: optimizer 'muon' moves weights that are zero; use 'adamw' after a sparse method")
-    with _zeros_kept(model) if keep_zeros else _as_they_are():
+    with _zeros_kept(model) if keep_zeros else nullcontext():
         result = train(model, list(tasks), spec, seed=seed, progress=progress)
     model.eval()
     return result
-
-
-@contextmanager
-def _as_they_are() -> Iterator[None]:
-    yield
 
 
 @contextmanager

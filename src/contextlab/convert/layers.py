@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from contextlab.convert.calibration import Calibration
 from contextlab.errors import InputError, nearest
 from contextlab.models import LinearSpec, Model, ModelSpec
 from contextlab.models.forms import ENDS, linear_layers
@@ -43,6 +44,17 @@ def by_block(names: Iterable[str]) -> list[list[str]]:
     for name in names:
         blocks.setdefault(".".join(name.split(".")[:2]), []).append(name)
     return list(blocks.values())
+
+
+def read_by_block(
+    model: nn.Module, names: Iterable[str], data: Calibration | None
+) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
+    """The names of one block after another, and X^T X [I, I] of their layers' inputs X; none without data.
+
+    A block is read when its turn comes, so that it is given what the blocks before it, already changed, make.
+    """
+    for together in by_block(names):
+        yield together, {} if data is None else data.inputs_of(model, together)
 
 
 def entries(form: str, options: Mapping[str, Mapping[str, Any]], known: Iterable[str]) -> list[LinearSpec]:

@@ -11,13 +11,12 @@ import torch
 
 from contextlab.convert.base import Conversion
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.methods import as_list, read_data, read_method
+from contextlab.convert.methods import calibration_of, read_method, tasks_of
 from contextlab.convert.shrink import Shrunk, Step
 from contextlab.errors import InputError
 from contextlab.models import Model
 from contextlab.models.io import require_own
 from contextlab.prompt import Task
-from contextlab.registry import lookup, names
 
 
 def merge(
@@ -44,18 +43,14 @@ def merge(
     for each in given:
         require_own(each, "merge")
     made = read_method(method, **options)
-    family = lookup("conversion", made.name).family if made.name in names("conversion") else ""
     if "models" in made.needs:
         made = dataclasses.replace(made, others=tuple(given[1:]), base=base)  # type: ignore[call-arg]
-    elif family != "growth":
+    elif made.family != "growth":
         raise InputError(f"merge: {made.name} makes one model smaller; use `contextlab shrink`")
     elif len(given) > 1 or base is not None:
         raise InputError(f"merge: {made.name} takes one model and no base; got {len(given)} models")
     made.plan(given[0].spec)
-    tasks = [] if isinstance(data, Calibration) else [read_data(each, given[0]) for each in as_list(data)]
-    device = next(given[0].parameters()).device
-    read = Calibration.of_task(tasks, prompts, seed=seed, device=device) if tasks else data
-    assert read is None or isinstance(read, Calibration)
+    read = calibration_of(data, tasks_of(data, given[0]), given[0], prompts, seed)
     began, before = time.perf_counter(), given[0].weight_nbytes
     found = made(given[0], read, torch.Generator().manual_seed(seed))
     step = Step(made.name, made.options, found.lines, before, found.model.weight_nbytes, time.perf_counter() - began)

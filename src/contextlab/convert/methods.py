@@ -9,6 +9,7 @@ from typing import Any
 
 from contextlab import registry
 from contextlab.convert.base import Conversion
+from contextlab.convert.calibration import Calibration
 from contextlab.errors import InputError, unknown
 from contextlab.files import present
 from contextlab.policies.core.parse import parse_options
@@ -64,6 +65,18 @@ def _read_data(text: str, longest: int | None) -> Task:
             )
     task: Task = registry.lookup("task", name).build(**options)
     return task
+
+
+def tasks_of(data: Any, model: Any) -> list[Task]:
+    """The tasks among what was given to calibrate or train a model on; none of a `Calibration`."""
+    return [] if isinstance(data, Calibration) else [read_data(each, model) for each in as_list(data)]
+
+
+def calibration_of(data: Any, tasks: Sequence[Task], model: Any, prompts: int, seed: int) -> Calibration | None:
+    """Prompts of the tasks on the model's device; without tasks `data`, which may be a `Calibration` already."""
+    if tasks:
+        return Calibration.of_task(tasks, prompts, seed=seed, device=next(model.parameters()).device)
+    return data if isinstance(data, Calibration) else None
 
 
 def as_list(given: Any) -> list[Any]:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from contextlab.convert.base import Change
+from contextlab.convert.base import Change, module_nbytes
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.teacher import mixer_of, read_layers
 from contextlab.errors import InputError
 from contextlab.mixers.layers import is_plain
 from contextlab.mixers.softmax.base import AttentionMixer
 from contextlab.models.build import build_model
+from contextlab.models.changes import shortest_pattern
 from contextlab.models.outline import without_memory
 from contextlab.models.spec import LayerSpec, ModelSpec
 from contextlab.models.stack import Model
@@ -93,10 +94,7 @@ def _listed(numbers: Sequence[int]) -> str:
 def with_layers(spec: ModelSpec, changes: Mapping[int, LayerSpec]) -> ModelSpec:
     """The spec with other layers at these numbers; its pattern is as short as it can be written."""
     pattern = [changes.get(i, layer) for i, layer in enumerate(spec.pattern())]
-    period = next(
-        n for n in range(1, len(pattern) + 1) if all(pattern[i] == pattern[i % n] for i in range(len(pattern)))
-    )
-    shown = [layer.model_dump(exclude_unset=True) | {"mixer": layer.mixer} for layer in pattern[:period]]
+    shown = [layer.model_dump(exclude_unset=True) | {"mixer": layer.mixer} for layer in shortest_pattern(pattern)]
     return ModelSpec.parse({**spec.model_dump(), "layers": shown})
 
 
@@ -126,7 +124,7 @@ def changes_of(model: Model, new: Model, words: Mapping[int, str], data: Calibra
     of = "outputs" if data is not None else "outputs of random inputs"
     found = []
     for i, did in words.items():
-        before, after = mixer_nbytes(model, i), mixer_nbytes(new, i)
+        before, after = (module_nbytes(mixer_of(each, i)) for each in (model, new))
         found.append(Change(f"blocks.{i}.mixer", did, errors[i], of, before, after))
     return found
 
@@ -192,8 +190,3 @@ def _seen(
         return
     for prompt, _ in data.batches:
         yield read_layers(model, prompt.to(first.device, first.dtype).inputs, layers)
-
-
-def mixer_nbytes(model: Model, layer: int) -> int:
-    """Bytes of all that is saved of a layer's mixer."""
-    return sum(each.nbytes for each in mixer_of(model, layer).state_dict().values())

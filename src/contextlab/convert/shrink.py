@@ -14,14 +14,13 @@ import torch
 from contextlab.convert.base import Change, Conversion
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.heal import heal_model, heal_spec
-from contextlab.convert.methods import as_list, read_data, read_method
+from contextlab.convert.methods import as_list, calibration_of, read_method, tasks_of
 from contextlab.errors import InputError
 from contextlab.files import atomic_folder, present, short, write_record
 from contextlab.models import Model, save_model
 from contextlab.models.io import require_own
 from contextlab.progress import Steps as Progress
 from contextlab.prompt import Task
-from contextlab.registry import lookup
 from contextlab.training import TrainSpec
 
 RECORD = "shrink.json"
@@ -85,11 +84,7 @@ class Shrunk:
 
     def save(self, folder: str | Path, **more: Any) -> Path:
         """Write the model and the record into a folder that is not there yet. more: further keys of the record."""
-        path = Path(folder)
-        with atomic_folder(path) as temporary:
-            save_model(self.model, temporary)
-            write_record(temporary / RECORD, {**more, **self.record()})
-        return path
+        return save_converted(self.model, folder, RECORD, {**more, **self.record()})
 
 
 def shrink(
@@ -124,13 +119,11 @@ def shrink(
     if options and len(given) > 1:
         raise InputError(f"shrink: options {', '.join(options)} are of which method? write them as 'NAME:option=value'")
     methods = [read_method(each, **options) for each in given]
-    tasks = [] if isinstance(data, Calibration) else [read_data(each, model) for each in as_list(data)]
+    tasks = tasks_of(data, model)
     training = heal_spec(heal) if heal else None
     if training is not None and not tasks:
         raise InputError("heal: on what? give data, a task or text (--data TASK or FILE)")
-    device = next(model.parameters()).device
-    read = Calibration.of_task(tasks, prompts, seed=seed, device=device) if tasks else data
-    assert read is None or isinstance(read, Calibration)
+    read = calibration_of(data, tasks, model, prompts, seed)
     _check(methods, model, read)
     losses = {} if read is None else {"before": read.loss(model)}
     generator = torch.Generator().manual_seed(seed)
@@ -145,13 +138,22 @@ def shrink(
         losses["converted"] = read.loss(made)
     healed = None
     if training is not None:
-        sparse = any(_family(each) == "sparse" for each in methods)
+        sparse = any(each.family == "sparse" for each in methods)
         result = heal_model(made, tasks, training, keep_zeros=sparse, seed=seed, progress=progress)
         last = float(result.history["loss"].iloc[-1]) if len(result.history) else float("nan")
         healed = Healed(result.step, result.seconds, last, result.status)
         assert read is not None
         losses["healed"] = read.loss(made)
     return Shrunk(made, steps, losses, "" if read is None else read.name, healed)
+
+
+def save_converted(model: Model, folder: str | Path, name: str, record: Mapping[str, Any]) -> Path:
+    """Write a model, and the record of what was done as a file of this name, into a folder that is not there yet."""
+    path = Path(folder)
+    with atomic_folder(path) as temporary:
+        save_model(model, temporary)
+        write_record(temporary / name, dict(record))
+    return path
 
 
 def require_free(folder: str | Path) -> None:
@@ -164,18 +166,10 @@ def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None
     """Refuse at once what a later method would refuse after the work of those before it."""
     spec = model.spec
     for each in methods:
-        if "models" in each.needs or _family(each) == "growth":
+        if "models" in each.needs or each.family == "growth":
             raise InputError(f"{each.name}: makes no model smaller; use `contextlab merge`, `convert.merge`")
         if "calibration" in each.needs and data is None:
             raise InputError(f"{each.name}: needs data to calibrate on; give a task or text (--data TASK or FILE)")
         spec = each.plan(spec)
     if data is not None:
         data.check(model)
-
-
-def _family(method: Conversion) -> str:
-    """The family that a conversion is registered with; "" where it is not."""
-    try:
-        return lookup("conversion", method.name).family
-    except InputError:
-        return ""

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from contextlab.convert.divergence import kl
 from contextlab.errors import InputError
 from contextlab.models.stack import Model, Within
 from contextlab.prompt import Learner, Prompt, Task, wide
@@ -216,10 +216,7 @@ class TeacherTask(_OfTeacher):
             square = (answer - wanted).square().mean(-1)
             return (square * prompt.scored).sum() / (count * self.scales[0])
         heat = self.distil.temperature
-        each = F.kl_div(
-            (answer / heat).log_softmax(-1), (wanted / heat).log_softmax(-1), reduction="none", log_target=True
-        ).sum(-1)
-        return heat**2 * (each * prompt.scored).sum() / count
+        return heat**2 * (kl(wanted / heat, answer / heat) * prompt.scored).sum() / count
 
     def errors(self, prediction: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         """Those of the task, [B, T]."""

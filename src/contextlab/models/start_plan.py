@@ -254,21 +254,26 @@ def _require_ends(model: Model, added: Sequence[int]) -> None:
 
 
 def require_identity(model: Model, added: Sequence[int]) -> None:
-    """Read some vectors by each added block, which must leave them as they are."""
-    parameter = next(model.parameters())
-    generator = torch.Generator(parameter.device).manual_seed(0)
-    shape = (1, 4, model.spec.width)
-    x = torch.randn(shape, generator=generator, dtype=parameter.dtype, device=parameter.device)
-    tokens = torch.zeros(shape[:2], dtype=torch.int64, device=parameter.device)
+    """Raises InputError for a block, of those added, that is not the identity."""
     for index in added:
         block = model.blocks[index]
         if block.reads_shared:
             continue  # attention, which ends in its out_proj, on keys that are not at hand here
-        with torch.no_grad():
-            y, _ = block(x, None, None, False, x, tokens if model.spec.read_in == "token" else None)
-        if not torch.equal(x, y):
+        if not is_identity(model, index):
             kind = type(block.mixer).__name__
             raise InputError(
                 f"init: 'zero': a block of mixer {kind} adds more than its output projection (out_proj) gives, so that "
                 "it is never the identity; take 'copied' or 'fresh'"
             )
+
+
+@torch.no_grad()
+def is_identity(model: Model, index: int) -> bool:
+    """Whether a block, which makes its own keys, leaves some random vectors as they are."""
+    parameter = next(model.parameters())
+    generator = torch.Generator(parameter.device).manual_seed(0)
+    shape = (1, 4, model.spec.width)
+    x = torch.randn(shape, generator=generator, dtype=parameter.dtype, device=parameter.device)
+    tokens = torch.zeros(shape[:2], dtype=torch.int64, device=parameter.device)
+    y, _ = model.blocks[index](x, None, None, False, x, tokens if model.spec.read_in == "token" else None)
+    return torch.equal(x, y)

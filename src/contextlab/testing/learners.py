@@ -184,7 +184,7 @@ def _tensors(prompt: Prompt) -> Iterator[tuple[str, Tensor]]:
 def options(component: Component) -> None:
     """On prompts of the task that it stands beside, with its options there, or with one other of them changed."""
     learner: Any = component.build()
-    entry = next((each for each in registry.entries("learner") if each.factory is type(learner)), None)
+    entry = registry.entry_of("learner", learner)
     if entry is None or not all(hasattr(learner, parameter.name) for parameter in entry.parameters):
         return
     now = {parameter.name: getattr(learner, parameter.name) for parameter in entry.parameters}

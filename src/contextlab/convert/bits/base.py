@@ -12,9 +12,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from contextlab import registry
-from contextlab.convert.base import Change, Conversion, Converted, copied, relative_error
+from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import by_block, chosen_layers, planned_layers
+from contextlab.convert.layers import chosen_layers, planned_layers, read_by_block
 from contextlab.errors import InputError
 from contextlab.mixers.forms import LinearForm
 from contextlab.models import LinearSpec, Model, ModelSpec, with_forms
@@ -59,8 +59,7 @@ class ToForm(Conversion):
         found = chosen_layers(made, self.layers)
         forms: dict[str, LinearForm] = {}
         lines = []
-        for names in by_block(found):
-            moments = {} if data is None else data.inputs_of(made, names)
+        for names, moments in read_by_block(made, found, data):
             for name in names:
                 layer = found[name]
                 forms[name] = self._made(layer, moments.get(name))
@@ -73,18 +72,15 @@ class ToForm(Conversion):
     def _made(self, layer: nn.Linear, moment: Tensor | None) -> LinearForm:
         name, options = self.form()
         kind: type[LinearForm] = registry.lookup("linear", name).factory  # type: ignore[assignment]
-        form = kind.empty(layer.in_features, layer.out_features, layer.bias is not None, **options)
-        form = form.to(device=layer.weight.device, dtype=layer.weight.dtype).eval()
-        if layer.bias is not None and form.bias is not None:
-            form.bias.copy_(layer.bias)
+        form = kind.beside(layer.weight, layer.bias, **options).eval()
         self.fill(form, layer.weight, moment)
         return form
 
     def _line(self, name: str, layer: nn.Linear, form: LinearForm, error: float, of: str) -> Change:
-        own = 0 if layer.bias is None else layer.bias.nbytes
-        size = sum(each.nbytes for each in form.state_dict().values())
+        before, size = module_nbytes(layer), module_nbytes(form)
+        own = before - layer.weight.nbytes
         did = f"{self.form()[0]}, {8 * (size - own) / layer.weight.numel():.3g} bits a weight"
-        return Change(name, did, error, of, layer.weight.nbytes + own, size)
+        return Change(name, did, error, of, before, size)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from contextlab.convert.base import Change, Conversion, Converted
+from contextlab.convert.base import Change, Conversion, Converted, module_nbytes
 from contextlab.convert.calibration import Calibration
 from contextlab.errors import InputError
 from contextlab.mixers.forms import RoundedForm
@@ -37,7 +37,6 @@ class Pack(Conversion):
         lines = []
         for name, before in model.named_modules():
             if isinstance(before, RoundedForm) and before.latent:
-                sizes = [sum(each.nbytes for each in form.state_dict().values())
-                         for form in (before, made.get_submodule(name))]  # fmt: skip
+                sizes = [module_nbytes(form) for form in (before, made.get_submodule(name))]
                 lines.append(Change(name, "packed", 0.0, "weights", *sizes))
         return Converted(made, lines)

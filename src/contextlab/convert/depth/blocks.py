@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,25 +70,35 @@ def check_count(spec: ModelSpec, count: int, what: str = "count") -> None:
         raise InputError(f"{what}: of {spec.depth} blocks at most {most} can go, got {count}")
 
 
-@torch.no_grad()
 def influences(model: Model, data: Calibration) -> list[float]:
     """How far each block turns the stream: 1 - the mean over tokens of cos(before, after) (2403.03853, eq. 1).
 
     Of a block that is applied many times (looped or shared) over all its times.
     """
+    return list(turns(model, data, dict(enumerate(model.blocks))).values())
+
+
+@torch.no_grad()
+def turns(model: Model, data: Calibration, parts: Mapping[int, nn.Module]) -> dict[int, float]:
+    """How far each part turns what it is given first: 1 - the mean over tokens of cos(before, after), by its number.
+
+    parts: modules of the model that give a tensor, or one first of several. One that is called many times, or stands
+    under several numbers, is told over all its calls.
+    """
     sums: dict[int, list[float]] = {}
 
-    def note(block: nn.Module, given: tuple[Tensor, ...], got: tuple[Tensor, object]) -> None:
-        cosines = torch.cosine_similarity(given[0].double(), got[0].double(), dim=-1)
-        total = sums.setdefault(id(block), [0.0, 0.0])
+    def note(part: nn.Module, given: tuple[Tensor, ...], got: Any) -> None:
+        after = got if isinstance(got, Tensor) else got[0]
+        cosines = torch.cosine_similarity(given[0].double(), after.double(), dim=-1)
+        total = sums.setdefault(id(part), [0.0, 0.0])
         total[0] += float(cosines.sum())
         total[1] += cosines.numel()
 
-    hooks = [block.register_forward_hook(note) for block in {id(b): b for b in model.blocks}.values()]
+    hooks = [part.register_forward_hook(note) for part in {id(each): each for each in parts.values()}.values()]
     try:
         for prompt, _ in data.on(model):
             answer(model, prompt)
     finally:
         for hook in hooks:
             hook.remove()
-    return [1 - sums[id(block)][0] / sums[id(block)][1] for block in model.blocks]
+    return {number: 1 - sums[id(part)][0] / sums[id(part)][1] for number, part in parts.items()}

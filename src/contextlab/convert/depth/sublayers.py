@@ -8,15 +8,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeInt
-from torch import Tensor, nn
+from torch import nn
 
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.depth.blocks import may_go, of_layers, set_blocks
+from contextlab.convert.depth.blocks import may_go, of_layers, set_blocks, turns
 from contextlab.errors import InputError
 from contextlab.mixers.static.none import NoMixer
 from contextlab.models import LayerSpec, Model, ModelSpec
-from contextlab.models.answer import answer
 from contextlab.registry import register
 
 Part = Literal["mixer", "mlp"]
@@ -79,8 +78,8 @@ class DropSublayers(Conversion):
     def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:
         """See `Conversion.apply`."""
         assert data is not None
-        turns = sublayer_influences(model, data, self.what)
-        gone = sorted(sorted(self._free(model.spec), key=lambda i: turns[i])[: self.count])
+        far = sublayer_influences(model, data, self.what)
+        gone = sorted(sorted(self._free(model.spec), key=lambda i: far[i])[: self.count])
         made, lines = copied(model), []
         for i in gone:
             block: Any = made.blocks[i]
@@ -89,31 +88,15 @@ class DropSublayers(Conversion):
                 block.mixer, block.mixer_norm = NoMixer(model.spec.width).eval(), nn.Identity()
             else:
                 block.mlp = block.mlp_norm = block.mlp_residual = None
-            lines.append(Change(f"blocks.{i}.{self.what}", "dropped", turns[i], "direction", size, 0))
+            lines.append(Change(f"blocks.{i}.{self.what}", "dropped", far[i], "direction", size, 0))
         set_blocks(made, self._without(model.spec, gone), list(made.blocks))
         return Converted(made, lines)
 
 
-@torch.no_grad()
 def sublayer_influences(model: Model, data: Calibration, what: Part) -> dict[int, float]:
     """By a block's number, how far its mixer or MLP turns the stream: 1 - the mean of cos(x, x + f(norm(x)))."""
-    sums: dict[int, list[float]] = {}
-
-    def note(residual: nn.Module, given: tuple[Tensor, ...], after: Tensor) -> None:
-        cosines = torch.cosine_similarity(given[0].double(), after.double(), dim=-1)
-        total = sums.setdefault(id(residual), [0.0, 0.0])
-        total[0] += float(cosines.sum())
-        total[1] += cosines.numel()
-
     parts = {i: part for i, block in enumerate(model.blocks) if (part := getattr(block, f"{what}_residual", None))}
-    hooks = [part.register_forward_hook(note) for part in {id(each): each for each in parts.values()}.values()]
-    try:
-        for prompt, _ in data.on(model):
-            answer(model, prompt)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {i: 1 - sums[id(part)][0] / sums[id(part)][1] for i, part in parts.items()}
+    return turns(model, data, parts)
 
 
 def _has(spec: ModelSpec, layer: LayerSpec, what: Part) -> bool:

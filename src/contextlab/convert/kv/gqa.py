@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from pydantic import PositiveInt
-from torch import Tensor
 
 from contextlab.convert.base import Conversion, Converted
 from contextlab.convert.calibration import Calibration
@@ -16,6 +15,7 @@ from contextlab.errors import InputError, nearest_divisor
 from contextlab.mixers.softmax.base import AttentionMixer
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model
+from contextlab.models.start_plan import AVERAGED, average_heads
 from contextlab.registry import register
 
 
@@ -63,14 +63,7 @@ class Gqa(Conversion):
             assert isinstance(made, AttentionMixer)
             weights = made.state_dict()
             for name, tensor in old.state_dict().items():
-                by_head = name.startswith("qkv_proj.") or name == "conv.weight"
-                weights[name].copy_(self._merged(old, tensor) if by_head else tensor)
+                by_head = f"mixer.{name}" in AVERAGED
+                weights[name].copy_(average_heads(tensor, old, made) if by_head else tensor)
             words[i] = f"{old.kv_heads} key heads to {self.kv_heads}, averaged"
         return Converted(new, changes_of(model, new, words, data))
-
-    def _merged(self, old: AttentionMixer, rows: Tensor) -> Tensor:
-        """Rows [(H + 2 Hkv) d, ...] -> the same with the groups' keys and values averaged."""
-        sizes = [count * old.head_dim for count in (old.heads, old.kv_heads, old.kv_heads)]
-        q, *rest = rows.split(sizes)
-        means = (part.unflatten(0, (self.kv_heads, -1, old.head_dim)).mean(1).flatten(0, 1) for part in rest)
-        return torch.cat((q, *means))

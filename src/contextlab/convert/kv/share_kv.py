@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from contextlab.convert.base import Change, Conversion, Converted
+from contextlab.convert.base import Change, Conversion, Converted, module_nbytes
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.mixing import LayerChoice, attention_of, choose, mixer_nbytes, rebuilt, with_layers
-from contextlab.convert.teacher import Distil
+from contextlab.convert.mixing import LayerChoice, attention_of, choose, rebuilt, with_layers
+from contextlab.convert.teacher import Distil, mixer_of
 from contextlab.convert.transfer import Stage
 from contextlab.errors import InputError
 from contextlab.mixers.softmax.base import AttentionMixer
@@ -117,7 +117,7 @@ def _lines(model: Model, new: Model, group: Sequence[int], kv: Sequence[Tensor],
             if i == group[0]
             else f"reads those of {group[0]}"
         )
-        before, after = (mixer_nbytes(each, i) for each in (model, new))
+        before, after = (module_nbytes(mixer_of(each, i)) for each in (model, new))
         found.append(
             Change(f"blocks.{i}.mixer", did if len(group) > 1 else "as it was", error, "weights", before, after)
         )

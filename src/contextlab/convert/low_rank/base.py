@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import by_block, chosen_layers, entries, planned_layers
+from contextlab.convert.layers import chosen_layers, entries, planned_layers, read_by_block
 from contextlab.errors import InputError
 from contextlab.mixers.forms.low_rank import LowRank
 from contextlab.models import Model, ModelSpec
@@ -70,8 +70,7 @@ class Factored(Conversion):
         known, ranks = chosen_layers(made, "*"), self._ranks(found)
         forms: dict[str, LowRank] = {}
         lines = []
-        for names in by_block(found):
-            moments = {} if data is None else data.inputs_of(made, names)
+        for names, moments in read_by_block(made, found, data):
             sizes = {} if data is None else self.sizes_of(data, made, names)
             for name in names:
                 layer, before = found[name], found[name].weight.double().clone()
@@ -121,10 +120,7 @@ def _options(ranks: Mapping[str, int]) -> dict[str, dict[str, int]]:
 
 
 def _form(layer: nn.Linear, up: Tensor, down: Tensor) -> LowRank:
-    form = LowRank.empty(layer.in_features, layer.out_features, layer.bias is not None, rank=up.shape[1])
-    form = form.to(device=layer.weight.device, dtype=layer.weight.dtype)
+    form = LowRank.beside(layer.weight, layer.bias, rank=up.shape[1])
     form.up.copy_(up)
     form.down.copy_(down)
-    if layer.bias is not None and form.bias is not None:
-        form.bias.copy_(layer.bias)
     return form

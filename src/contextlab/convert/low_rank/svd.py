@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import by_block, chosen_layers, planned_layers
+from contextlab.convert.layers import chosen_layers, planned_layers, read_by_block
 from contextlab.convert.low_rank.base import Factored, factors
 from contextlab.models import Model, ModelSpec
 from contextlab.registry import register
@@ -117,8 +117,7 @@ class Laser(Conversion):
         """See `Conversion.apply`."""
         made = copied(model)
         found, lines = chosen_layers(made, self.layers), []
-        for names in by_block(found):
-            moments = {} if data is None else data.inputs_of(made, names)
+        for names, moments in read_by_block(made, found, data):
             for name in names:
                 layer, before = found[name], found[name].weight.double().clone()
                 rank = max(1, int(self.keep * min(before.shape) + 1e-9))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import by_block, chosen_layers, entries, planned_layers
+from contextlab.convert.layers import chosen_layers, entries, planned_layers, read_by_block
 from contextlab.convert.sparse.masks import Scope, largest, n_of_m, read_pattern
 from contextlab.errors import InputError
 from contextlab.mixers.forms import LinearForm
@@ -82,8 +82,7 @@ class Sparse(Conversion):
         known, packed = chosen_layers(made, "*"), self._packed(found)
         forms: dict[str, LinearForm] = {}
         lines = []
-        for names in by_block(found):
-            moments = {} if data is None else data.inputs_of(made, names)
+        for names, moments in read_by_block(made, found, data):
             for name in names:
                 layer, before = found[name], found[name].weight.clone()
                 if self._fits(layer):

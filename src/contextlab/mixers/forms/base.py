@@ -45,11 +45,18 @@ class LinearForm(nn.Module, ABC):
         weight: [O, I] float. bias: [O] or None. options: the form's own. It draws nothing: the same weight gives the
         same form.
         """
+        made = cls.beside(weight, bias, **options)
+        made.assign(weight.detach())
+        return made
+
+    @classmethod
+    @torch.no_grad()
+    def beside(cls, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Self:
+        """One that a weight [O, I] is yet to be taken into: of its sizes, dtype and device, with the bias [O]."""
         outputs, inputs = weight.shape
         made = cls.empty(inputs, outputs, bias is not None, **options).to(device=weight.device, dtype=weight.dtype)
         if bias is not None and made.bias is not None:
             made.bias.copy_(bias)
-        made.assign(weight.detach())
         return made
 
     @classmethod
@@ -205,9 +212,9 @@ class RoundedForm(LinearForm):
         y = torch.cat([dense(x, self.rows(at, min(at + at_once, self.out_features))) for at in ends], -1)
         return y if self.bias is None else y + self.bias
 
+    @abstractmethod
     def options(self) -> dict[str, Any]:
         """The options that make it again, but for those of its training."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def packed(self) -> Self:
