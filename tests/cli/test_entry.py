@@ -10,7 +10,7 @@ import pytest
 from contextlab.cli import entry
 
 
-def test_a_reader_that_has_enough_is_no_fault(monkeypatch):
+def test_a_reader_that_has_enough_is_no_fault(monkeypatch, tmp_path):
     """typer and rich end with code 1 then, which says here that a part has failed; a shell has 141 of SIGPIPE."""
 
     def ends(standalone_mode):
@@ -23,8 +23,10 @@ def test_a_reader_that_has_enough_is_no_fault(monkeypatch):
     monkeypatch.setattr(entry, "yield_cores", lambda: None)
     monkeypatch.setattr(entry.signal, "signal", lambda *args: None)
     monkeypatch.setattr(entry.sys, "argv", ["contextlab"])
-    with pytest.raises(SystemExit) as ended:
-        entry.main()
+    with (tmp_path / "out").open("w") as out:  # its descriptor is replaced, and pytest still reads what it captures
+        monkeypatch.setattr(entry.sys, "stdout", out)
+        with pytest.raises(SystemExit) as ended:
+            entry.main()
     assert ended.value.code == 141
 
 
