@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor
 
 from contextlab import registry
@@ -44,6 +45,7 @@ WITHOUT_EFFECT: dict[tuple[str, str, str], str] = {
 
 ANY = "*"
 _ROTARY, _STRUCTURE = "counts beside rotary positions", "counts beside the structure of that kind"
+_ALONE = "counts where a token reads more than itself"
 _FIRST = "counts where the first tokens are not kept anyway"
 BESIDE_OTHERS: dict[tuple[str, str, str], str] = {
     ("mlp", ANY, "blocks"): _STRUCTURE,
@@ -57,7 +59,10 @@ BESIDE_OTHERS: dict[tuple[str, str, str], str] = {
     ("mixer", "mamba2", "heads"): "given head_dim it says the same again, or is refused",
     ("mixer", "mamba3", "heads"): "given head_dim it says the same again, or is refused",
     ("mixer", "multi_scale_window", "kv_heads"): "of four heads each has keys of its own",
+    ("mixer", "sliding_window", "dilation"): _ALONE,
+    ("mixer", "sliding_window", "position"): _ALONE,
     ("mixer", "sse", "balance"): "counts where not all partitions are read",
+    ("mixer", "sse", "layout"): "counts where not all partitions are read, and there for how many operations",
     ("policy", ANY, "sinks"): _FIRST,
     ("policy", "ada_kv", "every"): "counts for policies that evict later, too",
     ("policy", "ada_kv", "floor"): "counts where a head would be left with less",
@@ -239,6 +244,10 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+_ROUNDING = 1e-13
+"""What is closer than this, absolutely or relatively, is the same number of float64."""
+
+
 def differ(first: Iterable[Any], second: Iterable[Any]) -> bool:
     """Whether two series of marks differ; no more is computed than is needed to tell."""
     end = object()
@@ -246,10 +255,16 @@ def differ(first: Iterable[Any], second: Iterable[Any]) -> bool:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two marks are equal: tensors bit by bit, and what holds tensors part by part."""
+    """Whether two marks are equal, of float64 but for rounding, which is another on each machine.
+
+    What holds tensors is compared part by part.
+    """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        alike = a.shape == b.shape and a.dtype == b.dtype
-        return alike and bool(((a == b) | (a != a) & (b != b)).all())  # NaN is NaN
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if a.dtype == torch.float64:
+            return torch.allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
+        return bool(((a == b) | (a != a) & (b != b)).all())  # NaN is NaN
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
