@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from contextlab.evaluation.breakdown import breakdown
 from contextlab.evaluation.cost import cost, static_cost
+from contextlab.evaluation.cost_pair import Timed, time_pair
 from contextlab.evaluation.evaluate import evaluate, evaluate_learners, predict
 from contextlab.evaluation.measure import Measured, measure, measure_learners
 from contextlab.evaluation.results import COLUMNS, mean_over_shots, read_results, summarise, write_results
@@ -20,6 +21,7 @@ __all__ = [
     "CompressSpec",
     "EvaluateSpec",
     "Measured",
+    "Timed",
     "breakdown",
     "cost",
     "evaluate",
@@ -35,5 +37,6 @@ __all__ = [
     "similarity",
     "static_cost",
     "summarise",
+    "time_pair",
     "write_results",
 ]

@@ -148,7 +148,7 @@ def measure(job: dict[str, Any]) -> dict[str, list[float]]:
         model = build_model(ModelSpec.parse(job["spec"]))
     model = model.to(device).eval()
     length, batch = job["length"], job["batch"]
-    inputs = _inputs(model, batch, length, device)
+    inputs = drawn_inputs(model, batch, length, device)
     step = inputs[:, :1]
     model.read(step, model.read(inputs[:, : min(8, length)])[1])  # first calls load kernels
 
@@ -162,7 +162,7 @@ def measure(job: dict[str, Any]) -> dict[str, list[float]]:
 
     prefill, decode = [], []
     for _ in range(job["repeats"]):
-        prefill.append(_seconds(lambda: model.read(inputs), device))
+        prefill.append(seconds_of(lambda: model.read(inputs), device))
         after = state
 
         def decoding() -> None:
@@ -170,7 +170,7 @@ def measure(job: dict[str, Any]) -> dict[str, list[float]]:
             for _ in range(DECODED):
                 after = model.read(step, after)[1]
 
-        decode.append(_seconds(decoding, device) / DECODED)
+        decode.append(seconds_of(decoding, device) / DECODED)
     return {
         "parameters": [model.parameter_count],
         "flops": [model.flops(length)],
@@ -181,7 +181,8 @@ def measure(job: dict[str, Any]) -> dict[str, list[float]]:
     }
 
 
-def _inputs(model: Model | HuggingFaceModel, batch: int, length: int, device: torch.device) -> torch.Tensor:
+def drawn_inputs(model: Model | HuggingFaceModel, batch: int, length: int, device: torch.device) -> torch.Tensor:
+    """What a model reads, the same each time: token ids [batch, length] or vectors [batch, length, size]."""
     generator = torch.Generator(device).manual_seed(0)
     size = model.spec.input_size or 1
     if model.spec.read_in == "token":
@@ -189,7 +190,8 @@ def _inputs(model: Model | HuggingFaceModel, batch: int, length: int, device: to
     return torch.randn(batch, length, size, generator=generator, device=device)
 
 
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """How long a piece of work takes, until the device is done with it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
