@@ -137,6 +137,9 @@ def test_heads_of_odd_size_turned_in_part() -> None:
     torch.testing.assert_close(rope(odd_step, torch.arange(5)), rope(odd_step.contiguous(), torch.arange(5)))
 
 
+RISING = [1 + j / 4 for j in range(32)]
+
+
 @pytest.mark.parametrize(
     ("scaling", "theirs"),
     [
@@ -167,6 +170,16 @@ def test_heads_of_odd_size_turned_in_part() -> None:
             },
         ),
         ({"kind": "p_rope", "keep": 0.25}, {"rope_type": "proportional", "partial_rotary_factor": 0.25}),
+        (
+            {"kind": "longrope", "factor": 8.0, "factors": RISING, "original_length": 2048},
+            {
+                "rope_type": "longrope",
+                "factor": 8.0,
+                "long_factor": RISING,
+                "short_factor": RISING,
+                "original_max_position_embeddings": 2048,
+            },
+        ),
     ],
 )
 def test_scaled_frequencies_are_those_of_transformers(scaling: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -197,6 +210,7 @@ def test_ntk_divides_the_lowest_frequency_by_the_factor_and_leaves_the_highest()
             {"kind": "llama3", "factor": 4.0, "original_length": 32, "slow": 8},
             "slow: 8 turns are not fewer than fast = 4",
         ),
+        ({"kind": "longrope", "factor": 2.0, "original_length": 8}, "factors: longrope needs one for each pair"),
         ({"kind": "linaer"}, "did you mean 'linear'?"),
     ],
 )

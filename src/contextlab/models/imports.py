@@ -191,7 +191,15 @@ def _scaling(config: Any, source: str) -> dict[str, Any]:
             "sharpen": "attention_factor",
             "original_length": "original_max_position_embeddings",
         },
+        "longrope": {
+            "factor": "factor",
+            "factors": "long_factor",
+            "sharpen": "attention_factor",
+            "original_length": "original_max_position_embeddings",
+        },
     }
+    if kind == "longrope" and rope.get("long_factor") != rope.get("short_factor"):
+        kind = "longrope with other factors for short texts than for long ones"
     if kind not in names or (kind == "yarn" and not rope.get("truncate", True)):
         raise InputError(
             f"{source}: rotary positions of type {kind!r} with these options cannot be imported natively (known: "
@@ -199,6 +207,8 @@ def _scaling(config: Any, source: str) -> dict[str, Any]:
             "transformers"
         )
     found = {ours: rope[theirs] for ours, theirs in names[kind].items() if rope.get(theirs) is not None}
+    if kind == "longrope":
+        found.setdefault("factor", max(1.0, config.max_position_embeddings / found["original_length"]))
     if kind == "yarn":
         found = {
             name: value for name, value in found.items() if value or name not in ("slow", "fast")

@@ -25,6 +25,7 @@ from contextlab.ops.neighbourhood import neighbourhood_attention
 from contextlab.ops.position import (
     RopeScaling,
     alibi_slopes,
+    halves_of_pairs,
     pairs_of_halves,
     rope,
     rope_frequencies,
@@ -67,6 +68,7 @@ __all__ = [
     "fenwick_levels",
     "gated_delta_rule",
     "gla",
+    "halves_of_pairs",
     "in_pieces",
     "kda",
     "landmark_attention",

@@ -46,21 +46,27 @@ class RopeScaling(Spec):
         lowest frequency is divided by it (NTK-aware); "yarn" divides those that turn less than `slow` times in the
         original length, leaves those that turn more than `fast` times, with a ramp between, and sharpens attention
         (2309.00071); "llama3" does so with turns `slow` and `fast` of 1 and 4 and a ramp in the frequency (Llama 3.1);
-        "p_rope" turns only the part `keep` of the pairs that turn fastest, and the rest not at all (2410.06205).
+        "p_rope" turns only the part `keep` of the pairs that turn fastest, and the rest not at all (2410.06205);
+        "longrope" divides each by its own factor and sharpens attention (LongRoPE, 2402.13753). The paper's first
+        tokens that keep their plain angles are left out: places are those in a padded row, so that what a model answers
+        would depend on the padding.
     factor: length wanted over the original one.
-    original_length: tokens of the training; for yarn and llama3.
+    original_length: tokens of the training; for yarn, llama3 and longrope.
     slow, fast: turns; default 1 and 32 for yarn, 1 and 4 for llama3.
-    sharpen: factor of the rotated queries and keys; None is 0.1 log(factor) + 1 for yarn, else 1.
+    sharpen: factor of the rotated queries and keys; None is 0.1 log(factor) + 1 for yarn, for longrope
+        sqrt(1 + log(factor) / log(original_length)), else 1.
     keep: part of the pairs that p_rope turns.
+    factors: of longrope, one for each pair, those that turn fastest first.
     """
 
-    kind: Literal["linear", "ntk", "yarn", "llama3", "p_rope"]
+    kind: Literal["linear", "ntk", "yarn", "llama3", "p_rope", "longrope"]
     factor: Annotated[float, Field(ge=1)] = 1.0
     original_length: PositiveInt | None = None
     slow: PositiveFloat | None = None
     fast: PositiveFloat | None = None
     sharpen: PositiveFloat | None = None
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
+    factors: tuple[PositiveFloat, ...] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> RopeScaling:
@@ -70,12 +76,15 @@ class RopeScaling(Spec):
             "yarn": {"factor", "original_length", "slow", "fast", "sharpen"},
             "llama3": {"factor", "original_length", "slow", "fast"},
             "p_rope": {"keep"},
+            "longrope": {"factor", "factors", "original_length", "sharpen"},
         }[self.kind]
         stray = [name for name in sorted(self.model_fields_set - used - {"kind"}) if getattr(self, name) is not None]
         if stray:
             raise InputError(f"{stray[0]}: {self.kind} does not take it; it takes {', '.join(sorted(used))}")
         if "original_length" in used and self.original_length is None:
             raise InputError(f"original_length: {self.kind} needs the tokens of the training, for example 8192")
+        if self.kind == "longrope" and not self.factors:
+            raise InputError("factors: longrope needs one for each pair of rotated dimensions")
         slow, fast = self.turns()
         if slow >= fast:
             raise InputError(f"slow: {slow:g} turns are not fewer than fast = {fast:g}; the usual are 1 and {fast:g}")
@@ -114,6 +123,11 @@ def _frequencies(size: int, base: float, scaling: RopeScaling | None) -> tuple[T
             )
         return torch.where(torch.arange(size // 2, device=cpu) < kept, plain, 0.0), 1.0
     length, (slow, fast) = scaling.original_length or 1, scaling.turns()
+    if scaling.factors is not None:
+        if len(scaling.factors) != size // 2:
+            raise InputError(f"factors: {len(scaling.factors)} of them for {size // 2} pairs of rotated dimensions")
+        factors = torch.tensor(scaling.factors, dtype=torch.float64, device=cpu)
+        return plain / factors, scaling.sharpen or longrope_temperature(scaling.factor, length)
     if scaling.kind == "llama3":
         turns = length * plain / (2 * math.pi)
         ramp = ((turns - slow) / (fast - slow)).clamp(0, 1)  # 0: divided, 1: as it was
@@ -128,6 +142,19 @@ def _frequencies(size: int, base: float, scaling: RopeScaling | None) -> tuple[T
     ramp = ((torch.arange(size // 2, dtype=torch.float64, device=cpu) - low) / ((high - low) or 0.001)).clamp(0, 1)
     sharpen = scaling.sharpen or 0.1 * math.log(scaling.factor) + 1.0
     return plain / scaling.factor * ramp + plain * (1 - ramp), sharpen
+
+
+def rope_factors(size: int, base: float, scaling: RopeScaling) -> list[float]:
+    """By what a scaling divides the frequency of each pair, those that turn fastest first."""
+    return (rope_frequencies(size, base)[0] / rope_frequencies(size, base, scaling)[0]).tolist()
+
+
+def longrope_temperature(factor: float, length: int) -> float:
+    """By what LongRoPE multiplies rotated queries and keys: sqrt(1 + log(factor) / log(length)), 1 for no extension.
+
+    factor: length wanted over the original one. length: the original one; of one token it is 1.
+    """
+    return math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 and length > 1 else 1.0
 
 
 def rope_table(
@@ -235,6 +262,11 @@ def pairs_of_halves(x: Tensor, size: int) -> Tensor:
     x: [..., D]. size: number of turned dimensions, even, at most D. Returns [..., D].
     """
     return torch.cat([x[..., :size].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2), x[..., size:]], -1)
+
+
+def halves_of_pairs(x: Tensor, size: int) -> Tensor:
+    """The inverse of `pairs_of_halves`: of dimensions 2j and 2j + 1 a pair, j and j + size / 2. x: [..., D]."""
+    return torch.cat([x[..., :size].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), x[..., size:]], -1)
 
 
 def alibi_slopes(heads: int) -> Tensor:
