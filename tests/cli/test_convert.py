@@ -28,6 +28,7 @@ def test_the_command_writes_a_model_and_tells_what_it_cost(call, tmp_path, monke
         "associative_recall",
         "state at 1,024 tokens",
         "top-1",
+        "prefill of 256 tokens",
         "Model and record: new",
     ):
         assert words in out
@@ -41,7 +42,7 @@ def test_the_command_writes_a_model_and_tells_what_it_cost(call, tmp_path, monke
 def test_a_conversion_without_training_is_exact_where_it_can_be(call, tmp_path):
     model = teacher().float()
     save_model(model, tmp_path / "old")
-    code, out, _ = call("convert", "old", "--to", "window:window=32,sinks=0", "--out", "new")
+    code, out, _ = call("convert", "old", "--to", "window:window=32,sinks=0", "--out", "new", "--time", "0")
     assert (code, "window of 32 tokens" in out) == (0, True)
     with torch.no_grad():
         torch.testing.assert_close(load_model(tmp_path / "new").eval()(tokens()), model(tokens()))
@@ -49,7 +50,7 @@ def test_a_conversion_without_training_is_exact_where_it_can_be(call, tmp_path):
 
 def test_stages_are_read_and_what_is_wrong_is_told_in_one_line(call, tmp_path):
     save_model(teacher().float(), tmp_path / "old")
-    start = ("convert", "old", "--to", "gla", "--data", DATA, "--prompts", "4", "--set", "batch=4")
+    start = ("convert", "old", "--to", "gla", "--data", DATA, "--prompts", "4", "--set", "batch=4", "--time", "0")
     code, _, _ = call(
         *start, "--budget", "3", "--stage", "attention=1", "--stage", "logits=1,task=0.5,temperature=2,share=2",
         "--out", "new",
@@ -70,12 +71,55 @@ def test_stages_are_read_and_what_is_wrong_is_told_in_one_line(call, tmp_path):
     assert (code, "is there already" in err) == (2, True)
 
 
-def test_a_folder_of_transformers_is_imported_first(call, tmp_path):
-    pytest.importorskip("transformers", minversion="5")
+def test_a_recipes_model_says_what_layers_become(call, tmp_path):
+    save_model(teacher().float(), tmp_path / "old")
+    layers = {"keep": ["attention", "sliding_window"], "deep": ["attention"]}
+    models = "".join(
+        f"  {name}: {{spec: {{width: 8, depth: {2 if name == 'keep' else 3}, heads: 2, layers: {json.dumps(each)}}}}}\n"
+        for name, each in layers.items()
+    )
+    task = "  recall: {task: associative_recall, options: {vocabulary: 12, pairs: 3, length: 16}}\n"
+    (tmp_path / "mine.yaml").write_text(f"name: mine\ntasks:\n{task}models:\n{models}train: {{steps: 1}}\n")
+    start = ("convert", "old", "--time", "0", "--to")
+    code, out, err = call(*start, "mine.yaml:keep", "--out", "new")
+    assert (code, err) == (0, "")
+    assert "window of 64 tokens" in out
+    assert [each.mixer for each in load_model(tmp_path / "new").spec.pattern()] == ["attention", "sliding_window"]
+    assert call(*start, "new", "--out", "again")[0] == 0  # as a saved model has them
+    for to, message in (
+        ("mine.yaml", "mine.yaml: has the models deep, keep; give one as mine.yaml:MODEL"),
+        ("mine.yaml:deep", "to: the other model has 3 layers, this one 2"),
+        ("mine.yaml:kep", "did you mean 'keep'"),
+        ("none.yaml", "none.yaml: no such file"),
+        ("gatd_delta_net", "did you mean 'gated_delta_net'"),
+    ):
+        code, _, err = call(*start, to, "--out", "other")
+        assert (code, message in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_a_folder_of_transformers_comes_back_as_one(call, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers", minversion="5.20")
+    monkeypatch.setenv("COLUMNS", "80")
     theirs = checkpoint("qwen2", tmp_path / "theirs", torch.float32)
-    code, _, err = call("convert", "theirs", "--to", "window:window=32", "--out", "new")
+    code, out, err = call("convert", "theirs", "--to", "window:window=32,sinks=0", "--out", "new", "--time", "8")
     assert code == 0, err
+    assert "Also as transformers' qwen2, in the folder transformers of it" in out
+    assert "decode of a token after them" in out
+    assert max(map(len, out.splitlines())) <= 80
+    record = json.loads((tmp_path / "new" / "convert.json").read_text())
+    assert record["transformers"] == {"architecture": "qwen2"}
+    assert [each["what"] for each in record["times"]] == ["prefill", "decode"]
+    made = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "new" / "transformers").eval()
     x = torch.randint(3, V, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs(x, use_cache=False).logits
-        torch.testing.assert_close(load_model(tmp_path / "new").eval()(x), expected, rtol=1e-4, atol=1e-4)
+        for logits in (load_model(tmp_path / "new").eval()(x), made(x).logits):
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    # What was made of it is known to come from there, too, and what they cannot hold is told.
+    code, out, _ = call("shrink", "new", "--method", "magnitude", "--out", "zeros", "--time", "0")
+    assert (code, "Also as transformers' qwen2" in out, "times as long" in out) == (0, True, False)
+    code, out, _ = call("shrink", "zeros", "--method", "rtn:bits=8", "--out", "bits", "--time", "0")
+    assert (code, "Not written for transformers: weights of layer 0 are stored" in out) == (0, True)
+    assert not (tmp_path / "bits" / "transformers").exists()
+    record = json.loads((tmp_path / "bits" / "shrink.json").read_text())
+    assert (list(record["transformers"]), record["times"], len(record["state"])) == (["why_not"], [], 2)

@@ -102,6 +102,9 @@ def test_the_command_writes_a_model_and_a_record(call, tmp_path):  # noqa: F811
     assert record["source"] == "mine"
     assert len(record["steps"][0]["lines"]) == len(linear_layers(model))
     assert set(record["losses"]) == {"before", "converted", "healed"}
+    assert [each["what"] for each in record["times"]] == ["prefill", "decode"]
+    assert (record["compared"][0]["prompts"], "transformers" in record) == (64, False)
+    assert record["state"]["1024"] == [model.state_nbytes(1024)] * 2
     code, _, err = call(*arguments)
     assert code == 2
     assert "small: is there already; remove it or choose another name" in err

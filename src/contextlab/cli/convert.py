@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,15 +10,17 @@ import typer
 from rich.markup import escape
 
 from contextlab.cli.arguments import read_lengths
+from contextlab.cli.converted import TIMED, TimeOption, TransformersOption, finish, show_bytes, show_compared
 from contextlab.cli.shared import PARTS, PluginOption, SetOption, console, load_components
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
+from contextlab.files import present
 from contextlab.memory import LARGEST_WHOLE
-from contextlab.words import bytes_in_words, counted
+from contextlab.words import counted
 
 if TYPE_CHECKING:
+    from contextlab.convert.base import Conversion
     from contextlab.convert.conversion import Transferred
-    from contextlab.convert.divergence import Compared
     from contextlab.convert.transfer import Stage
 
 
@@ -29,7 +30,12 @@ def convert(
         typer.Argument(help="A saved model, a run, a checkpoint, a transformers folder that is imported."),
     ],
     to: Annotated[
-        str, typer.Option("--to", metavar="MIXER|METHOD[:KEY=VALUE,...]", help="What attention layers become.")
+        str,
+        typer.Option(
+            "--to",
+            metavar="MIXER|METHOD[:KEY=VALUE,...]|RECIPE:MODEL",
+            help="What attention layers become; of a recipe's or a run's model, what stands at their place there.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the new model and convert.json; it must not be there yet.")],
     layers: Annotated[
@@ -65,6 +71,8 @@ def convert(
     ] = "1k,16k",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Of prompts and of what is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    time: TimeOption = TIMED,
+    transformers: TransformersOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Make attention layers of a trained model another mixer, let it learn from the old one, and say what it cost.
@@ -81,21 +89,37 @@ def convert(
     """
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.convert.conversion import convert as run
-    from contextlab.convert.shrink import require_free
+    from contextlab.convert.saving import require_free
     from contextlab.experiments import find_own_model
     from contextlab.training.distributed import resolve
 
     require_free(out)
     loaded = find_own_model(model, resolve(device))
+    target, layers = _target(to, layers)
     aside = out.with_name(f"{out.name}.stages")
     found = run(
-        loaded, to, data, layers=layers, budget=budget, stages=_stages(stage), train=_settings(sets), prompts=prompts,
-        lengths=read_lengths(lengths), seed=seed, folder=aside, progress=None,
+        loaded, target, data, layers=layers, budget=budget, stages=_stages(stage), train=_settings(sets),
+        prompts=prompts, lengths=read_lengths(lengths), seed=seed, folder=aside, progress=None,
     )  # fmt: skip
-    found.save(out, source=model, seed=seed)
-    shutil.rmtree(aside, ignore_errors=True)
     show(found)
-    console.print(f"Model and record: {out}", soft_wrap=True)
+    finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _target(to: str, layers: str | None) -> tuple[str | Conversion, str | None]:
+    """The conversion or mixer as it is written, or what makes the layers of a recipe's or a run's model; and layers."""
+    from contextlab import registry
+    from contextlab.convert.like import LikeModel
+    from contextlab.experiments.models import find_spec, is_recipe
+
+    name = to.partition(":")[0]
+    known = name in registry.names("conversion") or name in registry.names("mixer")
+    if known or not (is_recipe(to) or present(Path(to)) or present(Path(name))):
+        return to, layers
+    spec = find_spec(to)
+    if layers is not None and layers.startswith("auto"):
+        return LikeModel(target=spec), layers
+    return LikeModel(target=spec, layers=layers or "all"), None
 
 
 def _settings(sets: list[str] | None) -> dict[str, Any]:
@@ -148,17 +172,8 @@ def show(found: Transferred) -> None:
             for each in found.stages
         ]  # fmt: skip
         print_table("training", rows)
-    if found.compared:
-        print_table("the model before and after", [_compared(each) for each in found.compared])
-    sizes = {"weights": found.weights, **{f"state at {n:,} tokens": pair for n, pair in found.state.items()}}
-    rows = [
-        {
-            "bytes": name, "before": bytes_in_words(before), "after": bytes_in_words(after),
-            "share": f"{after / max(1, before):.1%}",
-        }
-        for name, (before, after) in sizes.items()
-    ]  # fmt: skip
-    print_table("", rows)
+    show_compared(found.compared)
+    show_bytes({"weights": found.weights, **{f"state at {n:,} tokens": pair for n, pair in found.state.items()}})
     console.print(
         f"[dim]KL: of the old model's predictions to the new one's, nats; top-1: where both think the same token "
         f"likeliest. {counted(len(found.layers), 'layer')} changed, in {found.seconds:.3g} s.[/dim]"
@@ -177,11 +192,3 @@ def _changes(found: Transferred) -> list[dict[str, str]]:
         layers = ", ".join(line.layer.split(".")[1] for line in lines)
         rows.append({"layers": layers, "what was done": escape(did), "error": " to ".join(shown), "of": lines[0].of})
     return rows
-
-
-def _compared(each: Compared) -> dict[str, str]:
-    agreement = "-" if math.isnan(each.agreement) else f"{each.agreement:.1%}"
-    return {
-        "task": each.task, "metric": each.metric, "before": f"{each.before:.4g}", "after": f"{each.after:.4g}",
-        "KL": f"{each.divergence:.4g}", "top-1": agreement,
-    }  # fmt: skip

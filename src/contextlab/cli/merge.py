@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from contextlab.cli.shared import PARTS, PluginOption, console, load_components
+from contextlab.cli.converted import TimeOption, TransformersOption, finish
+from contextlab.cli.shared import PARTS, PluginOption, load_components
 from contextlab.cli.shrink import show
 from contextlab.memory import LARGEST_WHOLE
 
@@ -31,6 +32,8 @@ def merge(
     prompts: Annotated[int, typer.Option(min=1, max=LARGEST_WHOLE, help="Of each task.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Of the prompts.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    time: TimeOption = 0,
+    transformers: TransformersOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Make one model of several of one form, or a deeper one of one, and say how far it is from the first.
@@ -45,7 +48,7 @@ def merge(
     """
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.convert.merge import merge as convert
-    from contextlab.convert.shrink import require_free
+    from contextlab.convert.saving import require_free
     from contextlab.experiments import find_own_model
     from contextlab.training.distributed import resolve
 
@@ -54,6 +57,5 @@ def merge(
     loaded = [find_own_model(each, chosen) for each in models]
     from_ = None if base is None else find_own_model(base, chosen)
     found = convert(loaded, method, data, base=from_, prompts=prompts, seed=seed)
-    found.save(out, source=models, base=base, seed=seed)
     show(found)
-    console.print(f"Model and record: {out}", soft_wrap=True)
+    finish(found, out, loaded[0], models[0], time, transformers, source=models, base=base, seed=seed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from contextlab.cli.converted import TIMED, TimeOption, TransformersOption, finish, show_compared
 from contextlab.cli.shared import PARTS, PluginOption, console, load_components
 from contextlab.cli.tables import print_table
 from contextlab.memory import LARGEST_WHOLE
@@ -45,6 +46,8 @@ def shrink(
     prompts: Annotated[int, typer.Option(min=1, max=LARGEST_WHOLE, help="Of each task, to calibrate on.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Of prompts and of what methods draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    time: TimeOption = TIMED,
+    transformers: TransformersOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Make a trained model smaller, and say what was done to each layer and what it cost.
@@ -56,7 +59,7 @@ def shrink(
       contextlab shrink runs/byte-lm --method magnitude:pattern=2:4 --data notes.txt --heal 200 --out small
     """
     load_components(plugin, (*PARTS, "conversion"))
-    from contextlab.convert.shrink import require_free
+    from contextlab.convert.saving import require_free
     from contextlab.convert.shrink import shrink as convert
     from contextlab.experiments import find_own_model
     from contextlab.training.distributed import resolve
@@ -65,9 +68,8 @@ def shrink(
     loaded = find_own_model(model, resolve(device))
     training = {"steps": heal} | ({} if rate is None else {"learning_rate": rate})
     found = convert(loaded, method, data, heal=training if heal else 0, prompts=prompts, seed=seed, progress=None)
-    found.save(out, source=model, seed=seed)
     show(found)
-    console.print(f"Model and record: {out}", soft_wrap=True)
+    finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
 
 
 def show(found: Shrunk) -> None:
@@ -77,12 +79,16 @@ def show(found: Shrunk) -> None:
         print_table(title, _rows(step.lines), prose=["what was done"])
     share = found.bytes_after / max(1, found.bytes_before)
     console.print(f"weights: {bytes_in_words(found.bytes_before)} -> {bytes_in_words(found.bytes_after)} ({share:.1%})")
+    for length, (before, after) in found.state.items():
+        if after != before:
+            console.print(f"state at {length:,} tokens: {bytes_in_words(before)} -> {bytes_in_words(after)}")
     if found.losses:
         told = ", ".join(f"{when} {loss:.4g}" for when, loss in found.losses.items())
         console.print(f"loss on {escape(found.data)}: {told}", soft_wrap=True)
     if found.healed is not None:
         healed = found.healed
         console.print(f"healing: {counted(healed.steps, 'step')}, {healed.seconds:.3g} s, {healed.status}")
+    show_compared(found.compared)
 
 
 def _rows(lines: list[Change]) -> list[dict[str, str]]:

@@ -21,8 +21,9 @@ from contextlab.convert.heads import Heads
 from contextlab.convert.kv.gqa import Gqa
 from contextlab.convert.kv.mla import Mla
 from contextlab.convert.kv.options import DropPosition, ScaledRope
+from contextlab.convert.kv.reach import Clex, LongRope
 from contextlab.convert.kv.share_kv import ShareKv
-from contextlab.convert.kv.window import Window
+from contextlab.convert.kv.window import LightTransfer, Window
 from contextlab.convert.linearize.feature_maps import T2R, HedgehogConversion
 from contextlab.convert.linearize.gated import Liger, Radlads
 from contextlab.convert.linearize.mamba import MambaInLlama, Mohawk
@@ -49,6 +50,7 @@ __all__ = [
     "Calibration",
     "Change",
     "Channels",
+    "Clex",
     "Conversion",
     "Converted",
     "Distil",
@@ -63,7 +65,9 @@ __all__ = [
     "KeepOutliers",
     "Laser",
     "Liger",
+    "LightTransfer",
     "Linearize",
+    "LongRope",
     "Magnitude",
     "MambaInLlama",
     "MergeBlocks",

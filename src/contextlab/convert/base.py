@@ -61,6 +61,9 @@ class Conversion(ABC):
     places_by_data: ClassVar[bool] = False
     """Whether the data choose which of like layers are changed, so that `plan` is right up to their order."""
 
+    by_data: ClassVar[tuple[str, ...]] = ()
+    """Options of layers whose values the data choose, so that `plan` has others in their place."""
+
     takes: ClassVar[tuple[str, ...] | None] = None
     """Mixers whose layers it changes, where it is for these alone; None: whatever a model is made of."""
 

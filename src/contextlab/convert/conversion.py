@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,7 +18,8 @@ from contextlab.convert.linearize.base import DISTIL
 from contextlab.convert.linearize.plain import Linearize
 from contextlab.convert.methods import calibration_of, tasks_of
 from contextlab.convert.mixing import rebuilt
-from contextlab.convert.shrink import save_converted
+from contextlab.convert.saving import Origin, save_converted
+from contextlab.convert.shrink import LENGTHS, state_bytes
 from contextlab.convert.transfer import Stage, StageResult, share_out, transfer
 from contextlab.errors import InputError, unknown
 from contextlab.models import Model, ModelSpec
@@ -31,7 +32,6 @@ RECORD = "convert.json"
 BUDGET = 600
 """Steps where a conversion needs training and none are given."""
 FAMILIES = ("linearize", "kv")
-LENGTHS = (1024, 16384)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Transferred:
     state: tokens -> bytes of a sequence's state, before and after. weights: bytes, before and after.
     seconds: of all of it, training included.
     """
+
+    file: ClassVar[str] = RECORD
+    """Name of the record in the folder."""
 
     model: Model
     method: str
@@ -82,9 +85,12 @@ class Transferred:
         told["state"] = {str(length): list(pair) for length, pair in self.state.items()}
         return {**told, "weights": list(self.weights), "tokens": self.tokens}
 
-    def save(self, folder: str | Path, **more: Any) -> Path:
-        """Write the model and the record into a folder that is not there yet. more: further keys of the record."""
-        return save_converted(self.model, folder, RECORD, {**more, **self.record()})
+    def save(self, folder: str | Path, *, transformers: Origin = False, **more: Any) -> Path:
+        """Write the model and the record into a folder that is not there yet.
+
+        transformers: see `saving.save_converted`. more: further keys of the record.
+        """
+        return save_converted(self.model, folder, self.file, {**more, **self.record()}, transformers)
 
 
 def convert(
@@ -163,7 +169,7 @@ def convert(
     return Transferred(
         converted.model, method.name, _told(method), changed, converted.lines, results,
         [compare(model, converted.model, task, prompts, seed) for task in tasks], choices,
-        {length: (model.state_nbytes(length), converted.model.state_nbytes(length)) for length in lengths},
+        state_bytes(model, converted.model, lengths),
         (model.weight_nbytes, converted.model.weight_nbytes), time.perf_counter() - began,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ import torch
 from contextlab.convert.base import Conversion
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.methods import calibration_of, read_method, tasks_of
-from contextlab.convert.shrink import Shrunk, Step
+from contextlab.convert.shrink import LENGTHS, Shrunk, Step, state_bytes
 from contextlab.errors import InputError
 from contextlab.models import Model
 from contextlab.models.io import require_own
@@ -59,4 +59,5 @@ def merge(
         read.check(given[0])
         losses = {f"model {i + 1}": read.loss(each) for i, each in enumerate(given)}
         losses["made"] = read.loss(found.model)
-    return Shrunk(found.model, [step], losses, "" if read is None else read.name)
+    state = state_bytes(given[0], found.model, LENGTHS)
+    return Shrunk(found.model, [step], losses, "" if read is None else read.name, state=state)

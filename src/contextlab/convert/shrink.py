@@ -7,23 +7,26 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from contextlab.convert.base import Change, Conversion
 from contextlab.convert.calibration import Calibration
+from contextlab.convert.divergence import Compared, compare
 from contextlab.convert.heal import heal_model, heal_spec
 from contextlab.convert.methods import as_list, calibration_of, read_method, tasks_of
+from contextlab.convert.saving import Origin, save_converted
 from contextlab.errors import InputError
-from contextlab.files import atomic_folder, present, short, write_record
-from contextlab.models import Model, save_model
+from contextlab.models import Model
 from contextlab.models.io import require_own
 from contextlab.progress import Steps as Progress
 from contextlab.prompt import Task
 from contextlab.training import TrainSpec
 
 RECORD = "shrink.json"
+LENGTHS = (1024, 16384)
+"""Tokens at which bytes of state are told."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,20 @@ class Shrunk:
 
     model: in evaluation mode. steps: the methods in order. losses: on the data, where there are any: "before",
         "converted" and, after healing, "healed". data: what was read. healed: the training after the methods.
+    compared: the model before and after all of it, on each task of the data. state: tokens -> bytes of a sequence's
+        state, before and after.
     """
+
+    file: ClassVar[str] = RECORD
+    """Name of the record in the folder."""
 
     model: Model
     steps: list[Step]
     losses: dict[str, float] = field(default_factory=dict)
     data: str = ""
     healed: Healed | None = None
+    compared: list[Compared] = field(default_factory=list)
+    state: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def lines(self) -> list[Change]:
@@ -80,11 +90,16 @@ class Shrunk:
         told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model"}
         plain = {**told, "steps": [dataclasses.asdict(step) for step in self.steps]}
         plain["healed"] = None if self.healed is None else dataclasses.asdict(self.healed)
+        plain["compared"] = [dataclasses.asdict(each) for each in self.compared]
+        plain["state"] = {str(length): list(pair) for length, pair in self.state.items()}
         return {**plain, "bytes_before": self.bytes_before, "bytes_after": self.bytes_after}
 
-    def save(self, folder: str | Path, **more: Any) -> Path:
-        """Write the model and the record into a folder that is not there yet. more: further keys of the record."""
-        return save_converted(self.model, folder, RECORD, {**more, **self.record()})
+    def save(self, folder: str | Path, *, transformers: Origin = False, **more: Any) -> Path:
+        """Write the model and the record into a folder that is not there yet.
+
+        transformers: see `saving.save_converted`. more: further keys of the record.
+        """
+        return save_converted(self.model, folder, self.file, {**more, **self.record()}, transformers)
 
 
 def shrink(
@@ -105,7 +120,7 @@ def shrink(
     data: tasks, or files or folders of text, that the model is calibrated, healed and measured on; or a `Calibration`,
         which cannot heal.
     heal: steps of training afterwards, or keys of a TrainSpec (see `heal_spec`). Zeros of sparse methods stay zero.
-    prompts: of each task, to calibrate on.
+    prompts: of each task, to calibrate on, and as many others to compare the models on.
     seed: of the prompts and of what methods draw.
     progress: of the healing, as `train` takes it.
     options: of the method, where it is one and given by name.
@@ -144,22 +159,17 @@ def shrink(
         healed = Healed(result.step, result.seconds, last, result.status)
         assert read is not None
         losses["healed"] = read.loss(made)
-    return Shrunk(made, steps, losses, "" if read is None else read.name, healed)
+    compared = [compare(model, made, task, prompts, seed) for task in tasks]
+    return Shrunk(
+        made, steps, losses, "" if read is None else read.name, healed, compared, state_bytes(model, made, LENGTHS)
+    )
 
 
-def save_converted(model: Model, folder: str | Path, name: str, record: Mapping[str, Any]) -> Path:
-    """Write a model, and the record of what was done as a file of this name, into a folder that is not there yet."""
-    path = Path(folder)
-    with atomic_folder(path) as temporary:
-        save_model(model, temporary)
-        write_record(temporary / name, dict(record))
-    return path
-
-
-def require_free(folder: str | Path) -> None:
-    """Raises InputError where a folder that is to be written is there already: before minutes of work."""
-    if present(Path(folder)):
-        raise InputError(f"{short(folder)}: is there already; remove it or choose another name")
+def state_bytes(before: Model, after: Model, lengths: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Tokens -> bytes of a sequence's state in both models; nothing of models that read whole sequences only."""
+    if before.spec.reads_whole or after.spec.reads_whole:
+        return {}
+    return {length: (before.state_nbytes(length), after.state_nbytes(length)) for length in lengths}
 
 
 def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None) -> None:

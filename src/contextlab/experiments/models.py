@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from contextlab.errors import InputError
+from contextlab.errors import InputError, unknown
 from contextlab.experiments.made_with import naming_plugins
-from contextlab.experiments.starts import of_run
-from contextlab.models import ByteTokenizer, HuggingFaceModel, Model, load, load_tokenizer
+from contextlab.experiments.recipes import load_recipe, recipe_files
+from contextlab.experiments.starts import find_source, of_run
+from contextlab.models import ByteTokenizer, HuggingFaceModel, Model, ModelSpec, load, load_tokenizer
 from contextlab.training.checkpoint import is_checkpoint, newest
 from contextlab.training.checkpoint import load as load_checkpoint
 
@@ -60,3 +61,26 @@ def find_own_model(source: str | Path, device: torch.device | str = "cpu") -> Mo
         model = load(source, device=device, native=True)
     assert isinstance(model, Model)
     return model.eval()
+
+
+def is_recipe(text: str) -> bool:
+    """Whether a text is RECIPE or RECIPE:MODEL: the name of one that is there, or a YAML file's."""
+    name = text.partition(":")[0]
+    return name in recipe_files() or name.endswith((".yaml", ".yml"))
+
+
+def find_spec(text: str) -> ModelSpec:
+    """The spec of a recipe's model (RECIPE or RECIPE:MODEL), on its first task, or of a trained one (`find_source`).
+
+    Raises InputError where there is none, or several are meant.
+    """
+    if not is_recipe(text):
+        return find_source(text, "", 0).spec
+    recipe, _, model = text.partition(":")
+    spec = load_recipe(recipe)
+    jobs = {job.model: job for job in reversed(list(spec.measured()))}
+    if model and model not in jobs:
+        raise InputError(f"{recipe}: {unknown('model', model, jobs)}")
+    if not model and len(jobs) > 1:
+        raise InputError(f"{recipe}: has the models {', '.join(sorted(jobs))}; give one as {recipe}:MODEL")
+    return spec.candidates(jobs[model or next(iter(jobs))])[0].model

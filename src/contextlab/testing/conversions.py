@@ -18,7 +18,7 @@ from torch import Tensor
 
 from contextlab import registry
 from contextlab.convert import Calibration, Conversion, Converted
-from contextlab.models import Model, ModelSpec, load_model, save_model, weight_nbytes
+from contextlab.models import LayerSpec, Model, ModelSpec, load_model, save_model, weight_nbytes
 from contextlab.models.outline import without_memory
 from contextlab.testing.law import Component, close, law, refused, require
 from contextlab.testing.models import noisy
@@ -100,6 +100,13 @@ def _described(model: Model) -> list[list[Any]]:
     return [[*model.spec.pattern(), *rest], tensors]
 
 
+def _without(part: Any, names: tuple[str, ...]) -> Any:
+    """A layer without the options of these names; anything else as it is."""
+    if not isinstance(part, LayerSpec):
+        return part
+    return part.model_copy(update={"options": {k: v for k, v in part.options.items() if k not in names}})
+
+
 def _unplaced(described: list[list[Any]]) -> list[list[Any]]:
     """The same without the numbers of blocks, in an order of its own."""
     return [sorted(re.sub(r"blocks\.\d+", "blocks", repr(each)) for each in part) for part in described]
@@ -114,6 +121,8 @@ def plan(component: Component) -> None:
     require(outline is not None, "what is planned cannot be made")
     assert outline is not None
     got, foretold = _described(made), _described(outline)
+    for part in (got, foretold):
+        part[0] = [_without(each, tried.conversion.by_data) for each in part[0]]
     if tried.conversion.places_by_data:  # what stands where is not foretold
         got, foretold = _unplaced(got), _unplaced(foretold)
     require(got[0] == foretold[0], f"the spec is {made.spec!r}, plan said {planned!r}")

@@ -151,6 +151,27 @@ def test_the_laziest_layers_become_windows():
 
 
 @torch.no_grad()
+def test_light_transfer_asks_the_last_queries_as_in_the_paper():
+    """Its eq. 1 naively: for each of the last queries the attention to the first and to the last tokens of a prompt."""
+    model, seen = teacher(depth=3), tokens(24, batch=8, seed=3)
+    asked = Calibration.of_tokens(torch.cat((seen, seen[:, :1]), 1))
+    shares = lazy_shares(model, [0, 1, 2], asked, window=5, sinks=2, last=3)
+    x, state = model.read_in(seen), None
+    for i, block in enumerate(model.blocks):
+        weights = attention_weights(block.mixer, block.mixer_norm(x)).mean(1)
+        total = 0.0
+        for query in (21, 22, 23):
+            for key in (0, 1, 19, 20, 21, 22, 23):
+                total += float(weights[:, query, key].mean()) / 3
+        assert shares[i] == pytest.approx(total, rel=1e-9)
+        x, state = block(x, None, None, False, x, None)
+    assert state is None
+    made = build_conversion("light_transfer", window=5, sinks=2, last=3)(model, asked).model
+    changed = [i for i, layer in enumerate(made.spec.pattern()) if layer.mixer == "sliding_window"]
+    assert changed == [max(shares, key=shares.get)]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("norm", ["rms", "none"])
 def test_layers_that_agree_share_exactly(norm):
     """The second layer reads what the first reads, as that adds nothing, behind a norm of other gains."""

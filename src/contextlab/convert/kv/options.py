@@ -11,6 +11,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
+from contextlab import registry
 from contextlab.convert.base import Conversion, Converted
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.mixing import ATTENTION, LayerChoice, attention_of, changes_of, choose, rebuilt, with_layers
@@ -52,7 +53,9 @@ class Reoptioned(Conversion):
         for i in layers:
             old, layer = attention_of(spec, i), spec.pattern()[i]
             mixer, options = self.become(old, i)
-            options = {**layer.options, "heads": old.heads, **options}
+            known = {each.name for each in registry.lookup("mixer", mixer).parameters}
+            kept = {name: value for name, value in layer.options.items() if name in known}
+            options = {**kept, "heads": old.heads, **options}
             changes[i] = layer.model_copy(update={"mixer": mixer, "options": options})
         return with_layers(spec, changes)
 
@@ -69,8 +72,21 @@ class Reoptioned(Conversion):
             old, made = model.blocks[i].mixer, new.blocks[i].mixer
             assert isinstance(old, nn.Module)
             assert isinstance(made, nn.Module)
-            made.load_state_dict(old.state_dict())
+            made.load_state_dict({**made.state_dict(), **old.state_dict()})  # what is new stays as it is made
         return Converted(new, changes_of(model, new, {i: self.words(i) for i in layers}, data))
+
+
+def require_rope(name: str, old: AttentionMixer, layer: int, factor: float = 1.0) -> str:
+    """The registered name of an attention that turns by plain rotary positions.
+
+    name: of the conversion. factor: by which contexts grow. Raises InputError where it turns otherwise, or they shrink.
+    """
+    if old.position != "rope" or old.rope_scaling is not None:
+        had = f"rope_scaling {old.rope_scaling.kind!r}" if old.rope_scaling else f"position {old.position!r}"
+        raise InputError(f"{name}: layer {layer} has {had}; expected plain rotary positions")
+    if factor < 1:
+        raise InputError(f"factor: {factor:g} makes contexts shorter; expected at least 1")
+    return "attention" if type(old).__name__ == "Attention" else "sliding_window"
 
 
 @register(
@@ -102,16 +118,11 @@ class ScaledRope(Reoptioned):
 
     def become(self, old: AttentionMixer, layer: int) -> tuple[str, dict[str, Any]]:
         """See `Reoptioned.become`."""
-        if old.position != "rope" or old.rope_scaling is not None:
-            had = f"rope_scaling {old.rope_scaling.kind!r}" if old.rope_scaling else f"position {old.position!r}"
-            raise InputError(f"rope_scaling: layer {layer} has {had}; expected plain rotary positions")
-        if self.factor < 1:
-            raise InputError(f"factor: {self.factor:g} makes contexts shorter; expected at least 1")
+        known = require_rope(self.name, old, layer, self.factor)
         options: dict[str, Any] = {"kind": self.kind, "factor": self.factor}
         if self.original_length is not None:
             options["original_length"] = self.original_length
         RopeScaling.parse(options, "rope_scaling")
-        known = "attention" if type(old).__name__ == "Attention" else "sliding_window"
         return known, {"rope_scaling": options}
 
     def words(self, layer: int) -> str:

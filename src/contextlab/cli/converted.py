@@ -1,0 +1,128 @@
+"""What the commands that make one model of another do at their end: time both, save, and say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from contextlab.cli.shared import console
+from contextlab.cli.tables import print_table
+from contextlab.memory import LARGEST_WHOLE
+from contextlab.words import bytes_in_words
+
+if TYPE_CHECKING:
+    from contextlab.convert.conversion import Transferred
+    from contextlab.convert.divergence import Compared
+    from contextlab.convert.shrink import Shrunk
+    from contextlab.evaluation.cost_pair import Timed
+    from contextlab.models import Model
+
+TimeOption = Annotated[
+    int,
+    typer.Option(
+        "--time",
+        min=0,
+        max=LARGEST_WHOLE,
+        metavar="TOKENS",
+        help="Context at which both models are timed, in turns, for about a second; 0 leaves it out.",
+    ),
+]
+TransformersOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--transformers/--no-transformers",
+        help="Write it in transformers' form, too, into the folder transformers.",
+        show_default="where the model came in it",
+    ),
+]
+TIMED = 256
+"""Tokens of context at which models are timed."""
+
+
+def finish(
+    found: Transferred | Shrunk,
+    out: Path,
+    before: Model,
+    made_of: str,
+    length: int,
+    transformers: bool | None,
+    **more: Any,
+) -> None:
+    """Time the model before and after, save what was found with the times in its record, and say both.
+
+    made_of: the model before, as it was named. length: of the context; 0 times nothing. transformers: whether
+        to write that form, too; None: where that is or has one. more: further keys of the record.
+    """
+    from contextlab.evaluation.cost_pair import time_pair
+    from contextlab.files import read_record
+    from contextlab.models.exports import origin_of
+
+    times = time_pair(before, found.model, length) if length else []
+    origin = None if transformers is False else origin_of(made_of)
+    wanted = origin or bool(transformers)
+    told = {"times": [dataclasses.asdict(each) for each in times], **more}
+    found.save(out, transformers=wanted, **told)
+    show_times(times)
+    if wanted is not False:
+        show_transformers(read_record(out / found.file)["transformers"])
+    console.print(f"Model and record: {out}", soft_wrap=True)
+
+
+def show_times(times: Sequence[Timed]) -> None:
+    """A row for prefill and one for decoding."""
+    rows = [
+        {
+            "time": f"prefill of {each.length:,} tokens" if each.what == "prefill" else "decode of a token after them",
+            "before": _milliseconds(each.before[1]), "after": _milliseconds(each.after[1]),
+            "times as long": f"{each.ratio[1]:.3g} ({each.ratio[0]:.3g} to {each.ratio[2]:.3g})",
+        }
+        for each in times
+    ]  # fmt: skip
+    if rows:
+        print_table("", rows)
+        turns = times[0].turns
+        console.print(f"[dim]Time: medians of {turns} turns in this process, and the ratios' quartiles.[/dim]")
+
+
+def show_transformers(told: Mapping[str, str]) -> None:
+    """Whether transformers' form was written, or why not."""
+    if "architecture" in told:
+        console.print(f"Also as transformers' {told['architecture']}, in the folder transformers of it", soft_wrap=True)
+    else:
+        console.print(f"Not written for transformers: {escape(told['why_not'])}", soft_wrap=True)
+
+
+def show_compared(compared: Sequence[Compared]) -> None:
+    """How the model answered before and after, a row for each task."""
+    if compared:
+        print_table("the model before and after", [_compared(each) for each in compared])
+
+
+def _compared(each: Compared) -> dict[str, str]:
+    agreement = "-" if math.isnan(each.agreement) else f"{each.agreement:.1%}"
+    return {
+        "task": each.task, "metric": each.metric, "before": f"{each.before:.4g}", "after": f"{each.after:.4g}",
+        "KL": f"{each.divergence:.4g}", "top-1": agreement,
+    }  # fmt: skip
+
+
+def show_bytes(sizes: Mapping[str, tuple[int, int]]) -> None:
+    """What each thing takes before and after, a row for each."""
+    rows = [
+        {
+            "bytes": name, "before": bytes_in_words(before), "after": bytes_in_words(after),
+            "share": f"{after / max(1, before):.1%}",
+        }
+        for name, (before, after) in sizes.items()
+    ]  # fmt: skip
+    print_table("", rows)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
