@@ -103,7 +103,7 @@ def test_a_folder_of_transformers_comes_back_as_one(call, tmp_path, monkeypatch)
     theirs = checkpoint("qwen2", tmp_path / "theirs", torch.float32)
     code, out, err = call("convert", "theirs", "--to", "window:window=32,sinks=0", "--out", "new", "--time", "8")
     assert code == 0, err
-    assert "Also as transformers' qwen2, in the folder transformers of it" in out
+    assert "For transformers, as qwen2: new/transformers" in out
     assert "decode of a token after them" in out
     assert max(map(len, out.splitlines())) <= 80
     record = json.loads((tmp_path / "new" / "convert.json").read_text())
@@ -117,7 +117,7 @@ def test_a_folder_of_transformers_comes_back_as_one(call, tmp_path, monkeypatch)
             torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     # What was made of it is known to come from there, too, and what they cannot hold is told.
     code, out, _ = call("shrink", "new", "--method", "magnitude", "--out", "zeros", "--time", "0")
-    assert (code, "Also as transformers' qwen2" in out, "times as long" in out) == (0, True, False)
+    assert (code, "For transformers, as qwen2: zeros/transformers" in out, "times as long" in out) == (0, True, False)
     code, out, _ = call("shrink", "zeros", "--method", "rtn:bits=8", "--out", "bits", "--time", "0")
     assert (code, "Not written for transformers: weights of layer 0 are stored" in out) == (0, True)
     assert not (tmp_path / "bits" / "transformers").exists()

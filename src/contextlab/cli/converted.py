@@ -61,7 +61,7 @@ def finish(
     """
     from contextlab.evaluation.cost_pair import time_pair
     from contextlab.files import read_record
-    from contextlab.models.exports import origin_of
+    from contextlab.models.exports import THEIRS, origin_of
 
     times = time_pair(before, found.model, length) if length else []
     origin = None if transformers is False else origin_of(made_of)
@@ -70,7 +70,7 @@ def finish(
     found.save(out, transformers=wanted, **told)
     show_times(times)
     if wanted is not False:
-        show_transformers(read_record(out / found.file)["transformers"])
+        show_transformers(read_record(out / found.file)["transformers"], out / THEIRS)
     console.print(f"Model and record: {out}", soft_wrap=True)
 
 
@@ -90,10 +90,10 @@ def show_times(times: Sequence[Timed]) -> None:
         console.print(f"[dim]Time: medians of {turns} turns in this process, and the ratios' quartiles.[/dim]")
 
 
-def show_transformers(told: Mapping[str, str]) -> None:
-    """Whether transformers' form was written, or why not."""
+def show_transformers(told: Mapping[str, str], folder: Path) -> None:
+    """That transformers' form was written, and where, or why not."""
     if "architecture" in told:
-        console.print(f"Also as transformers' {told['architecture']}, in the folder transformers of it", soft_wrap=True)
+        console.print(f"For transformers, as {told['architecture']}: {folder}", soft_wrap=True)
     else:
         console.print(f"Not written for transformers: {escape(told['why_not'])}", soft_wrap=True)
 

@@ -39,7 +39,7 @@ class Found:
         low, high = self.best.factors[0], self.best.factors[-1]
         *before, found = self.losses.items()
         told = ", ".join(f"{name} {loss:.4g}" for name, loss in before)
-        return f"frequencies over {low:.3g} to {high:.3g}; loss of {told}, {found[0]} {found[1]:.4g}"
+        return f"frequencies divided by {low:.3g} to {high:.3g}; loss of {told}, {found[0]} {found[1]:.4g}"
 
 
 NAMES = ("linear", "ntk", "yarn")
