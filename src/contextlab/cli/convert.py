@@ -117,7 +117,7 @@ def _target(to: str, layers: str | None) -> tuple[str | Conversion, str | None]:
     if known or not (is_recipe(to) or present(Path(to)) or present(Path(name))):
         return to, layers
     spec = find_spec(to)
-    if layers is not None and layers.startswith("auto"):
+    if layers is not None and layers.startswith(("auto", "gates")):
         return LikeModel(target=spec), layers
     return LikeModel(target=spec, layers=layers or "all"), None
 
