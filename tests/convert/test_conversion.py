@@ -26,6 +26,8 @@ def test_a_model_and_what_was_done_to_it_are_saved(tmp_path):
     before = {name: each.clone() for name, each in model.state_dict().items()}
     found = convert(model, "gated_delta_net:short_conv=2", TASK, layers="half", budget=4, lengths=(8, 64), **FAST)
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+    theirs = {each.data_ptr() for each in (*model.parameters(), *model.buffers())}
+    assert not theirs & {each.data_ptr() for each in (*found.model.parameters(), *found.model.buffers())}
     assert found.layers == [0]
     assert [stage.name for stage in found.stages] == ["attention", "logits"]
     assert found.tokens == 4 * 4 * 16

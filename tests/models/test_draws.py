@@ -13,6 +13,7 @@ from contextlab.models import Model, ModelSpec, build_model
 from contextlab.models.build import preset
 from contextlab.models.draws import OwnDraws
 from contextlab.models.outline import without_memory
+from contextlab.models.room import parameter_bytes
 
 SIZES = {"width": 16, "depth": 2, "input_size": 3, "output_size": 3}
 
@@ -101,5 +102,25 @@ def test_building_a_model_imports_no_compiler() -> None:
     """Which takes a second. torch wraps what it keeps its compiler out of in a function that imports it when called."""
     assert not hasattr(OwnDraws.__torch_dispatch__, "__wrapped__")
     with patch.dict(sys.modules, {"torch._dynamo": None}):  # to import it is an error
-        assert all(each.is_meta for each in without_memory(preset("transformer", **SIZES)).parameters())
+        for layer in ("attention", "gated_delta_net", "mamba2", "rwkv7", "retention"):
+            spec = preset("transformer", **SIZES, layers=[layer])
+            outline = without_memory(spec)
+            assert all(each.is_meta for each in outline.parameters()), layer
+            assert parameter_bytes(spec) > 0.8 * outline.weight_nbytes, layer
         assert len(numbers(0)) > 4
+
+
+def test_what_has_no_numbers_is_of_the_shapes_and_dtypes_that_numbers_have() -> None:
+    def made() -> list[torch.Tensor]:
+        ones, half = torch.ones(3, 1), torch.ones(2, dtype=torch.bfloat16)
+        return [
+            torch.randn(3, 2), torch.randn((2,), dtype=torch.float64), torch.arange(1, 7, 2), torch.linspace(0, 1, 5),
+            torch.empty(3).uniform_(1, 16).log(), torch.arange(4) / 2, torch.arange(3).sqrt(), ones * torch.ones(2),
+            half + torch.ones((), dtype=torch.float64), half + ones, ones > 0, half.mul_(torch.ones(())), 1 / ones,
+            torch.where(ones > 0, half, 0.0), torch.arange(3) // torch.arange(1, 4), ones.clamp(min=half),
+        ]  # fmt: skip
+
+    with OwnDraws(0), torch.device("meta"):
+        found = made()
+    assert all(each.is_meta for each in found)
+    assert [(each.shape, each.dtype) for each in found] == [(each.shape, each.dtype) for each in made()]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from contextlab import registry
+from contextlab.allocator import give_back
 from contextlab.convert.calibration import Calibration
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec
@@ -100,6 +101,7 @@ class Conversion(ABC):
     def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:
         """Convert a model that `plan` has allowed, in evaluation mode; it must be left as it is.
 
+        What is not changed the new model may share with it: `set_apart` is done afterwards.
         data: there where the conversion needs calibration; else it may be, for errors of outputs to be measured.
         """
 
@@ -119,9 +121,11 @@ class Conversion(ABC):
         before = model.training
         model.eval()
         try:
-            return self.apply(model, data, torch.Generator().manual_seed(0) if generator is None else generator)
+            made = self.apply(model, data, torch.Generator().manual_seed(0) if generator is None else generator)
         finally:
             model.train(before)
+        set_apart(made.model, model)
+        return made
 
 
 def _models(value: Any) -> bool:
@@ -132,6 +136,18 @@ def _models(value: Any) -> bool:
 def copied(model: Model) -> Model:
     """A model of its own with the same weights, in evaluation mode."""
     return copy.deepcopy(model).eval()
+
+
+def set_apart(new: Model, old: Model) -> None:
+    """Give a model that shares tensors with another copies of its own.
+
+    They are made last, when what the conversion itself took is free again: its peak is then that of two models.
+    """
+    give_back()
+    theirs = {each.data_ptr() for each in (*old.parameters(), *old.buffers())}
+    for tensor in (*new.parameters(), *new.buffers()):
+        if tensor.data_ptr() in theirs:
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
 def module_nbytes(module: nn.Module) -> int:

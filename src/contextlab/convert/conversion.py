@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from contextlab import registry
-from contextlab.convert.base import Change, Conversion, Converted
+from contextlab.convert.base import Change, Conversion, Converted, set_apart
 from contextlab.convert.divergence import Compared, compare
 from contextlab.convert.linearize.base import DISTIL
 from contextlab.convert.linearize.plain import Linearize
@@ -296,6 +296,7 @@ def _choose(
     final = rebuilt(teacher, plan, chosen, torch.Generator().manual_seed(0))
     for i in chosen:
         final.blocks[i].mixer.load_state_dict(mixers[i].state_dict())  # type: ignore[union-attr]
+    set_apart(final, teacher)
     lines = [line for i, line in zip(changed, converted.lines, strict=True) if i in chosen]
     choices = [Choice(i, far[i], i in chosen) for i in changed]
     return Converted(final, lines), choices, results, training

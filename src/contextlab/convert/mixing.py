@@ -102,16 +102,18 @@ def with_layers(spec: ModelSpec, changes: Mapping[int, LayerSpec]) -> ModelSpec:
 def rebuilt(model: Model, spec: ModelSpec, changed: Iterable[int], generator: torch.Generator) -> Model:
     """A model of the spec with all weights of `model` but those of the changed layers' mixers, in evaluation mode.
 
-    generator: of the mixers that are new. The model stays as it is, and gives its dtype and device.
+    These tensors are the model's own, which `set_apart` ends: to change them is to change it. The model stays as it
+    is, and gives its dtype and device.
+    generator: of the mixers that are new.
     """
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     first = next(model.parameters())
     new = build_model(spec, seed=seed).to(first.device, first.dtype)
-    own = new.state_dict()
+    own = new.state_dict(keep_vars=True)
     skipped = tuple(f"blocks.{i}.mixer." for i in changed)
     for name, tensor in model.state_dict().items():
         if not name.startswith(skipped):
-            own[name].copy_(tensor)
+            own[name].data = tensor.to(own[name])
     return new.eval()
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from contextlab.errors import ContextlabError
 from contextlab.memory import lack_of_memory, require_bytes
 from contextlab.models.blocks import make_blocks
+from contextlab.models.draws import OwnDraws
 from contextlab.models.spec import LayerSpec, ModelSpec
 
 SMALL = 1 << 26
@@ -71,7 +72,7 @@ def parameter_bytes(spec: ModelSpec) -> int:
 
 def _bytes(spec: ModelSpec) -> int:
     try:
-        with torch.device("meta"):
+        with OwnDraws(0), torch.device("meta"):  # without the draws torch would import its compiler
             blocks: nn.Module = make_blocks(spec)
     except ContextlabError:
         raise
