@@ -10,6 +10,7 @@ from contextlab.convert.bits.calibrated import Awq, KeepOutliers
 from contextlab.convert.bits.gptq import Gptq
 from contextlab.convert.bits.nearest import Rotate, RoundToNearest
 from contextlab.convert.bits.pack import Pack
+from contextlab.convert.bits.torchao import TorchAo
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.channels import Channels
 from contextlab.convert.conversion import Transferred, convert
@@ -32,6 +33,7 @@ from contextlab.convert.low_rank.svd import Asvd, Laser, Svd, SvdLlm
 from contextlab.convert.merge import merge
 from contextlab.convert.merging.methods import Average, Slerp, TaskArithmetic, Ties
 from contextlab.convert.shrink import Shrunk, shrink
+from contextlab.convert.slicing import Slice
 from contextlab.convert.sparse.magnitude import Magnitude
 from contextlab.convert.sparse.sparsegpt import SparseGpt
 from contextlab.convert.sparse.wanda import Wanda
@@ -81,6 +83,7 @@ __all__ = [
     "ShareKv",
     "Shrunk",
     "Slerp",
+    "Slice",
     "SparseGpt",
     "Stack",
     "Stage",
@@ -88,6 +91,7 @@ __all__ = [
     "SvdLlm",
     "TaskArithmetic",
     "Ties",
+    "TorchAo",
     "Transferred",
     "Wanda",
     "Window",

@@ -51,7 +51,7 @@ class Channels(Conversion):
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """With the MLPs' `ratio` made smaller. Raises InputError where no MLP can be narrowed."""
         layers = [layer.mlp or spec.mlp for layer in spec.pattern()]
-        if not any(_narrows(mlp) for mlp in layers):
+        if not any(narrows(mlp) for mlp in layers):
             kinds = sorted({mlp.kind for mlp in layers})
             raise InputError(f"channels: cuts dense and gated MLPs such as 'gelu', the model has {', '.join(kinds)}")
         changed = {"mlp": self._narrower(spec, spec.mlp).model_dump()}
@@ -62,14 +62,9 @@ class Channels(Conversion):
         return ModelSpec.parse({**spec.model_dump(), **changed, "layers": own})
 
     def _narrower(self, spec: ModelSpec, mlp: MlpSpec) -> MlpSpec:
-        if not _narrows(mlp) or not self.share:
+        if not narrows(mlp) or not self.share:
             return mlp
-        gated = registry.lookup("mlp", mlp.kind).factory.gated  # type: ignore[attr-defined]
-        now = hidden_width(spec.width, mlp.options.get("ratio", spec.mlp_ratio), gated)
-        left = self._left(now)
-        ratio = left / spec.width * (3 / 2 if gated else 1)
-        assert hidden_width(spec.width, ratio, gated) == left
-        return MlpSpec(kind=mlp.kind, options={**mlp.options, "ratio": ratio})
+        return of_hidden(mlp, spec.width, self._left(hidden_of(spec, mlp)))
 
     def _left(self, hidden: int) -> int:
         return max(1, hidden - round(self.share * hidden))
@@ -118,7 +113,24 @@ def refitted(weight: Tensor, moment: Tensor, stays: Tensor) -> Tensor:
     return torch.linalg.solve(damped, wanted.T).T
 
 
-def _narrows(mlp: MlpSpec) -> bool:
+def hidden_of(spec: ModelSpec, mlp: MlpSpec) -> int:
+    """The hidden channels of a dense MLP in a model."""
+    return hidden_width(spec.width, mlp.options.get("ratio", spec.mlp_ratio), _gated(mlp))
+
+
+def of_hidden(mlp: MlpSpec, width: int, hidden: int) -> MlpSpec:
+    """The dense MLP with so many hidden channels, in a stream of this width."""
+    ratio = hidden / width * (3 / 2 if _gated(mlp) else 1)
+    assert hidden_width(width, ratio, _gated(mlp)) == hidden
+    return MlpSpec(kind=mlp.kind, options={**mlp.options, "ratio": ratio})
+
+
+def _gated(mlp: MlpSpec) -> bool:
+    gated: bool = registry.lookup("mlp", mlp.kind).factory.gated  # type: ignore[attr-defined]
+    return gated
+
+
+def narrows(mlp: MlpSpec) -> bool:
     """Whether an MLP of this spec has channels that can be cut."""
     if mlp.kind == "none":
         return False

@@ -96,7 +96,8 @@ class Adapters:
         self.layers = []
         for name, base in bases.items():
             parent, _, attribute = name.rpartition(".")
-            place, layer = model.get_submodule(parent), model.get_submodule(name)
+            place = model.get_submodule(parent)
+            layer: Any = model.get_submodule(name)
             assert isinstance(base, nn.Linear)
             self.layers.append(_Adapted(name, place, attribute, layer, base))
         for parameter in also:
