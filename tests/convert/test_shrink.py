@@ -61,6 +61,34 @@ def test_zeros_stay_zero_while_a_model_is_healed(decay):
         shrink(model, "magnitude", TASK, heal={"steps": 1, "optimizer": "muon"})
 
 
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_adapters_heal_and_are_merged(kind):
+    pytest.importorskip("peft")
+    model = regressor()
+    plain = shrink(model, "magnitude", TASK, pattern="2:4")
+    heal = {"steps": 12, "batch": 8, "learning_rate": 0.02, kind: {} if kind == "ia3" else {"rank": 2}}
+    found = shrink(model, "magnitude", TASK, heal=heal, pattern="2:4")
+    before, after = zeros(plain.model), zeros(found.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert found.losses["healed"] < found.losses["converted"]
+    changed = {name for name, each in plain.model.state_dict().items()
+               if not torch.equal(each, found.model.state_dict()[name])}  # fmt: skip
+    assert changed <= {f"{name}.weight" for name in before}
+    assert "blocks.1.mixer.qkv_proj.weight" in changed
+    assert type(found.model.blocks[0].mlp.up) is type(model.blocks[0].mlp.up)
+    if kind == "ia3":
+        return
+    dense = shrink(model, "channels", TASK, heal=heal).model  # nothing is zero: LoRA as it is
+    assert not any(zero.any() for zero in zeros(dense).values())
+    for method, options, message in (
+        ("magnitude", {"dora": True}, "heal.lora: dora and keep_zeros"),
+        ("rtn", {}, "linear layers with a form take none: heal with full"),
+        ("channels", {"targets": "blocks.0.attention"}, "heal: train.lora.targets: 'blocks.0.attention' matches no"),
+    ):
+        with pytest.raises(InputError, match=message):
+            shrink(model, method, TASK, heal={"steps": 1, "lora": options})
+
+
 def test_what_cannot_be_done_is_refused_in_one_line():
     model = regressor()
     for call_, message in (
@@ -105,6 +133,17 @@ def test_the_command_writes_a_model_and_a_record(call, tmp_path):  # noqa: F811
     assert [each["what"] for each in record["times"]] == ["prefill", "decode"]
     assert (record["compared"][0]["prompts"], "transformers" in record) == (64, False)
     assert record["state"]["1024"] == [model.state_nbytes(1024)] * 2
+    again = [*arguments[:-1], "lora", "--heal-with"]
+    for way, message in (
+        ("lorra", "unknown way to heal 'lorra'; did you mean 'lora'?"),
+        ("full:a=1", "has no options"),
+    ):
+        code, _, err = call(*again, way)
+        assert code == 2
+        assert message in err
+    code, _, err = call(*arguments[:4], "--heal-with", "lora", "--out", "lora")
+    assert code == 2
+    assert "'lora' of how many steps? give --heal" in err
     code, _, err = call(*arguments)
     assert code == 2
     assert "small: is there already; remove it or choose another name" in err

@@ -1,4 +1,4 @@
-"""LoRA and DoRA by peft: merged models answer as before, stopping leaves no trace, files are plain models."""
+"""LoRA, DoRA and (IA)^3 by peft: merged models answer as before, stopping leaves no trace, files are plain models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlab import registry
 from contextlab.errors import ContextlabError, InputError
 from contextlab.models import Model, ModelSpec, build_model, load_model
 from contextlab.tasks import build_task
-from contextlab.training import LoraSpec, Member, TrainSpec, train, train_together
+from contextlab.training import Ia3Spec, LoraSpec, Member, TrainSpec, train, train_together
 from contextlab.training.adapters import adapted
 
 peft = pytest.importorskip("peft")
@@ -47,6 +47,8 @@ def some(adapters: Any) -> None:
         for name, tensor in adapters.tensors().items():
             if "lora_B" in name:
                 tensor.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+            if "ia3_l" in name:
+                tensor.normal_(1, 0.3, generator=torch.Generator().manual_seed(len(name)))
 
 
 MIXERS = [each for each in registry.entries("mixer") if each.factory.__module__.startswith("contextlab.")]
@@ -56,16 +58,18 @@ OURS = [sorted(e.name for e in MIXERS if e.family == family and e.name != "paral
 
 
 @pytest.mark.parametrize("mixer", [name for names in OURS for name in names])
-def test_a_merged_model_answers_as_before_whatever_its_mixer(mixer: str) -> None:
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_a_merged_model_answers_as_before_whatever_its_mixer(mixer: str, kind: str) -> None:
+    adapter = LoraSpec(rank=2, dora=mixer == "attention") if kind == "lora" else Ia3Spec(targets=("blocks.*",))
     try:
         model = build_model({**FORM.model_dump(), "width": 32, "depth": 1, "layers": [mixer], "mlp": "swiglu"}).double()
     except InputError:
         pytest.skip("cannot stand in a plain model of this size")
     model.eval()
     before = model(TOKENS)
-    with torch.no_grad(), adapted(model, LoraSpec(rank=2, dora=mixer == "attention")) as adapters:
+    with torch.no_grad(), adapted(model, adapter) as adapters:
         assert adapters is not None
-        torch.testing.assert_close(model(TOKENS), before, rtol=0, atol=1e-9)  # B is zero
+        torch.testing.assert_close(model(TOKENS), before, rtol=0, atol=1e-9)  # B is zero, factors are one
         some(adapters)
         wanted = model(TOKENS)
         with adapters.merged():
@@ -100,10 +104,57 @@ def test_what_is_merged_is_the_formula(rank: int) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_factors_are_of_outputs_and_of_hidden_channels() -> None:
+    """diag(l) W and diag(l) b, and of the MLP's matrix out W diag(l) ((IA)^3, 2205.05638, eq. 2)."""
+    model = build_model(FORM, seed=1).double()
+    with torch.no_grad():
+        model.read_out.bias.normal_()
+    before = bits(model)
+    spec = Ia3Spec(targets=("read_out", *Ia3Spec().targets))
+    with adapted(model, spec) as adapters:
+        assert adapters is not None
+        some(adapters)
+        factors = {n.split(".ia3_l")[0][9:]: each.clone() for n, each in adapters.tensors().items() if "ia3_l" in n}
+    after = bits(model)
+    assert factors["blocks.0.mlp.out_proj"].shape == (1, model.blocks[0].mlp.out_proj.in_features)
+    assert factors["blocks.0.mixer.qkv_proj"].shape == (48, 1)
+    for name, factor in factors.items():
+        torch.testing.assert_close(after[f"{name}.weight"], before[f"{name}.weight"] * factor, rtol=0, atol=1e-12)
+    torch.testing.assert_close(after["read_out.bias"], before["read_out.bias"] * factors["read_out"][:, 0])
+    same_as_before = before.keys() - {f"{name}.weight" for name in factors} - {"read_out.bias"}
+    assert all(torch.equal(after[name], before[name]) for name in same_as_before)
+    assert "blocks.0.mlp.up.weight" in same_as_before
+
+
+def test_zeros_stay_where_they_are_to() -> None:
+    """W + M * (alpha / r B A), in training as after it (SparsePEFT, 2410.03750)."""
+    model = build_model(FORM).double()
+    layer = model.blocks[0].mlp.up
+    with torch.no_grad():
+        layer.weight[layer.weight.abs() < layer.weight.abs().median()] = 0
+        model.blocks[1].mlp.up.weight.zero_()  # nothing is to be kept of it
+    before = bits(model)
+    with torch.no_grad(), adapted(model, LoraSpec(rank=2, alpha=6, keep_zeros=True)) as adapters:
+        assert adapters is not None
+        some(adapters)
+        wanted = model(TOKENS)
+        parts = {name: each.clone() for name, each in adapters.tensors().items() if "blocks.0.mlp.up." in name}
+        a, b = (parts[f"adapters.blocks.0.mlp.up.lora_{part}.default.weight"] for part in "AB")
+        with adapters.merged():
+            torch.testing.assert_close(model(TOKENS), wanted, rtol=0, atol=1e-9)
+        assert torch.equal(model(TOKENS), wanted)
+    torch.testing.assert_close(model(TOKENS), wanted, rtol=0, atol=1e-9)
+    old, new = before["blocks.0.mlp.up.weight"], model.blocks[0].mlp.up.weight.detach()
+    torch.testing.assert_close(new, old + (old != 0) * (3 * b @ a), rtol=0, atol=1e-12)
+    assert torch.equal(new == 0, old == 0)
+    assert model.blocks[1].mlp.up.weight.all()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {},
+        {"lora": None, "ia3": {}},
         {"lora": {"rank": 2, "dora": True, "targets": ["*.mlp.*", "read_out"]}},
         {"lora": {"rank": 2, "also": ["read_out.*"]}, "weight_decay": 0.1},
         {"optimizer": "torch.optim.NAdam"},
@@ -187,6 +238,12 @@ def test_adapters_are_not_trained_together_nor_twice_nor_with_freeze() -> None:
         train_together(members)
     with pytest.raises(InputError, match="lora trains its adapters and `also` alone; leave freeze out"):
         spec(freeze=["blocks.*"])
+    with pytest.raises(InputError, match="lora and ia3: a model has adapters of one kind"):
+        spec(ia3={})
+    with pytest.raises(InputError, match="weight_decay and ia3: it draws factors to 0"):
+        spec(lora=None, ia3={}, weight_decay=0.1)
+    with pytest.raises(InputError, match="dora and keep_zeros"):
+        spec(lora={"dora": True, "keep_zeros": True})
     model = build_model(FORM)
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["out_proj"]), model)
     with pytest.raises(InputError, match="the model has adapters of its own; merge them first"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,7 @@ from rich.markup import escape
 from contextlab.cli.converted import TIMED, TimeOption, TransformersOption, finish, show_compared
 from contextlab.cli.shared import PARTS, PluginOption, console, load_components
 from contextlab.cli.tables import print_table
+from contextlab.errors import InputError
 from contextlab.memory import LARGEST_WHOLE
 from contextlab.words import bytes_in_words, counted
 
@@ -40,8 +41,17 @@ def shrink(
         ),
     ] = None,
     heal: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Steps of training afterwards.")] = 0,
+    heal_with: Annotated[
+        str,
+        typer.Option(
+            "--heal-with",
+            metavar="full|lora|ia3[:KEY=VALUE,...]",
+            help="What the healing trains: all weights, or adapters (options as in train.lora), which are merged.",
+        ),
+    ] = "full",
     rate: Annotated[
-        float | None, typer.Option("--rate", help="Learning rate of the healing.", show_default="0.0003")
+        float | None,
+        typer.Option("--rate", help="Learning rate of the healing.", show_default="0.0003, of adapters 0.003"),
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, max=LARGEST_WHOLE, help="Of each task, to calibrate on.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Of prompts and of what methods draw.")] = 0,
@@ -57,6 +67,8 @@ def shrink(
       contextlab shrink runs/mine --method magnitude:share=0.5 --out small
 
       contextlab shrink runs/byte-lm --method magnitude:pattern=2:4 --data notes.txt --heal 200 --out small
+
+      contextlab shrink runs/byte-lm --method wanda --data notes.txt --heal 200 --heal-with lora:rank=8 --out small
     """
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.convert.saving import require_free
@@ -66,7 +78,7 @@ def shrink(
 
     require_free(out)
     loaded = find_own_model(model, resolve(device))
-    training = {"steps": heal} | ({} if rate is None else {"learning_rate": rate})
+    training = _healing(heal, heal_with, rate)
     found = convert(loaded, method, data, heal=training if heal else 0, prompts=prompts, seed=seed, progress=None)
     show(found)
     finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
@@ -89,6 +101,15 @@ def show(found: Shrunk) -> None:
         healed = found.healed
         console.print(f"healing: {counted(healed.steps, 'step')}, {healed.seconds:.3g} s, {healed.status}")
     show_compared(found.compared)
+
+
+def _healing(steps: int, what: str, rate: float | None) -> dict[str, Any]:
+    """Keys of a TrainSpec. Raises InputError where something is to be trained for no steps."""
+    from contextlab.convert.heal import heal_with
+
+    if not steps and what != "full":
+        raise InputError(f"heal-with: {what[:80]!r} of how many steps? give --heal, for example --heal 200")
+    return {"steps": steps, **heal_with(what)} | ({} if rate is None else {"learning_rate": rate})
 
 
 def _rows(lines: list[Change]) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Healing: training after a conversion, in which weights that were set to zero stay zero."""
+"""Healing: training after a conversion, of all weights or of adapters; weights that were set to zero stay zero."""
 
 from __future__ import annotations
 
@@ -10,29 +10,61 @@ import torch
 from torch import Tensor, nn
 
 from contextlab.convert.layers import linear_layers
-from contextlab.errors import InputError
-from contextlab.models import Model
+from contextlab.errors import InputError, unknown
+from contextlab.models import Model, ModelSpec
+from contextlab.models.outline import without_memory
+from contextlab.policies.core.parse import parse_options
 from contextlab.progress import Steps as Progress
 from contextlab.prompt import Task
 from contextlab.training import TrainResult, TrainSpec, train
+from contextlab.training.adapters import adapter_targets
 
 RATE = 3e-4
 """Of AdamW: that of a fine-tuning, a third of what training starts with."""
+ADAPTER_RATE = 3e-3
+"""The same of adapters, which take ten times as much."""
+FULL = "full"
 
 
 def heal_spec(heal: int | Mapping[str, Any] | TrainSpec) -> TrainSpec:
     """How a model is healed: so many steps, or keys of a TrainSpec.
 
-    Where they are not given, the optimiser is AdamW at a rate of `RATE`, warm for a tenth of the steps, and no
-    checkpoints are written.
+    Where they are not given, the optimiser is AdamW at a rate of `RATE` (of adapters, keys `lora` and `ia3`,
+    `ADAPTER_RATE`), warm for a tenth of the steps, and no checkpoints are written.
     """
     if isinstance(heal, TrainSpec):
         return heal
     keys = {"steps": heal} if isinstance(heal, int) else dict(heal)
     steps = keys.get("steps")
     warm = {"warmup": max(1, steps // 10)} if isinstance(steps, int) and not isinstance(steps, bool) else {}
-    defaults = {"optimizer": "adamw", "learning_rate": RATE, "checkpoint_every": 0, **warm}
+    rate = RATE if keys.get("lora") is None and keys.get("ia3") is None else ADAPTER_RATE
+    defaults = {"optimizer": "adamw", "learning_rate": rate, "checkpoint_every": 0, **warm}
     return TrainSpec.parse({**defaults, **keys}, "heal")
+
+
+def heal_with(text: str) -> dict[str, Any]:
+    """Keys of a TrainSpec for what is trained: "full" (all weights), "lora:rank=8,..." or "ia3:...".
+
+    Raises InputError for another name; what the options may be `heal_spec` says.
+    """
+    name, options = parse_options(text, "heal-with")
+    if name not in (FULL, "lora", "ia3"):
+        raise InputError(f"heal-with: {unknown('way to heal', name, [FULL, 'lora', 'ia3'])}")
+    if name == FULL and options:
+        raise InputError(f"heal-with: {FULL!r} trains all weights and has no options; leave out {', '.join(options)}")
+    return {} if name == FULL else {name: options}
+
+
+def check_healing(spec: ModelSpec, training: TrainSpec) -> None:
+    """Raises InputError where adapters have no place in a model of this spec: before minutes of work."""
+    model = None if training.adapter is None else without_memory(spec)
+    if model is None or training.adapter is None:
+        return
+    try:
+        adapter_targets(model, training.adapter)
+    except InputError as error:
+        hint = "; linear layers with a form take none: heal with full" if spec.linear else ""
+        raise InputError(f"heal: {error}{hint}") from None
 
 
 def heal_model(
@@ -46,16 +78,25 @@ def heal_model(
 ) -> TrainResult:
     """Train a converted model, in place, on the tasks; it is in evaluation mode afterwards.
 
-    keep_zeros: whether weights of linear layers that are exactly zero stay so; of layers that have others.
+    keep_zeros: whether weights of linear layers that are exactly zero stay so; of layers that have others. LoRA's
+        change is masked (`LoraSpec.keep_zeros`), factors of IA3 leave zeros as they are.
 
-    Raises InputError for Muon where zeros are to stay: its step moves all weights of a matrix together.
+    Raises InputError for Muon where zeros are to stay: its step moves all weights of a matrix together; and for DoRA.
     """
+    if keep_zeros and spec.lora is not None:
+        spec = TrainSpec.parse(_keeping_zeros(spec), "heal")
     if keep_zeros and spec.optimizer == "muon":
         raise InputError("heal: optimizer 'muon' moves weights that are zero; use 'adamw' after a sparse method")
     with _zeros_kept(model) if keep_zeros else nullcontext():
         result = train(model, list(tasks), spec, seed=seed, progress=progress)
     model.eval()
     return result
+
+
+def _keeping_zeros(spec: TrainSpec) -> dict[str, Any]:
+    """The keys of a training by LoRA that leaves zeros as they are."""
+    keys = spec.model_dump(exclude_unset=True)
+    return {**keys, "lora": {**keys["lora"], "keep_zeros": True}}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from contextlab.convert.base import Change, Conversion
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.divergence import Compared, compare
-from contextlab.convert.heal import heal_model, heal_spec
+from contextlab.convert.heal import check_healing, heal_model, heal_spec
 from contextlab.convert.methods import as_list, calibration_of, read_method, tasks_of
 from contextlab.convert.saving import Origin, save_converted
 from contextlab.errors import InputError
@@ -119,7 +119,8 @@ def shrink(
     method: a conversion, or its name with options, "svd:rank=8"; of several each takes what the one before it made.
     data: tasks, or files or folders of text, that the model is calibrated, healed and measured on; or a `Calibration`,
         which cannot heal.
-    heal: steps of training afterwards, or keys of a TrainSpec (see `heal_spec`). Zeros of sparse methods stay zero.
+    heal: steps of training afterwards, or keys of a TrainSpec (see `heal_spec`), {"steps": 200, "lora": {"rank": 8}}:
+        adapters are merged at the end. Zeros of sparse methods stay zero.
     prompts: of each task, to calibrate on, and as many others to compare the models on.
     seed: of the prompts and of what methods draw.
     progress: of the healing, as `train` takes it.
@@ -139,7 +140,7 @@ def shrink(
     if training is not None and not tasks:
         raise InputError("heal: on what? give data, a task or text (--data TASK or FILE)")
     read = calibration_of(data, tasks, model, prompts, seed)
-    _check(methods, model, read)
+    _check(methods, model, read, training)
     losses = {} if read is None else {"before": read.loss(model)}
     generator = torch.Generator().manual_seed(seed)
     made, steps = model, []
@@ -172,7 +173,7 @@ def state_bytes(before: Model, after: Model, lengths: Sequence[int]) -> dict[int
     return {length: (before.state_nbytes(length), after.state_nbytes(length)) for length in lengths}
 
 
-def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None) -> None:
+def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None, training: TrainSpec | None) -> None:
     """Refuse at once what a later method would refuse after the work of those before it."""
     spec = model.spec
     for each in methods:
@@ -181,5 +182,7 @@ def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None
         if "calibration" in each.needs and data is None:
             raise InputError(f"{each.name}: needs data to calibrate on; give a task or text (--data TASK or FILE)")
         spec = each.plan(spec)
+    if training is not None:
+        check_healing(spec, training)
     if data is not None:
         data.check(model)

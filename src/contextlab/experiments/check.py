@@ -19,7 +19,7 @@ from contextlab.models.draws import OwnDraws
 from contextlab.models.outline import one_of_each, without_memory
 from contextlab.models.room import require_room, require_room_for_training
 from contextlab.prompt import Prompt, Task
-from contextlab.training.adapters import lora_targets
+from contextlab.training.adapters import adapter_targets
 from contextlab.training.examples import CHUNK, draw_examples, require_examples
 from contextlab.training.foreign import is_foreign, require_resumable
 from contextlab.training.freeze import to_freeze
@@ -30,7 +30,7 @@ LARGE, LARGE_FLOPS = 1 << 20, 2e9
 """Parameters, and FLOPs to read one prompt. Of larger models one layer of each kind reads, which takes a second at most
 for prompts of some thousand tokens."""
 
-TRIED = {"batch", "accumulate", "precision", "examples", "curriculum", "order", "until", "freeze", "lora"}
+TRIED = {"batch", "accumulate", "precision", "examples", "curriculum", "order", "until", "freeze", "lora", "ia3"}
 """What of a training's settings decides whether its first step is possible."""
 
 
@@ -71,8 +71,8 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
             with _trying(f"{_of(training)} (model {training.model_name})"):
                 model = without_memory(training.model) or reader.model
                 to_freeze(model, training.train.freeze or ())
-                if training.train.lora is not None:
-                    lora_targets(model, training.train.lora)
+                if training.train.adapter is not None:
+                    adapter_targets(model, training.train.adapter)
             for name, task in training.tasks.items():
                 errors = _try_model(training, reader, task, prompts[name])
                 if halving is not None and halving.metric is not None and halving.metric not in errors:

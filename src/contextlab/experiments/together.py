@@ -53,7 +53,7 @@ def groups(spec: ExperimentSpec, todo: Sequence[Job], chosen: Sequence[Training]
     found: dict[str, list[Training]] = {}
     for training in (*(known[job] for each in todo if (job := replace(each, rung=None)) in known), *chosen):
         train = training.train
-        if train.compile != "on" and train.lora is None and not is_foreign(train):
+        if train.compile != "on" and train.adapter is None and not is_foreign(train):
             form = (training.task_name, train.optimizer, train.freeze, train.accumulate, train.precision)
             key = json.dumps([*form, training.model.model_dump(mode="json")], sort_keys=True)
             found.setdefault(key, []).append(training)

@@ -6,7 +6,7 @@ from contextlab.lazy import modules_on_demand
 from contextlab.training.ensemble import Member, train_together
 from contextlab.training.examples import draw_examples
 from contextlab.training.run import TrainResult
-from contextlab.training.spec import CurriculumSpec, LoraSpec, TrainSpec
+from contextlab.training.spec import CurriculumSpec, Ia3Spec, LoraSpec, TrainSpec
 from contextlab.training.step import TrainState, train_step
 from contextlab.training.trainer import train
 
@@ -15,6 +15,7 @@ if not TYPE_CHECKING:  # else mypy would take any name
 
 __all__ = [
     "CurriculumSpec",
+    "Ia3Spec",
     "LoraSpec",
     "Member",
     "TrainResult",

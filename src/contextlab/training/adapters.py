@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, 2106.09685; DoRA, 2402.09353) on a model's linear layers while it is trained, by peft.
+"""Adapters on linear layers in training, by peft: LoRA (2106.09685), DoRA (2402.09353), (IA)^3 (2205.05638).
 
 The model that comes out is a plain one again, with the adapters merged into its weights; so is each checkpoint's, which
 holds beside it what training goes on from: the weights below the adapters, and the adapters.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +21,14 @@ from contextlab.files import write_tensors
 from contextlab.models.draws import OwnDraws
 from contextlab.models.forms import linear_layers
 from contextlab.training.freeze import matching
-from contextlab.training.spec import LoraSpec
+from contextlab.training.spec import Ia3Spec, LoraSpec
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 """As peft writes and reads an adapter."""
 
 
 @contextmanager
-def adapted(model: nn.Module, spec: LoraSpec | None, seed: int = 0) -> Iterator[Adapters | None]:
+def adapted(model: nn.Module, spec: LoraSpec | Ia3Spec | None, seed: int = 0) -> Iterator[Adapters | None]:
     """Within, the model has adapters, where a spec asks for them; afterwards it is plain, with them in its weights."""
     if spec is None:
         yield None
@@ -49,26 +50,70 @@ class _Adapted(NamedTuple):
     base: nn.Linear
 
 
-def lora_targets(model: nn.Module, spec: LoraSpec) -> list[str]:
+def adapter_targets(model: nn.Module, spec: LoraSpec | Ia3Spec) -> list[str]:
     """The names of the linear layers that get an adapter.
 
     Raises InputError for a pattern that names none, a rank that no layer has, and for `also` where it names none
     or what is adapted.
     """
+    where = f"train.{spec.kind}"
     if hasattr(model, "peft_config"):
-        raise InputError("train.lora: the model has adapters of its own; merge them first (merge_and_unload)")
+        raise InputError(f"{where}: the model has adapters of its own; merge them first (merge_and_unload)")
     layers = linear_layers(model, ends=True)
-    targets = matching(spec.targets, layers, "train.lora.targets", "linear layer")
-    most = max(min(layers[name].weight.shape) for name in targets)
-    if spec.rank > most:
-        raise InputError(
-            f"train.lora.rank: {spec.rank} is more than any matrix of these layers has; expected at most {most}"
-        )
+    if not layers:
+        raise InputError(f"{where}: the model has no dense linear layer, on which alone an adapter can be merged")
+    targets = matching(spec.targets, layers, f"{where}.targets", "linear layer")
+    if isinstance(spec, LoraSpec):
+        most = max(min(layers[name].weight.shape) for name in targets)
+        if spec.rank > most:
+            raise InputError(
+                f"train.lora.rank: {spec.rank} is more than any matrix of these layers has; expected at most {most}"
+            )
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    for name in matching(spec.also, names, "train.lora.also", "parameter"):
+    for name in matching(spec.also, names, f"{where}.also", "parameter"):
         if name.removesuffix(".weight") in targets:
-            raise InputError(f"train.lora.also: {name} has an adapter; leave it out here or in targets")
+            raise InputError(f"{where}.also: {name} has an adapter; leave it out here or in targets")
     return targets
+
+
+def _config(spec: LoraSpec | Ia3Spec, targets: list[str]) -> Any:
+    """peft's configuration of adapters on these layers."""
+    peft = require_peft(spec.kind)
+    if isinstance(spec, LoraSpec):
+        return peft.LoraConfig(
+            r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=targets, use_dora=spec.dora, bias="none"
+        )
+    of_inputs = [name for name in targets if any(fnmatchcase(name, pattern) for pattern in spec.inputs)]
+    return peft.IA3Config(target_modules=targets, feedforward_modules=of_inputs)
+
+
+class _ZerosStay:
+    """What peft's LoRA layer does in a variant of ours: W x + (M * B A) x, with M 1 where W is not zero.
+
+    The methods are those of peft's `LoraVariant`. A matrix of zeros alone has nothing to keep.
+    """
+
+    @staticmethod
+    def change(module: Any, adapter: str) -> Tensor:
+        """[O, I], what is added to the weight."""
+        stays = module.get_base_layer().weight != 0
+        delta: Tensor = module.get_delta_weight(adapter)
+        return torch.where(stays | ~stays.any(), delta, 0.0)
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **others: Any) -> Tensor:
+        """x [..., I], what the layer made of it [..., O] -> the same with the adapter, [..., O]."""
+        return result + nn.functional.linear(x, _ZerosStay.change(module, active_adapter))
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        """Add the adapter to the weight [O, I], in place."""
+        orig_weight.data += _ZerosStay.change(module, active_adapter)
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The weight [O, I] again, as far as its digits go; `Adapters` puts back the one that it kept."""
+        return orig_weight - _ZerosStay.change(module, active_adapter)
 
 
 class Adapters:
@@ -76,29 +121,31 @@ class Adapters:
 
     model: which gets them. seed: of their first matrices; the second ones are zero, so that the model starts as it is.
 
-    Raises InputError as `lora_targets` does, and ResourceError without peft.
+    Raises InputError as `adapter_targets` does, and ResourceError without peft.
     """
 
-    def __init__(self, model: nn.Module, spec: LoraSpec, seed: int = 0) -> None:
-        peft = _peft()
-        targets = lora_targets(model, spec)
-        self.model, self.also = model, bool(spec.also)
+    def __init__(self, model: nn.Module, spec: LoraSpec | Ia3Spec, seed: int = 0) -> None:
+        targets = adapter_targets(model, spec)
+        self.config = _config(spec, targets)
+        from peft import inject_adapter_in_model
+
+        masked = isinstance(spec, LoraSpec) and spec.keep_zeros
+        self.model, self.alone = model, not (spec.also or masked)
         self.needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         named = dict(model.named_parameters(remove_duplicate=False))
-        also = [named[name] for name in matching(spec.also, named, "train.lora.also", "parameter")]
+        also = [named[name] for name in matching(spec.also, named, f"train.{spec.kind}.also", "parameter")]
         bases = {name: model.get_submodule(name) for name in targets}
-        self.config = peft.LoraConfig(
-            r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=targets, use_dora=spec.dora, bias="none"
-        )
         with OwnDraws(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            peft.inject_adapter_in_model(self.config, model)
+            inject_adapter_in_model(self.config, model)
         self.layers = []
         for name, base in bases.items():
             parent, _, attribute = name.rpartition(".")
             place = model.get_submodule(parent)
             layer: Any = model.get_submodule(name)
             assert isinstance(base, nn.Linear)
+            if masked:
+                layer.lora_variant["default"] = _ZerosStay
             self.layers.append(_Adapted(name, place, attribute, layer, base))
         for parameter in also:
             parameter.requires_grad_(True)
@@ -131,16 +178,18 @@ class Adapters:
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Within, the model is plain, with the adapters in its weights; afterwards all is bit for bit as before."""
-        before = [each.base.weight.data for each in self.layers]
+        before = [(parameter, parameter.data) for each in self.layers for parameter in each.base.parameters()]
         try:
             self._merge()
             with self.plain():
                 yield
         finally:
-            for each, weight in zip(self.layers, before, strict=True):
-                with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it is not exact: the next lines make it so
+                for each in self.layers:
                     each.layer.unmerge()
-                each.base.weight.data = weight
+            for parameter, data in before:
+                parameter.data = data
 
     def leave(self) -> None:
         """Merge the adapters into the weights and remove them."""
@@ -153,16 +202,17 @@ class Adapters:
 
     def _merge(self) -> None:
         for each in self.layers:
-            each.base.weight.data = each.base.weight.data.clone()
+            for parameter in each.base.parameters():
+                parameter.data = parameter.data.clone()
             with torch.no_grad():
                 each.layer.merge()
 
     def write(self, folder: Path) -> None:
         """Write the adapter as peft does, for `peft.PeftModel.from_pretrained` on the model below, within `merged`.
 
-        Not where `also` is trained, without which the adapter is not the whole.
+        Not where `also` is trained or zeros are kept, as the adapter then is not the whole.
         """
-        if self.also:
+        if not self.alone:
             return
         from peft import get_peft_model_state_dict
 
@@ -178,9 +228,10 @@ class Adapters:
         self.config.save_pretrained(str(folder))
 
 
-def _peft() -> Any:
+def require_peft(kind: str = LoraSpec.kind) -> Any:
+    """The package. Raises ResourceError where it is not installed. kind: of the adapters that need it."""
     try:
         import peft
     except ImportError:
-        raise ResourceError("train.lora: needs the package peft; pip install 'contextlab[peft]'") from None
+        raise ResourceError(f"train.{kind}: needs the package peft; pip install 'contextlab[peft]'") from None
     return peft

@@ -191,8 +191,10 @@ def _check(members: Sequence[Member], specs: Sequence[TrainSpec]) -> None:
                 f"train_together: train.optimizer is {spec.optimizer}, which knows one model's parameters; expected "
                 "muon or adamw, or train each alone"
             )
-        if spec.lora is not None:
-            raise InputError("train_together: train.lora puts adapters into one model; train each alone")
+        if spec.adapter is not None:
+            raise InputError(
+                f"train_together: train.{spec.adapter.kind} puts adapters into one model; train each alone"
+            )
     for name in ("optimizer", "freeze", "accumulate", "precision"):
         values = {getattr(spec, name) for spec in specs}
         if len(values) > 1:

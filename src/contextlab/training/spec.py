@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -98,16 +98,48 @@ class LoraSpec(Spec):
         named.
     also: patterns over names of parameters that are trained whole beside, such as "read_out.*", new ones above all.
     dora: a length of its own for each of a matrix's rows beside (DoRA, 2402.09353).
+    keep_zeros: weights that are exactly zero stay so: B A counts where the matrix has numbers (SparsePEFT,
+        2410.03750), in training as after it.
     """
+
+    kind: ClassVar[str] = "lora"
 
     rank: PositiveInt = 8
     alpha: PositiveFloat | None = None
     targets: Patterns = ("blocks.*",)
     also: Patterns = ()
     dora: bool = False
+    keep_zeros: bool = False
 
     @model_validator(mode="after")
     def _some(self) -> LoraSpec:
+        if not self.targets:
+            raise InputError('targets: expected patterns over names of linear layers, for example ["blocks.*"]')
+        if self.dora and self.keep_zeros:
+            raise InputError("dora and keep_zeros: the lengths of DoRA's rows are not of masked ones; leave one out")
+        return self
+
+
+class Ia3Spec(Spec):
+    """A factor for each output of linear layers, trained in place of the model's own parameters ((IA)^3, 2205.05638).
+
+    The paper has one for each key, value and hidden channel of an MLP; mixers here make queries, keys and values, or
+    what they have in their place, by one matrix, so that queries have one, too. All start as 1.
+
+    targets: patterns over names of linear layers; the read-in and the read-out only where they are named.
+    inputs: patterns over names of those among them that have a factor for each input, such as an MLP's matrix out,
+        whose inputs are the hidden channels. None may match.
+    also: patterns over names of parameters that are trained whole beside, such as "read_out.*".
+    """
+
+    kind: ClassVar[str] = "ia3"
+
+    targets: Patterns = ("blocks.*.mixer.*", "blocks.*.mlp.out_proj")
+    inputs: Patterns = ("*.mlp.out_proj",)
+    also: Patterns = ()
+
+    @model_validator(mode="after")
+    def _some(self) -> Ia3Spec:
         if not self.targets:
             raise InputError('targets: expected patterns over names of linear layers, for example ["blocks.*"]')
         return self
@@ -145,6 +177,7 @@ class TrainSpec(Spec):
         gradient, no optimiser state and no weight decay.
     lora: adapters that are trained alone, with AdamW where the optimizer is muon; the model that comes out has them
         merged into its weights. None: none.
+    ia3: factors that are trained alone, in the same way. None: none.
     until: ends the training as soon as the model is good enough, or where it is hopeless; `steps` are then the most.
     log_every: steps between recorded losses.
     checkpoint_every: steps between checkpoints; 0 for none but the last.
@@ -170,6 +203,7 @@ class TrainSpec(Spec):
     order: Order = "random"
     freeze: Patterns | None = None
     lora: LoraSpec | None = None
+    ia3: Ia3Spec | None = None
     until: UntilSpec | None = None
     log_every: PositiveInt = 10
     checkpoint_every: NonNegativeInt = 500
@@ -177,8 +211,13 @@ class TrainSpec(Spec):
     @model_validator(mode="after")
     def _possible(self) -> TrainSpec:
         self._check_optimizer()
-        if self.lora is not None and self.freeze:
-            raise InputError("freeze and lora: lora trains its adapters and `also` alone; leave freeze out")
+        if self.lora is not None and self.ia3 is not None:
+            raise InputError("lora and ia3: a model has adapters of one kind; leave one of the two out")
+        if self.adapter is not None and self.freeze:
+            kind = self.adapter.kind
+            raise InputError(f"freeze and {kind}: {kind} trains its adapters and `also` alone; leave freeze out")
+        if self.ia3 is not None and self.weight_decay:
+            raise InputError("weight_decay and ia3: it draws factors to 0, which would silence them; leave one out")
         if self.batch % self.accumulate:
             raise InputError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}")
         if self.examples is not None and self.curriculum:
@@ -197,6 +236,11 @@ class TrainSpec(Spec):
             )
         self.__dict__["steps"] = steps  # it was not given: what is written of the spec leaves it out
         return self
+
+    @property
+    def adapter(self) -> LoraSpec | Ia3Spec | None:
+        """The adapters that are trained in the place of the model's own parameters, of whatever kind."""
+        return self.lora if self.lora is not None else self.ia3
 
     def _check_optimizer(self) -> None:
         parts = self.optimizer.split(".")

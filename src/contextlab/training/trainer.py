@@ -86,7 +86,7 @@ def train(
             f"{spec.accumulate} accumulated parts; use a multiple of {team.count * spec.accumulate}"
         )
     model.to(team.device).train()
-    with frozen(model, spec.freeze), adapted(model, spec.lora, seed) as adapters:
+    with frozen(model, spec.freeze), adapted(model, spec.adapter, seed) as adapters:
         state = TrainState.start(model, spec, seed, team.rank, adapters)
         run = Run(model, state, team, identity(model, given, spec, seed, team), Path(folder) if folder else None)
         try:
