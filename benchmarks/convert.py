@@ -1,7 +1,8 @@
 """What a conversion costs: attention transfer against a plain loop, and memory.
 
     python benchmarks/convert.py             tokens a second of attention transfer and of a loop that runs both models
-    python benchmarks/convert.py --memory    peak memory of converting a Llama-shaped model of 100 million parameters
+    python benchmarks/convert.py --llama     the same of a Llama-shaped model of 100 million parameters (minutes)
+    python benchmarks/convert.py --memory    peak memory of converting that one
     ... --threads N                          PyTorch's threads
 
 The plain loop runs the whole teacher and then the whole student, and compares what their mixers give, as published
@@ -31,7 +32,15 @@ from contextlab.prompt import Prompt
 from contextlab.tasks import build_task
 from contextlab.training import TrainSpec, TrainState, train_step
 
-LENGTH, BATCH = 256, 8
+LENGTH = 256
+SMALL = {
+    "width": 128, "depth": 4, "heads": 4, "mlp_ratio": 2,
+    "layers": [{"mixer": "attention", "options": {"short_conv": 4, "rope_scaling": {"kind": "p_rope", "keep": 0.25}}}],
+}  # fmt: skip
+LLAMA = {
+    "width": 768, "depth": 14, "heads": 12, "mlp": "swiglu", "read_in": "token", "input_size": 256, "output_size": 256,
+    "layers": [{"mixer": "attention", "options": {"heads": 12, "kv_heads": 12}}],
+}  # fmt: skip
 
 
 class Whole(nn.Module):
@@ -69,15 +78,13 @@ class WholeTask(LayerTask):
         return Prompt(prompt.inputs, made, torch.ones_like(prompt.scored), prompt.shot)
 
 
-def rates(which: str, rounds: int = 5, each: int = 3) -> dict[str, list[float]]:
-    """Tokens a second of both, rivals taking turns; which: the layers that are replaced."""
+def rates(which: str, sizes: dict[str, Any] = SMALL, batch: int = 8, rounds: int = 5, each: int = 3) -> dict[str, Any]:
+    """Tokens a second of both, rivals taking turns; which: the layers that are replaced. sizes: of the teacher."""
     text = build_task("language_modelling", length=LENGTH)
-    layer = {"mixer": "attention", "options": {"short_conv": 4, "rope_scaling": {"kind": "p_rope", "keep": 0.25}}}
-    spec = ModelSpec(width=128, depth=4, heads=4, mlp_ratio=2, layers=[layer]).for_task(text)
-    teacher = build_model(spec).eval()
+    teacher = build_model(ModelSpec.parse(sizes).for_task(text)).eval()
     method = Linearize(mixer="gated_delta_net", layers=which)
     layers = tuple(method.changed(teacher.spec))
-    settings = TrainSpec(steps=1000, batch=BATCH, optimizer="adamw", compile="off")
+    settings = TrainSpec(steps=1000, batch=batch, optimizer="adamw", compile="off")
     runs: dict[str, Any] = {}
     for name in ("attention transfer", "plain loop"):
         student = method(teacher).model.train()
@@ -99,16 +106,14 @@ def rates(which: str, rounds: int = 5, each: int = 3) -> dict[str, list[float]]:
             for _ in range(each):
                 train_step(model, task, settings, state)
             if turn:  # the first is to warm up
-                found[name].append(each * BATCH * LENGTH / (time.process_time() - began))
+                found[name].append(each * batch * LENGTH / (time.process_time() - began))
     return found
 
 
 def peak(to: str) -> None:
     """Print the peak memory, beyond Python and torch, of making a model and converting it, over its bytes."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    layer = {"mixer": "attention", "options": {"heads": 12, "kv_heads": 12}}
-    sizes = {"width": 768, "depth": 14, "mlp": "swiglu", "read_in": "token", "input_size": 256, "output_size": 256}
-    model = build_model({**sizes, "heads": 12, "layers": [layer]}).eval()
+    model = build_model(LLAMA).eval()
     weights = model.weight_nbytes
     convert(model, to, budget=0)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -121,6 +126,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--llama", action="store_true")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
@@ -132,7 +138,7 @@ def main() -> None:
             subprocess.run([sys.executable, os.path.abspath(__file__), "--peak", to], check=True)
     else:
         for which in ("all", "half"):
-            found = rates(which)
+            found = rates(which, LLAMA, 1, 3, 1) if chosen.llama else rates(which)
             shown = {name: f"{statistics.median(values):,.0f}" for name, values in found.items()}
             ratios = sorted(a / b for a, b in zip(*found.values(), strict=True))
             print(f"layers {which}: tokens a second of a core {shown}")

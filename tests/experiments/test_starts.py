@@ -166,7 +166,7 @@ def test_what_cannot_be_is_refused_before_the_first_step(trained, entry, changes
 def test_sources_that_are_not_there_are_one_line(trained, tmp_path):
     for source, message in {
         f"{trained}:softmaxx": "unknown trained model 'softmaxx'; did you mean 'softmax'?",
-        str(trained): "the run has 4 trained models; expected one, or",
+        str(trained): "the run has 4 trained models; give one of their folders",
         str(tmp_path): "no trained model there; expected a run, RUN:MODEL",
     }.items():
         with pytest.raises(InputError) as caught:

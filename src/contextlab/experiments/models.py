@@ -10,7 +10,7 @@ import torch
 from contextlab.errors import InputError, unknown
 from contextlab.experiments.made_with import naming_plugins
 from contextlab.experiments.recipes import load_recipe, recipe_files
-from contextlab.experiments.starts import find_source, of_run
+from contextlab.experiments.starts import find_source, of_run, only_training
 from contextlab.models import ByteTokenizer, HuggingFaceModel, Model, ModelSpec, load, load_tokenizer
 from contextlab.training.checkpoint import is_checkpoint, newest
 from contextlab.training.checkpoint import load as load_checkpoint
@@ -26,16 +26,8 @@ def find_model(source: str | Path, device: torch.device | str = "cpu") -> tuple[
     """
     folder = of_run(source) or Path(source)
     name = folder.resolve().name if folder.exists() else str(source).rsplit("/", 1)[-1]
-    trainings = folder / "trainings"
-    if trainings.is_dir():
-        found = {each.name: last for each in sorted(trainings.iterdir()) if (last := newest(each)) is not None}
-        if not found:
-            raise InputError(f"{folder}: no training of this run has a checkpoint yet; go on with `contextlab run`")
-        if len(found) > 1:
-            shown = ", ".join(str(trainings / each) for each in list(found)[:8]) + (", ..." if len(found) > 8 else "")
-            raise InputError(f"{folder}: the run has {len(found)} trained models; give one of their folders: {shown}")
-        folder = next(iter(found.values()))
-    elif folder.is_dir() and (last := newest(folder)) is not None:
+    training = only_training(folder) if (folder / "trainings").is_dir() else folder
+    if training.is_dir() and (last := newest(training)) is not None:
         folder = last
     elif folder.name.startswith("step_"):
         name = folder.resolve().parent.name

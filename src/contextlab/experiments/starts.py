@@ -179,6 +179,21 @@ def of_run(source: str | Path, task: str | None = None, seed: int | None = None)
     return next(iter(found))
 
 
+def only_training(run: Path) -> Path:
+    """The folder of the only training of a run that has a checkpoint. Raises InputError where none or several have."""
+    found = [each for each in sorted((run / "trainings").iterdir()) if checkpoint.newest(each) is not None]
+    if not found:
+        raise InputError(f"{run}: no training of this run has a checkpoint yet; go on with `contextlab run`")
+    if len(found) > 1:
+        models = {read_record(path, OF_TRAINING)["model"] for path in run.glob("trainings/*/record.json")}
+        shown = ", ".join(str(each) for each in found[:8]) + (", ..." if len(found) > 8 else "")
+        raise InputError(
+            f"{run}: the run has {len(found)} trained models; give one of their folders: {shown}; or {run}:MODEL, of "
+            f"which there are: {', '.join(sorted(models)) or 'none'}"
+        )
+    return found[0]
+
+
 def find_source(text: str, task: str, seed: int) -> Source:
     """The trained model that a recipe names: RUN:MODEL, RUN, the folder of a training, of a checkpoint or of a saved
     model, a transformers folder or the name of one on the hub.
@@ -191,16 +206,8 @@ def find_source(text: str, task: str, seed: int) -> Source:
     if text in plan:
         return _of_plan(text, plan[text], task, seed)
     folder = of_run(text, task, seed) or Path(text)
-    trainings = folder / "trainings"
-    if trainings.is_dir():
-        found = [each for each in sorted(trainings.iterdir()) if checkpoint.newest(each) is not None]
-        if len(found) != 1:
-            models = {read_record(path, OF_TRAINING)["model"] for path in trainings.glob("*/record.json")}
-            raise InputError(
-                f"{text}: the run has {len(found)} trained models; expected one, or {text}:MODEL, of which there are: "
-                f"{', '.join(sorted(models)) or 'none'}"
-            )
-        folder = found[0]
+    if (folder / "trainings").is_dir():
+        folder = only_training(folder)
     last = checkpoint.newest(folder) if folder.is_dir() else None
     if last is not None:
         status = read_record(last / checkpoint.RECORD, checkpoint.KEYS)["status"]

@@ -56,7 +56,8 @@ class Expand(Conversion):
     """Blocks are added that change nothing at first: copies whose projections out are zero (LLaMA Pro, 2401.02415).
 
     The model answers exactly as before; in the paper the new blocks alone are trained, on new data. They stand evenly:
-    of as many groups of blocks as are added, behind the last of each, whose copy they are.
+    of as many groups of blocks as are added, behind the last of each, whose copy they are. (A recipe's `init: zero`
+    adds its blocks on top, copies of the lowest ones in order, as stacking does.)
 
     count: blocks that are added.
     """
