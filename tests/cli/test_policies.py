@@ -69,7 +69,17 @@ def test_compress_measures_prints_and_writes(call, tmp_path):
     assert set(results["split"]) == {"full", "50%", "20%", "own"}
     assert (results.loc[results["metric"] == "decode_ratio", "n"] == 2).all()
     assert "plotly" in (tmp_path / "compressed/small/compress.html").read_text()
+    code, out, err = call(
+        "compress", "small", "--weights", "rtn:bits=8", "--task", "text", "--lengths", "64", "--prompts", "2", "--json"
+    )
+    assert code == 0, err
+    rows = json.loads(out)
+    assert {(row["weights"], row["kind"]) for row in rows} == {(None, "policy"), ("rtn:bits=8", "weights")}
+    assert {"weight_bytes", "state_bytes", "total_bytes"} <= {row["metric"] for row in rows}
     for wrong, message in (
+        ("compress small", "expected --policy NAME, such as snapkv, or --weights METHOD"),
+        ("compress small --weights gptq", "gptq: needs data to calibrate on"),
+        ("compress small --policy quantize --data text", "--data: is what --weights METHOD is calibrated on"),
         ("compress linear --policy h2o --budget 20%", "needs a model with a KV state"),
         ("compress small --policy h2o --budget 0%", "budget: 0% keeps nothing"),
         ("compress small --policy h2o --budget 20% --compare small", "two models have the same name"),

@@ -18,7 +18,7 @@ from contextlab.convert.heal import check_healing, heal_model, heal_spec
 from contextlab.convert.methods import as_list, calibration_of, read_method, tasks_of
 from contextlab.convert.saving import Origin, save_converted
 from contextlab.errors import InputError
-from contextlab.models import Model
+from contextlab.models import Model, ModelSpec
 from contextlab.models.io import require_own
 from contextlab.progress import Steps as Progress
 from contextlab.prompt import Task
@@ -175,14 +175,22 @@ def state_bytes(before: Model, after: Model, lengths: Sequence[int]) -> dict[int
 
 def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None, training: TrainSpec | None) -> None:
     """Refuse at once what a later method would refuse after the work of those before it."""
-    spec = model.spec
-    for each in methods:
-        if "models" in each.needs or each.family == "growth":
-            raise InputError(f"{each.name}: makes no model smaller; use `contextlab merge`, `convert.merge`")
-        if "calibration" in each.needs and data is None:
-            raise InputError(f"{each.name}: needs data to calibrate on; give a task or text (--data TASK or FILE)")
-        spec = each.plan(spec)
+    spec = planned(methods, model.spec, data is not None)
     if training is not None:
         check_healing(spec, training)
     if data is not None:
         data.check(model)
+
+
+def planned(methods: Sequence[Conversion], spec: ModelSpec, calibrated: bool) -> ModelSpec:
+    """The spec of what comes out of methods in a row. calibrated: whether there are data.
+
+    Raises InputError on methods that make nothing smaller, that need data where there are none, or that do not fit.
+    """
+    for each in methods:
+        if "models" in each.needs or each.family == "growth":
+            raise InputError(f"{each.name}: makes no model smaller; use `contextlab merge`, `convert.merge`")
+        if "calibration" in each.needs and not calibrated:
+            raise InputError(f"{each.name}: needs data to calibrate on; give a task or text (--data TASK or FILE)")
+        spec = each.plan(spec)
+    return spec

@@ -31,11 +31,11 @@ SIMILARITY_COLUMNS = (
 BY_PROMPT_COLUMNS = (
     "run", "model", "kind", "seed", "task", "split", "metric", "prompts", "chance", "values",
 )  # fmt: skip
-COMPRESS_COLUMNS = (*COLUMNS, "chance", "tokenizer", "prompts", "values")
+COMPRESS_COLUMNS = (*COLUMNS, "chance", "tokenizer", "prompts", "values", "weights", "sequences")
 DTYPES = {
     **dict.fromkeys(("run", "model", "kind", "task", "split", "metric", "facet", "learner", "measure"), "string"),
-    **dict.fromkeys(("prompts", "tokenizer"), "string"),
-    **dict.fromkeys(("seed", "shot", "length", "n"), "Int64"),
+    **dict.fromkeys(("prompts", "tokenizer", "weights"), "string"),
+    **dict.fromkeys(("seed", "shot", "length", "n", "sequences"), "Int64"),
     **dict.fromkeys(("low", "high", "value", "ci_low", "ci_high", "chance"), "float64"),
     "values": "object",
 }
@@ -107,7 +107,7 @@ def read_results(
 
 
 def read_compressed(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """Read tables of `compress`; those of older versions tell no chance, no tokenizer and no values by prompt."""
+    """Read tables of `compress`; in older ones there are no chances, tokenizers, weights and values by prompt."""
     return read_results(paths, COMPRESS_COLUMNS, COMPRESS_COLUMNS[len(COLUMNS) :])
 
 

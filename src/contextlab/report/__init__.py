@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from contextlab.lazy import modules_on_demand
 from contextlab.report.compress import compress_table
 from contextlab.report.compress_figure import quality_against_bytes
+from contextlab.report.compress_total import weights_words
 from contextlab.report.figures import by_split, cost_by_length, curve, quality_against_state, training_curves
 from contextlab.report.kept import compress_words, kept_tables, not_served
 from contextlab.report.page import build_report, write_compress_page, write_cost_figure
@@ -34,6 +35,7 @@ __all__ = [
     "summary_table",
     "summary_words",
     "training_curves",
+    "weights_words",
     "write_compress_page",
     "write_cost_figure",
 ]

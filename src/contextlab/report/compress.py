@@ -9,13 +9,20 @@ import numpy as np
 import pandas as pd
 
 from contextlab.errors import InputError
-from contextlab.evaluation.compress import FULL, is_text
+from contextlab.evaluation.compress import FULL, OWN, is_text
 from contextlab.evaluation.intervals import Interval, t95
 from contextlab.policies import Policy, parse_policy
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.naming import bytes_in_words, interval_in_words
 
-SETTING = ["run", "model", "kind", "split", "task", "length", "metric"]
+SETTING = ["run", "weights", "model", "kind", "split", "task", "length", "metric"]
+
+
+def with_weights(results: pd.DataFrame) -> pd.DataFrame:
+    """Results whose column `weights` is "" of the model's own; those of older versions have none."""
+    if "weights" not in results:
+        return results.assign(weights="", sequences=pd.NA)
+    return results.assign(weights=results["weights"].fillna(""))
 
 
 def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
@@ -24,6 +31,7 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     Each seed has prompts of its own, so that the seeds' means hold all noise: of qualities the interval is Student's t
     over them, no narrower than that over prompts. Of times and bytes it goes from the least to the most of the batches.
     """
+    results = with_weights(results)
     if results["seed"].nunique() < 2:
         return results
     chance = results.get("chance", math.nan)
@@ -31,7 +39,7 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     found = halves.groupby(SETTING, sort=False, dropna=False).agg(
         value=("value", "mean"), ci_low=("ci_low", "min"), ci_high=("ci_high", "max"), n=("n", "sum"),
         seed=("seed", "min"), chance=("chance", "first"), half=("half", "mean"), spread=("value", "std"),
-        seeds=("value", "size"),
+        seeds=("value", "size"), sequences=("sequences", "first"),
     ).reset_index()  # fmt: skip
     t = np.array([t95(max(1, int(seeds) - 1)) for seeds in found["seeds"]])
     half = np.fmax(t * found["spread"].fillna(0), found["half"]) / np.sqrt(found["seeds"])
@@ -56,18 +64,22 @@ def compress_table(results: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
     results, tables = over_seeds(results), {}
     for (task, length), rows in results.groupby(["task", "length"], sort=False):
         metric, reads = main_metric(str(task), rows), bool((rows["metric"] == "read_bytes").any())
+        several = bool((rows["weights"] != "").any())
         shown = []
-        for (policy, budget, kind), own in rows.groupby(["model", "split", "kind"], sort=False):
+        for (weights, policy, budget, kind), own in rows.groupby(["weights", "model", "split", "kind"], sort=False):
             values = {str(row["metric"]): row for _, row in own.iterrows()}
             value = {metric: row["value"] for metric, row in values.items()}
-            plain = policy == FULL
+            plain = policy == FULL and not weights
             shown.append(
                 {
-                    "policy": "full cache" if plain else str(policy),
-                    "budget": "" if plain or kind == "model" else str(budget),
+                    **({"weights": str(weights) or ("" if kind == "model" else OWN)} if several else {}),
+                    "policy": "full cache" if policy == FULL else str(policy),
+                    "budget": "" if policy == FULL or kind == "model" else str(budget),
                     short(metric): _quality(values[metric], metric),
                     "KL": "" if plain or kind == "model" or "kl" not in value else f"{value['kl']:.2g}",
+                    **({"stored": bytes_in_words(value["weight_bytes"])} if several else {}),
                     "state": bytes_in_words(value["state_bytes"]),
+                    **({"total": bytes_in_words(value["total_bytes"])} if several else {}),
                     **(
                         {"reads": bytes_in_words(value["read_bytes"]) if "read_bytes" in value else ""} if reads else {}
                     ),

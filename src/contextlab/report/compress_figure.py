@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
-from contextlab.evaluation.compress import FULL
+from contextlab.evaluation.compress import FULL, WEIGHTS
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.compress import knows_what_follows, main_metric, over_seeds
 from contextlab.report.drawing import COLOURS, DASHES, MARKERS, byte_axis, finish
@@ -21,10 +21,12 @@ MOST_COLOURED = 11
 def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> go.Figure:
     """A task's quality against the bytes of state of one sequence, a line a policy through its budgets.
 
-    The full cache and the models compared are single marks. The dotted line joins what nothing else beats in both. Of
-    many policies a few have colours: at each budget the best two that hold less, and the best of the rest.
+    Forms of the weights are left out (`kept_against_total` has them). The full cache and the models compared are
+    single marks. The dotted line joins what nothing else beats in both. Of many policies a few have colours: at each
+    budget the best two that hold less, and the best of the rest.
     """
     results = over_seeds(results)
+    results = results[results["kind"] != WEIGHTS]
     rows = results[(results["task"] == task) & (results["length"] == length)]
     metric = main_metric(task, rows)
     wide = rows[rows["metric"] == metric].set_index(["model", "split", "kind"])

@@ -15,6 +15,7 @@ from contextlab.files import write_atomic
 from contextlab.plugins import plugin_options
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.compress import compress_table
+from contextlab.report.compress_total import weights_words
 from contextlab.report.kept import compress_words, kept_tables, not_served
 from contextlab.report.naming import (
     ALL_ALIKE,
@@ -27,7 +28,7 @@ from contextlab.report.naming import (
 from contextlab.report.packing import Packed, packed_plotly
 from contextlab.report.page_data import PageData, first_figure, first_sentences, folded
 from contextlab.report.pages import interval_words
-from contextlab.report.sections import CompressData, CostData, OverviewData, TaskData
+from contextlab.report.sections import CompressData, CostData, Drawn, OverviewData, TaskData
 from contextlab.report.sentences import summary_words
 from contextlab.report.suite import suite_table
 from contextlab.report.summary import example_table, summary_table
@@ -143,7 +144,7 @@ def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Seque
         .get_template("compress.html.j2")
         .render(
             title=f"What {results['run'].iloc[0]} loses when its context is made cheaper",
-            words=compress_words(results),
+            words=[*compress_words(results), *weights_words(results)],
             tables=compress_table(results),
             kept=kept_tables(results),
             not_served=not_served(results),
@@ -153,6 +154,15 @@ def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Seque
             pieces=_pieces(data),
         )
     )
+    write_atomic(Path(path), page)
+    return Path(path)
+
+
+def render(template: str, path: str | Path, drawn: Sequence[Drawn], **more: Any) -> Path:
+    """Write a page of these figures as one HTML file that needs nothing else. more: what else the template shows."""
+    data = PageData()
+    shown = data.hold(drawn)
+    page = _environment().get_template(template).render(drawn=shown, pieces=_pieces(data), **more)
     write_atomic(Path(path), page)
     return Path(path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -36,6 +36,10 @@ class PageData:
             "figures": [self._add(each) for each in made if isinstance(each, Drawn)],
             "failed": [each for each in made if isinstance(each, str)],
         }
+
+    def hold(self, drawn: Sequence[Drawn]) -> dict[str, list[Any]]:
+        """Figures that are of this page alone, as `draw` gives those that are registered."""
+        return {"figures": [self._add(each) for each in drawn], "failed": []}
 
     def hold_csv(self, results: pd.DataFrame) -> None:
         """Hold the results for download, in seven digits: each shot where they are few enough."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from contextlab.registry import register
 from contextlab.report import figures
 from contextlab.report.compress_figure import quality_against_bytes
+from contextlab.report.compress_total import points
 from contextlab.report.naming import metric_title
 from contextlab.report.sections import CompressData, CostData, Drawn, OverviewData
 from contextlab.report.suite import suite_figure
+from contextlab.report.total_figure import kept_against_total
+from contextlab.words import counted, listed
 
 COSTS = ("decode_seconds_per_token", "state_bytes", "prefill_seconds", "peak_bytes", "flops")
 
@@ -38,6 +41,26 @@ def quality_of_policies(data: CompressData) -> list[Drawn]:
         note = f"{n} prompts{each}, read up to the question, then the question, then token by token; bars are {spread}."
         figure = quality_against_bytes(results, str(task), int(length))
         drawn.append(Drawn(f"{task}, {length:,} tokens", figure, note))
+    return drawn
+
+
+@register("figure", "kept_against_total", family="compression", page="compress")
+def kept_of_total(data: CompressData) -> list[Drawn]:
+    """What is kept against the bytes of weights and states together, a figure for each length."""
+    drawn = []
+    for length in dict.fromkeys(data.results["length"]):
+        found = points(data.results, int(length))
+        if len(found) < 2:
+            continue
+        counts = data.results.loc[data.results["metric"] == "total_bytes", "sequences"].dropna()
+        held = f"the {'state' if counts.max() == 1 else 'states'} of {counted(int(counts.max()), 'sequence')}"
+        tasks = listed([word.partition(" at ")[0] for word in found[0].mean.words])
+        note = (
+            f"Means over {tasks}; bars are 95% intervals of what is kept on the same prompts. What did not serve all "
+            "of these is left out."
+        )
+        figure = kept_against_total(found, f"bytes of the weights and {held}")
+        drawn.append(Drawn(f"Kept quality against all bytes, {int(length):,} tokens", figure, note))
     return drawn
 
 

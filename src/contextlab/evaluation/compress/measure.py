@@ -15,6 +15,7 @@ from contextlab.evaluation.compress.reading import evaluating, read
 from contextlab.evaluation.compress.rows import Trials
 from contextlab.evaluation.compress.settings import (
     FULL,
+    WEIGHTS,
     Policies,
     Refusals,
     Setting,
@@ -47,6 +48,8 @@ def compress(
     fit: int = 0,
     left_out: list[str] | None = None,
     progress: Callable[[str], None] | None = None,
+    weights: Mapping[str, AnyModel] | None = None,
+    sequences: int = 1,
 ) -> pd.DataFrame:
     """Measure a model under each policy and budget, and without one, on the same prompts.
 
@@ -69,14 +72,18 @@ def compress(
         refuses those that are not trained.
     left_out: where given, what a policy, budget or task does not allow is told there, a line each, and left out.
     progress: told what is measured next.
+    weights: the model with its weights made smaller, by name: each is measured like the model itself, with the full
+        cache and with every policy and budget. sequences: that are held at once, in the total of bytes.
 
     Returns a tidy table: `run` is the model's name, `model` the policy as it was written, `split` the budget
-    ("full" without a policy, "own" where a policy takes none), `kind` "policy", or "model" of those compared.
+    ("full" without a policy, "own" where a policy takes none), `kind` "policy", "weights" of a form of the
+    weights, which column `weights` names, or "model" of those compared.
     Beside the columns of `results.COLUMNS` there are `chance`, what a guess among all tokens gets where the task knows
     none; `tokenizer`, by which text was read; and `prompts` and `values`, the quality of each prompt, by which
     policies are compared.
     Metrics: those of the task; kl (of the full cache's predictions to these, nats); perplexity (of text);
-    state_bytes (of one sequence, the larger of those after the prompt's first part and at the end); read_bytes (of
+    state_bytes (of one sequence, the larger of those after the prompt's first part and at the end); weight_bytes;
+    total_bytes (of the weights and of the states of so many sequences as column `sequences` tells); read_bytes (of
     keys and values, by the last token, where a policy chooses what is read); peak_bytes (taken beyond what the
     process held before); prefill_ and decode_tokens_per_second; prefill_ratio and decode_ratio (times as fast as
     the full cache on the same batch); overhead (of prefill, a part of its time without a policy). Of qualities the
@@ -85,19 +92,46 @@ def compress(
 
     Raises InputError before anything is measured where a policy, a budget or a task does not fit the model.
     """
-    if not policies or not tasks or not lengths:
-        raise InputError("compress: expected at least one policy, one task and one length")
+    if not (policies or weights) or not tasks or not lengths:
+        raise InputError("compress: expected at least one policy or form of the weights, one task and one length")
+    if sequences < 1:
+        raise InputError(f"sequences: expected at least 1, got {sequences}")
     if prompts < 2:
         raise InputError(f"prompts: expected at least 2, got {prompts}")
     if decoded < 1:
         raise InputError(f"decoded: expected at least 1 token, got {decoded}")
-    tell = progress or (lambda text: None)
     refusals = Refusals(left_out)
-    every = [
-        Setting(FULL, FULL, model),
-        *settings_of(model, policies, budgets, fit, refusals),
-        *(Setting(label, FULL, other, "model") for label, other in (compare or {}).items()),
-    ]
+    every = [Setting(FULL, FULL, model), *settings_of(model, policies, budgets, fit, refusals)]
+    for form, made in (weights or {}).items():
+        every += [Setting(FULL, FULL, made, WEIGHTS, weights=form)]
+        every += settings_of(made, policies, budgets, fit, refusals, form)
+    every += [Setting(label, FULL, other, "model") for label, other in (compare or {}).items()]
+    return measure(
+        every, tasks, lengths, prompts=prompts, batch=batch, seed=seed, name=name, tokenizer=tokenizer,
+        decoded=decoded, fit=fit, refusals=refusals, progress=progress, sequences=sequences,
+    )  # fmt: skip
+
+
+def measure(
+    every: Sequence[Setting],
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    *,
+    prompts: int = 32,
+    batch: int = 16,
+    seed: int = 0,
+    name: str = "model",
+    tokenizer: Any = None,
+    decoded: int = DECODED,
+    fit: int = 0,
+    refusals: Refusals | None = None,
+    progress: Callable[[str], None] | None = None,
+    sequences: int = 1,
+) -> pd.DataFrame:
+    """Measure these settings, the first of which is the model itself, without a policy. The rest as for `compress`."""
+    tell = progress or (lambda text: None)
+    refusals = refusals or Refusals(None)
+    model = every[0].model
     built = {(text, n): build_prompts(text, n, model, tokenizer) for text in tasks for n in lengths}
     for setting in every:
         check_model(setting, built)
@@ -113,12 +147,12 @@ def compress(
             drawn = draw(task, 1, seed, device, decoded)
             tried = Drawn(columns(drawn.prompt, slice(drawn.question + 1)), drawn.question)
             read(settings[0], tried)
-            chosen[text, n] = settings[:1]
+            chosen[text, n] = list(settings[:1])
             for setting in settings[1:]:
-                with refusals.of(f"{setting.label} at {setting.budget}, {text} at {n} tokens"):
+                with refusals.of(f"{setting.label} at {setting.budget}{setting.where}, {text} at {n} tokens"):
                     check_budget(setting, tried.question + 1, read(setting, tried))
                     chosen[text, n].append(setting)
-        found = _measured(built, chosen, prompts, batch, decoded, seed, name, device, tell)
+        found = _measured(built, chosen, prompts, batch, decoded, seed, name, device, sequences, tell)
         texts = [text for (text, _), task in built.items() if hasattr(task, "tokenizer")]
         return found.assign(tokenizer=found["tokenizer"].mask(found["task"].isin(texts), tokenizer_name(tokenizer)))
 
@@ -132,6 +166,7 @@ def _measured(
     seed: int,
     name: str,
     device: torch.device,
+    sequences: int,
     tell: Callable[[str], None],
 ) -> pd.DataFrame:
     """See `compress`: the settings of each task and length take turns on batches of its prompts."""
@@ -148,12 +183,14 @@ def _measured(
             others = list(range(1, len(settings)))
             turn = start // each % max(1, len(others))
             for i in others[turn:] + others[:turn]:
-                tell(f"{text} at {n} tokens: {settings[i].label}, {settings[i].budget}, prompt {start + 1}")
-                trials[i].add(read(settings[i], drawn), full, task, drawn)
+                own = settings[i]
+                tell(f"{text} at {n} tokens: {own.label}, {own.budget}{own.where}, prompt {start + 1}")
+                trials[i].add(read(own, drawn), full, task, drawn)
         for setting, found in zip(settings, trials, strict=True):
             who = {"run": name, "model": setting.label, "kind": setting.kind, "split": setting.budget}
             at = {"seed": seed, "task": text, "length": n, "prompts": f"seed {seed}"}
-            rows += [{**who, **at, **row} for row in found.rows(setting, text, _chance(task, setting))]
+            at |= {"weights": setting.weights} if setting.weights else {}
+            rows += [{**who, **at, **row} for row in found.rows(setting, text, _chance(task, setting), sequences)]
     return table(rows, COMPRESS_COLUMNS)
 
 

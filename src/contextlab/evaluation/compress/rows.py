@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from contextlab.evaluation.compress.prompts import Drawn, is_text
 from contextlab.evaluation.compress.reading import Reading
-from contextlab.evaluation.compress.settings import Setting
+from contextlab.evaluation.compress.settings import Setting, weight_bytes
 from contextlab.evaluation.intervals import share_bounds, t95
 from contextlab.prompt import HIGHER_IS_BETTER, Task, wide
 
@@ -49,8 +49,13 @@ class Trials:
         }.items():
             self.costs.setdefault(metric, []).append(value)
 
-    def rows(self, setting: Setting, text: str, chance: Mapping[str, float] | None = None) -> Iterator[dict[str, Any]]:
-        """A row a metric; of qualities with what chance gives and the value of each prompt, [prompts] float32."""
+    def rows(
+        self, setting: Setting, text: str, chance: Mapping[str, float] | None = None, sequences: int = 1
+    ) -> Iterator[dict[str, Any]]:
+        """A row a metric; of qualities with what chance gives and the value of each prompt, [prompts] float32.
+
+        sequences: of whose states, beside the weights, the total of bytes is.
+        """
         for metric, parts in self.quality.items():
             values = torch.cat(parts)
             mean, half = values.mean().item(), t95(len(values) - 1) * values.std().item() / math.sqrt(len(values))
@@ -64,7 +69,7 @@ class Trials:
                 row = {key: math.exp(min(each, 700)) for key, each in row.items()}
                 yield {"metric": "perplexity", "n": len(values), **row, "values": None}
         for metric, found in self.costs.items():
-            if setting.kind == "model" and metric == "overhead":
+            if setting.kind != "policy" and metric == "overhead":
                 continue
             yield {
                 "metric": metric,
@@ -74,3 +79,8 @@ class Trials:
                 "n": len(found),
                 "values": None,
             }
+        own, states = weight_bytes(setting.model), self.costs["state_bytes"]
+        for metric, times in (("weight_bytes", 0), ("total_bytes", sequences)):
+            least, middle, most = (own + times * each for each in (min(states), statistics.median(states), max(states)))
+            told: dict[str, Any] = {"value": middle, "ci_low": least, "ci_high": most, "n": len(states)}
+            yield {"metric": metric, **told, "values": None, **({"sequences": times} if times else {})}

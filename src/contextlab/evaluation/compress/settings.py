@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FULL, OWN = "full", "own"
 """Budgets in the table: of the cache without a policy, and of policies that take none."""
+WEIGHTS = "weights"
+"""The kind of what is measured on a form of the weights."""
 MOST_FITTED = 256
 """Prompts on which a policy is trained."""
 Policies = Sequence[str | Policy] | Mapping[str, str | Policy]
@@ -35,7 +37,9 @@ class Setting:
     """One way to keep the context.
 
     label: the policy as it was written or named, or a model's name. budget: as it was written, or FULL, or OWN.
+    kind: "policy"; "weights" of a form of the weights, with a policy or without; "model" of another model.
     base: the policy, None for none. amount: the budget that it takes; None for that which it has.
+    weights: how the weights were made smaller; "" for those of the model itself.
     """
 
     label: str
@@ -44,6 +48,12 @@ class Setting:
     kind: str = "policy"
     base: Policy | None = None
     amount: Budget | None = None
+    weights: str = ""
+
+    @property
+    def where(self) -> str:
+        """The weights that are told in messages: " on rtn:bits=8"."""
+        return f" on {self.weights}" if self.weights else ""
 
     def policy(self, rows: int) -> Policy | None:
         """The policy for so many sequences at once; a budget in bytes is one sequence's."""
@@ -64,6 +74,11 @@ class Setting:
         device = next(self.model.parameters()).device  # it serves what it has seen; any text will do
         policy.prepare(self.model, torch.zeros(1, 2, dtype=torch.int64, device=device), 2)
         return policy.served(self.model)
+
+
+def weight_bytes(model: AnyModel) -> int:
+    """Bytes of what a saved model holds: parameters and buffers, what is shared once."""
+    return sum({id(each): each.nbytes for each in model.state_dict(keep_vars=True).values()}.values())
 
 
 class Refusals:
@@ -130,17 +145,21 @@ def name_of(policy: Policy) -> str:
 
 
 def settings_of(
-    model: AnyModel, policies: Policies, budgets: Sequence[str], fit: int, refusals: Refusals
+    model: AnyModel, policies: Policies, budgets: Sequence[str], fit: int, refusals: Refusals, weights: str = ""
 ) -> Iterator[Setting]:
-    """One for each policy and budget, each tried on the model unless it is to be trained first."""
+    """One for each policy and budget, each tried on the model unless it is to be trained first.
+
+    weights: of the model, see `Setting`.
+    """
     check_settings(policies, budgets)
     for label, policy, amounts in _labelled(policies, budgets):
         own = ", ".join(map(str, policy.limits)) or OWN
         for amount in amounts or (None,):
             setting = Setting(
-                label, amount or own, model, base=policy, amount=None if amount is None else Budget.of(amount)
-            )
-            with refusals.of(f"{label} at {setting.budget}"):
+                label, amount or own, model, WEIGHTS if weights else "policy", policy,
+                None if amount is None else Budget.of(amount), weights,
+            )  # fmt: skip
+            with refusals.of(f"{label} at {setting.budget}{setting.where}"):
                 if not policy.untrained:
                     with naming(setting):
                         setting.served()
@@ -165,11 +184,11 @@ def trained(
 
     Once for a policy, or for a policy and budget where it is trained for that.
     """
-    done: dict[tuple[str, str], Policy] = {}
+    done: dict[tuple[str, str, str], Policy] = {}
     found = []
     for setting in settings:
         if setting.base is not None and setting.base.untrained:
-            key = setting.label, setting.budget if setting.base.fits_budget else ""
+            key = setting.weights, setting.label, setting.budget if setting.base.fits_budget else ""
             if key not in done:
                 tell(f"training {setting.label}, {steps} steps")
                 drawn = draw(task, MOST_FITTED, seed + 1, device, decoded)
