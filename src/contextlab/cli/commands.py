@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from contextlab.cli import stages as stages  # of `run`, which asks for it when there are any
 from contextlab.cli.about import doctor, schema
+from contextlab.cli.advise import advise
 from contextlab.cli.catalogue import list_
 from contextlab.cli.check import check
 from contextlab.cli.compress import compress
@@ -23,8 +24,8 @@ from contextlab.cli.shrink import shrink
 from contextlab.cli.sweep import sweep
 
 for command in (
-    run, sweep, list_, show, learners, similarity, evaluate, report, cost, compress, convert, shrink, merge, check,
-    doctor, schema,
+    run, sweep, list_, show, learners, similarity, evaluate, report, cost, compress, advise, convert, shrink, merge,
+    check, doctor, schema,
 ):  # fmt: skip
     # Escaped: in a docstring [train] is a value, where rich sees a style and leaves it out.
     app.command(command.__name__.rstrip("_"), help=escape(inspect.getdoc(command) or ""))(command)

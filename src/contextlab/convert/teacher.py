@@ -12,7 +12,6 @@ every training.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar
@@ -94,15 +93,6 @@ def read_layers(model: Model, inputs: Tensor, layers: Sequence[int]) -> tuple[li
         for handle in handles:
             handle.remove()
     return [seen[i][0] for i in layers], [seen[i][1] for i in layers]
-
-
-def fingerprint(model: Model) -> str:
-    """A digest of a model's spec and weights: a training is resumed only with the teacher that it began with."""
-    digest = hashlib.sha256(model.spec.model_dump_json().encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

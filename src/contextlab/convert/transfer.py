@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from contextlab.convert.teacher import Distil, Layers, Watched, fingerprint, mixer_of, task_of
+from contextlab.convert.teacher import Distil, Layers, Watched, mixer_of, task_of
 from contextlab.errors import InputError
+from contextlab.models.digest import fingerprint
 from contextlab.models.stack import Model
 from contextlab.prompt import Task
 from contextlab.training.spec import TrainSpec

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def finite(x: Tensor) -> bool:
     """Whether x, of any shape, holds neither NaN nor infinity; the least and the largest value tell, in one pass."""
-    return not x.numel() or all(math.isfinite(end.item()) for end in x.detach().aminmax())
+    return x.is_meta or not x.numel() or all(math.isfinite(end.item()) for end in x.detach().aminmax())
 
 
 @torch.no_grad()

@@ -189,7 +189,7 @@ class PackedSlots(Slots):
     def append(self, new: dict[str, Tensor], room: int) -> PackedSlots:
         """See `Slots.append`; no more room is made than is used."""
         valid = new["position"][:, 0] >= 0
-        some = self.packed.have is not None or not bool(valid.all())
+        some = self.packed.have is not None or not (valid.is_meta or bool(valid.all()))
         packed = self.packed.append(new["keys"], new["values"], valid if some else None)
         positions = torch.cat((self["position"], new["position"]), 2)
         length = self.length + new["position"].shape[2]
