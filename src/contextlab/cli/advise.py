@@ -15,6 +15,7 @@ from contextlab.cli.shared import PARTS, JsonOption, PluginOption, console, load
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
 from contextlab.memory import LARGEST_WHOLE
+from contextlab.words import bytes_in_words
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +129,7 @@ def advise(
     fits = [{key: cell for key, cell in row.items() if key != "left out"} for row in rows if not row["left out"]]
     others = [row for row in rows if row["left out"] and not row["left out"].endswith(" fits")]
     if fits:
-        print_table(f"fits in {memory}", fits)
+        print_table(f"fits in {memory} ({bytes_in_words(size)})", fits)
     if others:
         shown = ("weights", "policy", "budget", "total", "left out")
         print_table("left out", [{key: row[key] for key in shown} for row in others], prose=["left out"])

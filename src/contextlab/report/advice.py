@@ -166,12 +166,13 @@ def write_advice_page(advice: Advice, path: str | Path) -> Path:
     shown = list(measured(advice).values())
     drawn = []
     if len(shown) > 1:
-        held = f"bytes of the weights and {counted(advice.batch, 'state')} of {counted(advice.length, 'token')}"
+        states = f"{counted(advice.batch, 'state')} of {counted(advice.length, 'token')}"
         note = (
-            "Bytes are foretold; the upright line is the memory that there is. Bars are 95% intervals of what is kept, "
-            f"on prompts of {counted(advice.at, 'token')}."
+            f"Bytes of the weights and {states}, foretold; the upright line is the memory that there is, "
+            f"{bytes_in_words(advice.memory)}. Bars are 95% intervals of what is kept, on prompts of "
+            f"{counted(advice.at, 'token')}."
         )
-        drawn = [Drawn("Kept quality against all bytes", kept_against_total(shown, held, advice.memory), note)]
+        drawn = [Drawn("Kept quality against all bytes", kept_against_total(shown, advice.memory), note)]
     lost = kept(as_policies(advice.results)).at_chance if len(advice.results) else []
     return render(
         "advise.html.j2", path, drawn, title=f"How to spend {where_in_words(advice)} on {advice.name}",

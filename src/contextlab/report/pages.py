@@ -56,10 +56,10 @@ def kept_of_total(data: CompressData) -> list[Drawn]:
         held = f"the {'state' if counts.max() == 1 else 'states'} of {counted(int(counts.max()), 'sequence')}"
         tasks = listed([word.partition(" at ")[0] for word in found[0].mean.words])
         note = (
-            f"Means over {tasks}; bars are 95% intervals of what is kept on the same prompts. What did not serve all "
-            "of these is left out."
+            f"Bytes are those of the weights and {held}. Means over {tasks}; bars are 95% intervals of what is kept on "
+            "the same prompts. What did not serve all of these is left out."
         )
-        figure = kept_against_total(found, f"bytes of the weights and {held}")
+        figure = kept_against_total(found)
         drawn.append(Drawn(f"Kept quality against all bytes, {int(length):,} tokens", figure, note))
     return drawn
 

@@ -10,59 +10,68 @@ from contextlab.report.compress_total import ITSELF, Point, front
 from contextlab.report.drawing import COLOURS, MARKERS, byte_axis, finish
 from contextlab.words import bytes_in_words
 
-MOST_NAMED = 14
-"""Lines with a name and a colour; where there are more, those without a point on the front are grey."""
+MOST_COLOURED = 24
+"""Lines with a colour; where there are more, those without a point on the front of the means are grey."""
 
 
-def kept_against_total(found: Sequence[Point], axis: str, memory: float | None = None) -> go.Figure:
+def kept_against_total(found: Sequence[Point], memory: float | None = None) -> go.Figure:
     """What ways to spend memory keep against their bytes: a line a form of the weights and policy through its budgets.
 
-    Forms of the weights have colours, policies marks. The dotted line joins the front of the means. axis: the bytes
-    are of what. memory: what there is, an upright line.
+    Forms of the weights, and other models, have colours, policies marks; the legend tells both apart. The dotted line
+    joins the front of the means. memory: what there is, an upright line.
     """
     figure = go.Figure()
     best = front(found)
     figure.add_scatter(
-        x=[way.bytes for way in best], y=[way.part.value for way in best], name="front of the means", mode="lines",
-        line={"color": "#999999", "dash": "dot", "width": 1.5}, hoverinfo="skip",
+        x=[point.bytes for point in best], y=[point.part.value for point in best], name="front of the means",
+        mode="lines", line={"color": "#999999", "dash": "dot", "width": 1.5}, hoverinfo="skip",
     )  # fmt: skip
     lines: dict[tuple[str, str], list[Point]] = {}
-    for way in found:
-        lines.setdefault((way.weights, way.policy), []).append(way)
-    forms = list(dict.fromkeys(weights for weights, _ in lines))
-    policies = list(dict.fromkeys(policy for _, policy in lines))
+    for point in found:
+        lines.setdefault((point.weights, point.policy), []).append(point)
+    forms = list(dict.fromkeys(weights for weights, _ in lines if weights))
+    policies = list(dict.fromkeys(policy for _, policy in lines if policy))
+    colours = {"": "#000000", **{form: COLOURS[i % len(COLOURS)] for i, form in enumerate(forms)}}
+    marks = {"": "star", **{policy: MARKERS[i % len(MARKERS)] for i, policy in enumerate(policies)}}
     for (weights, policy), own in lines.items():
-        own = sorted(own, key=lambda way: way.bytes)
-        grey = len(lines) > MOST_NAMED and not any(way in best for way in own)
-        colour = "#d0d0d0" if grey else COLOURS[(forms.index(weights) - 1) % len(COLOURS)] if weights else "#000000"
-        name = f"{policy} on {weights}" if policy and weights else policy or weights or ITSELF
+        grey = len(lines) > MOST_COLOURED and not any(point in best for point in own)
+        colour = "#d0d0d0" if grey else colours[weights]
+        _draw(figure, sorted(own, key=lambda point: point.bytes), colour, marks[policy], grey)
+    for weights in ("", *forms):
         figure.add_scatter(
-            x=[way.bytes for way in own],
-            y=[way.part.value for way in own],
-            name=name,
-            mode="lines+markers" if len(own) > 1 else "markers",
-            showlegend=not grey,
-            line={"color": colour, "width": 1 if grey else 2},
-            marker={
-                "symbol": MARKERS[(policies.index(policy) - 1) % len(MARKERS)] if policy else "star",
-                "size": 5 if grey else 9 if policy else 13,
-                "color": colour,
-            },
-            error_y={
-                "type": "data",
-                "array": [way.part.high - way.part.value for way in own],
-                "arrayminus": [way.part.value - way.part.low for way in own],
-                "thickness": 0 if grey else 1,
-                "width": 3,
-            },
-            text=[f"{way.name}: {way.part.value:.1%}, {bytes_in_words(way.bytes)}" for way in own],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    sizes = [way.bytes for way in found] + ([memory] if memory else [])
-    finish(figure, axis, "part of the model's quality that is kept")
-    byte_axis(figure, sizes)
+            x=[None], y=[None], name=weights or ITSELF, mode="markers",
+            marker={"symbol": "square", "size": 11, "color": colours[weights]},
+        )  # fmt: skip
+    for policy in policies:
+        figure.add_scatter(
+            x=[None], y=[None], name=policy, mode="markers",
+            marker={"symbol": marks[policy], "size": 9, "color": "#777777"},
+        )  # fmt: skip
+    finish(figure, "bytes in all", "quality kept")
+    byte_axis(figure, [point.bytes for point in found] + ([memory] if memory else []))
     if memory:
         figure.add_vline(x=memory, line={"color": "#D55E00", "dash": "dash", "width": 1.5})
     figure.update_yaxes(tickformat=".0%")
-    figure.update_layout(height=460 + 12 * max(0, min(len(lines), MOST_NAMED) - 6))
+    figure.update_layout(height=500, meta={"wide": True})
     return figure
+
+
+def _draw(figure: go.Figure, own: Sequence[Point], colour: str, mark: str, grey: bool) -> None:
+    """One line: the budgets of a policy on a form of the weights, or a single mark."""
+    figure.add_scatter(
+        x=[point.bytes for point in own],
+        y=[point.part.value for point in own],
+        mode="lines+markers" if len(own) > 1 else "markers",
+        showlegend=False,
+        line={"color": colour, "width": 1 if grey else 2},
+        marker={"symbol": mark, "size": 5 if grey else 13 if mark == "star" else 9, "color": colour},
+        error_y={
+            "type": "data",
+            "array": [point.part.high - point.part.value for point in own],
+            "arrayminus": [point.part.value - point.part.low for point in own],
+            "thickness": 0 if grey else 1,
+            "width": 3,
+        },
+        text=[f"{point.name}: {point.part.value:.1%}, {bytes_in_words(point.bytes)}" for point in own],
+        hovertemplate="%{text}<extra></extra>",
+    )

@@ -52,8 +52,8 @@ def test_what_fits_is_measured_and_the_next_question_reads_it(tmp_path) -> None:
 def test_a_folder_of_other_measurements_is_refused(tmp_path) -> None:
     ask(3e5, tmp_path / "kept", policies=[])
     for change, message in (
-        ({"seed": 1}, "holds measurements of the model other"),
-        ({"prompts": 3}, "holds measurements of prompts other than these"),
+        ({"seed": 1}, "holds measurements of another model; give another --out"),
+        ({"prompts": 3}, "holds measurements of other prompts"),
     ):
         with pytest.raises(InputError, match=message):
             ask(3e5, tmp_path / "kept", policies=[], **change)

@@ -97,7 +97,11 @@ def advise(
         raise InputError(f"advise: two candidates are called {twice!r}; give folders with different names")
     tell("foretelling bytes")
     ways = _chosen(foretell(every, policies, budgets, length, batch, dtype), memory)
-    holds_for = {"the model": every[0].made_of, "prompts": f"{prompts} of seed {seed}", "tokenizer": str(tokenizer)}
+    holds_for = {
+        "another model": every[0].made_of,
+        "other prompts": f"{prompts} of seed {seed}",
+        "another tokenizer": str(tokenizer),
+    }
     store = Store.opened(None if folder is None else Path(folder), holds_for, {f.label: f.made_of for f in every[1:]})
     fitting = [way for way in ways if not way.left_out]
     device = next(model.parameters()).device

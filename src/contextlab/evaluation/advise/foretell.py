@@ -128,7 +128,6 @@ def state_under(spec: ModelSpec, policy: Policy, length: int, dtype: torch.dtype
     """
     outline = copy.deepcopy(_outline(spec)).to(dtype).eval()
     tokens = torch.zeros(1, length, dtype=torch.int64, device="meta")
-    layers = policy.layers(outline)
     try:
         with torch.no_grad():
             policy.prepare(outline, tokens, length)
@@ -139,7 +138,8 @@ def state_under(spec: ModelSpec, policy: Policy, length: int, dtype: torch.dtype
         raise
     except (RuntimeError, NotImplementedError):  # it asks for the numbers of tensors, and here there are none
         token = sum(
-            each.times * tensor_bytes(each.kv_heads, each.key_dim + each.value_dim, dtype=dtype) for each in layers
+            each.times * tensor_bytes(each.kv_heads, each.key_dim + each.value_dim, dtype=dtype)
+            for each in policy.layers(outline)
         )
         rest = outline.state_nbytes(length, 1, dtype) - KVState.capacity(length) * token
         parts = [each.amount for each in policy.limits if each.kind == "ratio"]

@@ -20,8 +20,8 @@ MEASURED, RECORD = "measured.parquet", "measured.json"
 class Store:
     """Rows of `compress` and what they hold for.
 
-    folder: None keeps nothing. holds_for: of the prompts and the model, name -> text. forms: label -> what its
-    measurements depend on. rows: what was measured.
+    folder: None keeps nothing. holds_for: what is another where the text is another, name -> text. forms: label ->
+    what its measurements depend on. rows: what was measured.
     """
 
     folder: Path | None
@@ -44,7 +44,7 @@ class Store:
         record = read_record(folder / RECORD, {"holds_for": dict, "forms": dict}, "choose another folder with --out")
         for name, now in holds_for.items():
             if record["holds_for"].get(name) != now:
-                raise InputError(f"{short(folder)}: holds measurements of {name} other than these; give another --out")
+                raise InputError(f"{short(folder)}: holds measurements of {name}; give another --out")
         for label, now in forms.items():
             if record["forms"].get(label, now) != now:
                 raise InputError(
