@@ -168,6 +168,8 @@ def _forms(
         yield shrunk(each.text, each.spec, each.make, read)
     for source in also:
         name, made = find_model(source, device)[0], find_own_model(source, device)
+        if fingerprint(made) == fingerprint(loaded):
+            raise InputError(f"--also {source}: is not another model, but the model itself")
         if (made.spec.input_size, made.spec.output_size) != (loaded.spec.input_size, loaded.spec.output_size):
             raise InputError(
                 f"--also {source}: has {made.spec.input_size} tokens, and the model {loaded.spec.input_size}; expected "
