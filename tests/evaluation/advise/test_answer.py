@@ -61,6 +61,13 @@ def test_a_folder_of_other_measurements_is_refused(tmp_path) -> None:
         advise(model(), 1e6, 64, forms=[itself(model(), "")], **OPTIONS)
 
 
+def test_a_policy_whose_window_holds_the_prompts_is_not_judged_by_them() -> None:
+    found = ask(6e5, None, policies=["quantize:bits=4,window=256"])
+    reasons = {name_of(way): way.left_out for way in found.ways}
+    assert reasons["quantize:bits=4,window=256"].startswith("on prompts of 128 tokens it keeps all")
+    assert [name_of(way) for way in found.fitting] == ["linear"]
+
+
 def test_nothing_is_read_where_nothing_fits() -> None:
     found = ask(1e3, None)
     assert found.fitting == []

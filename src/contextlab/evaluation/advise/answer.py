@@ -28,6 +28,8 @@ SECONDS = 600
 RATE = {"cpu": 2e10, "cuda": 2e13}
 """FLOPs a second that are counted on, by the kind of device: only an order of magnitude."""
 SHORTEST = 128
+SAVES = 0.97
+"""A policy that holds at least this part of the full cache's bytes saves no memory."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,16 @@ def advise(
                 refusals=Refusals(lines), progress=progress, sequences=batch,
             )
         )  # fmt: skip
+    whole = {way.form.label: way.state_bytes for way in ways if way.policy == FULL}
     fresh = sum(store.has(way.key, wanted, at) for way in todo)
     ways = [
         way if way.left_out or store.has(way.key, wanted, at) else dataclasses.replace(way, left_out=_why(way, lines))
+        for way in ways
+    ]
+    ways = [
+        dataclasses.replace(way, left_out=f"on prompts of {at:,} tokens it keeps all, so that these tell nothing of it")
+        if not way.left_out and way.policy != FULL and _keeps_all(way, whole, store, wanted, at)
+        else way
         for way in ways
     ]
     rows = store.rows[(store.rows["length"] == at) & store.rows["task"].isin(wanted)]
@@ -161,6 +170,15 @@ def _setting(way: Way, model: Model) -> Setting:
     policy = parse_policy(way.policy)
     amount = Budget.of(way.budget) if policy.takes_budget and not policy.limits else None
     return Setting(way.policy, way.budget, model, way.form.kind, policy, amount, way.key[0])
+
+
+def _keeps_all(way: Way, whole: dict[str, int], store: Store, tasks: list[str], at: int) -> bool:
+    """Whether a policy that will save memory saved none on the prompts: a window, say, held all of them."""
+    label = way.form.label
+    if way.state_bytes >= SAVES * whole[label]:
+        return False
+    full = store.state_bytes(_ITSELF, tasks, at) * whole[label] / whole[""]
+    return store.state_bytes(way.key, tasks, at) >= SAVES * full
 
 
 def _why(way: Way, lines: Sequence[str]) -> str:
