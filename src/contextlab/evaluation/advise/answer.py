@@ -95,8 +95,8 @@ def advise(
     dtype = next(model.parameters()).dtype
     every = [itself(model, fingerprint(model)), *forms]
     labels = [form.label for form in every]
-    if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
-        raise InputError(f"advise: two candidates are called {twice!r}; give folders with different names")
+    if twice := [label for i, label in enumerate(labels) if label in labels[:i]]:
+        raise InputError(f"advise: two candidates are called {twice[0]!r}; give folders with different names")
     tell("foretelling bytes")
     ways = _chosen(foretell(every, policies, budgets, length, batch, dtype), memory)
     holds_for = {
