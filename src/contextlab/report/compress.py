@@ -31,9 +31,9 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     Each seed has prompts of its own, so that the seeds' means hold all noise: of qualities the interval is Student's t
     over them, no narrower than that over prompts. Of times and bytes it goes from the least to the most of the batches.
     """
-    results = with_weights(results)
     if results["seed"].nunique() < 2:
         return results
+    results = with_weights(results)
     chance = results.get("chance", math.nan)
     halves = results.assign(half=(results["ci_high"] - results["ci_low"]) / 2, chance=chance)
     found = halves.groupby(SETTING, sort=False, dropna=False).agg(
@@ -61,7 +61,7 @@ def main_metric(task: str, rows: pd.DataFrame) -> str:
 
 def compress_table(results: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
     """Title of a task and length -> rows, in the order of the settings; every cell is text."""
-    results, tables = over_seeds(results), {}
+    results, tables = with_weights(over_seeds(results)), {}
     for (task, length), rows in results.groupby(["task", "length"], sort=False):
         metric, reads = main_metric(str(task), rows), bool((rows["metric"] == "read_bytes").any())
         several = bool((rows["weights"] != "").any())

@@ -71,7 +71,7 @@ def points(results: pd.DataFrame, length: int, sizes: Mapping[str, float] | None
     """
     whole, found = kept(as_policies(results)), []
     on = tasks_at(whole, length)
-    rows = over_seeds(results)
+    rows = with_weights(over_seeds(results))
     rows = rows[(rows["length"] == length) & (rows["metric"] == "total_bytes") & rows["task"].isin([t for t, _ in on])]
     for (weights, policy, budget, kind), own in rows.groupby(["weights", "model", "split", "kind"], sort=False):
         name = way_name(str(weights), str(policy), str(budget), str(kind))
