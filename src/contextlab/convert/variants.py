@@ -48,7 +48,7 @@ def read_variants(
     """
     require_own(model, "shrink")
     tasks = tasks_of(data, model)
-    found = []
+    found: list[Variant] = []
     for text in as_list(texts):
         if any(text == other.text for other in found):
             raise InputError(f"weights: {text} is given twice; leave one out")

@@ -21,7 +21,7 @@ SETTING = ["run", "weights", "model", "kind", "split", "task", "length", "metric
 def with_weights(results: pd.DataFrame) -> pd.DataFrame:
     """Results whose column `weights` is "" of the model's own; those of older versions have none."""
     if "weights" not in results:
-        return results.assign(weights="", sequences=pd.NA)
+        return results.assign(weights="", sequences=None)
     return results.assign(weights=results["weights"].fillna(""))
 
 
