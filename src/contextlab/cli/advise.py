@@ -105,7 +105,7 @@ def advise(
     from contextlab.evaluation.advise.answer import BUDGETS, POLICIES
     from contextlab.experiments import find_model, find_own_model
     from contextlab.files import write_json
-    from contextlab.report.advice import advice_record, advice_table, advice_words, write_advice_page
+    from contextlab.report.advice import advice_record, advice_table, advice_words, told_rows, write_advice_page
     from contextlab.training.distributed import resolve
 
     chosen = resolve(device)
@@ -127,7 +127,7 @@ def advise(
         return
     rows = advice_table(found)
     fits = [{key: cell for key, cell in row.items() if key != "left out"} for row in rows if not row["left out"]]
-    others = [row for row in rows if row["left out"] and not row["left out"].endswith(" fits")]
+    others = [row for row in told_rows(rows) if row["left out"]]
     if fits:
         print_table(f"fits in {memory} ({bytes_in_words(size)})", fits)
     if others:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contextlab.convert.base import Conversion
-from contextlab.convert.methods import as_list, read_method, tasks_of
+from contextlab.convert.methods import as_list, calibration_of, read_method, tasks_of
 from contextlab.convert.shrink import planned, shrink
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec
@@ -32,8 +32,8 @@ class Variant:
 
     def make(self) -> Model:
         """The model, in evaluation mode; the one that it is made from stays as it is."""
-        made = shrink(self.model, list(self.methods), self.data or None, prompts=self.prompts, seed=self.seed).model
-        return made.eval()
+        data = calibration_of(None, self.data, self.model, self.prompts, self.seed)
+        return shrink(self.model, list(self.methods), data, seed=self.seed).model.eval()
 
 
 def read_variants(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def advice_table(advice: Advice) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def told_rows(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Those of the table that tell something: not what is left out as more of it fits."""
+    return [row for row in rows if not row["left out"].endswith(" fits")]
 
 
 def _kept(point: Point | None) -> str:
@@ -176,5 +182,5 @@ def write_advice_page(advice: Advice, path: str | Path) -> Path:
     lost = kept(as_policies(advice.results)).at_chance if len(advice.results) else []
     return render(
         "advise.html.j2", path, drawn, title=f"How to spend {where_in_words(advice)} on {advice.name}",
-        words=[advice_words(advice), *lost], rows=advice_table(advice), at=counted(advice.at, "token"),
+        words=[advice_words(advice), *lost], rows=told_rows(advice_table(advice)), at=counted(advice.at, "token"),
     )  # fmt: skip
