@@ -14,8 +14,8 @@ from contextlab.report.advice import measured, name_of
 
 from ..test_compress import model, value
 
-TASK = "mqar:pairs=16,vocabulary=64"
-OPTIONS = {"tasks": [TASK], "prompts": 2, "together": 2, "at": 128, "policies": ["streaming_llm:sinks=2"]}
+TASK = "mqar:pairs=16,vocabulary=32"
+OPTIONS = {"tasks": [TASK], "prompts": 2, "together": 2, "at": 56, "policies": ["streaming_llm:sinks=2"]}
 
 
 def ask(memory: float, folder, seed: int = 0, **more):
@@ -35,7 +35,7 @@ def test_what_fits_is_measured_and_the_next_question_reads_it(tmp_path) -> None:
     assert all(way.total <= 4.5e5 for way in found.fitting)
     assert found.measured == 3
     direct = compress(
-        model(), ["streaming_llm:sinks=2"], ["25%"], [TASK], [128], prompts=2, batch=2,
+        model(), ["streaming_llm:sinks=2"], ["25%"], [TASK], [56], prompts=2, batch=2,
         compare={"linear": model("linear_attention")},
     )  # fmt: skip
     for name in ("linear", "streaming_llm:sinks=2"):
@@ -62,9 +62,9 @@ def test_a_folder_of_other_measurements_is_refused(tmp_path) -> None:
 
 
 def test_a_policy_whose_window_holds_the_prompts_is_not_judged_by_them() -> None:
-    found = ask(6e5, None, policies=["quantize:bits=4,window=256"])
+    found = ask(6e5, None, policies=["quantize:bits=4,window=64"])
     reasons = {name_of(way): way.left_out for way in found.ways}
-    assert reasons["quantize:bits=4,window=256"].startswith("on prompts of 128 tokens it keeps all")
+    assert reasons["quantize:bits=4,window=64"].startswith("on prompts of 56 tokens it keeps all")
     assert [name_of(way) for way in found.fitting] == ["linear"]
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from contextlab.errors import InputError
-from contextlab.evaluation.advise.foretell import Form, Way, foretell, itself
+from contextlab.evaluation.advise.foretell import Form, Way, foretell, itself, share_held
 from contextlab.evaluation.advise.store import Store
 from contextlab.evaluation.compress import FULL, Refusals, Setting, measure
 from contextlab.models import Model
@@ -109,6 +109,10 @@ def advise(
     device = next(model.parameters()).device
     at = at or _length_to_read(model, length, prompts * (1 + len(fitting)), device, store.lengths())
     wanted = list(tasks)
+    if at < length:
+        told = f"on prompts of {at:,} tokens it keeps all, so that these would tell nothing of it"
+        ways = [dataclasses.replace(way, left_out=told) if _keeps_all(way, at, length, dtype) else way for way in ways]
+        fitting = [way for way in ways if not way.left_out]
     todo = [way for way in fitting if not store.has(way.key, wanted, at) and way.key != _ITSELF]
     lines: list[str] = []
     if fitting and (todo or not store.has(_ITSELF, wanted, at)):
@@ -125,16 +129,9 @@ def advise(
                 refusals=Refusals(lines), progress=progress, sequences=batch,
             )
         )  # fmt: skip
-    whole = {way.form.label: way.state_bytes for way in ways if way.policy == FULL}
     fresh = sum(store.has(way.key, wanted, at) for way in todo)
     ways = [
         way if way.left_out or store.has(way.key, wanted, at) else dataclasses.replace(way, left_out=_why(way, lines))
-        for way in ways
-    ]
-    ways = [
-        dataclasses.replace(way, left_out=f"on prompts of {at:,} tokens it keeps all, so that these tell nothing of it")
-        if not way.left_out and way.policy != FULL and _keeps_all(way, whole, store, wanted, at)
-        else way
         for way in ways
     ]
     rows = store.rows[(store.rows["length"] == at) & store.rows["task"].isin(wanted)]
@@ -172,13 +169,15 @@ def _setting(way: Way, model: Model) -> Setting:
     return Setting(way.policy, way.budget, model, way.form.kind, policy, amount, way.key[0])
 
 
-def _keeps_all(way: Way, whole: dict[str, int], store: Store, tasks: list[str], at: int) -> bool:
-    """Whether a policy that will save memory saved none on the prompts: a window, say, held all of them."""
-    label = way.form.label
-    if way.state_bytes >= SAVES * whole[label]:
+def _keeps_all(way: Way, at: int, length: int, dtype: torch.dtype) -> bool:
+    """Whether a policy that will save memory saves none on shorter prompts: a window, say, holds all of them."""
+    if way.left_out or way.policy == FULL:
         return False
-    full = store.state_bytes(_ITSELF, tasks, at) * whole[label] / whole[""]
-    return store.state_bytes(way.key, tasks, at) >= SAVES * full
+    policy = parse_policy(way.policy)
+    if policy.takes_budget and not policy.limits:
+        policy = policy.with_budget(way.budget)
+    held = [share_held(way.form.spec, policy, each, dtype) for each in (at, length)]
+    return held[0] >= SAVES > held[1]
 
 
 def _why(way: Way, lines: Sequence[str]) -> str:

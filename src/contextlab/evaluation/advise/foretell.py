@@ -137,15 +137,31 @@ def state_under(spec: ModelSpec, policy: Policy, length: int, dtype: torch.dtype
     except InputError:
         raise
     except (RuntimeError, NotImplementedError):  # it asks for the numbers of tensors, and here there are none
-        token = sum(
-            each.times * tensor_bytes(each.kv_heads, each.key_dim + each.value_dim, dtype=dtype)
-            for each in policy.layers(outline)
-        )
-        rest = outline.state_nbytes(length, 1, dtype) - KVState.capacity(length) * token
+        cache = length * _token_nbytes(policy, outline, dtype)
         parts = [each.amount for each in policy.limits if each.kind == "ratio"]
         if policy.bounds != "held" or not parts:
             raise InputError("its bytes are not known before it has read, and no budget bounds them") from None
-        return rest + int(max(parts) * length * token), False
+        return _without_room(policy, outline, length, dtype) - cache + int(max(parts) * cache), False
+
+
+def share_held(spec: ModelSpec, policy: Policy, length: int, dtype: torch.dtype = torch.float32) -> float:
+    """Which part of the state of one sequence a policy holds; the full cache's room for further tokens left aside."""
+    own, _ = state_under(spec, policy, length, dtype)
+    return own / _without_room(policy, _outline(spec), length, dtype)
+
+
+def _without_room(policy: Policy, outline: Model, length: int, dtype: torch.dtype) -> int:
+    """Bytes of the state without the policy, and without the room that it makes for further tokens."""
+    room = KVState.capacity(length) - length
+    return outline.state_nbytes(length, 1, dtype) - room * _token_nbytes(policy, outline, dtype)
+
+
+def _token_nbytes(policy: Policy, outline: Model, dtype: torch.dtype) -> int:
+    """Bytes of one token in all the layers that a policy serves."""
+    return sum(
+        each.times * tensor_bytes(each.kv_heads, each.key_dim + each.value_dim, dtype=dtype)
+        for each in policy.layers(outline)
+    )
 
 
 def _outline(spec: ModelSpec) -> Model:

@@ -58,12 +58,6 @@ class Store:
         have = {task for *own, task, at in _keys(self.rows) if tuple(own) == key and at == length}
         return set(tasks) <= have
 
-    def state_bytes(self, key: tuple[str, str, str, str], tasks: list[str], length: int) -> float:
-        """The measured bytes of one sequence's state, summed over the tasks."""
-        rows = self.rows[self.rows["metric"] == "state_bytes"]
-        own = [tuple(each) == key and at == length and task in tasks for *each, task, at in _keys(rows)]
-        return float(rows.loc[own, "value"].sum())
-
     def lengths(self) -> list[int]:
         """Lengths at which something was measured."""
         return [int(each) for each in self.rows["length"].dropna().unique()]
