@@ -28,7 +28,7 @@ def layer(mixer, **options):
 def test_layers_become_what_stands_at_their_place():
     model = teacher(depth=4)
     wanted = ("attention", layer("gated_delta_net", short_conv=2, heads=2), layer("attention", kv_heads=2), "gla")
-    found = convert(model, like(*wanted), TASK, budget=4, prompts=4, train={"batch": 2})
+    found = convert(model, like(*wanted), TASK, budget=2, prompts=2, train={"batch": 2})
     pattern = found.model.spec.pattern()
     assert [each.mixer for each in pattern] == ["attention", "gated_delta_net", "attention", "gla"]
     assert (pattern[1].options["short_conv"], pattern[1].options["heads"], pattern[2].options["kv_heads"]) == (2, 4, 2)
@@ -53,7 +53,7 @@ def test_a_window_longer_than_the_text_is_exact_and_layers_are_chosen():
     made = like(*[layer("sliding_window", window=64)] * 3, layers="0,2")(model).model
     assert [each.mixer for each in made.spec.pattern()] == ["sliding_window", "attention", "sliding_window"]
     same(model, made, 1e-12)
-    found = convert(model, like(*["gla"] * 3), TASK, layers="auto:1", budget=0, prompts=4)
+    found = convert(model, like(*["gla"] * 3), TASK, layers="auto:1", budget=0, prompts=2)
     assert sum(each.mixer == "gla" for each in found.model.spec.pattern()) == 1
 
 

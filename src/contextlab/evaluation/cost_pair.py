@@ -50,11 +50,11 @@ def time_pair(before: Any, after: Any, length: int = 256, *, seconds: float = 1.
     models = (before, after)
     if any(getattr(model.spec, "reads_whole", False) for model in models):
         return []
-    most = min((model.spec.max_length for model in models if _bounded(model)), default=length + DECODED)
-    decoded = min(DECODED, most // 2)
+    limits = [model.spec.max_length for model in models if _bounded(model)]
+    decoded = min([DECODED, *(most // 2 for most in limits)])
     if not decoded:
         return []
-    length = min(length, most - decoded)
+    length = min([length, *(most - decoded for most in limits)])
     device = next(before.parameters()).device
     inputs = drawn_inputs(before, batch, length, device)
     modes = [model.training for model in models]
