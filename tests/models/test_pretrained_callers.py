@@ -86,6 +86,27 @@ def test_an_adapter_is_trained_saved_loaded_and_merged(kind, tmp_path):
         torch.testing.assert_close(load_model(tmp_path / "merged")(TOKENS), after, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mixer", ["attention", "gated_delta_net", "mamba2", "rg_lru"])
+def test_prompt_tuning_is_reading_learned_vectors_first(mixer):
+    """2104.08691, section 2: what is predicted is what the model says after P, the prompt's vectors."""
+    peft = pytest.importorskip("peft")
+    from contextlab.models.pretrained import ContextlabForCausalLM
+    from contextlab.models.stack import Within
+
+    model = build_model({**SIZES, "layers": [mixer]}, seed=3).eval()
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    tuned = peft.get_peft_model(ContextlabForCausalLM.of(model), config).eval()
+    assert sum(each.numel() for each in tuned.parameters() if each.requires_grad) == 3 * SIZES["width"]
+    with torch.no_grad():
+        prompt = tuned.get_prompt(batch_size=len(TOKENS))
+        embedded = torch.cat((prompt, model.read_in(TOKENS)), 1)
+        ids = torch.zeros(embedded.shape[:2], dtype=torch.int64)
+        wanted = model(ids, within=Within(embedded=embedded))
+        mask = torch.ones_like(TOKENS)
+        torch.testing.assert_close(tuned(input_ids=TOKENS, attention_mask=mask).logits, wanted, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(wanted[:, 3:], model(TOKENS), atol=1e-2)
+
+
 def test_prefix_tuning_which_hands_over_keys_and_values_is_refused():
     peft = pytest.importorskip("peft")
     config = peft.PrefixTuningConfig(
