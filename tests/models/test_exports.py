@@ -26,6 +26,7 @@ CONVERSIONS = {
     "rope_scaling yarn": {"kind": "yarn", "factor": 4.0, "original_length": 16},
     "longrope": {"factor": 2.0, "original_length": 12, "trials": 6},
     "magnitude": {"share": 0.5},
+    "slice": {"ratio": 0.25},
     "channels": {"share": 0.3},
     "heads": {"share": 0.5},
     "drop_blocks": {"count": 1},
@@ -134,6 +135,8 @@ SPEC = {
 def test_a_model_of_our_own_that_is_a_llama_is_one(tmp_path):
     check(build_model({**SPEC, "layers": ["attention", {"mixer": "sliding_window", "options": {"window": 5}}]}).eval(),
           tmp_path, "qwen2")  # fmt: skip
+    odd = {"mixer": "attention", "options": {"heads": 3, "head_dim": 4}}
+    check(build_model({**SPEC, "layers": [odd]}).eval(), tmp_path / "odd", "mistral")
     longer = {"kind": "linear", "factor": 2.0, "sharpen": 1.1}
     layer = {"mixer": "attention", "options": {"rope_scaling": longer}}
     check(build_model({**SPEC, "layers": [layer]}).eval(), tmp_path / "scaled", "llama")
@@ -150,6 +153,10 @@ def test_a_model_of_our_own_that_is_a_llama_is_one(tmp_path):
         ({"linear": [{"layers": "*", "form": "int"}]}, "weights of layer 0 are stored in few bits"),
         ({"linear": [{"layers": "read_out", "form": "int"}]}, "read_in or read_out is stored in few bits"),
         ({"loops": 2}, "loops is 2, not 1"),
+        (
+            {"layers": [{"mixer": "attention", "options": {"heads": 3, "head_dim": 4, "bias": True}}]},
+            "its width 16 is no multiple of its 3 heads, and it has biases",
+        ),
         (
             {"layers": ["attention", {"mixer": "attention", "options": {"kv_heads": 1}}]},
             "layers differ in kv_heads: 2, 1",

@@ -173,8 +173,9 @@ def _kinds(plan: ExportPlan) -> list[str]:
     """The architectures that can hold the model, the plainest first. Raises InputError where none can."""
     normed, windows = plan.mixer.q_norm is not None, set(plan.windows)
     gelu, sizes = plan.gate != "silu", len(windows - {None})
+    whole = plan.mixer.width % plan.mixer.heads == 0
     can = {
-        "llama": not gelu and not normed and windows == {None},
+        "llama": not gelu and not normed and windows == {None} and whole,  # which transformers asks of it alone
         "mistral": not gelu and not normed and len(windows) == 1 and not (plan.bias or plan.out_bias),
         "qwen2": not gelu and not normed and sizes <= 1 and not plan.out_bias,
         "qwen3": not gelu and normed and sizes <= 1,
@@ -185,6 +186,10 @@ def _kinds(plan: ExportPlan) -> list[str]:
         return found[::-1] if plan.bias and not plan.out_bias else found  # Qwen2 stores no biases of the output
     if sizes > 1:
         raise InputError(f"layers have windows of several sizes: {_listed(sorted(windows - {None}))}")
+    if not (gelu or normed or whole) and windows == {None}:
+        raise InputError(
+            f"its width {plan.mixer.width} is no multiple of its {plan.mixer.heads} heads, and it has biases"
+        )
     what = "windows" if windows != {None} else "normed queries and keys"
     beside = "MLPs of GELU" if gelu else "biases"
     raise InputError(f"it has {what} beside {beside}")
