@@ -11,9 +11,10 @@ from contextlab.evaluation.advise import Advice, Form, Way
 from contextlab.evaluation.results import COMPRESS_COLUMNS, table
 from contextlab.models import ModelSpec
 from contextlab.report import advice as writer
-from contextlab.report.advice import advice_record, advice_table, advice_words, write_advice_page
-from contextlab.report.compress_total import points, weights_words
-from contextlab.report.lint_advice import lint_advice
+from contextlab.report.advice import advice_record, advice_table, advice_words, measured, write_advice_page
+from contextlab.report.compress_total import front, points, weights_words
+from contextlab.report.lint_advice import lint_advice, lint_weights
+from contextlab.report.total_figure import kept_against_total
 
 PROMPTS = 64
 Key = tuple[str, str, str]
@@ -131,3 +132,24 @@ def test_forms_of_the_weights_have_a_sentence_with_their_bytes() -> None:
     (form,) = (each for each in points(found.results, 64) if each.name == "rtn:bits=8")
     assert sentence.startswith(f"rtn:bits=8 keeps {form.part.value:.1%} ± ")
     assert "of the model's quality in 22.5% of the bytes of its weights: needle at 64 tokens accuracy" in sentence
+    assert lint_weights([sentence], found.results) == []
+    for old, new in (("22.5%", "12.5%"), ("keeps 8", "keeps 9"), ("rtn:bits=8 keeps", "rtn:bits=8, the best, keeps")):
+        assert old in sentence
+        assert lint_weights([sentence.replace(old, new)], found.results)
+    assert lint_weights([], found.results)
+
+
+def test_the_figure_draws_each_way_at_its_bytes_with_its_interval() -> None:
+    found, _ = CASES["tied"]
+    known = measured(found)
+    figure = kept_against_total(list(known.values()), found.memory)
+    drawn = {(trace.x[0], trace.y[0]): trace for trace in figure.data if trace.showlegend is False}
+    assert drawn.keys() == {(point.bytes, point.part.value) for point in known.values()}
+    for point in known.values():
+        trace = drawn[point.bytes, point.part.value]
+        assert trace.error_y.array[0] == pytest.approx(point.part.high - point.part.value)
+    legend = [trace.name for trace in figure.data if trace.showlegend is not False]
+    assert legend == ["front of the means", "the model itself", "rtn:bits=8", "linear", "a"]
+    names = [point.name for point in front(list(known.values()))]
+    assert names == ["linear", "rtn:bits=8", "a at 25%", "the model itself"]
+    assert figure.layout.shapes[0].x0 == found.memory

@@ -69,14 +69,14 @@ def compress_table(results: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
         for (weights, policy, budget, kind), own in rows.groupby(["weights", "model", "split", "kind"], sort=False):
             values = {str(row["metric"]): row for _, row in own.iterrows()}
             value = {metric: row["value"] for metric, row in values.items()}
-            plain = policy == FULL and not weights
+            plain, other = policy == FULL and not weights, kind == "model"
             shown.append(
                 {
-                    **({"weights": str(weights) or ("" if kind == "model" else OWN)} if several else {}),
-                    "policy": "full cache" if policy == FULL else str(policy),
-                    "budget": "" if policy == FULL or kind == "model" else str(budget),
+                    **({"weights": str(policy) if other else str(weights) or OWN} if several else {}),
+                    "policy": "full cache" if policy == FULL or (other and several) else str(policy),
+                    "budget": "" if policy == FULL or other else str(budget),
                     short(metric): _quality(values[metric], metric),
-                    "KL": "" if plain or kind == "model" or "kl" not in value else f"{value['kl']:.2g}",
+                    "KL": "" if plain or other or "kl" not in value else f"{value['kl']:.2g}",
                     **({"stored": bytes_in_words(value["weight_bytes"])} if several else {}),
                     "state": bytes_in_words(value["state_bytes"]),
                     **({"total": bytes_in_words(value["total_bytes"])} if several else {}),

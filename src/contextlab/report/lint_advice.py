@@ -1,4 +1,4 @@
-"""`lint_advice`: what is wrong with the sentence of `advise`, held against what was foretold and measured.
+"""`lint_advice`, `lint_weights`: what is wrong with the sentences of `advise` and of forms of the weights.
 
 As `lint_kept` does, it works out anew which ways are told apart; the writer is not asked.
 """
@@ -6,11 +6,15 @@ As `lint_kept` does, it works out anew which ways are told apart; the writer is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas as pd
 
 from contextlab.evaluation.advise import Advice
+from contextlab.evaluation.compress import FULL
 from contextlab.report.advice import measured, name_of
-from contextlab.report.compress_total import ITSELF, Point
+from contextlab.report.compress import with_weights
+from contextlab.report.compress_total import ITSELF, Point, points
 from contextlab.report.kept_cells import difference
 from contextlab.report.lint import RANKS, lint
 from contextlab.words import bytes_in_words
@@ -28,6 +32,34 @@ def lint_advice(sentence: str, advice: Advice) -> list[str]:
     known = measured(advice)
     found = {name: known[name] for way in advice.fitting if (name := name_of(way)) in known}
     return [*lint([sentence]), *(f"{what}: {sentence}" for what in _wrong(sentence, advice, found))]
+
+
+def lint_weights(sentences: Sequence[str], results: pd.DataFrame) -> list[str]:
+    """What is wrong with the sentences of `weights_words`, a line each; nothing where all is well.
+
+    results: the table of `compress`. Each form of the weights must have its own, which tells what it keeps with the
+    full cache, in which part of the bytes of the model's own weights, and ranks nothing.
+    """
+    found, known = lint(sentences), with_weights(results)
+    rows = known[(known["metric"] == "weight_bytes") & (known["model"] == FULL)]
+    bytes_of = dict(zip(rows["weights"], rows["value"], strict=True))
+    lengths = [int(length) for length in dict.fromkeys(known["length"])]
+    forms = {
+        (point.weights, length): point
+        for length in lengths
+        for point in points(known, length)
+        if point.weights in bytes_of and point.weights and not point.policy
+    }
+    form = r"(\S+) keeps (-?\d+\.\d)% .*? of the model's quality in (\d+\.\d)% of the bytes of its weights: .*"
+    told = [match.groups() for each in sentences if (match := re.fullmatch(form, each))]
+    wanted = [
+        (name, f"{100 * point.part.value:.1f}", f"{100 * bytes_of[name] / bytes_of['']:.1f}")
+        for (name, _), point in forms.items()
+    ]
+    if told != wanted or len(told) != len(sentences):
+        found.append(f"{wanted} is kept in these bytes, and told is {told}")
+    ranked = [each for each in sentences if re.search(RANKS, each)]
+    return found + [f"ranks in words that no check knows: {each}" for each in ranked]
 
 
 def _wrong(sentence: str, advice: Advice, found: Mapping[str, Point]) -> Iterator[str]:
