@@ -61,6 +61,8 @@ def test_stages_are_read_and_what_is_wrong_is_told_in_one_line(call, tmp_path):
         (("--stage", "attention=1,logits=1"), "so logits cannot stand beside it"),
         (("--stage", "logits=1,share=0"), "share and learning_rate are numbers above 0"),
         (("--stage", "logits=1,trains=some"), "trains is new"),
+        (("--stage", "logits=1,rank=2"), "rank is of adapters; add trains=lora"),
+        (("--stage", "logits=1,trains=lora,targets=[in_proj, gone]"), "'blocks.*.mixer.gone' matches no linear"),
         (("--budget", "1"), "budget: 1 steps are too few"),
         (("--layers", "7"), "layers: 7 is out of range"),
         (("--set", "bach=4"), "did you mean 'batch'"),

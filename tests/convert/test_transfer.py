@@ -191,7 +191,7 @@ def test_steps_are_shared_out():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({}, "all weights are 0: give one of attention, hidden, logits and task"),
+        ({}, "all weights are 0: give one of attention, matrix, hidden, logits and task"),
         ({"attention": 1, "logits": 1}, "attention: is learned on the teacher's own inputs, so logits cannot stand"),
         ({"logit": 1}, "did you mean 'logits'"),
         ({"logits": -1}, "logits"),

@@ -20,6 +20,7 @@ ELSEWHERE = {
     "core_context": "sparse.test_core_context:test_agrees_with_the_definition",
     "fan_attention": "softmax.test_fan_attention:test_the_formula",
     "gali_attention": "softmax.test_rotary:test_gali_query_by_query",
+    "gated_window": "hybrid.test_gated_window:test_it_is_half_a_window_and_half_a_gated_recurrence",
     "hierarchical_memory": "segment.test_hierarchical:test_hierarchical_memory_is_its_description",
     "infini_attention": "segment.test_segments:test_infini_attention",
     "lm2": "segment.test_lm2:test_lm2_is_its_formulas",
@@ -30,7 +31,9 @@ ELSEWHERE = {
     "sentinel": "segment.test_sentinel:test_sentinel_is_its_description",
     "shaped_attention": "softmax.test_shaped_attention:test_shaped_matrices_by_their_definition",
     "sse": "linear.test_sse:test_agrees_with_the_recurrence",
+    "supra": "linear.test_supra:test_it_is_a_normed_sum_of_rotated_features_that_decay",
     "transformer_xl": "segment.test_segments:test_transformer_xl",
+    "window_linear": "hybrid.test_window_linear:test_features_are_of_rotated_queries_and_keys",
 }
 
 

@@ -20,6 +20,7 @@ from contextlab.words import counted
 
 if TYPE_CHECKING:
     from contextlab.convert.base import Conversion
+    from contextlab.convert.choice import Choice
     from contextlab.convert.conversion import Transferred
     from contextlab.convert.transfer import Stage
 
@@ -40,7 +41,9 @@ def convert(
     out: Annotated[Path, typer.Option(help="Folder for the new model and convert.json; it must not be there yet.")],
     layers: Annotated[
         str | None,
-        typer.Option(help="all, half, numbers such as 0,2,4, or auto:N, the N that cost least.", show_default="all"),
+        typer.Option(
+            help="all, half, numbers such as 0,2,4, auto:N or gates:N, the N that cost least.", show_default="all"
+        ),
     ] = None,
     budget: Annotated[
         int | None,
@@ -61,7 +64,7 @@ def convert(
         typer.Option(
             "--stage",
             metavar="KEY=VALUE,...",
-            help="What is learned, in place of the method's own: attention=1, or weights of hidden, logits and task.",
+            help="What is learned, not the method's own: attention=1, matrix=1, or weights of hidden, logits, task.",
         ),
     ] = None,
     sets: SetOption = None,
@@ -130,25 +133,34 @@ def _settings(sets: list[str] | None) -> dict[str, Any]:
 
 
 def _stages(texts: list[str] | None) -> list[Stage] | None:
-    """`attention=1`, `logits=1,task=0.5,temperature=2,share=3,learning_rate=0.001,trains=new` -> stages."""
+    """`attention=1`, `logits=1,task=0.5,share=3,learning_rate=0.001`, `task=1,trains=lora,rank=8` -> stages."""
     from contextlab.convert.teacher import Distil
-    from contextlab.convert.transfer import Stage
+    from contextlab.convert.transfer import ADAPTERS, Stage
     from contextlab.policies.core.parse import parse_options
+    from contextlab.training.spec import LoraSpec
 
     if not texts:
         return None
     found = []
     for text in texts:
         options = parse_options(f"stage:{text}", "--stage")[1]
-        own = {key: options.pop(key) for key in ("share", "learning_rate", "trains") if key in options}
+        own: dict[str, Any] = {key: options.pop(key) for key in ("share", "learning_rate", "trains") if key in options}
+        lora = {key: options.pop(key) for key in ("rank", "targets") if key in options}
         distil = Distil.parse(options, "--stage")
         if not all(
             isinstance(own.get(key, 1), int | float) and own.get(key, 1) > 0 for key in ("share", "learning_rate")
         ):
             raise InputError(f"--stage {text[:60]}: share and learning_rate are numbers above 0")
-        if own.setdefault("trains", "new" if distil.attention else "all") not in ("new", "all"):
-            raise InputError(f"--stage {text[:60]}: trains is new (the mixers that were replaced) or all")
-        name = next(key for key in ("attention", "hidden", "logits", "task") if getattr(distil, key))
+        if own.setdefault("trains", "new" if distil.by_layer else "all") not in ("new", "all", "lora"):
+            raise InputError(f"--stage {text[:60]}: trains is new (the mixers that were replaced), all or lora")
+        if lora:
+            if own["trains"] != "lora":
+                raise InputError(f"--stage {text[:60]}: {next(iter(lora))} is of adapters; add trains=lora")
+            if "targets" in lora:
+                names = lora["targets"] if isinstance(lora["targets"], list) else [lora["targets"]]
+                lora["targets"] = [each if "." in str(each) else f"blocks.*.mixer.{each}" for each in names]
+            own["lora"] = LoraSpec.parse({"targets": ADAPTERS.targets, **lora}, "--stage")
+        name = next(key for key in ("attention", "matrix", "hidden", "logits", "task") if getattr(distil, key))
         found.append(Stage(name, distil, **own))
     return found
 
@@ -158,11 +170,8 @@ def show(found: Transferred) -> None:
     options = "".join(f" {key}={value}" for key, value in found.options.items() if value not in (None, {}))
     print_table(found.method + options, _changes(found), prose=["what was done"])
     if found.choices:
-        rows = [
-            {"layer": str(each.layer), "divergence alone": f"{each.divergence:.4g}", "": "changed" * each.chosen}
-            for each in found.choices
-        ]
-        print_table("layers, each replaced alone", rows)
+        rows = [{"layer": str(each.layer), **_cost(each), "": "changed" * each.chosen} for each in found.choices]
+        print_table("layers, and what each costs", rows)
     if found.stages:
         rows = [
             {
@@ -178,6 +187,12 @@ def show(found: Transferred) -> None:
         f"[dim]KL: of the old model's predictions to the new one's, nats; top-1: where both think the same token "
         f"likeliest. {counted(len(found.layers), 'layer')} changed, in {found.seconds:.3g} s.[/dim]"
     )
+
+
+def _cost(each: Choice) -> dict[str, str]:
+    if each.gate is not None:
+        return {"gate to the new mixer": f"{each.gate:.3f}"}
+    return {"divergence alone": f"{each.divergence:.4g}"}
 
 
 def _changes(found: Transferred) -> list[dict[str, str]]:

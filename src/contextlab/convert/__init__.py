@@ -27,6 +27,7 @@ from contextlab.convert.kv.share_kv import ShareKv
 from contextlab.convert.kv.window import LightTransfer, Window
 from contextlab.convert.linearize.feature_maps import T2R, HedgehogConversion
 from contextlab.convert.linearize.gated import Liger, Radlads
+from contextlab.convert.linearize.kept_rotary import Lolcats, SupraConversion
 from contextlab.convert.linearize.mamba import MambaInLlama, Mohawk
 from contextlab.convert.linearize.plain import Linearize
 from contextlab.convert.low_rank.svd import Asvd, Laser, Svd, SvdLlm
@@ -69,6 +70,7 @@ __all__ = [
     "Liger",
     "LightTransfer",
     "Linearize",
+    "Lolcats",
     "LongRope",
     "Magnitude",
     "MambaInLlama",
@@ -87,6 +89,7 @@ __all__ = [
     "SparseGpt",
     "Stack",
     "Stage",
+    "SupraConversion",
     "Svd",
     "SvdLlm",
     "TaskArithmetic",

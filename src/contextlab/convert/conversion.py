@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import torch
 
 from contextlab import registry
-from contextlab.convert.base import Change, Conversion, Converted, set_apart
+from contextlab.convert.base import Change, Conversion
+from contextlab.convert.choice import Choice, Training, differing, read_choice
 from contextlab.convert.divergence import Compared, compare
 from contextlab.convert.linearize.base import DISTIL
 from contextlab.convert.linearize.plain import Linearize
 from contextlab.convert.methods import calibration_of, tasks_of
-from contextlab.convert.mixing import rebuilt
 from contextlab.convert.saving import Origin, save_converted
 from contextlab.convert.shrink import LENGTHS, state_bytes
-from contextlab.convert.transfer import Stage, StageResult, share_out, transfer
+from contextlab.convert.transfer import Stage, StageResult
 from contextlab.errors import InputError, unknown
 from contextlab.models import Model, ModelSpec
 from contextlab.models.io import require_own
@@ -35,24 +35,12 @@ FAMILIES = ("linearize", "kv")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A layer that might have become another mixer, and how far the model is from its teacher where it alone does.
-
-    divergence: see `Compared.divergence`, averaged over the tasks. chosen: whether it is one of the least.
-    """
-
-    layer: int
-    divergence: float
-    chosen: bool
-
-
-@dataclass(frozen=True)
 class Transferred:
     """A converted model, and what was done, kept and spent.
 
     model: in evaluation mode. method, options: the conversion. layers: numbers of those that changed. lines: what was
         done to each, with its error before training. stages: the training. compared: teacher and student on each task.
-        choices: of `layers="auto:N"`.
+        choices: of `layers="auto:N"` and "gates:N".
     state: tokens -> bytes of a sequence's state, before and after. weights: bytes, before and after.
     seconds: of all of it, training included.
     """
@@ -116,7 +104,8 @@ def convert(
         "gated_delta_net:short_conv=4".
     data: tasks, or files or folders of text, that the student is trained, calibrated and measured on.
     layers: "all", "half" (the last of each two stays), numbers; or "auto:N", the N whose change alone takes the model
-        least far from its teacher, once their mixers have learned from the attention.
+        least far from its teacher, once their mixers have learned from the attention; or "gates:N", the N whose gates
+        between the old mixer and the new one open widest when they are trained, all at once, on the data.
     budget: optimiser steps of all stages; None is 600 where the conversion needs training, else 0. 0 trains nothing.
     stages: what is learned, in the place of the conversion's own (`transfer.Stage`).
     train: keys of a TrainSpec that hold for every stage, such as batch, learning_rate and optimizer.
@@ -133,7 +122,7 @@ def convert(
     """
     require_own(model, "convert")
     began = time.perf_counter()
-    auto = _auto(layers)
+    auto = read_choice(layers)
     method = read_target(to, None if auto else layers, options)
     if auto is not None:
         method = dataclasses.replace(method, layers="all")  # type: ignore[call-arg]
@@ -151,18 +140,18 @@ def convert(
         learned = (DISTIL,)
     planned = method.plan(model.spec)
     if auto is not None:
-        _check_auto(method, auto, differing(model.spec, planned), tasks)
+        auto.check(method, differing(model.spec, planned), tasks, steps)
     calibration = calibration_of(None, tasks, model, prompts, seed)
     if calibration is not None:
         calibration.check(model)
     converted = method(model, calibration, torch.Generator().manual_seed(seed))
     changed = differing(model.spec, converted.model.spec)
     _check_stages(converted.model.spec, learned, changed)
-    training = _Training(steps, learned, train, None if folder is None else Path(folder), progress, seed)
+    training = Training(steps, learned, train, None if folder is None else Path(folder), progress, seed)
     choices: list[Choice] = []
     results: list[StageResult] = []
     if auto is not None:
-        converted, choices, results, training = _choose(model, method, converted, tasks, auto, prompts, training)
+        converted, choices, results, training = auto.choose(model, method, converted, tasks, prompts, training)
         changed = differing(model.spec, converted.model.spec)
     if training.budget:
         results += training.run(model, converted.model, tasks, changed)
@@ -204,99 +193,9 @@ def _told(method: Conversion) -> dict[str, Any]:
     return {**({"mixer": method.mixer} if isinstance(method, Linearize) else {}), **method.options}
 
 
-def differing(before: ModelSpec, after: ModelSpec) -> list[int]:
-    """The layers that two specs of one depth describe differently."""
-    pairs = zip(before.pattern(), after.pattern(), strict=True)
-    return [i for i, (one, other) in enumerate(pairs) if one != other]
-
-
-def _auto(layers: Any) -> int | None:
-    """N of "auto:N"; None of other layers."""
-    if not isinstance(layers, str) or not layers.startswith("auto"):
-        return None
-    count = layers.removeprefix("auto").removeprefix(":")
-    if not (count.isascii() and count.isdigit()) or int(count) < 1:
-        raise InputError(f"layers: expected auto:N, for example auto:2, got {layers[:40]!r}")
-    return int(count)
-
-
-def _check_auto(method: Conversion, count: int, candidates: Sequence[int], tasks: Sequence[Task]) -> None:
-    if not tasks:
-        raise InputError("layers auto: are chosen by what the model answers; give data (--data TASK or FILE)")
-    if count > len(candidates):
-        raise InputError(f"layers: auto:{count} is more than the {len(candidates)} that can change; use all")
-    if not getattr(method, "apart", True):
-        raise InputError(
-            f"{method.name}: its layers change together, so that none can be tried alone; give their numbers"
-        )
-
-
 def _check_stages(spec: ModelSpec, stages: Sequence[Stage], changed: Sequence[int]) -> None:
     shared = [i for i in changed if spec.pattern()[i].kv == "shared"]
-    if shared and any(stage.distil.attention for stage in stages):
+    if shared and any(stage.distil.by_layer for stage in stages):
         raise InputError(
             f"stages: layer {shared[0]} reads another's keys, so that it cannot learn attention alone; use logits"
         )
-
-
-@dataclass(frozen=True)
-class _Training:
-    """How a conversion is trained: see `convert`."""
-
-    budget: int
-    stages: tuple[Stage, ...]
-    settings: Mapping[str, Any] | None
-    folder: Path | None
-    progress: Progress | bool | None
-    seed: int
-
-    def run(self, teacher: Model, student: Model, tasks: Sequence[Task], changed: Sequence[int]) -> list[StageResult]:
-        """Train the layers that changed, in place."""
-        return transfer(
-            teacher, student, tasks, self.stages, layers=changed, budget=self.budget, train_spec=self.settings,
-            seed=self.seed, folder=self.folder, resume=self.folder is not None, progress=self.progress,
-        )  # fmt: skip
-
-
-def _choose(
-    teacher: Model,
-    method: Conversion,
-    converted: Converted,
-    tasks: Sequence[Task],
-    count: int,
-    prompts: int,
-    training: _Training,
-) -> tuple[Converted, list[Choice], list[StageResult], _Training]:
-    """Keep the mixers of the `count` layers that, replaced alone, take the model least far from its teacher.
-
-    Where the first stage is attention transfer, all candidates learn first, together; the stage is then done.
-    Returns also what is left of the training.
-    """
-    student = converted.model
-    changed = differing(teacher.spec, student.spec)
-    results: list[StageResult] = []
-    first, *rest = training.stages or (None,)
-    if training.budget and first is not None and first.distil.attention:
-        steps = share_out(training.budget, training.stages, len(tasks))[0]
-        where = None if training.folder is None else training.folder / "candidates"
-        begun = dataclasses.replace(training, stages=(first,), budget=steps, folder=where)
-        results = begun.run(teacher, student, tasks, changed)
-        training = dataclasses.replace(training, stages=tuple(rest), budget=training.budget - steps if rest else 0)
-    mixers = {i: student.blocks[i].mixer for i in changed}
-    far = {}
-    for i in changed:
-        for j in changed:
-            student.blocks[j].mixer = mixers[j] if j == i else teacher.blocks[j].mixer
-        each = [compare(teacher, student, task, prompts, training.seed + 1).divergence for task in tasks]
-        far[i] = sum(each) / len(each)
-    chosen = sorted(sorted(changed, key=far.__getitem__)[:count])
-    plan = dataclasses.replace(method, layers=chosen).plan(teacher.spec)  # type: ignore[call-arg]
-    for i in changed:
-        student.blocks[i].mixer = mixers[i]
-    final = rebuilt(teacher, plan, chosen, torch.Generator().manual_seed(0))
-    for i in chosen:
-        final.blocks[i].mixer.load_state_dict(mixers[i].state_dict())  # type: ignore[union-attr]
-    set_apart(final, teacher)
-    lines = [line for i, line in zip(changed, converted.lines, strict=True) if i in chosen]
-    choices = [Choice(i, far[i], i in chosen) for i in changed]
-    return Converted(final, lines), choices, results, training

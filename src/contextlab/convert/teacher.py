@@ -7,6 +7,7 @@ every training.
 - `LayerTask`, attention transfer: what the teacher's layers are given are the inputs, what its mixers gave the targets
   (LoLCATs, 2410.10254; stage 1 of RADLADS, 2505.03005). All new mixers are trained at once from one reading by the
   teacher, which ends at the last of the layers, and nothing of the student is run but them (`Layers`).
+- `MatrixTask`: the same with the matrices by which heads mix tokens in place of the outputs (MOHAWK, 2408.10189).
 - `TeacherTask`, distillation: hidden states, predictions and the task's own loss, weighed by `Distil`.
 """
 
@@ -35,6 +36,8 @@ class Distil(Spec):
 
     attention: the outputs of the teacher's mixers on the teacher's own inputs of those layers, as a share of their mean
         square. It is a stage of its own: no other weight may stand beside it.
+    matrix: the matrices by which the teacher's heads mix tokens, on the same inputs: the squared Frobenius norm of the
+        difference, as a share of their own. A stage of its own, too; of mixers that tell theirs, with as many heads.
     hidden: the teacher's hidden vectors after every block, as a share of their mean square.
     logits: the teacher's predictions where the task scores: the KL divergence from teacher to student, times the square
         of the temperature (1503.02531); of real predictions the squared difference, as a share of their mean square.
@@ -43,6 +46,7 @@ class Distil(Spec):
     """
 
     attention: NonNegativeFloat = 0.0
+    matrix: NonNegativeFloat = 0.0
     hidden: NonNegativeFloat = 0.0
     logits: NonNegativeFloat = 0.0
     task: NonNegativeFloat = 0.0
@@ -50,16 +54,22 @@ class Distil(Spec):
 
     @model_validator(mode="after")
     def _possible(self) -> Distil:
-        rest = {"hidden": self.hidden, "logits": self.logits, "task": self.task}
-        if self.attention and any(rest.values()):
-            beside = next(name for name, weight in rest.items() if weight)
+        given = [name for name, weight in self if name != "temperature" and weight]
+        if self.by_layer and len(given) > 1:
             raise InputError(
-                f"attention: is learned on the teacher's own inputs, so {beside} cannot stand beside it; give them to "
-                "two stages, one after the other"
+                f"{given[0]}: is learned on the teacher's own inputs, so {given[1]} cannot stand beside it; give them "
+                "to two stages, one after the other"
             )
-        if not self.attention and not any(rest.values()):
-            raise InputError("all weights are 0: give one of attention, hidden, logits and task, for example logits=1")
+        if not given:
+            raise InputError(
+                "all weights are 0: give one of attention, matrix, hidden, logits and task, for example logits=1"
+            )
         return self
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers learn each by itself, on the teacher's own inputs."""
+        return bool(self.attention or self.matrix)
 
 
 class _Enough(Exception):
@@ -143,10 +153,15 @@ class LayerTask(_OfTeacher):
     once, so that the objective does not depend on how a batch is cut): 1 for a mixer that answers nothing.
     """
 
+    @staticmethod
+    def read(model: Model, inputs: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the layers' mixers are given, and what is learned of them, [B, T, ...] each."""
+        return read_layers(model, inputs, layers)
+
     def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
         """Draw prompts and let the teacher read them, up to the last layer."""
         prompt = self.task.sample(batch, generator, device)
-        given, made = read_layers(self._model, _for(self._model, prompt.inputs), self.layers)
+        given, made = self.read(self._model, _for(self._model, prompt.inputs), self.layers)
         scored = torch.ones_like(prompt.scored)
         return Prompt(torch.cat(given, -1), torch.cat(made, -1), scored, prompt.shot)
 
@@ -163,6 +178,27 @@ class LayerTask(_OfTeacher):
         """The error of each layer, averaged over tokens [B, T]."""
         square = (wide(prediction) - prompt.targets).square().unflatten(-1, (len(self.layers), -1)).mean((0, 1, 3))
         return (square / square.new_tensor(self.scales)).tolist()
+
+
+@dataclass(frozen=True, repr=False)
+class MatrixTask(LayerTask):
+    """Regression of the matrices by which a teacher's mixers mix tokens, [B, T, n H T], on what they are given.
+
+    MOHAWK's matrix orientation (2408.10189, section 4.1), its squared norm divided by that of the teacher's matrices.
+    """
+
+    @staticmethod
+    def read(model: Model, inputs: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """See `LayerTask.read`."""
+        given, _ = read_layers(model, inputs, layers)
+        with torch.no_grad():
+            return given, [_matrices(mixer_of(model, i), x) for i, x in zip(layers, given, strict=True)]
+
+
+def _matrices(mixer: nn.Module, x: Tensor) -> Tensor:
+    """The mixing matrices of a whole text x [B, T, D], a row beside the other heads' rows: [B, T, H T]."""
+    found: Tensor = mixer.mixing(x)  # type: ignore[operator]
+    return found.transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True, repr=False)
@@ -227,10 +263,13 @@ class Layers(nn.Module):
     """The new mixers of a student alone: what each is given, side by side, to what each gives, side by side.
 
     Their parameters are the student's own, by the student's names, so that a checkpoint tells which they are.
+
+    matrices: what is given is the matrices by which they mix tokens, [B, T, n H T].
     """
 
-    def __init__(self, model: Model, layers: Sequence[int]) -> None:
+    def __init__(self, model: Model, layers: Sequence[int], matrices: bool = False) -> None:
         super().__init__()
+        self.matrices = matrices
         self.spec = model.spec
         self.blocks = nn.ModuleDict({str(i): nn.ModuleDict({"mixer": mixer_of(model, i)}) for i in layers})
 
@@ -238,6 +277,8 @@ class Layers(nn.Module):
         """x: [B, T, n D] -> [B, T, n D]."""
         parts = x.chunk(len(self.blocks), -1)
         mixers = [block["mixer"] for block in self.blocks.values()]  # type: ignore[index]
+        if self.matrices:
+            return torch.cat([_matrices(mixer, part) for mixer, part in zip(mixers, parts, strict=True)], -1)
         return torch.cat([mixer(part, keep_state=False)[0] for mixer, part in zip(mixers, parts, strict=True)], -1)
 
 
@@ -264,16 +305,17 @@ def task_of(teacher: Model, task: Task, distil: Distil, layers: Sequence[int], d
     device = next(teacher.parameters()).device
     prompt = task.sample(SCALE_PROMPTS, torch.Generator(device).manual_seed(0), device)
     inputs = _for(teacher, prompt.inputs)
-    if distil.attention:
-        made = read_layers(teacher, inputs, layers)[1]
+    kind = MatrixTask if distil.matrix else LayerTask
+    if distil.by_layer:
+        made = kind.read(teacher, inputs, layers)[1]
     else:
         with torch.no_grad():
             read = watched(teacher, inputs, bool(distil.hidden))
         answer, hidden = read.tensor_split((task.output_size,), -1)
         made = [answer, *(hidden.chunk(teacher.spec.depth, -1) if distil.hidden else ())]
     scales = tuple(max(float(wide(each).square().mean()), 1e-12) for each in made)
-    if distil.attention:
-        return LayerTask(task, digest, tuple(layers), scales, teacher)
+    if distil.by_layer:
+        return kind(task, digest, tuple(layers), scales, teacher)
     return TeacherTask(task, digest, tuple(layers), scales, teacher, distil)
 
 

@@ -7,22 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from contextlab import registry
 from contextlab.convert.teacher import Distil, Layers, Watched, mixer_of, task_of
 from contextlab.errors import InputError
 from contextlab.models.digest import fingerprint
 from contextlab.models.stack import Model
 from contextlab.prompt import Task
-from contextlab.training.spec import TrainSpec
+from contextlab.training.adapters import adapter_targets, require_peft
+from contextlab.training.spec import LoraSpec, TrainSpec
 from contextlab.training.trainer import train
 
-MATRIX_RATES = {"new": 0.02, "all": 0.01}
+MATRIX_RATES = {"new": 0.02, "all": 0.01, "lora": 0.01}
 """Muon's: what is new is trained as from scratch. Of a small recall model's two layers the first became a gated delta
 rule: after 400 steps Muon kept 97% of the recall, AdamW 88%."""
+
+
+ADAPTERS = LoraSpec(targets=("blocks.*.mixer.*",))
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,20 @@ class Stage:
     """A part of a conversion's training.
 
     name: of the stage. distil: what is learned. share: of the conversion's steps. trains: "new", the mixers that were
-    replaced, or "all", every parameter.
-    learning_rate: AdamW's peak. Matrices are Muon's, at `MATRIX_RATES`, unless the training says otherwise.
+    replaced; "all", every parameter; or "lora", low-rank adapters alone, which are merged into the weights at the end.
+    learning_rate: AdamW's peak. Matrices are Muon's, at `MATRIX_RATES`, unless the training says otherwise; adapters
+        are AdamW's.
+    only: of "new": patterns over the names of a replaced mixer's parameters, such as "feature.*"; none for all.
+    lora: of "lora": rank, targets and the like.
     """
 
     name: str
     distil: Distil
     share: float = 1.0
-    trains: Literal["new", "all"] = "all"
+    trains: Literal["new", "all", "lora"] = "all"
     learning_rate: float = 1e-3
+    only: tuple[str, ...] = ()
+    lora: LoraSpec = ADAPTERS
 
 
 @dataclass(frozen=True)
@@ -80,12 +91,21 @@ def transfer(
     folder: where the stages' checkpoints are kept, each stage in a folder of its own; with `resume` a stage that has
         ended is read, one that was interrupted goes on exactly as if it had not been, and the next ones follow.
 
-    Raises InputError where there are fewer steps than the stages and tasks take, and where a loss is not finite.
+    Raises InputError where there are fewer steps than the stages and tasks take, where a stage's patterns name nothing,
+    and where a loss is not finite.
     """
     given = dict(train_spec.model_dump(exclude_unset=True) if isinstance(train_spec, TrainSpec) else train_spec or {})
     if "steps" in given:
         raise InputError("train.steps: the budget says how many; leave steps out")
     counts = share_out(budget, stages, len(tasks))
+    for stage in stages:
+        if stage.trains == "lora":
+            require_peft()
+            adapter_targets(student, stage.lora)
+        else:
+            _trained(student, stage, layers)
+        if stage.distil.matrix:
+            _check_matrices(teacher, student, layers)
     was_training, training = teacher.training, [p.requires_grad for p in student.parameters()]
     teacher.eval()
     digest = fingerprint(teacher)
@@ -122,6 +142,35 @@ def share_out(budget: int, stages: Sequence[Stage], tasks: int = 1) -> list[int]
     return counts
 
 
+def _trained(student: Model, stage: Stage, layers: Sequence[int]) -> set[int]:
+    """The ids of the parameters that a stage trains, but for adapters. Raises InputError where a pattern names none."""
+    if stage.trains != "new":
+        return {id(each) for each in student.parameters()} if stage.trains == "all" else set()
+    named = [pair for i in layers for pair in mixer_of(student, i).named_parameters()]
+    for pattern in stage.only:
+        if not any(fnmatchcase(name, pattern) for name, _ in named):
+            known = ", ".join(dict.fromkeys(name for name, _ in named))
+            raise InputError(
+                f"stage {stage.name}: {pattern!r} names no parameter of the new mixers, which have {known}"
+            )
+    return {id(each) for name, each in named if not stage.only or any(fnmatchcase(name, at) for at in stage.only)}
+
+
+def _check_matrices(teacher: Model, student: Model, layers: Sequence[int]) -> None:
+    """Raises InputError where the mixers of a layer have no mixing matrices that can be compared."""
+    for i in layers:
+        for model in (teacher, student):
+            if not getattr(mixer_of(model, i), "tells_mixing", False):
+                know = [each.name for each in registry.entries("mixer") if each.factory.tells_mixing]  # type: ignore[attr-defined]
+                raise InputError(
+                    f"matrix: layer {i}, {model.spec.pattern()[i].mixer!r}, does not tell by which matrices it mixes "
+                    f"tokens; those that do are {', '.join(know)}; else use attention"
+                )
+        old, new = (int(mixer_of(model, i).heads) for model in (teacher, student))  # type: ignore[arg-type]
+        if old != new:
+            raise InputError(f"matrix: layer {i} has {new} heads and the teacher's {old}; expected as many")
+
+
 def _defaults(stage: Stage, steps: int) -> dict[str, Any]:
     return {
         "batch": 16,
@@ -131,6 +180,7 @@ def _defaults(stage: Stage, steps: int) -> dict[str, Any]:
         "final_fraction": 0.1,
         "log_every": max(1, min(20, steps // 10)),
         "compile": "off",
+        **({"lora": stage.lora} if stage.trains == "lora" else {}),
     }
 
 
@@ -149,13 +199,13 @@ def _stage(
 ) -> StageResult:
     wrapped: list[Task] = [task_of(teacher, task, stage.distil, layers, digest) for task in tasks]
     model: nn.Module = student
-    if stage.distil.attention:
-        model = Layers(student, layers)
+    if stage.distil.by_layer:
+        model = Layers(student, layers, matrices=bool(stage.distil.matrix))
     elif stage.distil.hidden:
         model = Watched(student)
-    new = {id(p) for i in layers for p in mixer_of(student, i).parameters()}
+    trained = _trained(student, stage, layers)
     for parameter in student.parameters():
-        parameter.requires_grad_(stage.trains == "all" or id(parameter) in new)
+        parameter.requires_grad_(id(parameter) in trained)
     result = train(model, wrapped, spec, seed=seed, folder=folder, resume=resume, progress=progress)
     if result.status == "diverged":
         raise InputError(f"stage {stage.name}: {result.message}")

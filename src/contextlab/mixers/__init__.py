@@ -21,12 +21,15 @@ from contextlab.mixers.encoder.merged import MergedAttention
 from contextlab.mixers.encoder.neighbourhood import NeighbourhoodAttention
 from contextlab.mixers.encoder.performer import Performer
 from contextlab.mixers.encoder.ponet import PoNet
+from contextlab.mixers.hybrid.gated_window import GatedWindow
 from contextlab.mixers.hybrid.parallel import Parallel
+from contextlab.mixers.hybrid.window_linear import WindowLinear
 from contextlab.mixers.linear.gla import GatedLinearAttention, Hgrn2, Rwkv6
 from contextlab.mixers.linear.linear_attention import LightningAttention, LinearAttention, Retention
 from contextlab.mixers.linear.log_linear import LogLinearAttention
 from contextlab.mixers.linear.rodimus import Rodimus
 from contextlab.mixers.linear.sse import SparseStateExpansion
+from contextlab.mixers.linear.supra import Supra
 from contextlab.mixers.recurrent.elementwise import Hgrn, MinGru, MinLstm, MlGru, RgLru
 from contextlab.mixers.recurrent.gru_lstm import Gru, Lstm
 from contextlab.mixers.recurrent.xlstm import Mlstm, Slstm
@@ -84,6 +87,7 @@ __all__ = [
     "GaliAttention",
     "GatedDeltaNet",
     "GatedLinearAttention",
+    "GatedWindow",
     "Gru",
     "Hgrn",
     "Hgrn2",
@@ -131,12 +135,14 @@ __all__ = [
     "SlidingWindow",
     "Slstm",
     "SparseStateExpansion",
+    "Supra",
     "Titans",
     "TokenShift",
     "TopkAttention",
     "TransformerXL",
     "TttLinear",
     "TttMlp",
+    "WindowLinear",
     "build_mixer",
 ]
 

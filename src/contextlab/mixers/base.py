@@ -27,6 +27,7 @@ class Mixer(nn.Module, ABC):
     reads_tokens: ClassVar[bool] = False  # whether `forward` also takes the token ids
     hard_choices: ClassVar[bool] = False  # whether it picks what it reads, so that half precision may pick otherwise
     amplifies_rounding: ClassVar[bool] = False  # whether what it wrote decides what it writes, and last digits grow
+    tells_mixing: ClassVar[bool] = False  # whether `mixing` gives the matrices by which it mixes tokens
     trains_alone: ClassVar[str] = ""  # why several cannot be trained as one program (`training.ensemble`); "": they can
 
     def __init__(self, width: int) -> None:
@@ -136,6 +137,13 @@ class Mixer(nn.Module, ABC):
         Returns y [B, T, D] and the state after the last token. The state passed in stays valid (it can be used
         again, as in beam search), and an input state that requires gradients is differentiated through.
         """
+
+    def mixing(self, x: Tensor) -> Tensor:
+        """The matrices by which values are mixed, [B, H, T, T]: o_t = sum_j M[t, j] v_j in each head.
+
+        x: [B, T, D], a whole text. Of mixers that declare `tells_mixing`; others raise InputError.
+        """
+        raise InputError(f"{type(self).__name__} does not tell by which matrices it mixes tokens")
 
     @abstractmethod
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:

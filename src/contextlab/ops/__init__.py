@@ -48,6 +48,7 @@ from contextlab.ops.sparse import (
 from contextlab.ops.titans import naive_titans, titans
 from contextlab.ops.ttt import naive_ttt, ttt_linear, ttt_mlp
 from contextlab.ops.window import window_attention
+from contextlab.ops.window_linear import naive_window_linear_attention, window_linear_attention
 
 if not TYPE_CHECKING:  # else mypy would take any name
     __getattr__ = modules_on_demand(__name__, __path__)
@@ -101,6 +102,7 @@ __all__ = [
     "naive_sparse_attention",
     "naive_titans",
     "naive_ttt",
+    "naive_window_linear_attention",
     "native_sparse_attention",
     "neighbourhood_attention",
     "pairs_of_halves",
@@ -124,5 +126,6 @@ __all__ = [
     "ttt_mlp",
     "use_backend",
     "window_attention",
+    "window_linear_attention",
     "xpos_attention",
 ]

@@ -29,10 +29,17 @@ from contextlab.mixers.softmax.base import AttentionMixer
 from contextlab.models.outline import without_memory
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model
+from contextlab.training.spec import LoraSpec
 
 TRANSFER = Stage("attention", Distil(attention=1.0), trains="new", learning_rate=5e-3)
+MATRIX = Stage("matrix", Distil(matrix=1.0), trains="new", learning_rate=5e-3)
 DISTIL = Stage("logits", Distil(logits=1.0))
 FINISH = Stage("task", Distil(task=1.0), learning_rate=5e-4)
+ADAPT = Stage(
+    "task", Distil(task=1.0), trains="lora", learning_rate=3e-3,
+    lora=LoraSpec(rank=8, targets=("blocks.*.mixer.qkv_proj", "blocks.*.mixer.out_proj")),
+)  # fmt: skip
+"""The task by adapters on q, k, v and the output projection, of mixers that hold these as attention does."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ TARGETS: dict[str, Target] = {
     "delta_net": Target(HEADS),
     "gated_delta_net": Target(HEADS),
     "kda": Target(HEADS),
+    "supra": Target(HEADS),
     "rwkv7": Target({"heads": "heads"}, square=True),
     "mamba2": Target(
         {**HEADS, "state_size": "head_dim", "groups": "heads", "expand": 1}, ("v", "k", "q"), after=1, square=True
@@ -172,7 +173,7 @@ def carry(name: str, old: AttentionMixer, new: nn.Module) -> Carried:
     taken = {"in_proj.weight", "out_proj.weight"} | ({"conv.weight"} if taps is not None else set())
     rest = [] if in_proj.shape[0] == 3 * size else ["the other rows of in_proj"]
     found.new = rest + sorted({each.removesuffix(".weight") for each in ours if each not in taken})
-    found.dropped = _dropped(old, conv is None and taps is not None)
+    found.dropped = _dropped(old, conv is None and taps is not None, bool(getattr(new, "rotary", 0)))
     return found
 
 
@@ -187,10 +188,10 @@ def heads_of(old: AttentionMixer, rows: Tensor) -> dict[str, Tensor]:
     return {"q": q, "k": each(k), "v": each(v)}
 
 
-def _dropped(old: AttentionMixer, conv: bool) -> list[str]:
-    """What attention had and the mixer has not, in words."""
+def _dropped(old: AttentionMixer, conv: bool, rotary: bool) -> list[str]:
+    """What attention had and the mixer has not, in words. rotary: whether that one turns queries and keys, too."""
     words = {
-        f"positions ({old.position})": old.position != "none",
+        f"positions ({old.position})": old.position not in ("none", "rope" if rotary else ""),
         "biases": old.qkv_proj.bias is not None,
         "qk_norm": old.q_norm is not None,
         "output_gate": old.gate_proj is not None,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from contextlab.convert.linearize.base import DISTIL, TRANSFER, Replacement
+from contextlab.convert.linearize.base import DISTIL, MATRIX, TRANSFER, Replacement
 from contextlab.convert.teacher import Distil
 from contextlab.convert.transfer import Stage
 from contextlab.registry import register
@@ -15,17 +15,17 @@ from contextlab.registry import register
 @register("conversion", "mohawk", family="linearize", papers=("2408.10189",), cases=({}, {"layers": "half"}))
 @dataclass(frozen=True)
 class Mohawk(Replacement):
-    """MOHAWK: attention to Mamba-2 in three stages, from the inside out: mixers, hidden vectors, predictions.
+    """MOHAWK: attention to Mamba-2 in three stages, from the inside out: mixing matrices, outputs, predictions.
 
-    C, B and x start as the teacher's queries, keys and values. In the paper the first stage matches the matrices by
-    which layers mix tokens; here it matches what the layers give on the teacher's inputs, and the second the hidden
-    vectors of the whole student, which in the paper is fed the teacher's block by block. The convolution starts as the
-    identity, as in the paper; the gate, which starts at one there, is drawn.
+    C, B and x start as the teacher's queries, keys and values. First the matrices by which heads mix tokens are
+    matched, then what the layers give, both on the teacher's own inputs, then its predictions. In the paper the second
+    stage compares whole blocks, MLPs with them; the convolution starts as the identity there, as here, and the gate at
+    one, which is drawn here.
 
     layers: which attention layers: "all", "half" (the last of each two stays) or numbers such as "0,2,4".
     """
 
-    stages: ClassVar[tuple[Stage, ...]] = (TRANSFER, Stage("hidden", Distil(hidden=1.0)), DISTIL)
+    stages: ClassVar[tuple[Stage, ...]] = (MATRIX, TRANSFER, DISTIL)
 
     def target(self) -> tuple[str, Mapping[str, Any]]:
         """See `Replacement.target`."""

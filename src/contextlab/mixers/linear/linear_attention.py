@@ -56,6 +56,8 @@ class LinearAttention(MatrixMixer):
     key_dim: size of a head's q and k, that of its v by default; Based has 16, as taylor makes a square of it.
     """
 
+    tells_mixing = True
+
     def __init__(
         self,
         width: PositiveInt,
@@ -85,20 +87,36 @@ class LinearAttention(MatrixMixer):
     ) -> tuple[Tensor, State | None]:
         """See `Mixer.forward`."""
         before = recurrent(state)
-        qkv, conv = self._convolved(self.in_proj(without_padding(x, mask)), before, keep_state, None)
+        q, k, v, conv = self._features(x, before, mask, keep_state)
+        o, matrix = self._read(q, k, v, _matrix(before), keep_state)
+        return self._answer(o.flatten(2), x), self._kept(x, before, matrix, conv) if keep_state else None
+
+    def _features(
+        self, x: Tensor, before: RecurrentState | None, mask: Tensor | None, keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Features of queries and keys [B, T, H, F], values [B, T, H, V], and the convolution's state."""
+        qkv, conv = self._convolved(self.in_proj(without_padding(x, mask)), before, keep, None)
         qk, v = qkv.split((2 * self.heads * self.key_dim, self.width), -1)
         q, k = qk.unflatten(-1, (2, self.heads, -1)).unbind(2)
-        v = v.unflatten(-1, (self.heads, -1))
         start = 0 if before is None else before.length
         places = torch.arange(start, start + x.shape[1], device=x.device)
         q, k = self.feature(q, places, True), without_padding(self.feature(k, places, False), mask)
-        if self.normalise:  # the denominator is the read-out of a column of ones
-            v = F.pad(v.to(working_dtype(v.dtype)), (0, 1), value=1.0)  # in half precision the floor were nothing
-        scale = 1.0 if self.normalise else None
-        o, matrix = simple_gla(q, k, v, None, None, scale, _matrix(before), keep_state)
-        if self.normalise:
-            o = (o[..., :-1] / (o[..., -1:] + self.feature.floor)).to(qkv.dtype)
-        return self._answer(o.flatten(2), x), self._kept(x, before, matrix, conv) if keep_state else None
+        return q, k, v.unflatten(-1, (self.heads, -1)), conv
+
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """The answers [B, T, H, V] to features of queries, and the state after the last token."""
+        if not self.normalise:
+            return simple_gla(q, k, v, None, None, None, matrix, keep)
+        # The denominator is the read-out of a column of ones; in half precision the floor were nothing.
+        ones = F.pad(v.to(working_dtype(v.dtype)), (0, 1), value=1.0)
+        o, matrix = simple_gla(q, k, ones, None, None, 1.0, matrix, keep)
+        return (o[..., :-1] / (o[..., -1:] + self.feature.floor)).to(v.dtype), matrix
+
+    def mixing(self, x: Tensor) -> Tensor:
+        """See `Mixer.mixing`: the lower triangle of phi(q) phi(k)^T, divided by its rows' sums where they are."""
+        q, k, v, _ = self._features(x, None, None, False)
+        units = torch.eye(x.shape[1], dtype=v.dtype, device=x.device)[:, None].expand(len(x), -1, self.heads, -1)
+        return self._read(q, k, units, None, False)[0].transpose(1, 2)
 
     def _op_flops(self, length: int) -> int:
         return super()._op_flops(length) + 2 * length * self.feature.products

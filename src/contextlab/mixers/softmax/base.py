@@ -140,6 +140,14 @@ class AttentionMixer(Mixer):
         y, after = self._attend(Tokens(x, q, k, v, mask), before, keep_state)
         return self._project_out(x, y.reshape(*x.shape[:2], -1)), with_conv(after, last)
 
+    def mixing(self, x: Tensor) -> Tensor:
+        """See `Mixer.mixing`: the weights of the attention, found as its answers to the values of a unit matrix."""
+        qk, _, _, _ = self._project_in(x, None, None, False)
+        q, k = self._encode(x, qk, None, None)
+        length = x.shape[1]
+        units = torch.eye(length, dtype=q.dtype, device=q.device)[:, None].expand(len(x), -1, self.kv_heads, -1)
+        return self._attend(Tokens(x, q, k, units, None), None, False)[0].transpose(1, 2)
+
     def _read_in(self, x: Tensor) -> Tensor:
         """What queries, keys and values are projected from. x: [B, T, width] -> the same shape."""
         return x

@@ -13,7 +13,7 @@ from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.mixers.state_space.base import heads_and_size
 from contextlab.ops.linear import ssd
 from contextlab.registry import register
-from contextlab.state import State
+from contextlab.state import RecurrentState, State
 
 
 @register(
@@ -39,6 +39,8 @@ class Mamba2(MatrixMixer):
     groups: heads of a group share B and C, and are normalised together; a divisor of heads.
     short_conv: width of the causal convolution before x, B and C; 0 for none.
     """
+
+    tells_mixing = True
 
     def __init__(
         self,
@@ -67,20 +69,27 @@ class Mamba2(MatrixMixer):
     ) -> tuple[Tensor, State | None]:
         """See `Mixer.forward`. At padding the values are zero, so that the state stays as it started."""
         before = recurrent(state)
-        z, xBC, dt = self.in_proj(without_padding(x, mask)).split((self.inner, self.conv_channels, self.heads), -1)
-        xBC, conv = self._convolved(xBC, before, keep_state, "silu")
-        BC = self.groups * self.key
-        values, B, C = xBC.split((self.inner, BC, BC), -1)
-        o, matrix = ssd(
-            without_padding(values, mask).unflatten(-1, (self.heads, self.value)),
-            F.softplus(dt + self.dt_bias),
-            -self.A_log.exp(),
-            B.unflatten(-1, (self.groups, self.key)),
-            C.unflatten(-1, (self.groups, self.key)),
-            self.D,
-            None if before is None else before["matrix"],
-            keep_state,
-        )
+        z, values, dt, B, C, conv = self._parts(without_padding(x, mask), before, keep_state)
+        values = without_padding(values, mask)
+        matrix = None if before is None else before["matrix"]
+        o, matrix = ssd(values, dt, -self.A_log.exp(), B, C, self.D, matrix, keep_state)
         gated = (o.flatten(2) * F.silu(z)).unflatten(-1, (self.groups, -1))
         y = F.rms_norm(gated, gated.shape[-1:], eps=1e-5).flatten(2) * self.norm_weight
         return self._answer(y, x), self._kept(x, before, matrix, conv) if keep_state else None
+
+    def _parts(
+        self, x: Tensor, before: RecurrentState | None, keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Gate z [B, T, inner], values [B, T, H, V], dt [B, T, H], B and C [B, T, G, N], the convolution's state."""
+        z, xBC, dt = self.in_proj(x).split((self.inner, self.conv_channels, self.heads), -1)
+        xBC, conv = self._convolved(xBC, before, keep, "silu")
+        BC = self.groups * self.key
+        values, B, C = xBC.split((self.inner, BC, BC), -1)
+        B, C = (each.unflatten(-1, (self.groups, self.key)) for each in (B, C))
+        return z, values.unflatten(-1, (self.heads, self.value)), F.softplus(dt + self.dt_bias), B, C, conv
+
+    def mixing(self, x: Tensor) -> Tensor:
+        """See `Mixer.mixing`: the lower triangle of C B^T with its decays, times the steps, and D on the diagonal."""
+        _, values, dt, B, C, _ = self._parts(x, None, False)
+        units = torch.eye(x.shape[1], dtype=values.dtype, device=x.device)[:, None].expand(len(x), -1, self.heads, -1)
+        return ssd(units, dt, -self.A_log.exp(), B, C, self.D)[0].transpose(1, 2)
