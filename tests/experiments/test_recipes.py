@@ -12,6 +12,7 @@ from contextlab.cli.catalogue import _first_sentence
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec, load_recipe, recipes
 from contextlab.experiments.recipes import find_recipe, read_yaml, set_key
+from contextlab.experiments.stages import load_stages
 from contextlab.models import ModelSpec
 from contextlab.strict_yaml import check_tree, parse_yaml
 
@@ -19,10 +20,16 @@ from contextlab.strict_yaml import check_tree, parse_yaml
 def test_every_recipe_that_ships_is_a_valid_experiment():
     assert "demo" in {recipe.name for recipe in recipes()}
     for recipe in recipes():
-        spec = load_recipe(recipe.name)
-        assert spec.name == recipe.name
-        assert spec.trainings()
         assert recipe.description
+        specs: list[ExperimentSpec] = []
+        if (stages := load_stages(recipe.name)) is not None:
+            assert stages.name == recipe.name
+            stages.each(lambda _, spec, specs=specs: specs.append(spec))
+        else:
+            specs.append(load_recipe(recipe.name))
+            assert specs[0].name == recipe.name
+        assert specs
+        assert all(spec.trainings() for spec in specs)
     told = [_first_sentence(recipe.description) for recipe in recipes()]  # what `contextlab list recipes` tells
     assert len(set(told)) == len(told)
 

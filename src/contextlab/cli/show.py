@@ -136,10 +136,15 @@ def _show_sample(kind: str, name: str, preset: str | None, changes: list[str], s
 
 def _show_recipe(name: str, as_json: bool) -> None:
     from contextlab.experiments import find_recipe, load_recipe
+    from contextlab.experiments.stages import load_stages
 
     path = find_recipe(name)
     if as_json:
-        print(load_recipe(path).model_dump_json(indent=2, exclude_unset=True))
+        stages = load_stages(path)
+        if stages is not None:
+            print(json.dumps(stages.data, indent=2))
+        else:
+            print(load_recipe(path).model_dump_json(indent=2, exclude_unset=True))
     else:
         print(path.read_text().rstrip("\n"))  # without line breaks of the console's: it is to be written to a file
         if sys.stdout.isatty():

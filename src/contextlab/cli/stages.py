@@ -47,5 +47,8 @@ def print_starts(spec: Any) -> None:
         if training.start is not None:
             lines = tuple(training.start.plan(training.model).lines())
             told.setdefault(lines, f"{training.model_name} starts from {training.start.source.text}")
+    for training in spec.trainings():
+        if training.teaching is not None:
+            told.setdefault((training.teaching.words(),), f"{training.model_name} learns")
     for lines, what in told.items():
         console.print(f"[bold]{escape(what)}[/]: {escape('; '.join(lines))}", highlight=False, soft_wrap=True)

@@ -52,7 +52,7 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
             key = training.model.model_dump_json()
             halving = spec.halving_of(training.model_name)
             judged = str(halving and halving.metric)
-            known = (training.task_name, key, training.train.model_dump_json(include=TRIED), judged)
+            known = (training.task_name, key, training.train.model_dump_json(include=TRIED), judged, _taught(training))
             if is_foreign(training.train):
                 with _trying(f"{_of(training)} (model {training.model_name})"):
                     outline = without_memory(training.model)
@@ -68,6 +68,9 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
             if training.start is not None:
                 with _trying(f"models.{training.model_name} (for task {training.task_name}): its start"):
                     training.start.plan(training.model)
+            if training.teaching is not None:
+                with _trying(f"models.{training.model_name} (for task {training.task_name}): distill"):
+                    training.teaching.check(training)
             with _trying(f"{_of(training)} (model {training.model_name})"):
                 model = without_memory(training.model) or reader.model
                 to_freeze(model, training.train.freeze or ())
@@ -194,6 +197,12 @@ def _try_compress(spec: ExperimentSpec, training: Training, reader: _Reader) -> 
                 prompt = task.sample(1, torch.Generator().manual_seed(0))
                 _require_known_tokens(task, prompt)
                 reader(prompt)
+
+
+def _taught(training: Training) -> str:
+    """What decides whether a teacher can be learned from, as text."""
+    teaching = training.teaching
+    return "" if teaching is None else f"{teaching.distil!r} {teaching.source.spec.model_dump_json()}"
 
 
 def _of(training: Training) -> str:

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, model_validator
 
 from contextlab import registry
 from contextlab.errors import InputError
+from contextlab.experiments.distill import DistillSpec
 from contextlab.models import ModelSpec
 from contextlab.models.changes import ReplaceSpec
 from contextlab.models.start_plan import Init
@@ -67,9 +68,12 @@ class ModelEntry(Spec):
         the name of one on the hub. What fits by names and shapes is carried over.
     replace: of a model that starts from another, other mixers in some blocks: one ReplaceSpec or a list.
     remove: numbers of blocks of the trained model that are left out.
+    convert: of a model that starts from another, a conversion or a mixer by name, with options, such as
+        "gqa:kv_heads=1" or "gated_delta_net:layers=half": what `contextlab convert --to` takes; it trains nothing.
     init: what new parts start from, "fresh", "copied", "zero" or "averaged"; see `models.start.start_model`. None is
         "fresh".
-    train: changes to the task's training for this model.
+    distill: the teacher that it learns from, in the place of the experiment's `distill`.
+    train: changes to the task's training for this model; `steps: 0` leaves a model that starts from another as it is.
     sweep: changes to the experiment's `sweep` for this model; fields of `over` are added, and null takes one away.
     """
 
@@ -79,7 +83,9 @@ class ModelEntry(Spec):
     source: Annotated[str, Field(min_length=1)] | None = Field(default=None, alias="from")
     replace: ReplaceSpec | tuple[ReplaceSpec, ...] | None = None
     remove: tuple[NonNegativeInt, ...] = ()
+    convert: Annotated[str, Field(min_length=1)] | None = None
     init: Init | None = None
+    distill: DistillSpec | None = None
     train: dict[str, Any] = Field(default_factory=dict)
     sweep: dict[str, Any] = Field(default_factory=dict)
 
@@ -93,11 +99,14 @@ class ModelEntry(Spec):
                 "them"
             )
         if self.source is None:
-            for name in ("replace", "remove", "init"):
+            for name in ("replace", "remove", "init", "convert"):
                 if getattr(self, name):
                     raise InputError(
                         f"{name}: is for a model that starts from a trained one; give from, or leave it out"
                     )
+        for name in ("replace", "remove", "init"):
+            if self.convert is not None and getattr(self, name):
+                raise InputError(f"convert and {name}: the conversion says what each part starts from; give one")
         return self
 
     @property

@@ -239,6 +239,8 @@ class _Timer:
             chunks = 2 * math.ceil(size / CHUNK)
             drawing = chunks * sum(self._drawing(task, CHUNK) for task in first.tasks.values())
         a_step = updating + sum(batch * prompt_seconds(task) for task in at) / POINTS
+        if first.teaching is not None:  # the teacher reads the prompts, too
+            a_step += sum(batch * prompt_seconds(task) / 3 for task in at) / POINTS
         evaluating = 0.0
         for task_name, task in first.tasks.items():
             prompts = _splits(task, first.evaluate[task_name]) * first.evaluate[task_name].prompts
@@ -251,7 +253,7 @@ class _Timer:
             drawing += validation * sum(prompt_seconds(task) for task in first.tasks.values()) / 3
         return TrainingEstimate(
             first.task_name, first.model_name, seeds, len(members) // seeds, whole.parameter_count, steps, prompts,
-            steps * batch / prompts, drawing + a_step * steps, evaluating,
+            steps * batch / max(1, prompts), drawing + a_step * steps, evaluating,
             {path: value for path, value in first.setting.items() if all(m.setting[path] == value for m in members)},
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from contextlab.prompt import Task
 from contextlab.training.spec import TrainSpec
 
 if TYPE_CHECKING:
+    from contextlab.experiments.distill import Teaching
     from contextlab.experiments.spec import ExperimentSpec
     from contextlab.experiments.starts import Start
 
@@ -75,6 +76,7 @@ class Training:
     evaluate: name of a task -> what is measured on it.
     start: the trained model that it begins with; None: a fresh one.
     trial, setting: of a sweep: the number of the trial, and its path -> value.
+    teaching: the teacher that it learns from; None: the tasks alone.
     """
 
     task_name: str
@@ -87,6 +89,7 @@ class Training:
     trial: int | None = None
     setting: Mapping[str, Any] = field(default_factory=dict)
     start: Start | None = None
+    teaching: Teaching | None = None
 
     @property
     def job(self) -> Job:

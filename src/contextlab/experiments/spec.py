@@ -12,6 +12,7 @@ from contextlab import registry
 from contextlab.errors import ContextlabError, InputError, unknown
 from contextlab.evaluation.compress import check_settings
 from contextlab.evaluation.spec import CompressSpec, EvaluateSpec
+from contextlab.experiments.distill import DistillSpec, teaching_of
 from contextlab.experiments.entries import ModelEntry, MultiTaskEntry, Name, TaskEntry
 from contextlab.experiments.halving import HalvingSpec
 from contextlab.experiments.jobs import Job, Training
@@ -37,6 +38,7 @@ class ExperimentSpec(Spec):
         the model "MODEL+NAME".
     alone: whether models are also trained on each task by itself; false leaves only the trainings of `multitask`.
     train: how models are trained.
+    distill: a teacher that they learn from, beside or in the place of their tasks; None: the tasks alone.
     evaluate: what is measured.
     compress: what one of the models loses under policies that keep a part of its context.
     seeds: of parameters and training prompts.
@@ -52,6 +54,7 @@ class ExperimentSpec(Spec):
     multitask: dict[Name, MultiTaskEntry] = Field(default_factory=dict)
     alone: bool = True
     train: TrainSpec = Field(default_factory=TrainSpec)
+    distill: DistillSpec | None = None
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
     compress: CompressSpec | None = None
     seeds: tuple[NonNegativeInt, ...] = (0,)
@@ -331,7 +334,12 @@ class ExperimentSpec(Spec):
             trial = number if sweep.over else None
             for seed in self.seeds:
                 start = start_of(self, name, group, seed, models[options])
-                yield Training(group, called, seed, tasks, models[options], train, evaluate, trial, setting, start)
+                if start is None and train.steps == 0:
+                    raise InputError(f"models.{name}: train.steps: 0 is for a model that starts from a trained one")
+                yield Training(
+                    group, called, seed, tasks, models[options], train, evaluate, trial, setting, start,
+                    teaching_of(self, name, group, seed, train),
+                )  # fmt: skip
 
     def _entry(self, name: str) -> TaskEntry | MultiTaskEntry:
         return self.tasks[name] if name in self.tasks else self.multitask[name]

@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from contextlab.errors import InputError, unknown
+from contextlab.experiments.distill import DistillSpec
 from contextlab.experiments.entries import Name
 from contextlab.experiments.folder import RunFolder, spec_text
 from contextlab.experiments.recipes import find_recipe, read_yaml, set_key
@@ -105,6 +106,8 @@ class Stages:
             parts = [each[key] for each in (self.common, own) if key in each]
             if all(isinstance(part, Mapping) for part in parts) and parts:
                 data[key] = {key: value for part in parts for key, value in part.items()}
+        if isinstance(data.get("distill"), Mapping):
+            data["distill"] = self._in_run(data["distill"], "teacher", "distill.teacher", name, before, out)
         models = data.get("models")
         if not isinstance(models, Mapping):
             return data
@@ -112,16 +115,28 @@ class Stages:
         return data
 
     def _placed(self, entry: Any, name: str, before: Mapping[str, Any], out: Path | None) -> Any:
-        """A model's entry, with the folder of the run where it starts from a model of a stage."""
-        source = entry.get("from") if isinstance(entry, Mapping) else None
+        """A model's entry, with the folder of the run where it starts, or learns, from a model of a stage."""
+        if not isinstance(entry, Mapping):
+            return entry
+        placed = self._in_run(entry, "from", "from", name, before, out)
+        if isinstance(placed.get("distill"), Mapping):
+            taught = self._in_run(placed["distill"], "teacher", "distill.teacher", name, before, out)
+            placed = {**placed, "distill": taught}
+        return placed
+
+    def _in_run(
+        self, data: Mapping[str, Any], key: str, where: str, name: str, before: Mapping[str, Any], out: Path | None
+    ) -> Mapping[str, Any]:
+        """The data with the folder of the run in the place of STAGE:MODEL under a key. where: the key in messages."""
+        source = data.get(key)
         stage, colon, model = source.partition(":") if isinstance(source, str) else ("", "", "")
         if not colon or stage not in self.stages:
-            return entry
+            return data
         if stage not in before:
-            raise InputError(f"from: {stage} is no stage before {name} (those are: {', '.join(before) or 'none'})")
+            raise InputError(f"{where}: {stage} is no stage before {name} (those are: {', '.join(before) or 'none'})")
         if model not in (known := _models(before[stage])):
-            raise InputError(f"from: {unknown(f'model of stage {stage}', model, known)}")
-        return entry if out is None else {**entry, "from": f"{out / stage}:{model}"}
+            raise InputError(f"{where}: {unknown(f'model of stage {stage}', model, known)}")
+        return data if out is None else {**data, key: f"{out / stage}:{model}"}
 
 
 def _follow(folder: RunFolder, spec: ExperimentSpec) -> None:
@@ -129,11 +144,21 @@ def _follow(folder: RunFolder, spec: ExperimentSpec) -> None:
     before = read_yaml(folder.spec)
     models = before.get("models")
     for name, entry in models.items() if isinstance(models, dict) else ():
-        now = spec.models[name].source if name in spec.models else None
-        if now is not None and isinstance(entry, dict) and isinstance(entry.get("from"), str):
-            entry["from"] = now
+        if name not in spec.models or not isinstance(entry, dict):
+            continue
+        own = spec.models[name]
+        if own.source is not None and isinstance(entry.get("from"), str):
+            entry["from"] = own.source
+        _follow_teacher(entry, own.distill)
+    _follow_teacher(before, spec.distill)
     if ExperimentSpec.parse(before) == spec:
         write_atomic(folder.spec, spec_text(spec))
+
+
+def _follow_teacher(data: Any, now: DistillSpec | None) -> None:
+    told = data.get("distill")
+    if now is not None and now.teacher is not None and isinstance(told, dict) and isinstance(told.get("teacher"), str):
+        told["teacher"] = now.teacher
 
 
 def _models(spec: ExperimentSpec) -> list[str]:

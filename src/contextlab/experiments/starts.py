@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextlab.errors import InputError, unknown
+from contextlab.experiments.converting import conversion_plan, converted_model, converted_spec, told
 from contextlab.files import file_digest, read_record
 from contextlab.models import ModelSpec, build_model, load
 from contextlab.models.changes import changed_blocks
@@ -64,25 +65,30 @@ class Start:
     """What a training starts from.
 
     source: the trained model. blocks: for each block of the new model the source's that it was, None for an added one.
-    init: what the rest starts from.
+    init: what the rest starts from. convert: the conversion that makes the model, in the place of both.
     """
 
     source: Source
     blocks: tuple[int | None, ...]
     init: Init
+    convert: str | None = None
 
     def plan(self, spec: ModelSpec) -> Plan:
         """What becomes of the tensors, no weights read. Raises InputError where it is impossible."""
+        if self.convert is not None:
+            return conversion_plan(self.convert, spec, self.source.spec)
         return plan_start(spec, self.source.spec, self.init, blocks=self.blocks)
 
-    def record(self, plan: Plan) -> dict[str, Any]:
-        """What records tell of it."""
+    def record(self, plan: Plan, done: Sequence[str] = ()) -> dict[str, Any]:
+        """What records tell of it. done: by the conversion, a line for each layer."""
+        before = way_of(self.source.folder)
         return {
             "from": self.source.text,
             "folder": str(self.source.folder),
             "weights_sha256": self.source.digest,
-            "init": self.init,
-            "told": plan.lines(),
+            **({"init": self.init} if self.convert is None else {"convert": self.convert}),
+            "told": [*plan.lines(), *done],
+            **({"before": before} if before else {}),
         }
 
 
@@ -91,6 +97,10 @@ def new_model(training: Training) -> tuple[Model, dict[str, Any]]:
     start = training.start
     if start is None:
         return build_model(training.model, seed=training.seed), {}
+    if start.convert is not None:
+        source, tasks = start.source.load(), list(training.tasks.values())
+        model, changes = converted_model(start.convert, source, training.model, tasks, training.seed)
+        return model, {"start": start.record(start.plan(training.model), told(changes))}
     made = start_model(training.model, start.source.load(), start.init, blocks=start.blocks, seed=training.seed)
     return made.model, {"start": start.record(made.plan)}
 
@@ -102,6 +112,13 @@ def changed_spec(entry: ModelEntry, source: Source, options: Mapping[str, Any]) 
         raise InputError(f"options.{stray[0]}: {unknown('key of ModelSpec', stray[0], ModelSpec.model_fields)}")
     if "layers" in options and (entry.replacements or entry.remove):
         raise InputError("options.layers and replace, remove: one would undo the other; give one of them")
+    if entry.convert is not None:
+        spec = converted_spec(entry.convert, source.spec)
+        made = ModelSpec.parse({**spec.model_dump(), **options})
+        if made != spec:
+            other = next(key for key in options if getattr(made, key) != getattr(spec, key))
+            raise InputError(f"options.{other}: convert changes the trained model as it is; leave {other} out")
+        return made
     spec, _ = changed_blocks(source.spec, entry.replacements, entry.remove)
     if "heads" in entry.options and "layers" not in options and all("heads" in each.options for each in spec.layers):
         heads = ", ".join(str(count) for count in dict.fromkeys(each.options["heads"] for each in spec.layers))
@@ -148,7 +165,7 @@ def start_of(spec: ExperimentSpec, name: str, task: str, seed: int, model: Model
     entry = spec.models[name]
     _, kept = changed_blocks(source.spec, entry.replacements, entry.remove)
     blocks = [*kept, *[None] * (model.depth - len(kept))][: model.depth]
-    return Start(own, tuple(blocks), entry.init or "fresh")
+    return Start(own, tuple(blocks), entry.init or "fresh", entry.convert)
 
 
 # ---- where sources lie ----
@@ -285,20 +302,35 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return whole.hexdigest()
 
 
-# ---- what a run's record tells ----
+# ---- what records tell ----
+
+
+def way_of(folder: Path) -> dict[str, Any]:
+    """What the training of a run, of which this is a checkpoint, tells of its own start and teacher; {} of none."""
+    path = folder.parent / "record.json"
+    if not (checkpoint.is_checkpoint(folder) and path.exists()):
+        return {}
+    found = read_record(path, OF_TRAINING)
+    return {key: found[key] for key in ("start", "distill") if isinstance(found.get(key), dict)}
 
 
 def sources(trainings: Iterable[Training]) -> dict[str, dict[str, str]]:
-    """What trainings start from, as a run's record has it, by the key of the job that measures them."""
-    return {
-        each.measured.key: {
-            "from": each.start.source.text,
-            "folder": str(each.start.source.folder),
-            "weights_sha256": each.start.source.digest,
-        }
-        for each in trainings
-        if each.start is not None
-    }
+    """What trainings start and learn from, as a run's record has it, by the key of the job that measures them.
+
+    A teacher that is not what the training starts from stands under the key with " (teacher)" behind it.
+    """
+    found = {}
+    for each in trainings:
+        key, start, teaching = each.measured.key, each.start, each.teaching
+        if start is not None:
+            found[key] = _lies(start.source)
+        if teaching is not None and (start is None or teaching.source != start.source):
+            found[f"{key} (teacher)"] = {"does": "learns", **_lies(teaching.source)}
+    return found
+
+
+def _lies(source: Source) -> dict[str, str]:
+    return {"from": source.text, "folder": str(source.folder), "weights_sha256": source.digest}
 
 
 def require_same_sources(
@@ -311,6 +343,6 @@ def require_same_sources(
     for key, was in (known or {}).items():
         if key in now and now[key]["weights_sha256"] != was["weights_sha256"]:
             raise InputError(
-                f"{folder}: {key} starts from {now[key]['from']}, which has changed since this run was begun (other "
-                f"weights in {now[key]['folder']}); put it back, or begin another run"
+                f"{folder}: {key} {now[key].get('does', 'starts')} from {now[key]['from']}, which has changed since "
+                f"this run was begun (other weights in {now[key]['folder']}); put it back, or begin another run"
             )

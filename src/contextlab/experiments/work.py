@@ -17,6 +17,7 @@ from contextlab.evaluation import Measured, measure, measure_learners, static_co
 from contextlab.evaluation.compress import compress
 from contextlab.evaluation.results import COMPRESS_COLUMNS
 from contextlab.experiments.choice import validation_of
+from contextlab.experiments.distill import described, learning
 from contextlab.experiments.folder import RunFolder, evaluations, read_run_record
 from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.progress import Progress
@@ -209,20 +210,21 @@ def _train(
 ) -> Model:
     key = job.key
     model, started = new_model(training)
-    record |= started
+    record |= {**started, **described(training)}
     record["parameters"] = model.parameter_count
     tell.phase(key, "training")
-    result = train(
-        model,
-        list(training.tasks.values()),
-        training.train,
-        seed=training.seed,
-        device=device,
-        folder=folder.training(job),
-        resume=True,  # an empty folder starts at step 0; the run as a whole has been told whether to resume
-        pause=pause,
-        progress=lambda step, steps, loss: tell.update(key, step, steps, loss),
-    )
+    with learning(model, training, device) as (learner, tasks):
+        result = train(
+            learner,
+            tasks,
+            training.train,
+            seed=training.seed,
+            device=device,
+            folder=folder.training(job),
+            resume=True,  # an empty folder starts at step 0; the run as a whole has been told whether to resume
+            pause=pause,
+            progress=lambda step, steps, loss: tell.update(key, step, steps, loss),
+        )
     if training.train.until is not None:
         record |= {"looks": result.looks, "stopped": result.stopped}
     record |= {

@@ -33,6 +33,7 @@ class Plan:
     averaged: of those carried, the ones that are averages over heads.
     zeroed: of all, the ones that start as zeros.
     sizes: numbers in a tensor, by its name in the new model, then by its name in the source.
+    converted: names of the tensors that a conversion makes of the source's. by: the conversion.
     """
 
     carried: Mapping[str, str]
@@ -41,6 +42,8 @@ class Plan:
     averaged: tuple[str, ...] = ()
     zeroed: tuple[str, ...] = ()
     sizes: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
+    converted: tuple[str, ...] = ()
+    by: str = ""
 
     @property
     def share(self) -> float:
@@ -56,6 +59,7 @@ class Plan:
             ("from another place", moved),
             ("averaged over heads", self.averaged),
             ("zero at the start", self.zeroed),
+            (f"converted by {self.by}", self.converted),
             ("new", self.new),
             ("dropped", self.dropped),
         ):
@@ -98,7 +102,7 @@ def make_plan(model: Model, source: Model, init: str, blocks: Sequence[int | Non
     if init == "zero":
         _require_ends(model, added)
     there = [old for old in places if old is not None]
-    own, theirs = _tensors(model), _tensors(source)
+    own, theirs = saved_tensors(model), saved_tensors(source)
     aliases = _aliases(source)
     carried: dict[str, str] = {}
     averaged: list[str] = []
@@ -155,7 +159,7 @@ def block_places(model: Model, source: Model, blocks: Sequence[int | None] | Non
     return places
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor that is saved, once: those that several names share under the first."""
     aliases = _aliases(model)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}

@@ -30,6 +30,7 @@ from contextlab.report.page_data import PageData, first_figure, first_sentences,
 from contextlab.report.pages import interval_words
 from contextlab.report.sections import CompressData, CostData, Drawn, OverviewData, TaskData
 from contextlab.report.sentences import summary_words
+from contextlab.report.starts import starts_table
 from contextlab.report.suite import suite_table
 from contextlab.report.summary import example_table, summary_table
 from contextlab.report.sweep import chosen_table
@@ -89,6 +90,7 @@ def build_report(
                 if not found.empty
             ],
             overview=suite_table(results, by_prompt),
+            starts=starts_table(records, len(set(names)) > 1),
             chosen=chosen_table(records, len(set(names)) > 1),
             overview_drawn=overview,
             tables=summary_table(results, records, by_prompt),

@@ -96,7 +96,7 @@ class Turns:
     def __init__(self, tasks: Sequence[Task], spec: TrainSpec, seed: int = 0) -> None:
         if not tasks:
             raise InputError("train: expected a task or several, got none")
-        if spec.steps < len(tasks):
+        if 0 < spec.steps < len(tasks):
             raise InputError(
                 f"train.steps: {spec.steps} steps are too few for {len(tasks)} tasks; use at least {len(tasks)}"
             )
@@ -111,7 +111,7 @@ class Turns:
     def which(self, step: int) -> int:
         """The number of the task at a step, both counted from 0."""
         count = len(self.tasks)
-        block = step * count // self.spec.steps
+        block = step * count // max(1, self.spec.steps)
         if self.spec.order == "sequential" or count == 1:
             return block
         among = count if self.spec.order == "random" else block + 1

@@ -148,7 +148,7 @@ class Ia3Spec(Spec):
 class TrainSpec(Spec):
     """How a model is trained.
 
-    steps: optimiser steps. Where `epochs` is given it follows from that.
+    steps: optimiser steps; 0 leaves the model as it is. Where `epochs` is given it follows from that.
     batch: prompts a step (over all processes, all accumulated parts together).
     examples: prompts in a fixed training set, drawn once from the seed; None draws fresh ones at each step. An epoch
         shows each of them once, in an order of its own; a batch may hold the end of one epoch and the beginning of the
@@ -183,7 +183,7 @@ class TrainSpec(Spec):
     checkpoint_every: steps between checkpoints; 0 for none but the last.
     """
 
-    steps: PositiveInt = 2000
+    steps: NonNegativeInt = 2000
     batch: PositiveInt = 128
     examples: PositiveInt | None = None
     epochs: PositiveInt | None = None

@@ -14,6 +14,7 @@ import torch
 
 from contextlab.allocator import keep_freed_memory
 from contextlab.errors import InputError
+from contextlab.models.answer import answer
 from contextlab.progress import Steps as Progress
 from contextlab.progress import shown
 from contextlab.prompt import Task
@@ -114,6 +115,9 @@ def _loop(
     )
     model = team.wrap(torch.compile(run.model) if compiled else run.model)  # type: ignore[arg-type]
     eager_check = team.device.type == "cpu" and team.count == 1  # reading a loss costs nothing there
+    if spec.steps == 0 and not run.status:
+        _as_it_is(run, tasks(0), spec)
+        return
     with stop_signals() as asked:
         while state.step < min(spec.steps, pause or spec.steps):
             prompt = None if examples is None else examples(state.step)
@@ -129,6 +133,21 @@ def _loop(
                 raise KeyboardInterrupt
             if run.status:
                 return
+
+
+@torch.no_grad()
+def _as_it_is(run: Run, task: Task, spec: TrainSpec) -> None:
+    """End a training of no steps, with a row of the loss on a batch."""
+    parameter = next(run.model.parameters())
+    prompt = task.sample(max(1, spec.batch // run.team.count), run.state.generator, parameter.device)
+    if parameter.dtype != torch.float32:
+        prompt = prompt.to(parameter.dtype)
+    loss = task.loss(answer(run.model, prompt).to(parameter.dtype), prompt)
+    run.fresh.append(torch.stack([loss, loss.new_zeros(())]))
+    run.settle()
+    run.record(0.0)
+    run.status = run.status or "finished"
+    run.save()
 
 
 def set_goal(run: Run, tasks: Sequence[Task], spec: TrainSpec, examples: Examples | None) -> None:
