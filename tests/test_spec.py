@@ -33,7 +33,7 @@ def experiment(**changes):
     [
         (experiment(nmae="x"), "nmae: unknown key; did you mean 'name'?"),
         (experiment(train={"stepz": 3}), "train.stepz: unknown key; did you mean 'steps'?"),
-        (experiment(train={"steps": 0}), "train.steps: input should be greater than 0, got int 0"),
+        (experiment(train={"steps": 0}), "train.steps: expected at least 1, got 0: transformer starts fresh"),
         (experiment(train={"steps": "many"}), "train.steps: input should be a valid integer"),
         (experiment(train={"optimizer": "muan"}), "did you mean 'muon'?"),
         (experiment(seeds=[]), "seeds: expected one or more different seeds"),

@@ -294,7 +294,7 @@ def test_a_plugin_adds_a_figure_to_the_report(call, tmp_path, monkeypatch):
         (["run", "nothing"], "unknown recipe 'nothing'"),
         (["run", "nothing.yaml"], "no such file"),
         (["run", "demo", "--set", "train.stepz=1"], "train.stepz: unknown key; did you mean 'steps'?"),
-        (["run", "demo", "--set", "train.steps=0"], "train.steps: input should be greater than 0"),
+        (["run", "demo", "--set", "train.steps=0"], "train.steps: expected at least 1, got 0"),
         (["run", "demo", "--set", "tasks.recall.options.pairs=80"], "64"),
         (["run", "demo", "--set", "tasks.regression.model.width=30"], "not divisible by 4 heads"),
         (["run", "demo", "--jobs", "0"], "jobs must be at least 1"),

@@ -74,6 +74,11 @@ class ExperimentSpec(Spec):
             raise InputError("models: expected at least one model")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"seeds: expected one or more different seeds, got {list(self.seeds)}")
+        fresh = [name for name, each in self.models.items() if each.source is None and "steps" not in each.train]
+        if self.train.steps == 0 and fresh:
+            raise InputError(
+                f"train.steps: expected at least 1, got 0: {fresh[0]} starts fresh (0 is for from: models)"
+            )
         if not self.alone and not self.multitask:
             raise InputError("alone: false leaves nothing to train; add multitask, or leave it out")
         for name, entry in self.multitask.items():
