@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -61,6 +62,14 @@ CASES = {
 }
 
 
+NONE = CASES["none"][0]
+REFUSED = [dataclasses.replace(way, left_out="budget 5% is too small") for way in NONE.ways]
+CASES["refused"] = (
+    dataclasses.replace(NONE, memory=950, ways=REFUSED),
+    "What would fit in 950B at 128 tokens and 2 sequences, such as rtn:bits=8, could not be measured on prompts of 64",
+)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_sentence_claims_what_the_data_part_and_no_more(case: str) -> None:
     found, said = CASES[case]
@@ -85,6 +94,8 @@ def test_the_sentence_claims_what_the_data_part_and_no_more(case: str) -> None:
         ("apart", r" in 1000 B", " in 10 B"),
         ("only", r"^Only rtn:bits=8", "Only a at 25%"),
         ("none", r"takes 900 B", "takes 800 B"),
+        ("none", r"^.*$", "What would fit in 500B could not be measured on prompts of 64 tokens."),
+        ("refused", r"^.*$", "Nothing that was tried fits in 950B at 128: rtn:bits=8, the smallest, takes 900 B."),
         ("at chance", r"^In.*", "The model itself fits in 2kB: nothing need be given up."),
         ("itself", r"nothing need", "the best, nothing need"),
         ("as good", r"rtn:bits=8", "a at 25%"),

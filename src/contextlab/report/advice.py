@@ -127,6 +127,11 @@ def _nothing_fits(advice: Advice) -> str:
     if not foretold:
         return f"Nothing that was tried can be used at {counted(advice.length, 'token')}: {advice.ways[0].left_out}."
     small = min(foretold, key=lambda way: way.total)
+    if small.total <= advice.memory:
+        return (
+            f"What would fit in {where_in_words(advice)}, such as {name_of(small)}, could not be measured on prompts "
+            f"of {counted(advice.at, 'token')}: give longer ones (--at)."
+        )
     return (
         f"Nothing that was tried fits in {where_in_words(advice)}: {name_of(small)}, the smallest, takes "
         f"{bytes_in_words(small.total)}."

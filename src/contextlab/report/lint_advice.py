@@ -72,7 +72,8 @@ def _wrong(sentence: str, advice: Advice, found: Mapping[str, Point]) -> Iterato
     if smallest := re.match(small, sentence):
         totals = {name_of(way): way.total for way in advice.ways if way.total > way.weight_bytes}
         least = min(totals, key=lambda name: totals[name])
-        if advice.fitting or smallest["name"] != least or smallest["size"] != bytes_in_words(totals[least]):
+        said = smallest["name"], smallest["size"]
+        if advice.fitting or totals[least] <= advice.memory or said != (least, bytes_in_words(totals[least])):
             yield f"the smallest is {least}, which takes {bytes_in_words(totals[least])}"
     elif best := re.match(rf"{any_name} is the best of the (?P<count>\d+) ways that fit", sentence):
         ranks -= 1
@@ -90,6 +91,9 @@ def _wrong(sentence: str, advice: Advice, found: Mapping[str, Point]) -> Iterato
     elif "so nothing is ranked" in sentence:
         if found:
             yield "some ways can be ranked"
+    elif sentence.startswith("What would fit in "):
+        if advice.fitting or all(way.total > advice.memory for way in advice.ways):
+            yield "nothing would fit, or what fits was measured"
     elif not sentence.startswith("Nothing that was tried can be used"):
         yield "a sentence of no known form"
     if ranks:

@@ -15,6 +15,7 @@ from contextlab.errors import InputError
 from contextlab.evaluation.advise.foretell import Form, Way, foretell, itself, share_held
 from contextlab.evaluation.advise.store import Store
 from contextlab.evaluation.compress import FULL, Refusals, Setting, measure
+from contextlab.evaluation.compress.measure import tokenizer_name
 from contextlab.models import Model
 from contextlab.models.digest import fingerprint
 from contextlab.policies import Budget, parse_policy
@@ -102,7 +103,7 @@ def advise(
     holds_for = {
         "another model": every[0].made_of,
         "other prompts": f"{prompts} of seed {seed}",
-        "another tokenizer": str(tokenizer),
+        "another tokenizer": tokenizer_name(tokenizer),
     }
     store = Store.opened(None if folder is None else Path(folder), holds_for, {f.label: f.made_of for f in every[1:]})
     fitting = [way for way in ways if not way.left_out]
