@@ -43,7 +43,7 @@ def staged(**changes):
         "stages": {
             "base": {"seeds": [0, 1], "models": {"softmax": {**MODEL, "options": SMALL}}},
             "attention": {
-                "distill": {"attention": 1},
+                "distill": {"teacher": "base:softmax", "attention": 1},
                 "models": {
                     "one_key": {"from": "base:softmax", "convert": "gqa:kv_heads=1"},
                     "delta": {"from": "base:softmax", "convert": "gated_delta_net:layers=half"},
@@ -205,8 +205,9 @@ def refused(models, **changes):
     [
         ({"distill": {"attention": 1}}, {}, "attention: is learned by layers that were replaced, and all are"),
         ({"distill": {"attention": 1, "logits": 1}}, {}, "logits cannot stand beside it"),
+        ({"distill": {"matrix": 1}}, {}, "matrix: is a stage of contextlab convert (--stage matrix=1)"),
         ({"distill": {"atention": 1}}, {}, "models.m.distill.atention: unknown key; did you mean 'attention'?"),
-        ({"distill": {"teacher": "nowhere"}}, {}, "all weights are 0: give one of attention, hidden, logits and task"),
+        ({"distill": {"teacher": "nowhere"}}, {}, "all weights are 0: give one of attention, "),
         ({"distill": {"teacher": "nowhere/at/all/x", "logits": 1}}, {}, "models.m (for task recall): distill.teacher"),
         ({"distill": {"logits": -1}}, {}, "models.m.distill.logits: input should be greater than or equal to 0"),
         ({"distill": {"logits": 1}}, {"train": {"until": {"at_least": 0.9}}}, "train.until: cannot stand beside"),

@@ -54,7 +54,7 @@ class Distil(Spec):
 
     @model_validator(mode="after")
     def _possible(self) -> Distil:
-        given = [name for name, weight in self if name != "temperature" and weight]
+        given = [name for name in Distil.model_fields if name != "temperature" and getattr(self, name)]
         if self.by_layer and len(given) > 1:
             raise InputError(
                 f"{given[0]}: is learned on the teacher's own inputs, so {given[1]} cannot stand beside it; give them "

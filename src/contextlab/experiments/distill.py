@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from contextlab.convert.objective import check_objective, taught
@@ -40,6 +40,12 @@ class DistillSpec(Distil):
     """
 
     teacher: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _of_recipes(self) -> DistillSpec:
+        if self.matrix:
+            raise InputError("matrix: is a stage of contextlab convert (--stage matrix=1); take attention in a recipe")
+        return self
 
 
 @dataclass(frozen=True)
