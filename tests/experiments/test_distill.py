@@ -62,6 +62,14 @@ def staged(**changes):
     return {**base, **changes}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _without_report():
+    """Half of such a run is its page, which tests/report has tests of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("contextlab.experiments.closing.build_report", lambda *args, **_: args[4].write_text(""))
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run; tests leave it as it is."""
