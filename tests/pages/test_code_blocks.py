@@ -43,6 +43,7 @@ SMALL = {
         "models.transformer.spec.depth=1",
         "tasks.text.options.length=32",
         "train.steps=3",
+        "train.batch=2",
         "evaluate.prompts=4",
     ],
 }
