@@ -305,10 +305,39 @@ def draw(rows: Sequence[Row]) -> go.Figure:
     return figure
 
 
+def joined(page: str, run_rows: Sequence[Row]) -> list[Row]:
+    """The rows of a page, with those of a run of some mixers in their places, the best first."""
+    new = {row.name for row in run_rows}
+    kept = [row for row in parse(page) if row.name not in new]
+    return sorted([*kept, *run_rows], key=lambda row: -row.accuracy)
+
+
+def renewed(page: str, setup: Setup, run_rows: Sequence[Row]) -> str:
+    """The page with the rows of a run of some of its mixers, or of new ones, and a caption that says so.
+
+    Raises ValueError where the run is not of the page's steps, rates, seeds and prompts.
+    """
+    whole, part = _run_of(page), caption(setup, run_rows).strip("*")
+    begins, ends = part.split(" Successive")[0], f"The run took {setup.minutes:.0f} minutes"
+    if not whole.startswith(f"*{begins}"):
+        raise ValueError(f"the page is of other trainings: it does not begin with {begins!r}")
+    told = parse(table(joined(page, run_rows)))
+    names = listed([f"`{row.name}`" for row in sorted(run_rows, key=lambda row: row.name)])
+    later = f" {names}: from a later run of the same recipe with these models alone. {ends}.*"
+    return put(page, f"{whole.removesuffix('*')}{later}\n\n{table(told)}\n\n{sentences(told)}")
+
+
+def _run_of(page: str) -> str:
+    """The caption on a page."""
+    return page.partition(MARKS[0])[2].strip().partition("\n")[0]
+
+
 def write(run: Run) -> None:
-    """Write docs/recall.svg and what docs/recall.md has of the run."""
-    rows = rows_of(run)
-    figure = draw(rows)
+    """Write docs/recall.svg and what docs/recall.md has of the run, or of the mixers that the run has."""
+    rows, path = rows_of(run), Path("docs/recall.md")
+    page, setup = path.read_text(), setup_of(run)
+    known = {row.name for row in parse(page)}
+    page = put(page, written(setup, rows)) if known <= {row.name for row in rows} else renewed(page, setup, rows)
+    figure = draw(parse(page))
     figure.write_image("docs/recall.svg", width=1080, height=figure.layout.height)
-    page = Path("docs/recall.md")
-    page.write_text(put(page.read_text(), written(setup_of(run), rows)))
+    path.write_text(page)

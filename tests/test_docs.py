@@ -112,6 +112,13 @@ def test_the_recall_page_tells_intervals_windows_and_the_frontier():
     assert "the validation score at step 120 of 480 stays within 95%" in whole
     assert whole.endswith("foot")
     assert "what was there before" not in whole
+    later = [page.Row("gla", "linear", 90.0, 89.0, 91.0, 2048, "0.006", "0.006", "4")]
+    again = page.renewed(whole, page.Setup(480, 4, 3, 512, 2.0, 2, "0.25 and 0.5", "step 120 of 480"), later)
+    assert page.parse(again) == page.joined(whole, later)
+    assert [row.accuracy for row in page.parse(again)] == [99.9, 99.9, 99.5, 99.0, 90.0, 5.0, 1.5]
+    assert "`gla`: from a later run of the same recipe with these models alone. The run took 2 minutes.*" in again
+    with pytest.raises(ValueError, match="the page is of other trainings"):
+        page.renewed(whole, page.Setup(240, 4, 3, 512, 2.0, 2, "0.25 and 0.5", "step 120 of 480"), later)
 
 
 def _script(name):

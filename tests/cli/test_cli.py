@@ -18,6 +18,7 @@ from contextlab.cli import shared
 from contextlab.cli.shared import _no_collection
 from contextlab.experiments import find_recipe, load_recipe
 from contextlab.experiments.recipes import recipe_files
+from contextlab.experiments.stages import load_stages
 from tests.experiments.test_run import one, tiny
 
 
@@ -51,7 +52,8 @@ def test_a_recipe_that_is_shown_is_a_recipe(call, tmp_path, monkeypatch, name):
     code, out, err = call("show", "recipe", name)
     assert (code, err) == (0, "")
     (tmp_path / "my.yaml").write_text(out)
-    assert load_recipe("my.yaml") == load_recipe(name)
+    assert load_stages("my.yaml") or load_recipe("my.yaml") == load_recipe(name)
+    assert yaml.safe_load(out) == yaml.safe_load(find_recipe(name).read_text())
     assert out.count("\n") == find_recipe(name).read_text().rstrip().count("\n") + 1
 
 
