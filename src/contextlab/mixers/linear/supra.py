@@ -28,10 +28,10 @@ from contextlab.state import State
 class Supra(MatrixMixer):
     """SUPRA's linear attention: rotated ReLU features, decay 1 - 2^(-5-h), group norm in place of the normaliser.
 
-    o_t = GroupNorm(sum_j gamma^(t-j) (R_t relu(q_t)) . (R_j relu(k_j)) v_j), a group a head. The features are relu(W q +
-    b) in paper and public code, with one W and b for q and k; here W is part of the projections, and b is left out. The
-    decays are RetNet's, an option of the public code, whose own configurations take Lightning Attention's. The norm has
-    a gain and a bias, where theirs has neither, and adds 1e-6 to the variance, theirs 1e-5.
+    o_t = GroupNorm(sum_j gamma^(t-j) (R_t relu(q_t)) . (R_j relu(k_j)) v_j), a group a head. The features are
+    relu(W q + b) in paper and public code, with one W and b for q and k; here W is part of the projections, and b is
+    left out. The decays are RetNet's, an option of the public code, whose own configurations take Lightning
+    Attention's. The norm has a gain and a bias, where theirs has neither, and adds 1e-6 to the variance, theirs 1e-5.
 
     width: size of a token's vector.
     heads: number of heads.
