@@ -26,6 +26,7 @@ LESS = {
     "sweep": ["--check"],
     "check": ["--examples", "2"],
     "evaluate": ["--set", "evaluate.prompts=4", "--jobs", "1"],
+    "advise": ["--prompts", "2", "--task", "text", "--at", "64"],
     "compress": ["--prompts", "2", "--decoded", "4"],
     "shrink": ["--prompts", "2"],
     "learners": ["--prompts", "4"],
