@@ -1,8 +1,10 @@
-"""Submodules that are imported when they are first named, because what they stand on is slow to import or optional."""
+"""Imports when they are first needed: of submodules by their name, and of packages without their complaints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -21,3 +23,14 @@ def modules_on_demand(package: str, folder: Iterable[str]) -> Callable[[str], Mo
         return import_module(f"{package}.{name}")
 
     return __getattr__
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Within, no warnings are logged: torchao, when imported, logs which of its kernels are for other machines."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -154,6 +154,7 @@ def test_the_figure_draws_each_way_at_its_bytes_with_its_interval() -> None:
     found, _ = CASES["tied"]
     known = measured(found)
     figure = kept_against_total(list(known.values()), found.memory)
+    assert figure.layout.yaxis.tickformat == "~%", "what is kept often differs by less than a percent"
     drawn = {(trace.x[0], trace.y[0]): trace for trace in figure.data if trace.showlegend is False}
     assert drawn.keys() == {(point.bytes, point.part.value) for point in known.values()}
     for point in known.values():

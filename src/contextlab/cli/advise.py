@@ -139,8 +139,8 @@ def advise(
         "is measured.[/dim]"
     )
     read = len(found.fitting) - found.measured
-    console.print(f"[dim]measured now: {found.measured}; read: {read}[/dim]")
-    console.print(escape(advice_words(found)))
+    console.print(f"[dim]measured now: {found.measured}; read: {read}[/dim]\n")
+    console.print(escape(advice_words(found)) + "\n")
     console.print(f"Figure: {folder / 'advise.html'}   Record: {folder / 'advise.json'}", soft_wrap=True)
 
 

@@ -183,10 +183,7 @@ def show(found: Transferred) -> None:
         print_table("training", rows)
     show_compared(found.compared)
     show_bytes({"weights": found.weights, **{f"state at {n:,} tokens": pair for n, pair in found.state.items()}})
-    console.print(
-        f"[dim]KL: of the old model's predictions to the new one's, nats; top-1: where both think the same token "
-        f"likeliest. {counted(len(found.layers), 'layer')} changed, in {found.seconds:.3g} s.[/dim]"
-    )
+    console.print(f"[dim]{counted(len(found.layers), 'layer')} changed, in {found.seconds:.3g} s.[/dim]\n")
 
 
 def _cost(each: Choice) -> dict[str, str]:

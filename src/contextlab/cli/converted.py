@@ -99,9 +99,13 @@ def show_transformers(told: Mapping[str, str], folder: Path) -> None:
 
 
 def show_compared(compared: Sequence[Compared]) -> None:
-    """How the model answered before and after, a row for each task."""
+    """How the model answered before and after, a row for each task, and what the columns are."""
     if compared:
         print_table("the model before and after", [_compared(each) for each in compared])
+        console.print(
+            "[dim]KL: of the old model's predictions to the new one's, nats; top-1: where both think the same token "
+            "likeliest. Prompts that nothing was trained or calibrated on.[/dim]\n"
+        )
 
 
 def _compared(each: Compared) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contextlab.convert.divergence import task_name
 from contextlab.errors import InputError, check_whole
 from contextlab.models.answer import answer
 from contextlab.prompt import Prompt, Task, wide
@@ -57,7 +58,7 @@ class Calibration:
             generator = seeded("calibration", seed, place, device=device)
             sizes = [min(batch, prompts - start) for start in range(0, prompts, batch)]
             batches += [(task.sample(size, generator, device), task.loss) for size in sizes]
-        return cls(tuple(batches), ", ".join(type(task).__name__ for task in given))
+        return cls(tuple(batches), ", ".join(map(task_name, given)))
 
     @classmethod
     def of_tokens(cls, tokens: Tensor, *, batch: int = 16) -> Calibration:

@@ -70,7 +70,7 @@ def compare(teacher: Any, student: Any, task: Task, prompts: int = 64, seed: int
     first, second, apart, agree = (totals[:4] / totals[4].clamp_min(1)).tolist()
     if prompt.targets.is_floating_point():  # both were squares: the difference as a share of the teacher's
         apart, agree = apart / max(agree, 1e-30), float("nan")
-    return Compared(_named(task), metric, first, second, apart, agree, prompts)
+    return Compared(task_name(task), metric, first, second, apart, agree, prompts)
 
 
 def kl(theirs: Tensor, ours: Tensor) -> Tensor:
@@ -95,6 +95,7 @@ def _sum(value: Tensor, prompt: Prompt) -> Tensor:
     return (value.double() * prompt.scored).sum()
 
 
-def _named(task: Task) -> str:
+def task_name(task: Task) -> str:
+    """The name that it is registered by; else that of its class."""
     entry = registry.entry_of("task", task)
     return type(task).__name__ if entry is None else entry.name

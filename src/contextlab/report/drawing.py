@@ -157,13 +157,15 @@ def finish(figure: go.Figure, x: str, y: str) -> go.Figure:
 
 
 def byte_axis(figure: go.Figure, sizes: Iterable[float], axis: str = "x") -> None:
-    """A logarithmic axis of bytes, with ticks at powers of two in KiB, MiB and so on."""
+    """A logarithmic axis of bytes, with ticks at powers of two in KiB, MiB ..., and at 3/2 of them where few are."""
     known = [float(size) for size in sizes if size > 0]
     if not known:
         return
     low, high = math.log2(min(known)), math.log2(max(known))
     step = max(1, math.ceil((high - low) / 7))
     ticks = [2.0**power for power in range(math.floor(low), math.ceil(high) + 1, step)]
+    if high - low < 2:
+        ticks = [part * tick for tick in ticks for part in (1, 1.5)]
     shown = {"type": "log", "tickvals": ticks, "ticktext": [bytes_in_words(tick) for tick in ticks]}
     figure.update_layout({f"{axis}axis": shown})
 

@@ -51,7 +51,7 @@ def kept_against_total(found: Sequence[Point], memory: float | None = None) -> g
     byte_axis(figure, [point.bytes for point in found] + ([memory] if memory else []))
     if memory:
         figure.add_vline(x=memory, line={"color": "#D55E00", "dash": "dash", "width": 1.5})
-    figure.update_yaxes(tickformat=".0%")
+    figure.update_yaxes(tickformat="~%")
     figure.update_layout(height=500, meta={"wide": True})
     return figure
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError, ResourceError
 from contextlab.files import write_tensors
+from contextlab.lazy import without_logs
 from contextlab.models.draws import OwnDraws
 from contextlab.models.forms import linear_layers
 from contextlab.training.freeze import matching
@@ -231,7 +232,8 @@ class Adapters:
 def require_peft(kind: str = LoraSpec.kind) -> Any:
     """The package. Raises ResourceError where it is not installed. kind: of the adapters that need it."""
     try:
-        import peft
+        with without_logs():  # it imports transformers, and torchao where that is installed
+            import peft
     except ImportError:
         raise ResourceError(f"train.{kind}: needs the package peft; pip install 'contextlab[peft]'") from None
     return peft

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contextlab.convert.bits.base import Bits, ToForm
 from contextlab.convert.layers import planned_layers
 from contextlab.errors import InputError, ResourceError
+from contextlab.lazy import without_logs
 from contextlab.mixers.forms.integer import Integers
 from contextlab.models import ModelSpec
 from contextlab.registry import register
@@ -76,7 +77,8 @@ def rounded(weight: Tensor, bits: int, group: int | None) -> tuple[Tensor, Tenso
 def _quantization() -> Any:
     """torchao's module of that name."""
     try:
-        from torchao import quantization
+        with without_logs():
+            from torchao import quantization
     except ImportError:
         raise ResourceError("torchao: needs the package torchao; pip install 'contextlab[torchao]'") from None
     return quantization
