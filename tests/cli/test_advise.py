@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from contextlab.cli.advise import _as_it_is_now
 from contextlab.cli.arguments import read_length, read_size
+from contextlab.convert.variants import Variant
 from contextlab.errors import InputError
 from contextlab.models import build_model, save_model
 
@@ -46,6 +48,23 @@ def test_the_command_answers_writes_and_reads_what_it_wrote(call, tmp_path, monk
     ):
         code, _, err = call(*start, *more)
         assert (code, message in err, err.count("\n")) == (2, True, 1), err
+    # what is wrong with a task is said before weights are made smaller
+    monkeypatch.setattr(Variant, "make", lambda _: pytest.fail("it was made already"))
+    for more in (("advise", "small", "--memory", "1MB", "--length", "1k"), ("compress", "small", "--lengths", "1k")):
+        code, _, err = call(*more, "--weights", "rtn:bits=8", "--task", "neddle", "--out", "none")
+        assert (code, "did you mean 'needle'" in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_text_that_has_changed_is_other_data(tmp_path):
+    notes = tmp_path / "texts" / "notes.txt"
+    notes.parent.mkdir()
+    found = []
+    for text in ("one", "two", "one"):
+        notes.write_text(text)
+        found.append([_as_it_is_now(str(path)) for path in (notes, notes.parent)])
+    assert found[0] == found[2]
+    assert not {*found[0]} & {*found[1]}
+    assert _as_it_is_now("associative_recall:pairs=4") == "associative_recall:pairs=4"
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,49 @@ def test_stages_are_read_and_what_is_wrong_is_told_in_one_line(call, tmp_path):
         (("--budget", "1"), "budget: 1 steps are too few"),
         (("--layers", "7"), "layers: 7 is out of range"),
         (("--set", "bach=4"), "did you mean 'batch'"),
+        (("--stage", "logits=1,share=true"), "share and learning_rate are numbers above 0"),
+        # also where layers are chosen by data, for which the first stage is trained
+        (("--layers", "auto:1", "--stage", "attention=1", "--stage", "task=1,trains=lora,rank=999"), "at most 16"),
+        (("--layers", "gates:1", "--budget", "9", "--stage", "attention=1", "--stage", "matrix=1"), "matrix: layer 0"),
     ):
         code, _, err = call(*start, *more, "--out", "other")
-        assert (code, message in err, err.count("\n")) == (2, True, 1)
+        assert (code, message in err, err.count("\n")) == (2, True, 1), err
+        assert not list(tmp_path.glob("other*"))
     code, _, err = call(*start, "--out", "new")
     assert (code, "is there already" in err) == (2, True)
+
+
+def test_the_folder_of_the_stages_is_removed_only_where_it_holds_nothing_else(call, tmp_path):
+    save_model(teacher().float(), tmp_path / "old")
+    start = ("convert", "old", "--to", "gqa:kv_heads=1", "--time", "0", "--out")
+    notes = tmp_path / "new.stages" / "1-attention" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    code, _, err = call(*start, "new")
+    assert (code, err.count("\n"), "new.stages: is there already, and holds other things" in err) == (2, 1, True)
+    assert notes.read_text() == "mine"
+    assert not (tmp_path / "new").exists()
+    left = tmp_path / "other.stages" / "1-attention" / "step_00000004" / "model.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
+    assert call(*start, "other")[0] == 0
+    assert not (tmp_path / "other.stages").exists()
+
+
+def test_what_was_made_is_saved_before_it_is_timed(call, tmp_path, monkeypatch):
+    from contextlab.evaluation import cost_pair
+
+    save_model(teacher().float(), tmp_path / "old")
+    start = ("convert", "old", "--to", "gqa:kv_heads=1", "--out")
+    code, _, err = call(*start, "new", "--time", "2147483647")
+    assert (code, "not enough memory" in err, err.count("\n"), (tmp_path / "new").exists()) == (2, True, 1, False)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cost_pair, "time_pair", stopped)
+    assert call(*start, "new")[0] != 0
+    assert load_model(tmp_path / "new").spec.pattern()[0].options["kv_heads"] == 1
 
 
 def test_a_recipes_model_says_what_layers_become(call, tmp_path):

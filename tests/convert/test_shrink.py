@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from contextlab import build_model, build_task, load_model, save_model
-from contextlab.convert import build_conversion, shrink
+from contextlab.convert import Calibration, build_conversion, shrink
 from contextlab.convert.layers import linear_layers
 from contextlab.errors import InputError
 from contextlab.files import read_record
@@ -87,6 +87,13 @@ def test_adapters_heal_and_are_merged(kind):
     ):
         with pytest.raises(InputError, match=message):
             shrink(model, method, TASK, heal={"steps": 1, "lora": options})
+
+
+def test_zeros_that_cannot_stay_are_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr(Calibration, "loss", lambda *_: pytest.fail("it was read already"))
+    for heal in ({"optimizer": "muon"}, {"lora": {"dora": True}}):
+        with pytest.raises(InputError, match="heal"):
+            shrink(regressor(), "magnitude", TASK, heal={"steps": 1, **heal})
 
 
 def test_what_cannot_be_done_is_refused_in_one_line():

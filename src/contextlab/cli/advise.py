@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,6 +151,17 @@ def _given(texts: list[str]) -> list[str]:
     return [] if texts == ["none"] else texts
 
 
+def _as_it_is_now(data: str) -> str:
+    """Data as they were named and, of files, what they hold."""
+    from contextlab.files import file_digest
+
+    path, digests = Path(data), []
+    with suppress(OSError, ValueError):  # no path at all, but a task
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        digests = [f"{each.relative_to(path)} {file_digest(each)}" for each in files if each.is_file()]
+    return f"{data} ({hashlib.sha256(repr(digests).encode()).hexdigest()})" if digests else data
+
+
 def _forms(
     loaded: Model,
     weights: list[str] | tuple[str, ...],
@@ -163,8 +176,9 @@ def _forms(
     from contextlab.experiments import find_model, find_own_model
     from contextlab.models.digest import fingerprint
 
-    for each in read_variants(loaded, list(weights), data, seed=seed):
-        read = f"{', '.join(data or [])} of seed {seed}" if data else f"seed {seed}"
+    variants = read_variants(loaded, list(weights), data, seed=seed)
+    read = f"{', '.join(map(_as_it_is_now, data))} of seed {seed}" if data else f"seed {seed}"
+    for each in variants:
         yield shrunk(each.text, each.spec, each.make, read)
     for source in also:
         name, made = find_model(source, device)[0], find_own_model(source, device)

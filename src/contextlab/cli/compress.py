@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -93,7 +94,7 @@ def compress(
       contextlab compress runs/byte-lm --weights rtn:bits=8 --weights rotate:bits=4 --policy keydiff --budget 25%
     """
     from contextlab.evaluation import write_results
-    from contextlab.evaluation.compress import check_settings
+    from contextlab.evaluation.compress import build_prompts, check_settings
     from contextlab.evaluation.compress import compress as measure
     from contextlab.evaluation.results import COMPRESS_COLUMNS
     from contextlab.experiments import find_model, find_own_model
@@ -115,6 +116,8 @@ def compress(
     if weights:
         check_settings(policy or [], budget or [])
         own = find_own_model(model, chosen)
+        for each, n in itertools.product(tasks_of(task), read_lengths(lengths)):
+            build_prompts(each, n, own, tokenizer)  # what is wrong with one is said before anything is made
         made, loaded = _made(own, weights, data, seed), own
     with console.status("measuring ...") as status:
         results = measure(

@@ -10,11 +10,19 @@ import typer
 from rich.markup import escape
 
 from contextlab.cli.arguments import read_lengths
-from contextlab.cli.converted import TIMED, TimeOption, TransformersOption, finish, show_bytes, show_compared
+from contextlab.cli.converted import (
+    TIMED,
+    TimeOption,
+    TransformersOption,
+    finish,
+    require_time,
+    show_bytes,
+    show_compared,
+)
 from contextlab.cli.shared import PARTS, PluginOption, SetOption, console, load_components
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
-from contextlab.files import present
+from contextlab.files import present, short
 from contextlab.memory import LARGEST_WHOLE
 from contextlab.words import counted
 
@@ -97,9 +105,10 @@ def convert(
     from contextlab.training.distributed import resolve
 
     require_free(out)
+    aside = _stages_folder(out)
     loaded = find_own_model(model, resolve(device))
+    require_time(loaded, time)
     target, layers = _target(to, layers)
-    aside = out.with_name(f"{out.name}.stages")
     found = run(
         loaded, target, data, layers=layers, budget=budget, stages=_stages(stage), train=_settings(sets),
         prompts=prompts, lengths=read_lengths(lengths), seed=seed, folder=aside, progress=None,
@@ -107,6 +116,19 @@ def convert(
     show(found)
     finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _stages_folder(out: Path) -> Path:
+    """Where the stages keep checkpoints. It is removed at the end, so that nothing else may be there."""
+    from contextlab.training.checkpoint import holds_checkpoints_alone
+
+    aside = out.with_name(f"{out.name}.stages")
+    if present(aside) and not holds_checkpoints_alone(aside):
+        raise InputError(
+            f"{short(aside)}: is there already, and holds other things than the checkpoints of an interrupted "
+            "conversion, which belong there; rename it or choose another --out"
+        )
+    return aside
 
 
 def _target(to: str, layers: str | None) -> tuple[str | Conversion, str | None]:
@@ -147,9 +169,7 @@ def _stages(texts: list[str] | None) -> list[Stage] | None:
         own: dict[str, Any] = {key: options.pop(key) for key in ("share", "learning_rate", "trains") if key in options}
         lora = {key: options.pop(key) for key in ("rank", "targets") if key in options}
         distil = Distil.parse(options, "--stage")
-        if not all(
-            isinstance(own.get(key, 1), int | float) and own.get(key, 1) > 0 for key in ("share", "learning_rate")
-        ):
+        if not all(type(own.get(key, 1)) in (int, float) and own.get(key, 1) > 0 for key in ("share", "learning_rate")):
             raise InputError(f"--stage {text[:60]}: share and learning_rate are numbers above 0")
         if own.setdefault("trains", "new" if distil.by_layer else "all") not in ("new", "all", "lora"):
             raise InputError(f"--stage {text[:60]}: trains is new (the mixers that were replaced), all or lora")

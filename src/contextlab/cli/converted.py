@@ -54,24 +54,35 @@ def finish(
     transformers: bool | None,
     **more: Any,
 ) -> None:
-    """Time the model before and after, save what was found with the times in its record, and say both.
+    """Save what was found, time the model before and after, add the times to the record, and say all.
 
     made_of: the model before, as it was named. length: of the context; 0 times nothing. transformers: whether
         to write that form, too; None: where that is or has one. more: further keys of the record.
     """
     from contextlab.evaluation.cost_pair import time_pair
-    from contextlab.files import read_record
+    from contextlab.files import read_record, write_record
     from contextlab.models.exports import THEIRS, origin_of
 
-    times = time_pair(before, found.model, length) if length else []
     origin = None if transformers is False else origin_of(made_of)
     wanted = origin or bool(transformers)
-    told = {"times": [dataclasses.asdict(each) for each in times], **more}
-    found.save(out, transformers=wanted, **told)
-    show_times(times)
+    found.save(out, transformers=wanted, times=[], **more)  # first of all, so that nothing that follows can lose it
+    if length and (times := time_pair(before, found.model, length)):
+        told = {"times": [dataclasses.asdict(each) for each in times]}
+        write_record(out / found.file, {**read_record(out / found.file), **told})
+        show_times(times)
     if wanted is not False:
         show_transformers(read_record(out / found.file)["transformers"], out / THEIRS)
     console.print(f"Model and record: {out}", soft_wrap=True)
+
+
+def require_time(model: Model, length: int) -> None:
+    """Refuse, before any work, a context that cannot be timed. Raises ResourceError."""
+    from contextlab.memory import require_bytes
+    from contextlab.models.room import require_room_for_tokens
+
+    if length and not model.spec.reads_whole:
+        require_room_for_tokens(model.spec, length)
+        require_bytes(f"--time {length}: the state of so many tokens", model.state_nbytes(length), "give fewer")
 
 
 def show_times(times: Sequence[Timed]) -> None:

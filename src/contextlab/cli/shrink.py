@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from contextlab.cli.converted import TIMED, TimeOption, TransformersOption, finish, show_compared
+from contextlab.cli.converted import TIMED, TimeOption, TransformersOption, finish, require_time, show_compared
 from contextlab.cli.shared import PARTS, PluginOption, console, load_components
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
@@ -78,6 +78,7 @@ def shrink(
 
     require_free(out)
     loaded = find_own_model(model, resolve(device))
+    require_time(loaded, time)
     training = _healing(heal, heal_with, rate)
     found = convert(loaded, method, data, heal=training if heal else 0, prompts=prompts, seed=seed, progress=None)
     show(found)

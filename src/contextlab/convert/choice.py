@@ -14,7 +14,7 @@ from contextlab.convert.base import Conversion, Converted, set_apart
 from contextlab.convert.divergence import compare
 from contextlab.convert.gates import train_gates
 from contextlab.convert.mixing import rebuilt
-from contextlab.convert.transfer import Stage, StageResult, share_out, transfer
+from contextlab.convert.transfer import Stage, StageResult, check_stages, share_out, transfer
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec
 from contextlab.progress import Steps as Progress
@@ -55,6 +55,13 @@ class Training:
     folder: Path | None
     progress: Progress | bool | None
     seed: int
+
+    def check(self, teacher: Model, student: Model, tasks: Sequence[Task], changed: Sequence[int]) -> None:
+        """Raises InputError where some stage cannot be trained: before the first one is."""
+        check_stages(
+            teacher, student, self.stages, layers=changed, budget=self.budget, tasks=len(tasks),
+            train_spec=self.settings,
+        )  # fmt: skip
 
     def run(self, teacher: Model, student: Model, tasks: Sequence[Task], changed: Sequence[int]) -> list[StageResult]:
         """Train the layers that changed, in place."""
@@ -123,6 +130,8 @@ class ByData:
         results: list[StageResult] = []
         asked = training.budget // GATES_SHARE if self.how == "gates" and self.count < len(changed) else 0
         training = dataclasses.replace(training, budget=training.budget - asked)
+        if training.budget:
+            training.check(teacher, student, tasks, changed)
         first, *rest = training.stages or (None,)
         if training.budget and first is not None and first.distil.by_layer:
             steps = share_out(training.budget, training.stages, len(tasks))[0]

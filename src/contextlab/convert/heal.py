@@ -55,8 +55,11 @@ def heal_with(text: str) -> dict[str, Any]:
     return {} if name == FULL else {name: options}
 
 
-def check_healing(spec: ModelSpec, training: TrainSpec) -> None:
-    """Raises InputError where adapters have no place in a model of this spec: before minutes of work."""
+def check_healing(spec: ModelSpec, training: TrainSpec, keep_zeros: bool = False) -> None:
+    """Raises InputError where adapters have no place in a model of this spec, or zeros cannot stay: before minutes of
+    work."""
+    if keep_zeros:
+        training = _keeping_zeros(training)
     model = None if training.adapter is None else without_memory(spec)
     if model is None or training.adapter is None:
         return
@@ -83,20 +86,22 @@ def heal_model(
 
     Raises InputError for Muon where zeros are to stay: its step moves all weights of a matrix together; and for DoRA.
     """
-    if keep_zeros and spec.lora is not None:
-        spec = TrainSpec.parse(_keeping_zeros(spec), "heal")
-    if keep_zeros and spec.optimizer == "muon":
-        raise InputError("heal: optimizer 'muon' moves weights that are zero; use 'adamw' after a sparse method")
+    if keep_zeros:
+        spec = _keeping_zeros(spec)
     with _zeros_kept(model) if keep_zeros else nullcontext():
         result = train(model, list(tasks), spec, seed=seed, progress=progress)
     model.eval()
     return result
 
 
-def _keeping_zeros(spec: TrainSpec) -> dict[str, Any]:
-    """The keys of a training by LoRA that leaves zeros as they are."""
+def _keeping_zeros(spec: TrainSpec) -> TrainSpec:
+    """The same training, in which zeros stay as they are. Raises InputError where they cannot."""
+    if spec.optimizer == "muon":
+        raise InputError("heal: optimizer 'muon' moves weights that are zero; use 'adamw' after a sparse method")
+    if spec.lora is None:
+        return spec
     keys = spec.model_dump(exclude_unset=True)
-    return {**keys, "lora": {**keys["lora"], "keep_zeros": True}}
+    return TrainSpec.parse({**keys, "lora": {**keys["lora"], "keep_zeros": True}}, "heal")
 
 
 @contextmanager

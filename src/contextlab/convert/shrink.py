@@ -177,7 +177,7 @@ def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None
     """Refuse at once what a later method would refuse after the work of those before it."""
     spec = planned(methods, model.spec, data is not None)
     if training is not None:
-        check_healing(spec, training)
+        check_healing(spec, training, any(each.family == "sparse" for each in methods))
     if data is not None:
         data.check(model)
 

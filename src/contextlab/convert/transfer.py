@@ -94,25 +94,15 @@ def transfer(
     Raises InputError where there are fewer steps than the stages and tasks take, where a stage's patterns name nothing,
     and where a loss is not finite.
     """
-    given = dict(train_spec.model_dump(exclude_unset=True) if isinstance(train_spec, TrainSpec) else train_spec or {})
-    if "steps" in given:
-        raise InputError("train.steps: the budget says how many; leave steps out")
-    counts = share_out(budget, stages, len(tasks))
-    for stage in stages:
-        if stage.trains == "lora":
-            require_peft()
-            adapter_targets(student, stage.lora)
-        else:
-            _trained(student, stage, layers)
-        if stage.distil.matrix:
-            _check_matrices(teacher, student, layers)
+    specs = check_stages(
+        teacher, student, stages, layers=layers, budget=budget, tasks=len(tasks), train_spec=train_spec
+    )
     was_training, training = teacher.training, [p.requires_grad for p in student.parameters()]
     teacher.eval()
     digest = fingerprint(teacher)
     found = []
     try:
-        for number, (stage, steps) in enumerate(zip(stages, counts, strict=True)):
-            spec = TrainSpec.parse({**_defaults(stage, steps), **given, "steps": steps}, "train")
+        for number, (stage, spec) in enumerate(zip(stages, specs, strict=True)):
             found.append(
                 _stage(
                     teacher, student, tasks, stage, tuple(layers), spec, digest, seed + number,
@@ -125,6 +115,36 @@ def transfer(
             parameter.requires_grad_(wanted)
         student.eval()
     return found
+
+
+def check_stages(
+    teacher: Model,
+    student: Model,
+    stages: Sequence[Stage],
+    *,
+    layers: Sequence[int],
+    budget: int,
+    tasks: int = 1,
+    train_spec: TrainSpec | Mapping[str, Any] | None = None,
+) -> list[TrainSpec]:
+    """How each stage is trained. tasks: how many; the rest as `transfer` takes it. Raises InputError as it does."""
+    given = dict(train_spec.model_dump(exclude_unset=True) if isinstance(train_spec, TrainSpec) else train_spec or {})
+    if "steps" in given:
+        raise InputError("train.steps: the budget says how many; leave steps out")
+    counts = share_out(budget, stages, tasks)
+    specs = [
+        TrainSpec.parse({**_defaults(stage, steps), **given, "steps": steps}, "train")
+        for stage, steps in zip(stages, counts, strict=True)
+    ]
+    for stage in stages:
+        if stage.trains == "lora":
+            adapter_targets(student, stage.lora)
+            require_peft()
+        else:
+            _trained(student, stage, layers)
+        if stage.distil.matrix:
+            _check_matrices(teacher, student, layers)
+    return specs
 
 
 def share_out(budget: int, stages: Sequence[Stage], tasks: int = 1) -> list[int]:

@@ -51,6 +51,20 @@ def is_checkpoint(path: Path) -> bool:
     return re.fullmatch(r"step_\d{8,}", path.name) is not None and path.is_dir()
 
 
+def holds_checkpoints_alone(folder: Path) -> bool:
+    """Whether all files in a folder, and in folders within, are of checkpoints, half-written ones counted."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return all(
+        path.is_dir() and not path.is_symlink() and (_is_checkpoint_part(path) or holds_checkpoints_alone(path))
+        for path in folder.iterdir()
+    )
+
+
+def _is_checkpoint_part(path: Path) -> bool:
+    return re.fullmatch(r"(\.old-)?step_\d{8,}|\.step_\d{8,}\..*", path.name) is not None
+
+
 def prepare(folder: Path) -> None:
     """Create the folder and remove what a killed process left half-written in it."""
     make_folder(folder)

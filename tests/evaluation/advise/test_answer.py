@@ -45,6 +45,7 @@ def test_what_fits_is_measured_and_the_next_question_reads_it(tmp_path) -> None:
     more = ask(2e6, tmp_path / "kept")  # the full cache fits: policies are left out, quality of the linear one is read
     assert {name_of(way) for way in more.fitting} == {"the model itself", "rtn:bits=8", "linear"}
     assert more.measured == 1
+    assert ask(2e6, None, policies=[]).measured == 3  # of a folder that held nothing, the model itself, too
     assert len(more.results) > len(found.results)
     assert {way.left_out for way in more.ways if way.policy != "full"} == {"the full cache fits"}
 

@@ -14,7 +14,7 @@ import torch
 from contextlab.errors import InputError
 from contextlab.evaluation.advise.foretell import Form, Way, foretell, itself, share_held
 from contextlab.evaluation.advise.store import Store
-from contextlab.evaluation.compress import FULL, Refusals, Setting, measure
+from contextlab.evaluation.compress import FULL, Refusals, Setting, build_prompts, measure
 from contextlab.evaluation.compress.measure import tokenizer_name
 from contextlab.models import Model
 from contextlab.models.digest import fingerprint
@@ -114,9 +114,12 @@ def advise(
         told = f"on prompts of {at:,} tokens it keeps all, so that these would tell nothing of it"
         ways = [dataclasses.replace(way, left_out=told) if _keeps_all(way, at, length, dtype) else way for way in ways]
         fitting = [way for way in ways if not way.left_out]
-    todo = [way for way in fitting if not store.has(way.key, wanted, at) and way.key != _ITSELF]
+    fresh = [way for way in fitting if not store.has(way.key, wanted, at)]
+    todo = [way for way in fresh if way.key != _ITSELF]
     lines: list[str] = []
     if fitting and (todo or not store.has(_ITSELF, wanted, at)):
+        for task in wanted:  # what is wrong with one is said before anything is made
+            build_prompts(task, at, model, tokenizer)
         settings = [Setting(FULL, FULL, model)]
         made: dict[str, Model] = {"": model}
         for way in todo:
@@ -130,13 +133,13 @@ def advise(
                 refusals=Refusals(lines), progress=progress, sequences=batch,
             )
         )  # fmt: skip
-    fresh = sum(store.has(way.key, wanted, at) for way in todo)
+    measured = sum(store.has(way.key, wanted, at) for way in fresh)
     ways = [
         way if way.left_out or store.has(way.key, wanted, at) else dataclasses.replace(way, left_out=_why(way, lines))
         for way in ways
     ]
     rows = store.rows[(store.rows["length"] == at) & store.rows["task"].isin(wanted)]
-    return Advice(name, memory, length, batch, at, ways, rows, fresh)
+    return Advice(name, memory, length, batch, at, ways, rows, measured)
 
 
 _ITSELF = ("", FULL, FULL, "policy")

@@ -43,7 +43,9 @@ def build_prompts(text: str, length: int, model: AnyModel, tokenizer: Any = None
     if read_in != "token":
         raise InputError(f"task {name!r} shows vectors, and the model reads tokens; needle, kv_retrieval, mqar do")
     if "length" in options:
-        raise InputError(f"task {name}: length is no option here; give it as --lengths {options['length']}")
+        raise InputError(
+            f"task {name}: length is no option here; give it as --lengths {options['length']} (advise: --at)"
+        )
     if "part" in known:
         options.setdefault("part", part)
     if "tokenizer" in known and tokenizer is not None:
