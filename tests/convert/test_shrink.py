@@ -175,4 +175,4 @@ def test_text_is_data(call, tmp_path):  # noqa: F811
     (tmp_path / "notes.txt").write_text("A line of text that is long enough to be read.\n" * 40)
     code, out, err = call("shrink", "mine", "--method", "magnitude", "--data", "notes.txt", "--out", "small")
     assert code == 0, err
-    assert "loss on language_modelling, as training counts it: before" in out
+    assert "training loss on language_modelling: before" in out

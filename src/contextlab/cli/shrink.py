@@ -97,7 +97,7 @@ def show(found: Shrunk) -> None:
             console.print(f"state at {length:,} tokens: {bytes_in_words(before)} -> {bytes_in_words(after)}")
     if found.losses:
         told = ", ".join(f"{when} {loss:.4g}" for when, loss in found.losses.items())
-        console.print(f"loss on {escape(found.data)}, as training counts it: {told}", soft_wrap=True)
+        console.print(f"training loss on {escape(found.data)}: {told}", soft_wrap=True)
     if found.healed is not None:
         healed = found.healed
         console.print(f"healing: {counted(healed.steps, 'step')}, {healed.seconds:.3g} s, {healed.status}")
