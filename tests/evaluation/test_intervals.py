@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from contextlab.evaluation import evaluate, evaluate_learners, summarise
 from contextlab.evaluation.breakdown import FacetTally, breakdown
-from contextlab.evaluation.compress import build_prompts, compress, measure
+from contextlab.evaluation.compress import build_prompts, compress
 from contextlab.evaluation.compress.reading import Reading
 from contextlab.evaluation.compress.rows import Trials
 from contextlab.evaluation.decisions import regret
@@ -27,6 +28,7 @@ from contextlab.tasks import build_task
 from contextlab.training.validation import ValidationSpec, validate
 from tests.evaluation.test_compress import model
 
+measuring = importlib.import_module("contextlab.evaluation.compress.measure")  # the package has a function of its name
 PROMPTS, LENGTH, BATCH = 301, 8, 16
 Z95 = 1.959964
 
@@ -135,10 +137,10 @@ def test_intervals_of_compress_are_over_prompts_too() -> None:
         prompt = task.sample(BATCH, generator)
         prompt.scored[0] = False  # a prompt of which nothing is scored in the tail is left out
         reading = Reading(prompt.targets, 1.0, 1.0, 1.0, 0.0, 1.0, [])
-        trials.add(reading, reading, task, measure.Drawn(prompt, 0))
+        trials.add(reading, reading, task, measuring.Drawn(prompt, 0))
         seen.append(prompt.rows(1, BATCH))
     row = next(
-        row for row in trials.rows(measure.Setting("full", "full", model()), "needle") if row["metric"] == "error"
+        row for row in trials.rows(measuring.Setting("full", "full", model()), "needle") if row["metric"] == "error"
     )
     each = torch.cat([(p.targets.squeeze(-1) * p.scored).sum(1) / p.scored.sum(1) for p in seen])
     assert row["n"] == len(each) == 20 * (BATCH - 1)
@@ -175,14 +177,14 @@ def test_every_batch_split_and_seed_has_prompts_of_its_own() -> None:
 def test_every_batch_and_seed_of_compress_has_prompts_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Tensor] = []
 
-    def watched(task: Task, count: int, *rest: Any) -> measure.Drawn:
+    def watched(task: Task, count: int, *rest: Any) -> Any:
         found = plainly(task, count, *rest)
         if count > 1:  # else the settings are only tried
             drawn.append(found.prompt.inputs)
         return found
 
-    plainly = measure.draw
-    monkeypatch.setattr(measure, "draw", watched)
+    plainly = measuring.draw
+    monkeypatch.setattr(measuring, "draw", watched)
     for seed in (0, 1):
         compress(model(), ["quantize"], [], ["mqar:pairs=4"], [64], prompts=6, batch=2, seed=seed)
     rows = torch.cat(drawn)

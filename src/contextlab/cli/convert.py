@@ -22,7 +22,6 @@ from contextlab.cli.converted import (
 from contextlab.cli.shared import PARTS, PluginOption, SetOption, console, load_components
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
-from contextlab.files import present, short
 from contextlab.memory import LARGEST_WHOLE
 from contextlab.words import counted
 
@@ -120,6 +119,7 @@ def convert(
 
 def _stages_folder(out: Path) -> Path:
     """Where the stages keep checkpoints. It is removed at the end, so that nothing else may be there."""
+    from contextlab.files import present, short
     from contextlab.training.checkpoint import holds_checkpoints_alone
 
     aside = out.with_name(f"{out.name}.stages")
@@ -136,6 +136,7 @@ def _target(to: str, layers: str | None) -> tuple[str | Conversion, str | None]:
     from contextlab import registry
     from contextlab.convert.like import LikeModel
     from contextlab.experiments.models import find_spec, is_recipe
+    from contextlab.files import present
 
     name = to.partition(":")[0]
     known = name in registry.names("conversion") or name in registry.names("mixer")

@@ -160,7 +160,7 @@ def block_places(model: Model, source: Model, blocks: Sequence[int | None] | Non
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that is saved, once: those that several names share under the first."""
+    """Every tensor that is saved, of any shape, once: those that several names share under the first."""
     aliases = _aliases(model)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
 

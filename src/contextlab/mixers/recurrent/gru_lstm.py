@@ -59,11 +59,13 @@ class _Recurrent(Mixer):
         return y, RecurrentState(memory, length=length + (0 if state is None else state.length))
 
     def _run(self, x: Any, initial: tuple[Tensor, ...]) -> tuple[Any, Any]:
-        """PyTorch's cell on x, [B, T, width] or packed. On a CPU oneDNN has none in float16, so it runs in float32."""
+        """PyTorch's cell on x, [B, T, width] or packed; under autocast on a CPU in float32.
+
+        oneDNN, which is asked there, has none in float16, and in bfloat16 on some CPUs only.
+        """
         given = initial if len(initial) > 1 else initial[0]
         weight = self.rnn.all_weights[0][0]
-        autocast = weight.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if not (autocast and torch.get_autocast_dtype("cpu") == torch.float16):
+        if weight.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return self.rnn(x, given)
         with torch.autocast("cpu", enabled=False):
             return self.rnn(x.to(weight.dtype), pytree.tree_map(lambda y: y.to(weight.dtype), given))
