@@ -57,6 +57,12 @@ def test_a_window_longer_than_the_text_is_exact_and_layers_are_chosen():
     assert sum(each.mixer == "gla" for each in found.model.spec.pattern()) == 1
 
 
+@pytest.mark.parametrize("option", [{"kv_heads": 1}, {"dilation": 2}])
+def test_a_window_that_would_be_another_is_refused(option):
+    with pytest.raises(InputError, match=f"window of layer 0 has {next(iter(option))} .* in the other model"):
+        like(layer("sliding_window", window=5, **option), "attention").plan(teacher().spec)
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [

@@ -75,7 +75,10 @@ class LikeModel(Conversion):
         for i in chosen:
             if wanted[i].mixer == "none" or wanted[i].kv == "shared" or wanted[i].share is not None:
                 raise InputError(f"to: layer {i} of the other model has no mixer or no keys of its own")
-            if (part := _part(spec, i, wanted[i])) is not None:
+            part = _part(spec, i, wanted[i])
+            if wanted[i].mixer == "sliding_window":
+                _require_window(spec if part is None else part.plan(spec), self.target, i)
+            if part is not None:
                 yield i, part
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
@@ -114,6 +117,19 @@ def _part(spec: ModelSpec, i: int, wanted: LayerSpec) -> Conversion | None:
     if wanted.mixer == "mla":
         return Mla(layers=[i], rank=options.get("rank"))
     return Linearize(layers=[i], mixer=wanted.mixer, mixer_options=_own(options))
+
+
+def _require_window(made: ModelSpec, target: ModelSpec, i: int) -> None:
+    """Refuse a window that would not be the other model's."""
+    sizes = {"input_size": made.input_size, "output_size": made.output_size}  # a recipe's model has those of its task
+    own, other = attention_of(made, i), attention_of(target.model_copy(update=sizes), i)
+    given = ("kv_heads",) if "kv_heads" in target.pattern()[i].options else ()
+    for name in ("window", "sinks", "dilation", *given):
+        if (has := getattr(own, name)) != (wanted := getattr(other, name)):
+            raise InputError(
+                f"to: the window of layer {i} has {name} {wanted} in the other model and would have {has} here; give a "
+                f"model whose window has {name} {has} there"
+            )
 
 
 def _own(options: Mapping[str, Any]) -> dict[str, Any]:
