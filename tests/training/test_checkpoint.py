@@ -26,7 +26,7 @@ import torch
 torch.set_num_threads(1)
 from tiny_training import Sums, Tiny
 from contextlab.training import train
-train(Tiny(), Sums(), {spec!r}, folder={folder!r}, resume=True, progress=lambda *_: time.sleep(0.015))
+train(Tiny(), Sums(), {spec!r}, folder={folder!r}, resume=True, progress=lambda *_: time.sleep(0.008))
 """
 
 
