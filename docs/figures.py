@@ -25,7 +25,10 @@ def main() -> None:
     run = open_run(sys.argv[1] if len(sys.argv) > 1 else folders[-1])
     models = run.results[run.results["kind"] == "model"]
     if "regression" not in set(models["task"]):
-        recall_page.write(run)
+        try:
+            recall_page.write(run)
+        except ValueError as error:
+            sys.exit(f"docs/recall.md: {error}")
         return
     left = curve(models, "regression", "excess_squared_error")
     recall = TaskData("recall", Measured(run.results, by_prompt=run.by_prompt), run.records)

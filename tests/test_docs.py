@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import contextlab.convert
-import contextlab.mixers  # noqa: F401  (registers every mixer)
+import contextlab.mixers
+import contextlab.policies
+import contextlab.tasks  # noqa: F401  (each room registers what is in it)
 from contextlab import registry
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -68,7 +68,10 @@ def test_stages_are_read_and_what_is_wrong_is_told_in_one_line(call, tmp_path):
         (("--set", "bach=4"), "did you mean 'batch'"),
         (("--stage", "logits=1,share=true"), "share and learning_rate are numbers above 0"),
         # also where layers are chosen by data, for which the first stage is trained
-        (("--layers", "auto:1", "--stage", "attention=1", "--stage", "task=1,trains=lora,rank=999"), "at most 16"),
+        (
+            ("--layers", "auto:1", "--stage", "attention=1", "--stage", "task=1,trains=lora,rank=999"),
+            "stage task: lora.rank: 999",
+        ),
         (("--layers", "gates:1", "--budget", "9", "--stage", "attention=1", "--stage", "matrix=1"), "matrix: layer 0"),
     ):
         code, _, err = call(*start, *more, "--out", "other")

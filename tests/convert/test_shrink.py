@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from contextlab import build_model, build_task, load_model, save_model
 from contextlab.convert import Calibration, build_conversion, shrink
 from contextlab.convert.layers import linear_layers
-from contextlab.errors import InputError
+from contextlab.errors import InputError, ResourceError
 from contextlab.files import read_record
 from contextlab.testing.conversions import calibration, small_model
 from tests.cli.conftest import call  # noqa: F401
@@ -83,7 +84,7 @@ def test_adapters_heal_and_are_merged(kind):
     for method, options, message in (
         ("magnitude", {"dora": True}, "heal.lora: dora and keep_zeros"),
         ("rtn", {}, "linear layers with a form take none: heal with full"),
-        ("channels", {"targets": "blocks.0.attention"}, "heal: train.lora.targets: 'blocks.0.attention' matches no"),
+        ("channels", {"targets": "blocks.0.attention"}, "heal.lora.targets: 'blocks.0.attention' matches no"),
     ):
         with pytest.raises(InputError, match=message):
             shrink(model, method, TASK, heal={"steps": 1, "lora": options})
@@ -94,6 +95,13 @@ def test_zeros_that_cannot_stay_are_refused_before_the_work(monkeypatch):
     for heal in ({"optimizer": "muon"}, {"lora": {"dora": True}}):
         with pytest.raises(InputError, match="heal"):
             shrink(regressor(), "magnitude", TASK, heal={"steps": 1, **heal})
+
+
+def test_a_missing_peft_is_told_before_the_work(monkeypatch):
+    monkeypatch.setattr(Calibration, "loss", lambda *_: pytest.fail("it was read already"))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ResourceError, match=r"^heal.ia3: needs the package peft; pip install 'contextlab"):
+        shrink(regressor(), "magnitude", TASK, heal={"steps": 1, "ia3": {}})
 
 
 def test_what_cannot_be_done_is_refused_in_one_line():

@@ -10,6 +10,7 @@ import torch
 from contextlab.cli.cost import model_spec
 from contextlab.errors import InputError
 from contextlab.experiments import find_model
+from contextlab.experiments.models import find_spec
 from contextlab.models import save_model
 from tests.experiments.test_run import tiny
 
@@ -42,3 +43,12 @@ def test_runs_trainings_checkpoints_and_saved_models_are_found(tmp_path, finishe
     shutil.rmtree(checkpoint)
     with pytest.raises(InputError, match="no training of this run has a checkpoint yet"):
         find_model(folder)
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text("models: {m: {preset: transformer}}\n")
+    for text in ("broken.yaml", "broken.yaml:m", "missing.yaml:m"):
+        with pytest.raises(InputError) as caught:
+            find_spec(text)
+        assert str(caught.value).count(text.partition(":")[0]) == 1

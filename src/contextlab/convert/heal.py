@@ -17,7 +17,7 @@ from contextlab.policies.core.parse import parse_options
 from contextlab.progress import Steps as Progress
 from contextlab.prompt import Task
 from contextlab.training import TrainResult, TrainSpec, train
-from contextlab.training.adapters import adapter_targets
+from contextlab.training.adapters import adapter_targets, require_peft
 
 RATE = 3e-4
 """Of AdamW: that of a fine-tuning, a third of what training starts with."""
@@ -63,11 +63,13 @@ def check_healing(spec: ModelSpec, training: TrainSpec, keep_zeros: bool = False
     model = None if training.adapter is None else without_memory(spec)
     if model is None or training.adapter is None:
         return
+    where = f"heal.{training.adapter.kind}"
     try:
-        adapter_targets(model, training.adapter)
+        adapter_targets(model, training.adapter, where)
     except InputError as error:
         hint = "; linear layers with a form take none: heal with full" if spec.linear else ""
-        raise InputError(f"heal: {error}{hint}") from None
+        raise InputError(f"{error}{hint}") from None
+    require_peft(where)
 
 
 def heal_model(

@@ -138,8 +138,9 @@ def check_stages(
     ]
     for stage in stages:
         if stage.trains == "lora":
-            adapter_targets(student, stage.lora)
-            require_peft()
+            where = f"stage {stage.name}: lora"
+            adapter_targets(student, stage.lora, where)
+            require_peft(where)
         else:
             _trained(student, stage, layers)
         if stage.distil.matrix:

@@ -69,8 +69,11 @@ def find_spec(text: str) -> ModelSpec:
     if not is_recipe(text):
         return find_source(text, "", 0).spec
     recipe, _, model = text.partition(":")
-    spec = load_recipe(recipe)
-    jobs = {job.model: job for job in reversed(list(spec.measured()))}
+    try:
+        spec = load_recipe(recipe)
+        jobs = {job.model: job for job in reversed(list(spec.measured()))}
+    except InputError as error:  # beside other models of a command line it is the file that must be named
+        raise InputError(str(error) if recipe in str(error) else f"{recipe}: {error}") from None
     if model and model not in jobs:
         raise InputError(f"{recipe}: {unknown('model', model, jobs)}")
     if not model and len(jobs) > 1:

@@ -51,13 +51,15 @@ class _Adapted(NamedTuple):
     base: nn.Linear
 
 
-def adapter_targets(model: nn.Module, spec: LoraSpec | Ia3Spec) -> list[str]:
+def adapter_targets(model: nn.Module, spec: LoraSpec | Ia3Spec, where: str | None = None) -> list[str]:
     """The names of the linear layers that get an adapter.
+
+    where: what an error begins with; `train.lora` or `train.ia3` unless the spec was given elsewhere.
 
     Raises InputError for a pattern that names none, a rank that no layer has, and for `also` where it names none
     or what is adapted.
     """
-    where = f"train.{spec.kind}"
+    where = where or f"train.{spec.kind}"
     if hasattr(model, "peft_config"):
         raise InputError(f"{where}: the model has adapters of its own; merge them first (merge_and_unload)")
     layers = linear_layers(model, ends=True)
@@ -68,7 +70,7 @@ def adapter_targets(model: nn.Module, spec: LoraSpec | Ia3Spec) -> list[str]:
         most = max(min(layers[name].weight.shape) for name in targets)
         if spec.rank > most:
             raise InputError(
-                f"train.lora.rank: {spec.rank} is more than any matrix of these layers has; expected at most {most}"
+                f"{where}.rank: {spec.rank} is more than any matrix of these layers has; expected at most {most}"
             )
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for name in matching(spec.also, names, f"{where}.also", "parameter"):
@@ -79,7 +81,7 @@ def adapter_targets(model: nn.Module, spec: LoraSpec | Ia3Spec) -> list[str]:
 
 def _config(spec: LoraSpec | Ia3Spec, targets: list[str]) -> Any:
     """peft's configuration of adapters on these layers."""
-    peft = require_peft(spec.kind)
+    peft = require_peft(f"train.{spec.kind}")
     if isinstance(spec, LoraSpec):
         return peft.LoraConfig(
             r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=targets, use_dora=spec.dora, bias="none"
@@ -229,11 +231,11 @@ class Adapters:
         self.config.save_pretrained(str(folder))
 
 
-def require_peft(kind: str = LoraSpec.kind) -> Any:
-    """The package. Raises ResourceError where it is not installed. kind: of the adapters that need it."""
+def require_peft(where: str = f"train.{LoraSpec.kind}") -> Any:
+    """The package. Raises ResourceError where it is not installed. where: what asks for it."""
     try:
         with without_logs():  # it imports transformers, and torchao where that is installed
             import peft
     except ImportError:
-        raise ResourceError(f"train.{kind}: needs the package peft; pip install 'contextlab[peft]'") from None
+        raise ResourceError(f"{where}: needs the package peft; pip install 'contextlab[peft]'") from None
     return peft
