@@ -70,7 +70,7 @@ def test_stages_are_read_and_what_is_wrong_is_told_in_one_line(call, tmp_path):
         # also where layers are chosen by data, for which the first stage is trained
         (
             ("--layers", "auto:1", "--stage", "attention=1", "--stage", "task=1,trains=lora,rank=999"),
-            "stage task: lora.rank: 999",
+            "stage task: lora.rank: 999 is more than any matrix of these layers has; expected at most 16",
         ),
         (("--layers", "gates:1", "--budget", "9", "--stage", "attention=1", "--stage", "matrix=1"), "matrix: layer 0"),
     ):

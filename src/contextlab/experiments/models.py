@@ -9,8 +9,9 @@ import torch
 
 from contextlab.errors import InputError, unknown
 from contextlab.experiments.made_with import naming_plugins
-from contextlab.experiments.recipes import load_recipe, recipe_files
+from contextlab.experiments.recipes import find_recipe, load_recipe, recipe_files
 from contextlab.experiments.starts import find_source, of_run, only_training
+from contextlab.files import short
 from contextlab.models import ByteTokenizer, HuggingFaceModel, Model, ModelSpec, load, load_tokenizer
 from contextlab.training.checkpoint import is_checkpoint, newest
 from contextlab.training.checkpoint import load as load_checkpoint
@@ -69,11 +70,12 @@ def find_spec(text: str) -> ModelSpec:
     if not is_recipe(text):
         return find_source(text, "", 0).spec
     recipe, _, model = text.partition(":")
+    path = find_recipe(recipe)
     try:
-        spec = load_recipe(recipe)
+        spec = load_recipe(path)
         jobs = {job.model: job for job in reversed(list(spec.measured()))}
     except InputError as error:  # beside other models of a command line it is the file that must be named
-        raise InputError(str(error) if recipe in str(error) else f"{recipe}: {error}") from None
+        raise InputError(str(error) if str(error).startswith(f"{short(path)}: ") else f"{recipe}: {error}") from None
     if model and model not in jobs:
         raise InputError(f"{recipe}: {unknown('model', model, jobs)}")
     if not model and len(jobs) > 1:
