@@ -166,6 +166,11 @@ def test_a_model_of_our_own_that_is_a_llama_is_one(tmp_path):
             "layer 0 has sinks",
         ),
         (
+            {"layers": [{"mixer": "attention", "options": {"rope_scaling": {
+                "kind": "longrope", "factors": [1.0] * 4, "original_length": 8, "plain_tokens": 2}}}]},
+            "layer 0 has plain_tokens",
+        ),
+        (
             {"layers": [{"mixer": "sliding_window", "options": {"window": size}} for size in (4, 5)]},
             "layers have windows of several sizes: 4, 5",
         ),

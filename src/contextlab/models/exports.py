@@ -161,6 +161,7 @@ def _require_attention(mixer: AttentionMixer, layer: int) -> None:
         "rope_fraction": mixer.rotary != mixer.head_dim,
         "output_gate": mixer.gate_proj is not None,
         "short_conv": mixer.conv is not None,
+        "plain_tokens": mixer.plain_tokens > 0,
         "rope_scaling 'p_rope'": mixer.rope_scaling is not None and mixer.rope_scaling.kind == "p_rope",
     }
     if isinstance(mixer, SlidingWindow):

@@ -272,10 +272,10 @@ def _check_blocks(model: Model, what: str, why: str) -> None:
     for i, block in enumerate(model.blocks):
         mixer: Any = block.mixer
         found = getattr(mixer, "kv_layer", lambda: None)()
-        if found is None or found.latent or mixer.conv is not None or block.reads_shared:
+        if found is None or found.latent or mixer.conv is not None or block.reads_shared or found.fixed:
             raise InputError(
                 f"{what}: {why} in block {i} ({type(mixer).__name__}); it needs softmax attention over all that was "
-                "read, without short_conv and shared keys, in all blocks"
+                "read, without short_conv, plain_tokens and shared keys, in all blocks"
             )
 
 

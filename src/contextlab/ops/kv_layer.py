@@ -24,6 +24,8 @@ class KVLayer:
         when positions are not rotary.
     by_row: whether rotary positions count from each row's first token, as in transformers; otherwise, as in our
         mixers, they count its padding, too. Only distances matter to attention.
+    fixed: whether places matter beyond distances (first tokens with other angles than the rest), so that no key can be
+        turned to another place: `turn` raises InputError.
     sink: [H], the scores of learned sinks, which take attention and give nothing; None for none.
     cap: what no score is beyond: each is cap tanh(score / cap), before slopes, sinks and masks; None for none.
     latent: where keys are the values, too, how many of a key's first numbers are a value; 0 elsewhere.
@@ -42,6 +44,7 @@ class KVLayer:
     slopes: Tensor | None = None
     turn: Callable[[Tensor, Tensor], Tensor] | None = None
     by_row: bool = False
+    fixed: bool = False
     sink: Tensor | None = None
     cap: float | None = None
     latent: int = 0

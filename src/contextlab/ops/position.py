@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from contextlab.errors import InputError
@@ -47,9 +47,7 @@ class RopeScaling(Spec):
         original length, leaves those that turn more than `fast` times, with a ramp between, and sharpens attention
         (2309.00071); "llama3" does so with turns `slow` and `fast` of 1 and 4 and a ramp in the frequency (Llama 3.1);
         "p_rope" turns only the part `keep` of the pairs that turn fastest, and the rest not at all (2410.06205);
-        "longrope" divides each by its own factor and sharpens attention (LongRoPE, 2402.13753). The paper's first
-        tokens that keep their plain angles are left out: places are those in a padded row, so that what a model answers
-        would depend on the padding.
+        "longrope" divides each by its own factor and sharpens attention (LongRoPE, 2402.13753).
     factor: length wanted over the original one.
     original_length: tokens of the training; for yarn, llama3 and longrope.
     slow, fast: turns; default 1 and 32 for yarn, 1 and 4 for llama3.
@@ -57,6 +55,9 @@ class RopeScaling(Spec):
         sqrt(1 + log(factor) / log(original_length)), else 1.
     keep: part of the pairs that p_rope turns.
     factors: of longrope, one for each pair, those that turn fastest first.
+    plain_tokens: of longrope, the first tokens of each sequence (places 0 to plain_tokens - 1) that keep the angles and
+        the sharpness of plain RoPE, the paper's n-hat. How far such a token is from later ones depends on where both
+        stand, so places are counted from each row's first token, not from its padding.
     """
 
     kind: Literal["linear", "ntk", "yarn", "llama3", "p_rope", "longrope"]
@@ -67,6 +68,7 @@ class RopeScaling(Spec):
     sharpen: PositiveFloat | None = None
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     factors: tuple[PositiveFloat, ...] | None = None
+    plain_tokens: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _fits(self) -> RopeScaling:
@@ -76,7 +78,7 @@ class RopeScaling(Spec):
             "yarn": {"factor", "original_length", "slow", "fast", "sharpen"},
             "llama3": {"factor", "original_length", "slow", "fast"},
             "p_rope": {"keep"},
-            "longrope": {"factor", "factors", "original_length", "sharpen"},
+            "longrope": {"factor", "factors", "original_length", "plain_tokens", "sharpen"},
         }[self.kind]
         stray = [name for name in sorted(self.model_fields_set - used - {"kind"}) if getattr(self, name) is not None]
         if stray:
@@ -166,7 +168,7 @@ def rope_table(
 ) -> Tensor:
     """The cosines and sines of RoPE's angles m base^(-2j / size) (2104.09864, eq. 15), for `rotate`.
 
-    positions: m, [T] or [B, T] int64.
+    positions: m, [T] or [B, T] int64; where the scaling has plain_tokens, places in the row, not counting padding.
     size: number of turned dimensions, even.
     base: of the geometric frequencies.
     dtype: of the values that will be turned; half precisions get a float32 table.
@@ -176,8 +178,13 @@ def rope_table(
     the angle at position 1e6 is wrong by up to 0.03 radian.
     """
     inverse, sharpen = rope_frequencies(size, base, scaling)
-    table = rotations(positions[..., None, None].to(torch.float64) * inverse.to(positions.device), dtype)
-    return table if sharpen == 1 else table * sharpen
+    places = positions[..., None, None].to(torch.float64)
+    table = rotations(places * inverse.to(positions.device), dtype)
+    table = table if sharpen == 1 else table * sharpen
+    if scaling is None or not scaling.plain_tokens:
+        return table
+    plain = rotations(places * rope_frequencies(size, base)[0].to(positions.device), dtype)
+    return torch.where(places[..., None] < scaling.plain_tokens, plain, table)
 
 
 def step_table(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contextlab.convert import Calibration, build_conversion, convert
-from contextlab.convert.kv.factor_search import ROOM, Candidate, search, starts
+from contextlab.convert.kv.factor_search import PLAIN, ROOM, Candidate, search, starts
 from contextlab.errors import InputError
 from contextlab.ops.position import RopeScaling, rope_frequencies
 from contextlab.tasks import build_task
@@ -83,6 +83,29 @@ def test_a_factor_of_one_is_exact_and_trials_are_a_budget():
 
 
 @torch.no_grad()
+def test_first_tokens_keep_their_plain_angles():
+    """As many as are told, or as the search finds; of a loss that wants a number of them, that number."""
+    model = teacher(depth=1)
+    made = build_conversion("longrope", factor=4.0, original_length=10, trials=5, plain_tokens=4)(model, LONG)
+    scaling = scaling_of(made.model)
+    assert scaling.plain_tokens == 4
+    assert "but of the first 4 tokens; loss of linear" in made.lines[0].did
+    assert made.model.spec.pattern()[0].options["rope_scaling"]["plain_tokens"] == 4
+    x = torch.randn(1, 12, 16, dtype=torch.float64)
+    old, new = (each.blocks[0].mixer(x)[0] for each in (model, made.model))
+    torch.testing.assert_close(new[:, :4], old[:, :4], rtol=0, atol=1e-12)
+    assert not torch.allclose(new[:, 4:], old[:, 4:])
+
+    found = search(
+        lambda each: abs(each.plain - 8) + 1e-3 * sum(each.factors), 8, 100.0, 4.0, 64, 60,
+        torch.Generator().manual_seed(0), tuple(each for each in PLAIN if each < 64),
+    )  # fmt: skip
+    assert found.best.plain == 8
+    searched = build_conversion("longrope", **SEARCHED | {"trials": 12, "plain_tokens": "search"})(model, LONG)
+    assert LONG.loss(searched.model) <= LONG.loss(build_conversion("rope_scaling", factor=4.0)(model).model) + 1e-12
+
+
+@torch.no_grad()
 def test_clex_answers_as_before_within_the_old_length_and_by_ntk_beyond():
     model = teacher(kv_heads=2, qk_norm=True)
     made = build_conversion("clex", original_length=20, factor=2)(model).model
@@ -109,6 +132,8 @@ def test_clex_learns_the_frequencies():
         ("longrope", {}, {"original_length": 40}, "no prompt of the data is longer than the 40 tokens of the training"),
         ("longrope", {"position": "alibi"}, {"original_length": 8}, "layer 0 has position 'alibi'; expected plain"),
         ("longrope", {}, {"original_length": 8, "factor": 0.5}, "factor: 0.5 makes contexts shorter"),
+        ("longrope", {}, {"original_length": 8, "plain_tokens": 8}, "plain_tokens: 8 are all 8 of the training; expec"),
+        ("longrope", {}, {"original_length": 8, "plain_tokens": "some"}, "plain_tokens"),
         ("clex", {}, {}, "original_length: clex needs the tokens of the training"),
         ("clex", {"mixer": "sliding_window"}, {"original_length": 8}, "layer 0 has a window"),
     ],

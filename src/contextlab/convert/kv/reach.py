@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from contextlab.convert.base import Converted
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.kv.factor_search import Candidate, search, starts
+from contextlab.convert.kv.factor_search import PLAIN, Candidate, search, starts
 from contextlab.convert.kv.options import Reoptioned, require_rope
 from contextlab.convert.mixing import attention_of, changes_of, with_layers
 from contextlab.convert.teacher import Distil
@@ -44,7 +44,7 @@ class Extended(Reoptioned):
     papers=("2402.13753",),
     cases=(
         {"factor": 2.0, "original_length": 12, "trials": 12},
-        {"factor": 4.0, "original_length": 8, "trials": 9, "layers": [0, 2]},
+        {"factor": 4.0, "original_length": 8, "trials": 9, "layers": [0, 2], "plain_tokens": "search"},
     ),
 )
 @dataclass(frozen=True)
@@ -59,12 +59,15 @@ class LongRope(Extended):
     never worse than any of the three it starts from.
 
     Other than in the paper: mutated factors stay between their neighbours, and crossed ones are raised where they fall,
-    where there such candidates are thrown away; no first tokens keep their plain angles (see `ops.RopeScaling`), as in
-    the models of transformers; nothing is trained in between. Training-free; `contextlab convert --budget` trains on.
+    where there such candidates are thrown away; no first tokens keep their plain angles unless `plain_tokens` says so,
+    as the models of transformers have none; nothing is trained in between. Training-free; `contextlab convert
+    --budget` trains on.
 
     factor: new length over that of the training; 1 changes nothing.
     original_length: tokens of the training.
     trials: how many candidates are measured, the three of the start among them.
+    plain_tokens: first tokens of each sequence that keep their plain angles (see `ops.RopeScaling`): a number, or
+        "search" for the paper's (0 to 256, those below the training's length) with the factors.
     layers: which attention layers: "all", "half" (the last of each two stays) or numbers such as "0,2,4".
     """
 
@@ -76,21 +79,34 @@ class LongRope(Extended):
 
     factor: PositiveFloat = 4.0
     trials: PositiveInt = 64
+    plain_tokens: NonNegativeInt | Literal["search"] = 0
 
     def become(self, old: AttentionMixer, layer: int) -> tuple[str, dict[str, Any]]:
         """See `Reoptioned.become`; the factors are YaRN's until the data have been read."""
         known = require_rope(self.name, old, layer, self.factor)
-        first = starts(old.rotary, old.rope_base, self.factor, self.trained())[-1]
+        first = starts(old.rotary, old.rope_base, self.factor, self.trained(), self._plain()[0])[-1]
         return known, {"rope_scaling": self._scaling(first)}
+
+    def _plain(self) -> tuple[int, ...]:
+        """How many first tokens may keep plain angles. Raises InputError where the training had no more."""
+        if self.plain_tokens == "search":
+            return tuple(each for each in PLAIN if each < self.trained())
+        if self.plain_tokens >= self.trained():
+            raise InputError(
+                f"plain_tokens: {self.plain_tokens} are all {self.trained()} of the training; expected fewer, such as 4"
+            )
+        return (self.plain_tokens,)
 
     def _scaling(self, candidate: Candidate) -> dict[str, Any]:
         return {
             "kind": "longrope", "factor": self.factor, "factors": list(candidate.factors),
             "original_length": self.trained(), "sharpen": candidate.sharpen,
+            **({"plain_tokens": candidate.plain} if candidate.plain else {}),
         }  # fmt: skip
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """See `Conversion.plan`."""
+        self._plain()
         layers = self.changed(spec, None)
         turns = {(each.rotary, each.rope_base) for each in (attention_of(spec, i) for i in layers)}
         if len(turns) > 1:
@@ -116,7 +132,8 @@ class LongRope(Extended):
                 mixer.rope_scaling = scaling
             return data.loss(new)
 
-        found = search(loss, mixers[0].rotary, mixers[0].rope_base, self.factor, self.trained(), self.trials, generator)
+        rotary = mixers[0].rotary, mixers[0].rope_base
+        found = search(loss, *rotary, self.factor, self.trained(), self.trials, generator, self._plain())
         loss(found.best)  # leaves its scaling in the mixers
         changes = {}
         for i in layers:

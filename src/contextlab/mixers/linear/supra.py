@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.matrix import MatrixMixer, recurrent
@@ -61,6 +62,8 @@ class Supra(MatrixMixer):
         super().__init__(width, heads, size, size, 3 * inner, 3 * inner, short_conv)
         self.rotary = rotary_size(size, rope_fraction) if position == "rope" else 0
         self.rope_base, self.rope_scaling = rope_base, rope_scaling
+        if rope_scaling is not None and rope_scaling.plain_tokens:
+            raise InputError("plain_tokens: supra turns by distances alone; leave it out, or use window_linear")
         if self.rotary:
             rope_frequencies(self.rotary, rope_base, rope_scaling)  # refuses what does not fit the head
         self.register_buffer("decay", retention_decay(heads), persistent=False)

@@ -29,6 +29,17 @@ from contextlab.registry import register
         {"short_conv": 4, "kv_heads": 2},
         {"output_gate": True, "rope_scaling": {"kind": "yarn", "factor": 4.0, "original_length": 32}},
         {"heads": 2, "head_dim": 8, "rope_scaling": {"kind": "p_rope", "keep": 0.5}},
+        {
+            "heads": 2,
+            "rope_fraction": 0.5,
+            "rope_scaling": {
+                "kind": "longrope",
+                "factor": 4.0,
+                "factors": [1.0, 1.5, 4.0],
+                "original_length": 8,
+                "plain_tokens": 3,
+            },
+        },
         {"position": "xpos", "kv_heads": 2},
         {"position": "xpos", "xpos_scale": 16.0, "heads": 2, "rope_fraction": 0.67, "short_conv": 3, "qk_norm": True},
     ),

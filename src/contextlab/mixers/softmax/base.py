@@ -25,6 +25,11 @@ from contextlab.ops.position import (
 from contextlab.ops.softmax import softmax_attention
 from contextlab.state import KVState, State, own
 
+NOT_TURNED = (
+    "plain_tokens: the first tokens keep plain rotary positions, so that keys cannot be turned to other places; leave "
+    "plain_tokens out, or take a policy that turns none, such as h2o or snapkv"
+)
+
 
 @dataclass
 class ConvolvedState(State):
@@ -174,23 +179,38 @@ class AttentionMixer(Mixer):
         qk: [B, T, H + Hkv, head_dim], queries and keys as projected. state: of the tokens before, or None.
         """
         if self.rotary:
-            # RoPE is relative: the place in what was read serves for all rows, however much each is padded.
-            qk = rotate(qk, self._rotations(x, 0 if state is None else state.length))
+            qk = rotate(qk, self._rotations(x, 0 if state is None else state.length, row_start(state), mask))
         q, k = qk.split((self.heads, self.kv_heads), 2)
         return q, k
 
-    def _rotations(self, x: Tensor, read: int) -> Tensor:
-        """The table for `rotate` of the tokens x [B, T, width], which stand after `read` others."""
-        if x.shape[1] == 1:
+    def _rotations(self, x: Tensor, read: int, start: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The table for `rotate` of the tokens x [B, T, width], which stand after `read` others.
+
+        start: [B] int64, the padding of each row among those, or None. mask: [B, T] bool, or None.
+        """
+        # RoPE is relative: the place in what was read serves for all rows, however much each is padded. With first
+        # tokens that turn otherwise it is not, and places are those in the row.
+        by_row = self.plain_tokens > 0 and not (start is None and mask is None)
+        if x.shape[1] == 1 and not by_row:
             return step_table(read, self.rotary, self.rope_base, x.dtype, self.rope_scaling, x.device)
         places = torch.arange(read, read + x.shape[1], device=x.device)
+        if by_row:
+            before = 0 if start is None else start[:, None]
+            places = places - before - (0 if mask is None else (~mask).sum(1, keepdim=True))
         return rope_table(places, self.rotary, self.rope_base, x.dtype, self.rope_scaling)
 
     def _rotated_further(self, x: Tensor, steps: Tensor) -> Tensor:
         """x [B, T, H, D], rotated already, by steps [T], [B or 1, T] or [B or 1, T, H or 1] more."""
+        if self.plain_tokens:
+            raise InputError(NOT_TURNED)
         sharpen = rope_frequencies(self.rotary, self.rope_base, self.rope_scaling)[1]  # is in x
         table = rope_table(steps, self.rotary, self.rope_base, x.dtype, self.rope_scaling) / sharpen
         return rotate(x, table.squeeze(-3) if steps.ndim == 3 else table)
+
+    @property
+    def plain_tokens(self) -> int:
+        """First tokens of each sequence that are rotated by plain angles, where others are not."""
+        return 0 if self.rope_scaling is None else self.rope_scaling.plain_tokens
 
     def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
         """Attention over the state's tokens and the new ones [B, T, H, V], and the state that holds both."""
@@ -232,6 +252,7 @@ class AttentionMixer(Mixer):
         return KVLayer(
             index=0, count=1, heads=self.heads, kv_heads=self.kv_heads, key_dim=self.key_dim, value_dim=self.head_dim,
             scale=self.head_dim**-0.5, slopes=self.slopes, turn=self._rotated_further if self.rotary else None,
+            by_row=self.plain_tokens > 0, fixed=self.plain_tokens > 0,
         )  # fmt: skip
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
@@ -252,6 +273,20 @@ class AttentionMixer(Mixer):
     def _pairs(self, length: int) -> int:
         """Pairs of query and key that are compared in `length` tokens of one sequence."""
         return length * (length + 1) // 2
+
+
+def row_start(state: State | None) -> Tensor | None:
+    """[B] int64, the left-padding tokens of each row that a state of attention has read; None for none.
+
+    A policy's state tells it itself or by a state within it.
+    """
+    if state is None:
+        return None
+    start = getattr(state, "start", None)
+    if isinstance(start, Tensor):
+        return start if getattr(state, "padded", True) else None
+    within = (value for value in vars(state).values() if isinstance(value, State))
+    return next((found for each in within if (found := row_start(each)) is not None), None)
 
 
 def row_places(mask: Tensor | None) -> Tensor | None:

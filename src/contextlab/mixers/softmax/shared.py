@@ -10,7 +10,7 @@ from torch import Tensor
 from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear
 from contextlab.mixers.softmax.attention import Attention
-from contextlab.mixers.softmax.base import Tokens
+from contextlab.mixers.softmax.base import Tokens, row_start
 from contextlab.ops.kv import KVLayer
 from contextlab.ops.position import rotate
 from contextlab.state import KVState, State
@@ -48,7 +48,7 @@ class SharedKeys(Attention):
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.rotary:
-            q = rotate(q, self._rotations(x, state.length - length))
+            q = rotate(q, self._rotations(x, state.length - length, row_start(state)))
         k, v = state.cached()
         at = state.positions()
         y = self._score(Tokens(x, q, k, v, mask), k, v, None if at is None else at[:, state.length - length :], at)

@@ -108,6 +108,10 @@ class SlidingWindow(AttentionMixer):
         self.reach = (window - 1) * dilation + 1  # tokens from a query back to the first that it may see
         if max_distance is None:
             return
+        if self.plain_tokens:
+            raise InputError(
+                "max_distance turns keys to other places, which plain_tokens forbids; leave one of them out"
+            )
         if not sinks or position == "none":
             lacks = "sinks is 0; set sinks=4" if not sinks else "position is 'none'; set position='rope'"
             raise InputError(

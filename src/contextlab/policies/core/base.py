@@ -95,6 +95,11 @@ class Policy(ABC):
     """Whether what is trained of it (`train_on`) is for its budget, and not for any."""
 
     @property
+    def turns(self) -> bool:
+        """Whether it turns rotary queries or keys to other places, so that it serves no layer of `fixed` places."""
+        return False
+
+    @property
     def takes_budget(self) -> bool:
         """Whether it has a budget, or a part of it has."""
         return hasattr(self, "budget")
@@ -276,6 +281,11 @@ class Policy(ABC):
             )
         if layer.sink is not None and not self.serves_sinks:
             raise InputError(f"{name} does not serve layers with learned sinks; h2o and snapkv do")
+        if layer.fixed and self.turns:
+            raise InputError(
+                f"{name} turns keys to other places, but the first tokens of this model keep plain rotary positions "
+                "(plain_tokens); h2o and snapkv turn none"
+            )
         if layer.cap is not None and not self.serves_caps:
             raise InputError(f"{name} does not serve layers whose scores are capped; h2o and snapkv do")
 

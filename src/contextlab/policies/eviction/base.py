@@ -81,6 +81,11 @@ class EvictionPolicy(Limited):
             return self.mark(layer, q, k, v, at).to(torch.float32)
 
     @property
+    def turns(self) -> bool:
+        """See `Policy.turns`: to the places among what is held."""
+        return self.reposition
+
+    @property
     def pre_attention(self) -> bool:
         """Whether tokens are judged by the new token's query before it is answered; that query is not held."""
         return False

@@ -103,6 +103,11 @@ class Borrowing(EvictionPolicy):
         return other
 
     @property
+    def turns(self) -> bool:
+        """See `Policy.turns`: where the score does."""
+        return self.reposition or self.of.turns
+
+    @property
     def forgetting(self) -> float:
         """See `EvictionPolicy.forgetting`."""
         return self.of.forgetting

@@ -53,6 +53,11 @@ class ExpectedAttention(EvictionPolicy):
             raise InputError(f"epsilon: expected a number of at least 0, got {self.epsilon!r}")
 
     @property
+    def turns(self) -> bool:
+        """See `Policy.turns`."""
+        return True
+
+    @property
     def needs(self) -> str:
         """See `Policy.needs`."""
         return "the mean and covariance of all queries" if self.covariance else "the mean of all queries"

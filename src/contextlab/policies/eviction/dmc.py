@@ -95,6 +95,11 @@ class DMC(Policy):
         return other
 
     @property
+    def turns(self) -> bool:
+        """See `Policy.turns`: keys are merged at one place."""
+        return True
+
+    @property
     def untrained(self) -> str:
         """See `Policy.untrained`."""
         return "" if self.gates else "its gates"

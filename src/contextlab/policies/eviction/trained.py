@@ -50,6 +50,11 @@ class Locret(EvictionPolicy):
             self._load(Path(self.weights))
 
     @property
+    def turns(self) -> bool:
+        """See `Policy.turns`."""
+        return True
+
+    @property
     def needs(self) -> str:
         """See `Policy.needs`."""
         return "each token's own query"

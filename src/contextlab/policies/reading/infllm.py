@@ -99,6 +99,11 @@ class InfLLM(SelectivePolicy):
         self.representatives, self.chunk = representatives, chunk
 
     @property
+    def turns(self) -> bool:
+        """See `Policy.turns`."""
+        return True
+
+    @property
     def needs(self) -> str:
         """See `Policy.needs`: the queries, unless all tokens of a block represent it."""
         return "the queries that follow each token" if self.representatives < self.page else ""

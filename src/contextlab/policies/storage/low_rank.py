@@ -79,6 +79,11 @@ class LowRank(Policy):
         self.window, self.unrotate = window, unrotate
 
     @property
+    def turns(self) -> bool:
+        """See `Policy.turns`."""
+        return self.unrotate
+
+    @property
     def lossless(self) -> bool:
         """See `Policy.lossless`."""
         return False
