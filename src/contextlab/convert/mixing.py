@@ -73,6 +73,8 @@ def _obstacle(pattern: Sequence[LayerSpec], sources: Sequence[int], i: int, kind
         return f"layer {i} shares its keys and values with another layer"
     if layer.share is not None or layer.with_input:
         return f"layer {i} is used several times, or reads the model's input"
+    if layer.skip is not None:
+        return f"layer {i} lets only some tokens through (skip); convert before `mod`"
     return ""
 
 

@@ -104,4 +104,6 @@ def check_objective(student: ModelSpec, teacher: ModelSpec, distil: Distil) -> l
                     f"attention: layer {i} of the {who} shares keys and values with another, or reads the model's "
                     "input, so that it cannot be run alone; take logits"
                 )
+            if layer.skip is not None:
+                raise InputError(f"attention: some tokens skip layer {i} of the {who}; take hidden or logits")
     return layers

@@ -186,6 +186,7 @@ def _check(spec: ModelSpec) -> None:
         (other is not None, f"mixer {other!r}; it is for attention and MLPs"),
         (bool(kinds), f"MLPs of kind {', '.join(sorted(kinds))}; it is for dense and gated ones such as 'gelu'"),
         (apart, "layers that share parts or read the input; it is for layers of their own"),
+        (any(each.skip is not None for each in layers), "layers that tokens may skip; slice before `mod`"),
     ):
         if wrong:
             raise InputError(f"slice: the model has {what}")

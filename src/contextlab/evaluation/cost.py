@@ -155,10 +155,9 @@ def measure(job: dict[str, Any]) -> dict[str, list[float]]:
     watch = PeakMemory(device)
     _, state = model.read(inputs)
     peak = watch.bytes()
-    if state.nbytes != model.state_nbytes(length, batch):
-        raise AssertionError(
-            f"the state holds {state.nbytes} bytes, state_nbytes says {model.state_nbytes(length, batch)}"
-        )
+    foretold = model.state_nbytes(length, batch)
+    if state.nbytes != foretold and not (getattr(model, "state_varies", False) and state.nbytes < foretold):
+        raise AssertionError(f"the state holds {state.nbytes} bytes, state_nbytes says {foretold}")
 
     prefill, decode = [], []
     for _ in range(job["repeats"]):

@@ -15,6 +15,7 @@ from contextlab.models.io import load_model, save_model
 from contextlab.models.mlp import Mlp, build_mlp
 from contextlab.models.outline import weight_nbytes
 from contextlab.models.prefill import LazyPrefill, Prepacked
+from contextlab.models.skip import SkipSpec
 from contextlab.models.spec import LayerSpec, LinearSpec, MlpSpec, ModelSpec
 from contextlab.models.stack import Model, ModelState
 from contextlab.tokenizer import ByteTokenizer, load_tokenizer
@@ -36,6 +37,7 @@ __all__ = [
     "ModelSpec",
     "ModelState",
     "Prepacked",
+    "SkipSpec",
     "build_mlp",
     "build_model",
     "linear_layers",

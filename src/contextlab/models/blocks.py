@@ -16,6 +16,7 @@ from contextlab.mixers.softmax.attention import Attention
 from contextlab.mixers.softmax.shared import SharedKeys
 from contextlab.mixers.static.none import NoMixer
 from contextlab.models.mlp import Mlp, build_mlp
+from contextlab.models.routing import Router
 from contextlab.models.spec import LayerSpec, MlpSpec, ModelSpec
 from contextlab.state import State
 
@@ -53,7 +54,10 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)); or both added to the same x when the spec's block is parallel."""
+    """x + mixer(norm(x)), then x + mlp(norm(x)); or both added to the same x when the spec's block is parallel.
+
+    Where the layer says so (`skip`), a router sends only some tokens through.
+    """
 
     def __init__(self, spec: ModelSpec, layer: LayerSpec, source: LayerSpec) -> None:
         super().__init__()
@@ -66,6 +70,7 @@ class Block(nn.Module):
         self.mlp = make_mlp(spec, layer)
         self.mlp_norm = make_norm(spec, spec.width) if self.mlp is not None and not self.parallel else None
         self.mlp_residual = Residual(spec) if self.mlp is not None and not self.parallel else None
+        self.router = None if layer.skip is None else Router(spec.width, layer.skip)
 
     def forward(
         self,
@@ -81,6 +86,14 @@ class Block(nn.Module):
         mask: [B, T] bool, where there are tokens. embedded: [B, T, D], the stack's input. tokens: [B, T] int64, the
             ids; None where the model reads vectors.
         """
+        if self.router is not None:
+            return self.router(self._through, x, state, mask, keep_state, tokens)
+        return self._through(x, state, mask, keep_state, tokens)
+
+    def _through(
+        self, x: Tensor, state: State | None, mask: Tensor | None, keep_state: bool, tokens: Tensor | None
+    ) -> tuple[Tensor, State | None]:
+        """`forward` of tokens that go through."""
         normed = self.mixer_norm(x)
         y, state = self.mixer(normed, state, mask, keep_state, tokens)
         if self.mlp is None:
@@ -91,9 +104,22 @@ class Block(nn.Module):
         return self.mlp_residual(x, self.mlp(self.mlp_norm(x))), state
 
     def flops(self, length: int) -> int:
-        """Multiply-adds x 2 of one forward over `length` tokens."""
+        """Multiply-adds x 2 of one forward over `length` tokens, of which as many as its router's share go through."""
         parts = [self.mixer, self.mixer_residual, self.mlp, self.mlp_residual]
-        return sum(part.flops(length) for part in parts if part is not None)
+        count = length if self.router is None else self.router.skip.chosen(length)
+        routing = 0 if self.router is None else self.router.flops(length)
+        return routing + sum(part.flops(count) for part in parts if part is not None)
+
+    def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """The bytes of the state after `length` tokens: exact, but with a router the most that they can be."""
+        if self.router is None:
+            return self.mixer.state_nbytes(length, batch, dtype)
+        return self.mixer.state_nbytes(self.router.skip.most(length), batch, dtype) + 8 * batch
+
+    @property
+    def reads_forward(self) -> bool:
+        """Whether padding on the right of a row changes no answer."""
+        return self.mixer.reads_forward and not (self.router is not None and self.training)
 
 
 class InputBody(nn.Module):
@@ -116,6 +142,7 @@ class InputBlock(nn.Module):
     """
 
     reads_shared = False
+    router = None
 
     def __init__(self, spec: ModelSpec, body: InputBody) -> None:
         super().__init__()
@@ -153,6 +180,15 @@ class InputBlock(nn.Module):
         mlp = 0 if body.mlp is None else body.mlp.flops(length)
         matrices = multiplications(body.narrow) + multiplications(self.out_proj)
         return body.mixer.flops(length) + mlp + 2 * length * matrices
+
+    def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """The exact bytes of the state after `length` tokens."""
+        return self.mixer.state_nbytes(length, batch, dtype)
+
+    @property
+    def reads_forward(self) -> bool:
+        """Whether padding on the right of a row changes no answer."""
+        return self.mixer.reads_forward
 
 
 def make_blocks(spec: ModelSpec) -> nn.ModuleList:

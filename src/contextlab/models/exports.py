@@ -104,6 +104,8 @@ def _planned(model: Model) -> ExportPlan:
     for i, layer in enumerate(spec.pattern()):
         if layer.kv == "shared" or layer.share is not None or layer.with_input:
             raise InputError(f"layer {i} shares keys or weights with another, or reads the model's input")
+        if layer.skip is not None:
+            raise InputError(f"layer {i} lets only some tokens through (skip)")
         block: Any = model.blocks[i]
         mixer, mlp = block.mixer, block.mlp
         if type(mixer) not in (Attention, SlidingWindow):

@@ -57,7 +57,7 @@ def by_document(model: Model, inputs: Tensor, found: Documents, within: Within |
         depend on padding on their right, so they need no mask.
     """
     pooled = model.spec.pool is not None
-    forward_only = all(block.mixer.reads_forward for block in model.blocks)  # type: ignore[union-attr]
+    forward_only = all(block.reads_forward for block in model.blocks)
     if pooled and not bool((found.length > 0).all()):
         raise InputError("cu_seqlens: a pooled read-out has nothing to pool in an empty document; leave it out")
     aside: Side = "right" if forward_only and not pooled else "left"

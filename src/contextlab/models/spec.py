@@ -18,6 +18,7 @@ from pydantic import (
 from contextlab import registry
 from contextlab.errors import InputError, unknown
 from contextlab.mixers.base import head_size
+from contextlab.models.skip import SkipSpec
 from contextlab.spec import Spec, describe, refuse_counts
 
 MOST_LAYERS = 10_000
@@ -82,6 +83,8 @@ class LayerSpec(Spec):
     share: layers with the same name here are one and the same layer, used several times, with a state for each use.
     with_input: the layer reads the model's embedded input beside the hidden vector, as Zamba's global layers do
         (2405.16712): x + L MLP(norm(mixer(norm([x, input])))), with an L for each use; the mixer is twice as wide.
+    skip: only some tokens go through the layer, the others past it (Mixture-of-Depths, 2404.02258): {share, ahead}, or
+        the share alone. Its state is of those that went through.
     """
 
     mixer: str
@@ -90,6 +93,20 @@ class LayerSpec(Spec):
     kv: Literal["own", "shared"] = "own"
     share: str | None = None
     with_input: bool = False
+    skip: SkipSpec | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `skip` where there is none, as in the files of before there was."""
+        data: dict[str, Any] = handler(self)
+        if "skip" in data and self.skip is None:
+            del data["skip"]
+        return data
+
+    @field_validator("skip", mode="before")
+    @classmethod
+    def _number_is_share(cls, skip: Any) -> Any:
+        return {"share": skip} if isinstance(skip, int | float) and not isinstance(skip, bool) else skip
 
     @field_validator("mlp", mode="before")
     @classmethod
@@ -109,6 +126,10 @@ class LayerSpec(Spec):
             raise InputError(
                 "kv: only a layer of mixer 'attention', without short_conv and with_input, can read another's keys"
             )
+        if self.skip is not None and (self.kv == "shared" or self.with_input):
+            raise InputError("skip: not for a layer that reads another's keys or the model's input; leave one out")
+        if self.skip is not None and not registry.lookup("mixer", self.mixer).factory.causal:  # type: ignore[attr-defined]
+            raise InputError(f"skip: {self.mixer!r} reads both ways; take a causal mixer, for example 'attention'")
         return self
 
 
@@ -233,6 +254,8 @@ class ModelSpec(Spec):
             raise InputError("layers: expected at least one mixer, for example [attention]")
         if self.residual == "none" and any(layer.mixer == "none" for layer in self.layers):
             raise InputError("residual: 'none' leaves nothing of a token that no mixer carries on; use 'plain'")
+        if self.residual == "none" and any(layer.skip is not None for layer in self.layers):
+            raise InputError("skip: tokens go past a layer by the residual stream, and residual 'none' has none")
         for layer in (layer for layer in self.layers if layer.mixer != "none"):
             knows_heads = any(p.name == "heads" for p in registry.lookup("mixer", layer.mixer).parameters)
             if knows_heads and "heads" not in layer.options and "head_dim" not in layer.options:
@@ -279,8 +302,9 @@ class ModelSpec(Spec):
                         f"layers: layer {index} reads the keys of layer {below}, so its {name} cannot be "
                         f"{layer.options[name]!r} (that of layer {below}: {other.options.get(name)!r})"
                     )
-            if other.options.get("short_conv"):
-                raise InputError(f"layers: layer {index} cannot read the keys of layer {below}, made by short_conv")
+            if other.options.get("short_conv") or other.skip is not None:
+                why = "made by short_conv" if other.skip is None else "which some tokens skip"
+                raise InputError(f"layers: layer {index} cannot read the keys of layer {below}, {why}")
             found.append(below)
         return found
 

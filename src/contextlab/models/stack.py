@@ -310,10 +310,15 @@ class Model(nn.Module):
         return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
-        """The exact bytes of the state after reading `length` tokens."""
-        mixers = sum(block.mixer.state_nbytes(length, batch, dtype) for block in self.blocks)  # type: ignore[union-attr, operator]
+        """The exact bytes of the state after `length` tokens; the most that they can be where `state_varies`."""
+        mixers = sum(block.state_nbytes(length, batch, dtype) for block in self.blocks)  # type: ignore[operator]
         starts = batch * 8 if self.spec.position in ("learned", "sinusoidal") else 0
         return mixers * self.spec.loops + starts
+
+    @property
+    def state_varies(self) -> bool:
+        """Whether the tokens decide how large the state is, as they do in a layer that some of them skip."""
+        return any(block.router is not None for block in self.blocks)
 
     def flops(self, length: int) -> int:
         """Multiply-adds x 2 of one forward over one sequence of `length` tokens (matrix products counted)."""

@@ -21,7 +21,7 @@ from contextlab.convert import Calibration, Conversion, Converted
 from contextlab.models import LayerSpec, Model, ModelSpec, load_model, save_model, weight_nbytes
 from contextlab.models.outline import without_memory
 from contextlab.testing.law import Component, close, law, refused, require
-from contextlab.testing.models import noisy
+from contextlab.testing.models import hold_to_bytes, noisy
 from contextlab.testing.options import first_case, hold_to_options
 
 MIXERS = ("attention", "gated_delta_net", "mamba2", "rg_lru")
@@ -210,8 +210,7 @@ def reads_on(component: Component) -> None:
         y, state = model.read(piece, state)
         outputs.append(y)
     close(torch.cat(outputs, 1), whole, 1e-9, "outputs in pieces")
-    predicted = model.state_nbytes(20, 2, torch.float64)
-    require(state.nbytes == predicted, f"state.nbytes is {state.nbytes}, state_nbytes says {predicted}")
+    hold_to_bytes(model, state, 20)
     other = torch.cat((x[:, :12], tokens(8, seed=5)), 1)
     close(model(other)[:, :12], whole[:, :12], 1e-9, "outputs before other tokens")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -32,18 +33,12 @@ def plain_stack(spec: ModelSpec, model: Any, inputs: Tensor) -> Tensor:
             if layer.with_input:
                 x = x + _with_input(spec, block, torch.cat([x, embedded], -1), embedded, tokens)
                 continue
-            silent = layer.mixer == "none" and spec.block != "parallel"
-            normed = x if silent else _norm(spec, block.mixer_norm, x)
-            y, state = block.mixer(normed, made if layer.kv == "shared" else None, None, layer.kv == "own", tokens)
+            if layer.skip is not None:
+                x = _some_through(spec, layer, block, x, tokens)
+                continue
+            x, state = _through(spec, layer, block, x, made, tokens)
             if layer.kv == "own" and layer.mixer == "attention":
                 made = state
-            if (layer.mlp or spec.mlp).kind == "none":
-                x = _join(spec, block.mixer_residual, x, y)
-            elif spec.block == "parallel":
-                x = _join(spec, block.mixer_residual, x, y + block.mlp(normed))
-            else:
-                x = _join(spec, block.mixer_residual, x, y)
-                x = _join(spec, block.mlp_residual, x, block.mlp(_norm(spec, block.mlp_norm, x)))
     x = _norm(spec, model.read_out_norm, x)
     if spec.tied:
         tied: Tensor = x @ model.read_in.weight.T
@@ -52,6 +47,40 @@ def plain_stack(spec: ModelSpec, model: Any, inputs: Tensor) -> Tensor:
         answer: Tensor = model.read_out(x, None)
         return answer
     return _linear(model.read_out, x)
+
+
+def _through(
+    spec: ModelSpec, layer: Any, block: Any, x: Tensor, made: Any, tokens: Tensor | None
+) -> tuple[Tensor, Any]:
+    """The stream after a block [B, T, D], and its mixer's state."""
+    silent = layer.mixer == "none" and spec.block != "parallel"
+    normed = x if silent else _norm(spec, block.mixer_norm, x)
+    y, state = block.mixer(normed, made if layer.kv == "shared" else None, None, layer.kv == "own", tokens)
+    if (layer.mlp or spec.mlp).kind == "none":
+        return _join(spec, block.mixer_residual, x, y), state
+    if spec.block == "parallel":
+        return _join(spec, block.mixer_residual, x, y + block.mlp(normed)), state
+    x = _join(spec, block.mixer_residual, x, y)
+    return _join(spec, block.mlp_residual, x, block.mlp(_norm(spec, block.mlp_norm, x))), state
+
+
+def _some_through(spec: ModelSpec, layer: Any, block: Any, x: Tensor, tokens: Tensor | None) -> Tensor:
+    """The stream after a block that tokens may skip [B, T, D]: row by row, token by token."""
+    out, router, skip = x.clone(), block.router, layer.skip
+    for row in range(len(x)):
+        normed = x[row] / (x[row].square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
+        through: list[int] = []
+        for place in range(x.shape[1]):
+            read = place + 1
+            wanted = skip.share == 1 or float((normed[place] * router.choice).sum() + router.bias) > 0
+            if wanted and len(through) < min(read, math.ceil(skip.share * read - 1e-9) + skip.ahead):
+                through.append(place)
+        if through:
+            ids = None if tokens is None else tokens[row : row + 1, through]
+            y, _ = _through(spec, layer, block, x[row : row + 1, through], None, ids)
+            weight = 1 + (normed[through] * router.weight).sum(-1, keepdim=True)
+            out[row, through] = x[row, through] + weight * (y[0] - x[row, through])
+    return out
 
 
 def _embed(spec: ModelSpec, model: Any, inputs: Tensor) -> Tensor:

@@ -69,6 +69,8 @@ class OwnModels(Adapter):
         """See `Adapter.layers`."""
         found: list[Any] = [m for m in model.modules() if callable(getattr(m, "kv_layer", None))]
         described = [(m, m.kv_layer()) for m in found]
+        if why := next((why for m in model.modules() if (why := getattr(m, "refuses_policies", ""))), ""):
+            raise InputError(f"policy: {why}")
         specs: list[Any] = [getattr(m, "spec", None) for m in model.modules()]
         times = next((spec.loops for spec in specs if hasattr(spec, "loops")), 1)
         return [(m, dataclasses.replace(layer, times=times)) for m, layer in described if layer is not None]
