@@ -17,6 +17,7 @@ from contextlab.convert.conversion import Transferred, convert
 from contextlab.convert.depth.collapse import MergeBlocks
 from contextlab.convert.depth.drop import DropBlocks
 from contextlab.convert.depth.grow import Expand, Stack
+from contextlab.convert.depth.mod import MixtureOfDepths
 from contextlab.convert.depth.sublayers import DropSublayers
 from contextlab.convert.heads import Heads
 from contextlab.convert.kv.gqa import Gqa
@@ -75,6 +76,7 @@ __all__ = [
     "Magnitude",
     "MambaInLlama",
     "MergeBlocks",
+    "MixtureOfDepths",
     "Mla",
     "Mohawk",
     "Pack",
