@@ -16,11 +16,6 @@ from tests.experiments.test_run import MODEL, Tape, one, same_results
 from tests.experiments.test_rungs import LITTLE, PATH, RATES, TRAIN, halved, timeless
 
 
-@pytest.fixture(autouse=True)
-def without_a_page(monkeypatch):
-    monkeypatch.setattr("contextlab.experiments.closing.build_report", lambda *args, **_: args[4].write_text(""))
-
-
 def edited(folder, before, after):
     text = (folder / "experiment.yaml").read_text()
     assert before in text

@@ -10,6 +10,7 @@ from contextlab.files import read_json, read_record, write_record
 from tests.experiments.test_run import COMPRESS, same_results
 
 
+@pytest.mark.page
 @pytest.mark.parametrize("last", ["build_report", "write_compress_page"])
 def test_a_run_that_is_killed_before_its_report_goes_on(tmp_path, monkeypatch, finished, last):
     class Killed(BaseException):

@@ -31,6 +31,7 @@ SPEC = {
 }
 
 
+@pytest.mark.page
 def test_a_recipe_of_encoders_is_trained_measured_and_reported(tmp_path):
     done = run(ExperimentSpec.parse(SPEC), out=tmp_path / "run")
     results = done.results

@@ -22,6 +22,7 @@ FIXED = {"examples": 10, "epochs": 3, "batch": 4, "log_every": 1}
 FEW = {"recall": {"task": "mad_compression", "options": {"vocabulary": 3, "length": 5}}}  # 16 prompts in all
 
 
+@pytest.mark.page
 def test_the_record_and_the_report_tell_the_set(tmp_path):
     spec = one(tasks=FEW, train=FIXED, evaluate={"prompts": 200, "batch": 64, "splits": ["train"]}, seeds=[0, 1])
     done = run(spec, out=tmp_path / "run")

@@ -27,13 +27,6 @@ LITTLE = {"prompts": 16, "batch": 16, "splits": ["train"], "similarity": 0}
 TRAIN = {"steps": 8, "batch": 8, "log_every": 3, "optimizer": "adamw", "warmup": 0}
 
 
-@pytest.fixture(autouse=True)
-def without_a_page(request, monkeypatch):
-    """The page takes as long as all else; one test has it made."""
-    if "report" not in request.node.name:
-        monkeypatch.setattr("contextlab.experiments.closing.build_report", lambda *args, **_: args[4].write_text(""))
-
-
 def halved(halving=True, rates=RATES, **changes):
     """A run of one model on one task: four learning rates, rungs at steps 2 and 4 of 8, judged by cross-entropy."""
     if halving is True:
@@ -63,6 +56,7 @@ def test_the_winner_is_the_same_setting_trained_alone_bit_for_bit(tmp_path, fini
     assert not list(done.folder.glob("trials/*/step_*"))
 
 
+@pytest.mark.page
 def test_records_table_and_report_tell_how_far_each_trial_got(tmp_path):
     done = run(halved(), out=tmp_path / "run")
     found = done.sweep

@@ -283,6 +283,7 @@ def test_records_of_trials_tell_their_setting_and_score(tmp_path, finished):
     assert record["train_spec"]["learning_rate"] == RATES[1]
 
 
+@pytest.mark.page
 def test_a_hopeless_trial_ends_early_and_all_tables_say_so_and_what_is_tied(tmp_path):
     until = {"hopeless": 0.5, "every": 2, "prompts": 8}
     tied = {"train.matrix_learning_rate": {"to": "train.learning_rate", "times": 2}}
@@ -306,6 +307,7 @@ def test_a_hopeless_trial_ends_early_and_all_tables_say_so_and_what_is_tied(tmp_
     assert row["trials"] in done.report.read_text()
 
 
+@pytest.mark.page
 def test_trials_may_end_as_soon_as_they_are_good_enough(tmp_path):
     until = {"at_least": 0.0, "every": 2, "prompts": 8}  # any model is
     spec = swept(train={"steps": 6, "batch": 4, "until": until})

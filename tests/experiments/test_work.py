@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from contextlab import run
 from contextlab.errors import InputError
 from contextlab.experiments import work
@@ -12,6 +14,7 @@ from tests.experiments.test_run import MODEL, Tape, one, tiny
 OUT_OF_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
 
+@pytest.mark.page
 def test_a_learner_that_fails_is_one_failed_job(tmp_path, monkeypatch):
     """One on each of two tasks, for want of memory and by a fault; the third task is measured."""
     recall = tiny()["tasks"]["recall"]
