@@ -23,6 +23,8 @@ ELSEWHERE = {
     "gated_window": "hybrid.test_gated_window:test_it_is_half_a_window_and_half_a_gated_recurrence",
     "hierarchical_memory": "segment.test_hierarchical:test_hierarchical_memory_is_its_description",
     "infini_attention": "segment.test_segments:test_infini_attention",
+    "lawcat": "linear.test_lawcat:test_it_is_a_gated_mean_of_convolved_features",
+    "lizard": "hybrid.test_lizard:test_it_is_a_gated_mean_of_features_and_a_window_with_meta_tokens",
     "lm2": "segment.test_lm2:test_lm2_is_its_formulas",
     "mla": "softmax.test_latent:test_is_attention_over_keys_and_values_made_from_the_latent",
     "ngram": "static.test_ngram:test_what_is_read_is_what_followed_the_same_tokens",

@@ -28,6 +28,7 @@ from contextlab.convert.kv.share_kv import ShareKv
 from contextlab.convert.kv.window import LightTransfer, Window
 from contextlab.convert.linearize.feature_maps import T2R, HedgehogConversion
 from contextlab.convert.linearize.gated import Liger, Radlads
+from contextlab.convert.linearize.gated_features import LawcatConversion, LizardConversion
 from contextlab.convert.linearize.kept_rotary import Lolcats, SupraConversion
 from contextlab.convert.linearize.mamba import MambaInLlama, Mohawk
 from contextlab.convert.linearize.plain import Linearize
@@ -68,9 +69,11 @@ __all__ = [
     "HedgehogConversion",
     "KeepOutliers",
     "Laser",
+    "LawcatConversion",
     "Liger",
     "LightTransfer",
     "Linearize",
+    "LizardConversion",
     "Lolcats",
     "LongRope",
     "Magnitude",

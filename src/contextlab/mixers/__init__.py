@@ -22,9 +22,11 @@ from contextlab.mixers.encoder.neighbourhood import NeighbourhoodAttention
 from contextlab.mixers.encoder.performer import Performer
 from contextlab.mixers.encoder.ponet import PoNet
 from contextlab.mixers.hybrid.gated_window import GatedWindow
+from contextlab.mixers.hybrid.lizard import Lizard
 from contextlab.mixers.hybrid.parallel import Parallel
 from contextlab.mixers.hybrid.window_linear import WindowLinear
 from contextlab.mixers.linear.gla import GatedLinearAttention, Hgrn2, Rwkv6
+from contextlab.mixers.linear.lawcat import Lawcat
 from contextlab.mixers.linear.linear_attention import LightningAttention, LinearAttention, Retention
 from contextlab.mixers.linear.log_linear import LogLinearAttention
 from contextlab.mixers.linear.rodimus import Rodimus
@@ -97,9 +99,11 @@ __all__ = [
     "KimiDeltaAttention",
     "LandmarkAttention",
     "LatentAttention",
+    "Lawcat",
     "LightningAttention",
     "LinearAttention",
     "Linformer",
+    "Lizard",
     "Lm2",
     "LogLinearAttention",
     "Lstm",

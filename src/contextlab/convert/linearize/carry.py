@@ -109,6 +109,7 @@ def check_target(name: str, old: AttentionMixer, new: nn.Module) -> None:
                 f"{name!r} cannot take the weights of attention: it has no projections of their shapes; take one of "
                 f"{', '.join(TARGETS)}"
             )
+        _check_conv(name, old, new)
         return
     heads, key, value = (int(getattr(new, what)) for what in ("heads", "key", "value"))
     if heads != old.heads or (target.sized and not key == value == old.head_dim):
@@ -116,6 +117,11 @@ def check_target(name: str, old: AttentionMixer, new: nn.Module) -> None:
             f"{name}: {heads} heads with keys of {key} and values of {value} cannot take the teacher's {old.heads} "
             f"heads of {old.head_dim}; leave these options out"
         )
+    _check_conv(name, old, new)
+
+
+def _check_conv(name: str, old: AttentionMixer, new: nn.Module) -> None:
+    """Raises InputError where a mixer's short convolution cannot hold that of an attention."""
     conv = getattr(new, "conv", None)
     if old.conv is not None and conv is not None and conv.weight.shape[1] < old.conv.weight.shape[1]:
         raise InputError(
@@ -145,8 +151,18 @@ def carry(name: str, old: AttentionMixer, new: nn.Module) -> Carried:
         found.kept = _alike(old, new)
         for each in found.kept:
             ours[each].copy_(theirs[each])
+        taps, conv = theirs.get("conv.weight"), ours.get("conv.weight")
+        if conv is not None and "conv.weight" not in found.kept and len(conv) == len(theirs["qkv_proj.weight"]):
+            conv.zero_()
+            if taps is None:
+                conv[:, -1] = 1  # the token itself
+            else:
+                conv[:, -taps.shape[1] :] = taps
+                found.kept.append("conv.weight")
         found.new = [each for each in ours if each not in found.kept]
         found.dropped = [each for each in theirs if each not in found.kept]
+        if old.position not in ("none", getattr(new, "position", old.position)):
+            found.dropped.insert(0, f"positions ({old.position})")
         return found
     target = TARGETS[name]
     rows = heads_of(old, theirs["qkv_proj.weight"])

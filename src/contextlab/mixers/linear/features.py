@@ -137,6 +137,16 @@ def _orthogonal(heads: int, size: int) -> Tensor:
     return q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)
 
 
+def with_ones(v: Tensor) -> Tensor:
+    """Values [..., V] and a column of ones, [..., V + 1], in float32 at least: what they read out divides the rest."""
+    return F.pad(v.to(working_dtype(v.dtype)), (0, 1), value=1.0)
+
+
+def divided(o: Tensor, floor: float) -> Tensor:
+    """What was read of `with_ones`, o [..., V + 1], as a mean of values [..., V]; floor: added to what divides."""
+    return o[..., :-1] / (o[..., -1:] + floor)
+
+
 def build_feature_map(name: FeatureName, size: int, heads: int, features: int | None, period: int) -> FeatureMap:
     """The map `name` of heads of `size` values.
 

@@ -11,13 +11,12 @@ from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import RMSNorm
-from contextlab.mixers.linear.features import SIGNED, FeatureName, build_feature_map
+from contextlab.mixers.linear.features import SIGNED, FeatureName, build_feature_map, divided, with_ones
 from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.ops.linear import (
     lightning_decay,
     retention_decay,
     simple_gla,
-    working_dtype,
 )
 from contextlab.ops.position import rope_table, rotary_size, rotate
 from contextlab.registry import register
@@ -108,9 +107,8 @@ class LinearAttention(MatrixMixer):
         if not self.normalise:
             return simple_gla(q, k, v, None, None, None, matrix, keep)
         # The denominator is the read-out of a column of ones; in half precision the floor were nothing.
-        ones = F.pad(v.to(working_dtype(v.dtype)), (0, 1), value=1.0)
-        o, matrix = simple_gla(q, k, ones, None, None, 1.0, matrix, keep)
-        return (o[..., :-1] / (o[..., -1:] + self.feature.floor)).to(v.dtype), matrix
+        o, matrix = simple_gla(q, k, with_ones(v), None, None, 1.0, matrix, keep)
+        return divided(o, self.feature.floor).to(v.dtype), matrix
 
     def mixing(self, x: Tensor) -> Tensor:
         """See `Mixer.mixing`: the lower triangle of phi(q) phi(k)^T, divided by its rows' sums where they are."""

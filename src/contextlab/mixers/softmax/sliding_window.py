@@ -121,6 +121,11 @@ class SlidingWindow(AttentionMixer):
             fits = self.reach - 1
             raise InputError(f"max_distance {max_distance} is less than the window reaches; the nearest is {fits}")
 
+    @property
+    def sink_score(self) -> Tensor | None:
+        """[heads], the score of a learned sink beside each head's keys (`ops.softmax_attention`); None for none."""
+        return None
+
     def _attend(self, new: Tokens, state: State | None, keep_state: bool) -> tuple[Tensor, State | None]:
         q, k, v, mask = new.q, new.k, new.v, new.mask
         special = self.dilation > 1 or self.max_distance is not None
@@ -143,7 +148,7 @@ class SlidingWindow(AttentionMixer):
         old_k, old_v, old_places = before.cached()
         k, v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
         if q.shape[1] == 1 and not padded and self.slopes is None:
-            return softmax_attention(q, k, v), after  # all that the state holds is in sight
+            return softmax_attention(q, k, v, sink=self.sink_score), after  # all that the state holds is in sight
         if not padded and (self.slopes is None or not self.sinks):
             # The keys follow one another, but for a gap after the sinks, and sinks are in sight wherever they are:
             # places in the row say nothing new, and without them the op leaves out what is beyond the window.
@@ -160,6 +165,7 @@ class SlidingWindow(AttentionMixer):
             window=self.window,
             sinks=self.sinks,
             slopes=self.slopes,
+            sink=self.sink_score,
             q_position=q_position,
             k_position=k_position,
         )
