@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +15,11 @@ from torch import Tensor
 
 from contextlab.evaluation import evaluate, evaluate_learners, summarise
 from contextlab.evaluation.breakdown import FacetTally, breakdown
-from contextlab.evaluation.compress import build_prompts, compress
+from contextlab.evaluation.compress import build_prompts, compress, measuring
 from contextlab.evaluation.compress.reading import Reading
 from contextlab.evaluation.compress.rows import Trials
 from contextlab.evaluation.decisions import regret
-from contextlab.evaluation.intervals import contrast, share_bounds, weighted
+from contextlab.evaluation.intervals import TELLS, contrast, share_bounds, usual, weighted
 from contextlab.evaluation.results import table
 from contextlab.models import build_model, preset
 from contextlab.prompt import Learner, Prompt, Task
@@ -28,7 +27,6 @@ from contextlab.tasks import build_task
 from contextlab.training.validation import ValidationSpec, validate
 from tests.evaluation.test_compress import model
 
-measuring = importlib.import_module("contextlab.evaluation.compress.measure")  # the package has a function of its name
 PROMPTS, LENGTH, BATCH = 301, 8, 16
 Z95 = 1.959964
 
@@ -296,6 +294,37 @@ def test_shares_that_are_all_alike_have_wilsons_interval() -> None:
         same = [*weighted([("a", 0, "p", ones)], 1.0, (0.0, 1.0)), *weighted([("b", 0, "p", ones)], -1.0, (0.0, 1.0))]
         assert contrast(same).high == pytest.approx(1 - low)
     assert contrast(weighted([("a", 0, "p", ones)], 1.0)) == (1.0, 1.0, 1.0)  # of what has no bounds nothing is known
+
+
+@pytest.mark.parametrize("sets", [1, 3])  # seeds that answer the same prompts, or prompts of their own
+def test_no_share_is_surer_than_one_of_which_all_prompts_are_right(sets: int) -> None:
+    def told(values: np.ndarray) -> tuple[float, float]:
+        parts = np.split(values, sets) if sets > 1 else [values] * 3
+        found = contrast(weighted([("a", s, ("p", s % sets), part) for s, part in enumerate(parts)], 1.0, (0.0, 1.0)))
+        half = Z95 * values.std(ddof=1) / len(values) ** 0.5
+        (low,), _ = share_bounds(*(np.array([x]) for x in (values.mean(), half, len(values), usual(values)[1])))
+        return found.low, float(low)
+
+    whole = told(np.ones(96))
+    assert whole == pytest.approx((1 - Z95**2 / (96 + Z95**2),) * 2)  # of sets together as of one
+    lower = whole
+    for missed in range(1, TELLS):
+        values = np.ones(96)
+        values[:: 96 // missed][:missed] = 0.75
+        now = told(values)
+        assert now[0] < lower[0]  # each prompt that misses takes something away
+        assert now[1] < lower[1]
+        lower = now
+
+
+def test_means_of_shares_near_one_hold_the_truth_where_prompts_that_fail_are_rare() -> None:
+    """Most draws have a prompt or two that miss a little, and none of those that fail."""
+    rng, held = np.random.default_rng(8), 0
+    for _ in range(500):
+        drawn = rng.uniform(size=100)
+        values = np.where(drawn < 0.006, 0.0, np.where(drawn < 0.03, 0.9, 1.0))
+        held += contrast(weighted([("a", 0, "p", values)], 1.0, (0.0, 1.0))).holds(1 - 0.006 - 0.0024)
+    assert held / 500 >= 0.95  # by the variance of the prompts alone it is 50%
 
 
 def test_where_few_prompts_may_differ_the_truth_is_held() -> None:

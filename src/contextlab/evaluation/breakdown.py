@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contextlab.errors import InputError, unknown
 from contextlab.evaluation.evaluate import _evaluating, _kept_prompts, predict
-from contextlab.evaluation.intervals import Z95, share_bounds
+from contextlab.evaluation.intervals import Z95, share_bounds, usual
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.prompt import HIGHER_IS_BETTER, Learner, Predictor, Prompt, Task
 
@@ -123,7 +123,8 @@ class _Groups:
             half, trials = Z95 * residual.sqrt() / n, (count > 0).sum(0)
             low, high = mean - half, mean + half
             if metric in HIGHER_IS_BETTER:
-                low, high = map(torch.from_numpy, share_bounds(mean.numpy(), half.numpy(), trials.numpy()))
+                other = usual((total / count).numpy())[1]  # nan where a prompt has nothing in a group
+                low, high = map(torch.from_numpy, share_bounds(mean.numpy(), half.numpy(), trials.numpy(), other))
             low, high = (torch.where(trials > 1, end, math.nan) for end in (low, high))
             for i in range(len(n)):
                 yield {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextlab.errors import InputError, unknown
-from contextlab.evaluation.intervals import alike_half, bounds_of, share_bounds, t95
+from contextlab.evaluation.intervals import TELLS, alike_half, bounds_of, share_bounds, t95, usual
 from contextlab.evaluation.results import Results, table
 from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.memory import require_room
@@ -264,12 +264,15 @@ class _Tally:
             spread = torch.where(known, values - mean, 0).square().sum(0) / (n - 1).clamp_min(1)
             scale = torch.tensor([t95(count - 1) for count in n.tolist()], dtype=torch.float64)
             half = scale * (spread / n).sqrt()
-            if metric not in HIGHER_IS_BETTER and (bounds := bounds_of(metric)) is not None:
-                ends = [alike_half(*each, bounds) for each in zip(mean.tolist(), n.tolist(), strict=True)]
-                half = torch.where(half > 0, half, torch.tensor(ends, dtype=half.dtype))
+            if (bounds := bounds_of(metric)) is not None:
+                middle, other = usual(torch.where(known, values, math.nan).numpy())
+            if bounds is not None and metric not in HIGHER_IS_BETTER:
+                ends = [alike_half(*each, bounds) for each in zip(middle.tolist(), n.tolist(), strict=True)]
+                least = torch.tensor(ends, dtype=half.dtype)
+                half = torch.where(torch.from_numpy(other < TELLS), torch.maximum(half, least), half)
             low, high = mean - half, mean + half
             if metric in HIGHER_IS_BETTER:
-                low, high = map(torch.from_numpy, share_bounds(mean.numpy(), half.numpy(), n.numpy()))
+                low, high = map(torch.from_numpy, share_bounds(mean.numpy(), half.numpy(), n.numpy(), other))
             low, high = (torch.where(n > 1, end, math.nan) for end in (low, high))
             for i, count in enumerate(n.tolist()):
                 if count:

@@ -7,6 +7,8 @@ estimated by mean squares and has its own quantile of Student's t; their half-wi
 
 One prompt tells nothing of how far off it is: there is no interval then (nan in tables, infinite here). Prompts that
 are all alike tell nothing of the spread, and of what is bounded, such as shares, only that few can differ: `unseen`.
+Fewer than `TELLS` prompts that differ from all others tell as little: the prompts that were not seen may differ by more
+than those few. So their interval is at least as wide as if all were alike, and 100% is never less sure than 99.9%.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ _T95 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
 )  # fmt: skip
 
+
+TELLS = 6
+"""Prompts that differ from all others, from which on their spread is taken for that of all prompts. Five that all
+differ to one side happen by chance in 2 / 2**5 = 6% of draws (the sign test), six in 3%."""
 
 _INVERSE = np.array([0.0, *(1 / df for df in range(len(_T95), 0, -1))])
 _QUANTILES = np.array([Z95, *_T95[::-1]])
@@ -110,6 +116,19 @@ def alike_half(value: float, count: int, bounds: tuple[float, float] | None) -> 
     return 0.0 if bounds is None else max(bounds[1] - value, value - bounds[0]) * unseen(count)
 
 
+def usual(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What most prompts have, and how many have another value; at least `TELLS` where no value is that of most.
+
+    values: [prompts, ...], nan where nothing is scored. Returns two arrays [...].
+    """
+    known = ~np.isnan(values)
+    count = known.sum(0)
+    middle = np.take_along_axis(np.sort(values, 0), np.maximum(count - 1, 0)[None] // 2, 0)[0]  # nan is sorted last
+    near = 1e-9 * np.maximum(1.0, np.abs(middle))
+    other = count - (np.abs(values - middle) <= near).sum(0)
+    return middle, np.where((2 * other < count) | (count < 2), other, np.maximum(count, TELLS))
+
+
 def contrast(samples: Iterable[Sample]) -> Interval:
     """The weighted sum of the samples' means, and its interval over prompts and seeds.
 
@@ -117,13 +136,18 @@ def contrast(samples: Iterable[Sample]) -> Interval:
     its samples are of the same prompts. The square of the half-width is a sum: for each set of P prompts
     t(P - 1)^2 var(weighted values) / P; and t(f)^2 times the sum, over predictors of S >= 2 seeds, of var(seeds) / S
     less what the noise of their answers explains, with Welch's degrees of freedom f. Of predictors with one seed the
-    prompts' part is all that can be known. Where all prompts of a set are alike it is the most by which the sum could
-    change, if as many differed as may (`unseen`); of values without bounds it is 0, and means nothing.
+    prompts' part is all that can be known. Where all prompts of a set are alike, or fewer than `TELLS` differ, that
+    part is at least the most by which the sum could change, if as many differed as may (`unseen`). Several such sets
+    share what may differ, as one larger set would: sets of half as many prompts each are no less sure. Of values
+    without bounds it is the variance alone, and 0 means nothing.
     """
     by_prompts: dict[Hashable, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_prompts[sample.prompts].append(sample)
     value = square = 0.0
+    alike: list[tuple[float, int]] = []  # of sets of prompts that are alike, and of those of which few are not:
+    few: list[tuple[float, int]] = []  # the most that all their prompts could change the sum by, and how many they are
+    few_square, others = 0.0, 0
     own: dict[Hashable, dict[Hashable, list[tuple[int | None, np.ndarray]]]] = {}
     for prompts, group in by_prompts.items():
         values = np.stack([each.weight * np.asarray(each.values, dtype=float) for each in group])
@@ -133,17 +157,37 @@ def contrast(samples: Iterable[Sample]) -> Interval:
             return Interval(float(values.sum()) if count else math.nan, -math.inf, math.inf)
         total = values.sum(0)
         value += float(total.mean())
-        if np.ptp(total) > 1e-12 * max(1.0, float(np.abs(total).max())):
-            square += t95(count - 1) ** 2 * float(total.var(ddof=1)) / count
+        middle, other = (float(each) for each in usual(total))
+        part = t95(count - 1) ** 2 * float(total.var(ddof=1)) / count if other else 0.0
+        bounds = _range(group)
+        if bounds is None or other >= TELLS:
+            square += part
         else:
-            square += alike_half(float(total[0]), count, _range(group)) ** 2
+            (few if other else alike).append((max(bounds[1] - middle, middle - bounds[0]), count))
+            few_square, others = few_square + part, others + int(other)
         for sample, each in zip(group, values, strict=True):
             own.setdefault(sample.who, {}).setdefault(prompts, []).append((sample.seed, each))
+    if others >= TELLS:
+        square += few_square + _unseen_change(alike) ** 2
+    else:
+        square += max(few_square, _unseen_change([*alike, *few]) ** 2)
     parts = [part for sets in own.values() if (part := _seeds_part(list(sets.values()))) is not None]
     extra = sum(variance for variance, _ in parts)
     if extra > 0:
         square += t95(extra**2 / sum(variance**2 / freedom for variance, freedom in parts)) ** 2 * extra
     return Interval.around(value, math.sqrt(square))
+
+
+def _unseen_change(sets: Sequence[tuple[float, int]]) -> float:
+    """The most by which a sum may change where all prompts of some sets were alike.
+
+    sets: by how much it would change if all prompts of the set differed, and how many they are. That the prompts of all
+    sets were alike bounds the sum over sets of prompts times the part that may differ, so that it is largest where all
+    that may differ is in the set whose prompts each count most; of sets that count alike it is that of one larger set.
+    """
+    most = max((change / count for change, count in sets), default=0.0)
+    whole = sum(change for change, _ in sets)
+    return whole * unseen(whole / most) if most else 0.0
 
 
 def _range(samples: Sequence[Sample]) -> tuple[float, float] | None:
@@ -178,16 +222,21 @@ def _seeds_part(sets: Sequence[Sequence[tuple[int | None, np.ndarray]]]) -> tupl
     return max(0.0, spread - kept * explained), seeds - 1
 
 
-def share_bounds(value: np.ndarray, half: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def share_bounds(
+    value: np.ndarray, half: np.ndarray, count: np.ndarray, other: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The interval of a share, such as accuracy, within 0 and 1: Wilson's, for as many trials as tell as much.
 
     value: means. half: half-widths of their normal intervals, 0 where all are alike. count: prompts, at least as many
-    trials as which they count.
+    trials as which they count. other: how many of these have another value than most (`usual`); where they are fewer
+    than `TELLS`, prompts are no more trials than there are, as where all are alike. None: it is not known.
     """
     value, count = np.clip(value, 0.0, 1.0), np.maximum(count, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         trials = value * (1 - value) / (half / Z95) ** 2
     trials = np.where((half > 0) & (trials > 0), trials, count)
+    if other is not None:
+        trials = np.where(other < TELLS, np.minimum(trials, count), trials)
     middle = (value + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
     width = Z95 / (1 + Z95**2 / trials) * np.sqrt(value * (1 - value) / trials + Z95**2 / (4 * trials**2))
     return np.clip(np.minimum(middle - width, value), 0, 1), np.clip(np.maximum(middle + width, value), 0, 1)

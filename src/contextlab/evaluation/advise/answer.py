@@ -15,7 +15,7 @@ from contextlab.errors import InputError
 from contextlab.evaluation.advise.foretell import Form, Way, foretell, itself, share_held
 from contextlab.evaluation.advise.store import Store
 from contextlab.evaluation.compress import FULL, Refusals, Setting, build_prompts, measure
-from contextlab.evaluation.compress.measure import tokenizer_name
+from contextlab.evaluation.compress.measuring import tokenizer_name
 from contextlab.models import Model
 from contextlab.models.digest import fingerprint
 from contextlab.policies import Budget, parse_policy
@@ -95,6 +95,8 @@ def advise(
     tell = progress or (lambda text: None)
     dtype = next(model.parameters()).dtype
     every = [itself(model, fingerprint(model)), *forms]
+    wanted = list(tasks)
+    _check_tasks(wanted, [at] if at else [length, SHORTEST], model, tokenizer)
     labels = [form.label for form in every]
     if twice := [label for i, label in enumerate(labels) if label in labels[:i]]:
         raise InputError(f"advise: two candidates are called {twice[0]!r}; give folders with different names")
@@ -109,7 +111,6 @@ def advise(
     fitting = [way for way in ways if not way.left_out]
     device = next(model.parameters()).device
     at = at or _length_to_read(model, length, prompts * (1 + len(fitting)), device, store.lengths())
-    wanted = list(tasks)
     if at < length:
         told = f"on prompts of {at:,} tokens it keeps all, so that these would tell nothing of it"
         ways = [dataclasses.replace(way, left_out=told) if _keeps_all(way, at, length, dtype) else way for way in ways]
@@ -143,6 +144,20 @@ def advise(
 
 
 _ITSELF = ("", FULL, FULL, "policy")
+
+
+def _check_tasks(tasks: Sequence[str], lengths: Sequence[int], model: Model, tokenizer: Any) -> None:
+    """Raises InputError where a task can be built at none of the lengths: before bytes are foretold."""
+    for task in tasks:
+        faults: list[InputError] = []
+        for each in lengths:
+            try:
+                build_prompts(task, each, model, tokenizer)
+                break
+            except InputError as error:
+                faults.append(error)
+        else:
+            raise faults[0]
 
 
 def _chosen(ways: Sequence[Way], memory: float) -> list[Way]:

@@ -1,6 +1,6 @@
 """What is lost, in quality, when a policy keeps a part of a model's context, and what is won."""
 
-from contextlab.evaluation.compress.measure import compress, measure
+from contextlab.evaluation.compress.measuring import compress, measure
 from contextlab.evaluation.compress.prompts import build_prompts, is_text
 from contextlab.evaluation.compress.settings import (
     FULL,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from contextlab.evaluation.compress.prompts import Drawn, is_text
 from contextlab.evaluation.compress.reading import Reading
 from contextlab.evaluation.compress.settings import Setting, weight_bytes
-from contextlab.evaluation.intervals import share_bounds, t95
+from contextlab.evaluation.intervals import share_bounds, t95, usual
 from contextlab.prompt import HIGHER_IS_BETTER, Task, wide
 
 
@@ -61,7 +61,8 @@ class Trials:
             mean, half = values.mean().item(), t95(len(values) - 1) * values.std().item() / math.sqrt(len(values))
             row = {"value": mean, "ci_low": mean - half, "ci_high": mean + half}
             if metric in HIGHER_IS_BETTER and len(values) > 1:
-                low, high = share_bounds(*(np.array([each]) for each in (mean, half, len(values))))
+                other = usual(values.numpy())[1]
+                low, high = share_bounds(*(np.array([each]) for each in (mean, half, len(values), other)))
                 row |= {"ci_low": float(low[0]), "ci_high": float(high[0])}
             known = {"chance": (chance or {}).get(metric, math.nan), "values": values.float().numpy()}
             yield {"metric": metric, "n": len(values), **row, **known}
