@@ -105,16 +105,19 @@ def advise(
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.evaluation.advise import advise as answer
     from contextlab.evaluation.advise.answer import BUDGETS, POLICIES
-    from contextlab.experiments import find_model, find_own_model
+    from contextlab.experiments import find_model
     from contextlab.files import write_json
+    from contextlab.models import Model
+    from contextlab.places import require_place
     from contextlab.report.advice import advice_record, advice_table, advice_words, told_rows, write_advice_page
     from contextlab.training.distributed import resolve
 
     chosen = resolve(device)
-    name, _, tokenizer = find_model(model, chosen)
-    loaded = find_own_model(model, chosen)
-    forms = list(_forms(loaded, WEIGHTS if weights is None else _given(weights), data, also or [], chosen, seed))
+    name, loaded, tokenizer = find_model(model, chosen, native=True)
+    assert isinstance(loaded, Model)
     folder = out or Path("advised") / name
+    require_place(folder)
+    forms = list(_forms(loaded, WEIGHTS if weights is None else _given(weights), data, also or [], chosen, seed))
     with console.status("measuring ...") as status:
         found = answer(
             loaded, size, tokens, batch, forms=forms, policies=POLICIES if policy is None else _given(policy),
@@ -173,7 +176,8 @@ def _forms(
     """The forms of the weights, and the other models."""
     from contextlab.convert.variants import read_variants
     from contextlab.evaluation.advise.foretell import other, shrunk
-    from contextlab.experiments import find_model, find_own_model
+    from contextlab.experiments import find_model
+    from contextlab.models import Model
     from contextlab.models.digest import fingerprint
 
     variants = read_variants(loaded, list(weights), data, seed=seed)
@@ -181,7 +185,8 @@ def _forms(
     for each in variants:
         yield shrunk(each.text, each.spec, each.make, read)
     for source in also:
-        name, made = find_model(source, device)[0], find_own_model(source, device)
+        name, made, _ = find_model(source, device, native=True)
+        assert isinstance(made, Model)
         if fingerprint(made) == fingerprint(loaded):
             raise InputError(f"--also {source}: is not another model, but the model itself")
         if (made.spec.input_size, made.spec.output_size) != (loaded.spec.input_size, loaded.spec.output_size):

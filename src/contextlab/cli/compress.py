@@ -97,7 +97,9 @@ def compress(
     from contextlab.evaluation.compress import build_prompts, check_settings
     from contextlab.evaluation.compress import compress as measure
     from contextlab.evaluation.results import COMPRESS_COLUMNS
-    from contextlab.experiments import find_model, find_own_model
+    from contextlab.experiments import find_model
+    from contextlab.models import Model
+    from contextlab.places import require_place
     from contextlab.report import compress_table, compress_words, weights_words, write_compress_page
     from contextlab.training.distributed import resolve
 
@@ -107,25 +109,26 @@ def compress(
     if data and not weights:
         raise InputError("--data: is what --weights METHOD is calibrated on; give such a method, or leave it out")
     chosen = resolve(device)
-    name, loaded, tokenizer = find_model(model, chosen)
+    name, loaded, tokenizer = find_model(model, chosen, native=bool(weights))
+    folder = out or Path("compressed") / name
+    require_place(folder)
     others = {label: other for label, other, _ in (find_model(each, chosen) for each in compare or [])}
     left_out: list[str] | None = [] if skip else None
     if name in others or len(others) < len(compare or []):
         raise InputError("--compare: two models have the same name; give folders with different names")
     made: dict[str, Model] = {}
     if weights:
+        assert isinstance(loaded, Model)
         check_settings(policy or [], budget or [])
-        own = find_own_model(model, chosen)
         for each, n in itertools.product(tasks_of(task), read_lengths(lengths)):
-            build_prompts(each, n, own, tokenizer)  # what is wrong with one is said before anything is made
-        made, loaded = _made(own, weights, data, seed), own
+            build_prompts(each, n, loaded, tokenizer)  # what is wrong with one is said before anything is made
+        made = _made(loaded, weights, data, seed)
     with console.status("measuring ...") as status:
         results = measure(
             loaded, policy or [], budget or [], tasks_of(task), read_lengths(lengths), prompts=prompts, batch=batch,
             seed=seed, name=name, tokenizer=tokenizer, compare=others, decoded=decoded, fit=fit, left_out=left_out,
             progress=lambda text: status.update(escape(text)), weights=made, sequences=sequences,
         )  # fmt: skip
-    folder = out or Path("compressed") / name
     write_results(results, folder / "results.parquet", COMPRESS_COLUMNS)
     write_compress_page(results, folder / "compress.html", left_out or ())
     if as_json:

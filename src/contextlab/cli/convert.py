@@ -99,8 +99,8 @@ def convert(
     """
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.convert.conversion import convert as run
-    from contextlab.convert.saving import require_free
     from contextlab.experiments import find_own_model
+    from contextlab.places import require_free
     from contextlab.training.distributed import resolve
 
     require_free(out)
@@ -152,6 +152,8 @@ def _settings(sets: list[str] | None) -> dict[str, Any]:
     """KEY=VALUE of the training."""
     from contextlab.policies.core.parse import parse_options
 
+    if any(not each.strip() for each in sets or ()):
+        raise InputError("--set: expected KEY=VALUE, such as batch=32, got ''")
     return parse_options(f"train:{','.join(sets)}", "--set")[1] if sets else {}
 
 
@@ -166,6 +168,8 @@ def _stages(texts: list[str] | None) -> list[Stage] | None:
         return None
     found = []
     for text in texts:
+        if not text.strip():
+            raise InputError("--stage: expected KEY=VALUE,..., such as logits=1, got ''")
         options = parse_options(f"stage:{text}", "--stage")[1]
         own: dict[str, Any] = {key: options.pop(key) for key in ("share", "learning_rate", "trains") if key in options}
         lora = {key: options.pop(key) for key in ("rank", "targets") if key in options}

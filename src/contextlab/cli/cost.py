@@ -40,6 +40,7 @@ def cost(
     from contextlab.evaluation import cost as measure
     from contextlab.evaluation import write_results
     from contextlab.files import present
+    from contextlab.places import require_place
     from contextlab.report import write_cost_figure
     from contextlab.training.distributed import resolve
 
@@ -47,10 +48,11 @@ def cost(
     spec = model_spec(model, changes or [])
     name = Path(model).stem if present(Path(model)) else model
     sizes = read_lengths(lengths)
+    folder = out or Path("costs") / name
+    require_place(folder)
     chosen = resolve(device)
     with console.status(f"measuring {name} at {', '.join(map(str, sizes))} tokens"):
         results = measure(spec, sizes, batch=batch, repeats=repeats, device=chosen, name=name, plugins=plugin or [])
-    folder = out or Path("costs") / name
     write_results(results, folder / "cost.parquet")
     write_cost_figure(results, folder / "cost.html")
     if as_json:

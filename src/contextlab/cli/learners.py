@@ -36,10 +36,13 @@ def learners(
     from contextlab.experiments import load_recipe
     from contextlab.experiments.recipes import find_recipe, recipe_files, set_key
     from contextlab.files import present
+    from contextlab.places import require_place
     from contextlab.report.learners import breakdown_table, learner_table
     from contextlab.tasks import build_task
 
     load_components(plugin)
+    if out is not None:
+        require_place(out.parent)
     if what in registry.names("task"):
         options: dict[str, Any] = {}
         for change in changes or []:
@@ -97,10 +100,13 @@ def similarity(
     from contextlab.evaluation.intervals import Interval
     from contextlab.experiments import open_run
     from contextlab.files import write_atomic
+    from contextlab.places import require_place
     from contextlab.report.alike import similarity_words
     from contextlab.report.naming import interval_in_words, record_tasks
 
     load_components(plugin)
+    if out is not None:
+        require_place(out.parent)
     opened = open_run(run)
     names = list(dict.fromkeys(name for record in opened.records for name in record_tasks(record)))
     if task is None and len(names) > 1:

@@ -48,8 +48,8 @@ def merge(
     """
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.convert.merge import merge as convert
-    from contextlab.convert.saving import require_free
     from contextlab.experiments import find_own_model
+    from contextlab.places import require_free
     from contextlab.training.distributed import resolve
 
     require_free(out)

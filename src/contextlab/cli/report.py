@@ -22,10 +22,12 @@ def report(
     from contextlab.evaluation import Measured
     from contextlab.experiments import open_run
     from contextlab.experiments.recipes import read_yaml
+    from contextlab.places import require_place
     from contextlab.report import build_report
     from contextlab.report.merged import told_apart
 
     load_components(plugin, ("figure",))
+    require_place(out.parent)
     opened = [open_run(folder) for folder in runs]
     own = [each.record["name"] for each in opened]
     names = _names(own, runs)

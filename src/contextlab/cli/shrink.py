@@ -71,9 +71,9 @@ def shrink(
       contextlab shrink runs/byte-lm --method wanda --data notes.txt --heal 200 --heal-with lora:rank=8 --out small
     """
     load_components(plugin, (*PARTS, "conversion"))
-    from contextlab.convert.saving import require_free
     from contextlab.convert.shrink import shrink as convert
     from contextlab.experiments import find_own_model
+    from contextlab.places import require_free
     from contextlab.training.distributed import resolve
 
     require_free(out)
@@ -89,7 +89,10 @@ def show(found: Shrunk) -> None:
     """A table a method, then sizes, losses and healing in a line each."""
     for step in found.steps:
         title = step.method + "".join(f" {key}={value}" for key, value in step.options.items())
-        print_table(title, _rows(step.lines), prose=["what was done"])
+        if step.lines:
+            print_table(title, _rows(step.lines), prose=["what was done"])
+        else:
+            console.print(f"[bold]{escape(title)}[/bold]: nothing was to be done\n")
     share = found.bytes_after / max(1, found.bytes_before)
     console.print(f"weights: {bytes_in_words(found.bytes_before)} -> {bytes_in_words(found.bytes_after)} ({share:.1%})")
     for length, (before, after) in found.state.items():
@@ -109,8 +112,9 @@ def _healing(steps: int, what: str, rate: float | None) -> dict[str, Any]:
     """Keys of a TrainSpec. Raises InputError where something is to be trained for no steps."""
     from contextlab.convert.heal import heal_with
 
-    if not steps and what != "full":
-        raise InputError(f"heal-with: {what[:80]!r} of how many steps? give --heal, for example --heal 200")
+    if not steps and (what != "full" or rate is not None):
+        told = f"heal-with: {what[:80]!r}" if what != "full" else f"rate: {rate:g}"
+        raise InputError(f"{told} of how many steps? give --heal, for example --heal 200")
     return {"steps": steps, **heal_with(what)} | ({} if rate is None else {"learning_rate": rate})
 
 

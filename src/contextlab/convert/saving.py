@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from contextlab.errors import InputError
-from contextlab.files import atomic_folder, present, short, write_record
+from contextlab.files import atomic_folder, write_record
 from contextlab.models import Model, save_model
 from contextlab.models.exports import THEIRS, save_transformers
 
@@ -38,9 +38,3 @@ def _theirs(model: Model, folder: Path, like: str | Path | None) -> dict[str, st
         return {"architecture": save_transformers(model, folder, like)}
     except InputError as error:
         return {"why_not": str(error)}
-
-
-def require_free(folder: str | Path) -> None:
-    """Raises InputError where a folder that is to be written is there already: before minutes of work."""
-    if present(Path(folder)):
-        raise InputError(f"{short(folder)}: is there already; remove it or choose another name")
