@@ -37,6 +37,8 @@ class Broken(Conversion):
                 weight.add_(torch.randn_like(weight))
             elif self.fault == "saved":
                 made.blocks[0].mlp.up = torch.nn.Sequential(made.blocks[0].mlp.up)
+            elif self.fault == "after another" and model.spec.linear:
+                raise InputError("not after another")
             elif self.fault == "reads on":
                 made.blocks[0].mlp.register_forward_hook(lambda mlp, given, y: y + y.flip(1))
             else:
@@ -59,7 +61,7 @@ def broken(monkeypatch):
     return hold
 
 
-@pytest.mark.parametrize("name", ["plan", "old model", "lines", "same seed", "saved", "reads on"])
+@pytest.mark.parametrize("name", ["plan", "old model", "lines", "same seed", "saved", "reads on", "after another"])
 def test_a_law_bites(broken, name):
     broken(name, "")
     with pytest.raises(LawBroken, match=f"breaks the law {name!r}"):

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from contextlab import build_model, build_task, load_model, save_model
-from contextlab.convert import Calibration, build_conversion, shrink
+from contextlab.convert import Calibration, build_conversion, merge, shrink
 from contextlab.convert.layers import linear_layers
+from contextlab.convert.variants import read_variants
 from contextlab.errors import InputError, ResourceError
 from contextlab.files import read_record
 from contextlab.testing.conversions import calibration, small_model
@@ -104,6 +105,16 @@ def test_a_missing_peft_is_told_before_the_work(monkeypatch):
         shrink(regressor(), "magnitude", TASK, heal={"steps": 1, "ia3": {}})
 
 
+def test_unknown_methods_are_compared_with_those_that_can_be_meant():
+    with pytest.raises(InputError) as shrinks:
+        shrink(regressor(), "avrage")
+    with pytest.raises(InputError) as merges:
+        merge(regressor(), "avrage")
+    assert "average" not in str(shrinks.value)
+    assert "hedgehog" not in str(shrinks.value)
+    assert "did you mean 'average'? (known: average, expand, slerp, stack, task_arithmetic, ties)" in str(merges.value)
+
+
 def test_what_cannot_be_done_is_refused_in_one_line():
     model = regressor()
     for call_, message in (
@@ -120,7 +131,14 @@ def test_what_cannot_be_done_is_refused_in_one_line():
         ),
         (lambda: shrink(model, "magnitude", TASK, heal={"step": 3}), "heal.step: unknown key; did you mean 'steps'?"),
         (lambda: shrink(model.blocks[0], "magnitude"), "shrink: expected a model of contextlab"),
-        (lambda: shrink(model, ["magnitude", "magnitude:layers=x"]), "layers: no linear layer is called 'x'"),
+        (
+            lambda: shrink(model, ["magnitude", "magnitude:layers=x"]),
+            "magnitude: layers: no linear layer is called 'x'",
+        ),
+        (lambda: shrink(model, "hedgehog"), "what it makes must be trained; use `contextlab convert --to hedgehog`"),
+        (lambda: shrink(model, "gla"), "'gla' is a mixer: use `contextlab convert --to gla`"),
+        (lambda: shrink(model, "average"), "average: makes no model smaller; use `contextlab merge`"),
+        (lambda: read_variants(model, ["rtn", "rtn:bits=4"]), "weights: rtn:bits=4 is given twice (it is rtn)"),
     ):
         with pytest.raises(InputError) as found:
             call_()

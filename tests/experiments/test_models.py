@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from contextlab.cli import main
 from contextlab.cli.cost import model_spec
 from contextlab.errors import InputError
 from contextlab.experiments import find_model
 from contextlab.experiments.models import find_spec
-from contextlab.models import save_model
+from contextlab.files import read_tensors
+from contextlab.models import build_model, save_model
 from tests.experiments.test_run import tiny
 
 
@@ -43,6 +49,27 @@ def test_runs_trainings_checkpoints_and_saved_models_are_found(tmp_path, finishe
     shutil.rmtree(checkpoint)
     with pytest.raises(InputError, match="no training of this run has a checkpoint yet"):
         find_model(folder)
+
+
+@pytest.mark.parametrize("command", [("compress", "--weights", "rtn"), ("advise", "--memory", "1MB", "--length", "8")])
+def test_a_command_loads_a_model_once(command, tmp_path, monkeypatch):
+    """It is found by its name, and in our own stack, in one go."""
+    save_model(build_model("transformer", read_in="token", input_size=8, output_size=8), tmp_path / "small")
+    read: list[Path] = []
+
+    def once(path: Path, *rest: Any) -> dict[str, Tensor]:
+        read.append(path)
+        if len(read) > 1:
+            pytest.fail("it is read again")
+        return read_tensors(path, *rest)
+
+    monkeypatch.setattr("contextlab.models.io.read_tensors", once)
+    monkeypatch.setattr(
+        sys, "argv", ["contextlab", command[0], str(tmp_path / "small"), *command[1:], "--task", "none"]
+    )
+    with pytest.raises(SystemExit):
+        main()
+    assert read == [tmp_path / "small" / "model.safetensors"]
 
 
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -206,6 +206,16 @@ def test_missing_extra_and_misshapen_tensors_are_listed(tmp_path):
     assert "\n" not in message
 
 
+def test_a_checkpoint_that_is_cut_short_is_refused_in_one_line(tmp_path):
+    checkpoint("llama", tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for size in (0, 7, 100, len(whole) // 2):
+        (tmp_path / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(InputError) as error:
+            load(tmp_path, native=True)
+        assert "\n" not in str(error.value)
+
+
 def test_pickles_unknown_types_and_empty_folders_are_refused(tmp_path):
     checkpoint("llama", tmp_path / "pickled", torch.float32)
     (tmp_path / "pickled/model.safetensors").rename(tmp_path / "pickled/pytorch_model.bin")

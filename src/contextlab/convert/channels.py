@@ -17,6 +17,7 @@ from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear, is_plain
 from contextlab.models import MlpSpec, Model, ModelSpec
 from contextlab.models.mlp import FeedForward, StructuredLinear, hidden_width
+from contextlab.models.outline import without_memory
 from contextlab.registry import register
 
 RIDGE = 1e-8
@@ -54,6 +55,9 @@ class Channels(Conversion):
         if not any(narrows(mlp) for mlp in layers):
             kinds = sorted({mlp.kind for mlp in layers})
             raise InputError(f"channels: cuts dense and gated MLPs such as 'gelu', the model has {', '.join(kinds)}")
+        outline = without_memory(spec)
+        for name, mlp in () if outline is None else _mlps(outline):
+            _require_dense(name, mlp)
         changed = {"mlp": self._narrower(spec, spec.mlp).model_dump()}
         own = [
             layer.model_dump() | ({} if layer.mlp is None else {"mlp": self._narrower(spec, layer.mlp).model_dump()})
@@ -76,8 +80,7 @@ class Channels(Conversion):
         made, lines = copied(model), []
         for name, mlp in _mlps(made):
             out = mlp.out_proj
-            if not (isinstance(out, nn.Linear) and is_plain(out) and is_plain(mlp.up)):
-                raise InputError(f"channels: {name} is not stored densely; cut channels before other methods")
+            _require_dense(name, mlp)
             moment = data.inputs_of(made, [f"{name}.out_proj"])[f"{name}.out_proj"]
             before, size = out.weight.double(), module_nbytes(mlp)
             stays = kept_channels(before, moment, self._left(out.in_features))
@@ -144,6 +147,11 @@ def _mlps(model: Model) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, FeedForward) and not isinstance(module.up, StructuredLinear):
             yield name, module
+
+
+def _require_dense(name: str, mlp: Any) -> None:
+    if not (isinstance(mlp.out_proj, nn.Linear) and is_plain(mlp.out_proj) and is_plain(mlp.up)):
+        raise InputError(f"channels: {name} is not stored densely; cut channels before other methods")
 
 
 def _linear(weight: Tensor) -> Linear:

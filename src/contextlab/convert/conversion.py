@@ -136,6 +136,11 @@ def convert(
         raise InputError(
             f"{method.name}: trains for {steps} steps, on what? give data (--data TASK or FILE), or budget 0"
         )
+    if not steps and (stages is not None or train):
+        raise InputError(
+            "budget: 0 steps train nothing, so that what is said of the training (--stage, --set) would be lost; give "
+            f"a budget, for example {BUDGET}, or leave it out"
+        )
     if steps and not learned:
         learned = (DISTIL,)
     planned = method.plan(model.spec)

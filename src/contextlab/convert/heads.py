@@ -66,6 +66,11 @@ class Heads(Conversion):
                 left = max(1, mixer.kv_heads - round(self.share * mixer.kv_heads))
                 able = True
                 if left < mixer.kv_heads:
+                    matrices = (mixer.qkv_proj, mixer.out_proj, mixer.gate_proj)
+                    if not all(is_plain(each) for each in matrices if each is not None):
+                        raise InputError(
+                            f"heads: blocks.{i}.mixer is not stored densely; cut heads before other methods"
+                        )
                     found[i] = left * (mixer.heads // mixer.kv_heads), left, mixer.head_dim
         if not able:
             raise InputError(
@@ -92,10 +97,6 @@ class Heads(Conversion):
         made, lines = copied(model), []
         for i, (_, count, _) in left.items():
             mixer: Any = made.blocks[i].mixer
-            if not all(
-                is_plain(each) for each in (mixer.qkv_proj, mixer.out_proj, mixer.gate_proj) if each is not None
-            ):
-                raise InputError(f"heads: blocks.{i}.mixer is not stored densely; cut heads before other methods")
             name = f"blocks.{i}.mixer.out_proj"
             moment = data.inputs_of(made, [name])[name]
             before, size = mixer.out_proj.weight.double(), module_nbytes(mixer)

@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from contextlab import registry
+from contextlab.convert.base import Change, module_nbytes
 from contextlab.convert.calibration import Calibration
 from contextlab.errors import InputError, nearest
+from contextlab.mixers.forms import LinearForm
 from contextlab.models import LinearSpec, Model, ModelSpec
-from contextlab.models.forms import ENDS, linear_layers
+from contextlab.models.forms import ENDS, formed_layers, linear_layers
 from contextlab.models.outline import without_memory
 
 
@@ -23,6 +26,12 @@ def chosen_layers(model: nn.Module, layers: str) -> dict[str, nn.Linear]:
     """
     known = linear_layers(model, ends=layers.startswith(ENDS))
     found = {name: layer for name, layer in known.items() if fnmatchcase(name, layers)}
+    if not found and (others := _formed(model, layers)):
+        kinds = ", ".join(dict.fromkeys(map(_name, others.values())))
+        raise InputError(
+            f"layers: the {len(others)} that {layers[:80]!r} names are stored as {kinds} already, and only dense ones "
+            "can be changed; leave this method or the one before it out, or give each layers=... of its own"
+        )
     if not found:
         near = nearest(layers, known)
         hint = f"; did you mean {near!r}?" if near else ""
@@ -36,6 +45,30 @@ def planned_layers(spec: ModelSpec, layers: str) -> Mapping[str, nn.Linear]:
     """The same of a spec, without memory; nothing for a model that cannot be made without it."""
     model: Model | None = without_memory(spec)
     return {} if model is None else chosen_layers(model, layers)
+
+
+def passed_over(model: nn.Module, layers: str) -> list[Change]:
+    """A line for each layer that matches a pattern and has a form already, so that it stays as it is."""
+    found = []
+    for name, form in _formed(model, layers).items():
+        size = module_nbytes(form)
+        found.append(Change(name, f"left as it is: {_name(form)} already", 0.0, "weights", size, size))
+    return found
+
+
+def _formed(model: nn.Module, layers: str) -> dict[str, LinearForm]:
+    """The layers that a pattern means and that have a form."""
+    known = formed_layers(model)
+    return {
+        name: form
+        for name, form in known.items()
+        if fnmatchcase(name, layers) and (layers.startswith(ENDS) or not name.startswith(ENDS))
+    }
+
+
+def _name(form: LinearForm) -> str:
+    entry = registry.entry_of("linear", form)
+    return type(form).__name__ if entry is None else entry.name
 
 
 def by_block(names: Iterable[str]) -> list[list[str]]:

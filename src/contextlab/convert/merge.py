@@ -42,7 +42,7 @@ def merge(
         raise InputError("merge: expected models, got none")
     for each in given:
         require_own(each, "merge")
-    made = read_method(method, **options)
+    made = read_method(method, "merge", **options)
     if "models" in made.needs:
         made = dataclasses.replace(made, others=tuple(given[1:]), base=base)  # type: ignore[call-arg]
     elif made.family != "growth":

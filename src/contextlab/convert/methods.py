@@ -19,8 +19,10 @@ LENGTH = 256
 """Tokens in a prompt of text, where the model reads so many."""
 
 
-def read_method(text: str | Conversion, **options: Any) -> Conversion:
+def read_method(text: str | Conversion, call: str, **options: Any) -> Conversion:
     """The conversion that a text describes: "NAME" or "NAME:option=value,...". options: further ones.
+
+    call: "shrink" or "merge", whose methods are the choices where the name is unknown.
 
     Raises InputError with the nearest name, or on impossible options.
     """
@@ -33,9 +35,20 @@ def read_method(text: str | Conversion, **options: Any) -> Conversion:
     # YAML reads 2:4 as 124, a number of base 60.
     name, own = parse_options(re.sub(r"=\s*(\d+:\d+)(?=\s*(?:,|$))", r"='\1'", text), "method")
     if name not in registry.names("conversion"):
-        raise InputError(unknown("method", name, registry.names("conversion")))
+        if name in registry.names("mixer"):
+            raise InputError(f"{name!r} is a mixer: use `contextlab convert --to {name}`")
+        raise InputError(
+            unknown("method", name, [each.name for each in registry.entries("conversion") if _of(each, call)])
+        )
     made: Conversion = registry.lookup("conversion", name).build(**{**own, **options})
     return made
+
+
+def _of(entry: registry.Entry, call: str) -> bool:
+    """Whether a conversion is one that `merge` takes, or that `shrink` does without training."""
+    needs: frozenset[str] = entry.factory.needs  # type: ignore[attr-defined] # what is registered is a conversion
+    merges = "models" in needs or entry.family == "growth"
+    return merges if call == "merge" else not merges and "training" not in needs
 
 
 def read_data(text: str | Task, model: Any) -> Task:
@@ -47,7 +60,7 @@ def read_data(text: str | Task, model: Any) -> Task:
     from contextlab.training.trainer import check_sizes
 
     try:
-        check_sizes(model, task)
+        check_sizes(model, task, "give what the model was trained on, or its like")
     except InputError as error:
         raise InputError(f"data {text if isinstance(text, str) else type(task).__name__}: {error}") from None
     return task

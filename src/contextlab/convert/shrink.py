@@ -134,7 +134,7 @@ def shrink(
         raise InputError("shrink: expected a method such as 'magnitude', got none")
     if options and len(given) > 1:
         raise InputError(f"shrink: options {', '.join(options)} are of which method? write them as 'NAME:option=value'")
-    methods = [read_method(each, **options) for each in given]
+    methods = [read_method(each, "shrink", **options) for each in given]
     tasks = tasks_of(data, model)
     training = heal_spec(heal) if heal else None
     if training is not None and not tasks:
@@ -175,22 +175,34 @@ def state_bytes(before: Model, after: Model, lengths: Sequence[int]) -> dict[int
 
 def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None, training: TrainSpec | None) -> None:
     """Refuse at once what a later method would refuse after the work of those before it."""
-    spec = planned(methods, model.spec, data is not None)
+    spec = planned(methods, model.spec, data is not None, training is not None)
     if training is not None:
         check_healing(spec, training, any(each.family == "sparse" for each in methods))
     if data is not None:
         data.check(model)
 
 
-def planned(methods: Sequence[Conversion], spec: ModelSpec, calibrated: bool) -> ModelSpec:
-    """The spec of what comes out of methods in a row. calibrated: whether there are data.
+def planned(methods: Sequence[Conversion], spec: ModelSpec, calibrated: bool, healed: bool = False) -> ModelSpec:
+    """The spec of what comes out of methods in a row.
 
-    Raises InputError on methods that make nothing smaller, that need data where there are none, or that do not fit.
+    calibrated: whether there are data. healed: whether it is trained afterwards.
+
+    Raises InputError on methods that make nothing smaller, that need data or training where there is none, or that do
+    not fit.
     """
     for each in methods:
         if "models" in each.needs or each.family == "growth":
             raise InputError(f"{each.name}: makes no model smaller; use `contextlab merge`, `convert.merge`")
         if "calibration" in each.needs and not calibrated:
             raise InputError(f"{each.name}: needs data to calibrate on; give a task or text (--data TASK or FILE)")
-        spec = each.plan(spec)
+        if "training" in each.needs and not healed:
+            raise InputError(
+                f"{each.name}: what it makes must be trained; use `contextlab convert --to {each.name}`, where it "
+                "learns from the old model, or shrink with --heal STEPS"
+            )
+        try:
+            spec = each.plan(spec)
+        except InputError as error:
+            told = str(error)
+            raise InputError(told if told.startswith(each.name) else f"{each.name}: {told}") from None
     return spec

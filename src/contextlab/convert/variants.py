@@ -50,8 +50,8 @@ def read_variants(
     tasks = tasks_of(data, model)
     found: list[Variant] = []
     for text in as_list(texts):
-        if any(text == other.text for other in found):
-            raise InputError(f"weights: {text} is given twice; leave one out")
-        methods = tuple(read_method(part.strip()) for part in text.split("|"))
+        methods = tuple(read_method(part.strip(), "shrink") for part in text.split("|"))
+        if same := next((other.text for other in found if other.methods == methods), None):
+            raise InputError(f"weights: {text} is given twice{f' (it is {same})' * (text != same)}; leave one out")
         found.append(Variant(text, planned(methods, model.spec, bool(tasks)), model, methods, tasks, prompts, seed))
     return found

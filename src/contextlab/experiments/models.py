@@ -13,17 +13,22 @@ from contextlab.experiments.recipes import find_recipe, load_recipe, recipe_file
 from contextlab.experiments.starts import find_source, of_run, only_training
 from contextlab.files import short
 from contextlab.models import ByteTokenizer, HuggingFaceModel, Model, ModelSpec, load, load_tokenizer
+from contextlab.models.io import SPEC
 from contextlab.training.checkpoint import is_checkpoint, newest
 from contextlab.training.checkpoint import load as load_checkpoint
 
 
-def find_model(source: str | Path, device: torch.device | str = "cpu") -> tuple[str, Model | HuggingFaceModel, Any]:
+def find_model(
+    source: str | Path, device: torch.device | str = "cpu", *, native: bool = False
+) -> tuple[str, Model | HuggingFaceModel, Any]:
     """A model's name, the model in evaluation mode, and its tokenizer (None for bytes).
 
     source: the folder of a run with one trained model, of one of its trainings, of a checkpoint, RUN:MODEL for one of
         several models of a run, or what `models.load` takes.
+    native: in our own stack: the weights of a transformers checkpoint are imported.
 
-    Raises InputError where there is none, or where a run has several: it names their folders.
+    Raises InputError where there is none, where a run has several (it names their folders), or where an architecture
+    cannot be imported.
     """
     folder = of_run(source) or Path(source)
     name = folder.resolve().name if folder.exists() else str(source).rsplit("/", 1)[-1]
@@ -37,9 +42,9 @@ def find_model(source: str | Path, device: torch.device | str = "cpu") -> tuple[
         if is_checkpoint(folder):
             model = load_checkpoint(folder, device).eval()
         else:
-            model = load(folder if folder.exists() else source, device=device).eval()
+            model = load(folder if folder.exists() else source, device=device, native=native).eval()
     tokenizer: Any = None
-    if isinstance(model, HuggingFaceModel):
+    if not is_checkpoint(folder) and not (folder / SPEC).exists():  # a checkpoint of transformers
         tokenizer = load_tokenizer(folder) if folder.exists() else str(source)
     return name, model, None if isinstance(tokenizer, ByteTokenizer) else tokenizer
 
@@ -49,11 +54,9 @@ def find_own_model(source: str | Path, device: torch.device | str = "cpu") -> Mo
 
     Raises InputError where there is none, or where the checkpoint's architecture cannot be imported.
     """
-    _, model, _ = find_model(source, device)
-    if isinstance(model, HuggingFaceModel):
-        model = load(source, device=device, native=True)
+    model = find_model(source, device, native=True)[1]
     assert isinstance(model, Model)
-    return model.eval()
+    return model
 
 
 def is_recipe(text: str) -> bool:

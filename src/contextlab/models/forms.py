@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ENDS = "read_"
 """How the names of the read-in and the read-out begin, which are meant only where they are named."""
-TRAINING = ("latent", "rounding", "gradients")
+TRAINING = ("latent", "rounding")
 """Options of forms that are of their training alone."""
 
 
@@ -98,7 +98,7 @@ def with_forms(model: Model, forms: Mapping[str, LinearForm], specs: Iterable[Li
             raise InputError(f"with_forms: {name} maps {sizes[0]} to {sizes[1]}, its form {form.in_features} to "
                              f"{form.out_features}")  # fmt: skip
     linear = (*model.spec.linear, *specs)
-    _require_layers(linear, layers.keys() | _formed(model))
+    _require_layers(linear, layers.keys() | formed_layers(model).keys())
     spec = ModelSpec.parse({**model.spec.model_dump(), "linear": [each.model_dump() for each in linear]})
     for name, layer in layers.items():
         _require_described(name, layer, forms.get(name), spec_of(name, linear))
@@ -163,9 +163,13 @@ def _instead(near: str | None, known: Iterable[str]) -> str:
     return f"expected one of {', '.join(shown[:6])}{', ...' if len(shown) > 6 else ''}" if shown else "it has none"
 
 
-def _formed(model: nn.Module) -> set[str]:
-    """Names of the layers that have a form."""
-    return {name for name, module in model.named_modules() if isinstance(module, LinearForm)}
+def formed_layers(model: nn.Module) -> dict[str, LinearForm]:
+    """The layers that have a form, by name; not the forms that stand within another."""
+    found: dict[str, LinearForm] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LinearForm) and name.rpartition(".")[0] not in found:
+            found[name] = module
+    return found
 
 
 def _parts(spec: LinearSpec) -> tuple[type[LinearForm], dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from contextlab.errors import InputError, ResourceError, nearest
 from contextlab.files import read_json
@@ -67,7 +68,7 @@ def load(
             ignore_mismatched_sizes=True,
             local_files_only=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise InputError(f"{folder}: {_line(error)}") from error
     _check_tensors(folder, info)
     theirs = theirs.eval().to(device)
@@ -139,7 +140,17 @@ def downloaded(name: str, **options: Any) -> Path:
         files = ["*.json", "*.safetensors", "*.model", "*.txt"]
         return Path(snapshot_download(name, allow_patterns=files, **options))
     except Exception as error:  # the hub's client raises errors of many libraries
-        raise InputError(f"{name}: no such folder, and the hub gave no checkpoint ({_line(error)})") from error
+        raise InputError(
+            f"{name}: no such folder{_near(name)}, and the hub gave no checkpoint ({_line(error)})"
+        ) from error
+
+
+def _near(name: str) -> str:
+    """`; did you mean 'runs/mine'?` of a folder that is there."""
+    path = Path(name)
+    folders = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    near = nearest(path.name, folders)
+    return "" if near is None else f" (did you mean {str(path.parent / near)!r}?)"
 
 
 def _check_files(folder: Path) -> None:

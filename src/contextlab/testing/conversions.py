@@ -18,6 +18,7 @@ from torch import Tensor
 
 from contextlab import registry
 from contextlab.convert import Calibration, Conversion, Converted
+from contextlab.errors import InputError
 from contextlab.models import LayerSpec, Model, ModelSpec, load_model, save_model, weight_nbytes
 from contextlab.models.outline import without_memory
 from contextlab.testing.law import Component, close, law, refused, require
@@ -213,6 +214,33 @@ def reads_on(component: Component) -> None:
     hold_to_bytes(model, state, 20)
     other = torch.cat((x[:, :12], tokens(8, seed=5)), 1)
     close(model(other)[:, :12], whole[:, :12], 1e-9, "outputs before other tokens")
+
+
+def alone_on_the_first_mixer(component: Component) -> bool:
+    """In its first option case, where it needs no other models, which would have to be shrunk alike."""
+    return first_case(component) and component.beside == MIXERS[0] and "models" not in component.factory.needs  # type: ignore[attr-defined]
+
+
+@law(
+    "conversion",
+    "after another",
+    "What cannot be done after another conversion, `plan` refuses: before the other has done its work.",
+    holds_for=alone_on_the_first_mixer,
+)
+def after_another(component: Component) -> None:
+    """After all linear layers, or those of MLPs alone, have become whole numbers."""
+    entry = registry.lookup("conversion", component.name)
+    conversion = _built(entry, component.options, component.beside)
+    for layers in ("*", "*.mlp.*"):
+        rounded = registry.lookup("conversion", "rtn").build(group=8, layers=layers)(small_model()).model
+        try:
+            conversion.plan(rounded.spec)
+        except InputError:
+            continue
+        try:
+            conversion(rounded, calibration())
+        except InputError as error:
+            require(False, f"after rtn:layers={layers} plan allows what is then refused: {error}")
 
 
 def calibrated(component: Component) -> bool:

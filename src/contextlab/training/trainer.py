@@ -212,16 +212,14 @@ def check_pause(pause: int | None) -> None:
         raise InputError(f"pause: expected a step from 1 on, or None, got {pause}")
 
 
-def check_sizes(model: Any, task: Task) -> None:
-    """Raises InputError where the model was built for other sizes than the task's."""
+def check_sizes(model: Any, task: Task, otherwise: str = "build it from spec.for_task(task)") -> None:
+    """Raises InputError where the model was built for other sizes than the task's. otherwise: what to do then."""
     if getattr(model.spec, "pool", None) is not None:
         model.spec.check_one_prediction(task)
     for name in ("read_in", "input_size", "output_size"):
         has, needs = getattr(model.spec, name), getattr(task, name)
         if has != needs:
-            raise InputError(
-                f"the model's {name} is {has!r}, the task needs {needs!r}; build it from spec.for_task(task)"
-            )
+            raise InputError(f"the model's {name} is {has!r}, the task needs {needs!r}; {otherwise}")
 
 
 def task_as_data(task: Task) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contextlab import registry
-from contextlab.convert import build_conversion
+from contextlab.convert import build_conversion, shrink
 from contextlab.convert.base import relative_error
 from contextlab.convert.bits.gptq import round_with_feedback
 from contextlab.errors import InputError
@@ -142,8 +142,17 @@ def test_layers_after_another_conversion_are_left_as_they_are() -> None:
     assert [each.form for each in twice.spec.linear] == ["ternary", "int"]
     assert type(twice.blocks[0].mlp.up).__name__ == "Ternary"
     assert type(twice.blocks[0].mixer.qkv_proj).__name__ == "Integers"
-    with pytest.raises(InputError, match="layers: no linear layer is called"):
+    with pytest.raises(InputError, match="layers: the 12 that '\\*' names are stored as int, ternary already"):
         build_conversion("rtn")(twice)
+
+
+@pytest.mark.parametrize("method", ["rtn:bits=8", "magnitude", "magnitude:packed=true", "svd:rank=2", "laser:layers=*"])
+def test_a_line_says_which_layers_are_passed_over(method: str) -> None:
+    found = shrink(small_model(), ["rtn:bits=4,layers=blocks.0.*", method])
+    over = [line for line in found.steps[1].lines if line.did == "left as it is: int already"]
+    assert [line.layer for line in over] == [line.layer for line in found.steps[0].lines]
+    assert all(line.error == 0 and line.bytes_before == line.bytes_after for line in over)
+    assert len(found.steps[1].lines) == 12
 
 
 def test_what_cannot_be_is_told() -> None:

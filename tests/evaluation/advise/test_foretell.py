@@ -44,6 +44,22 @@ def test_bytes_under_a_policy(policy: str, exact: bool, options: dict[str, int])
     assert told == really if exact else really <= told < 1.3 * really
 
 
+def test_a_policys_own_fault_is_not_taken_for_numbers_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = parse_policy("keydiff:window=8").with_budget("25%")
+    for fault in (RuntimeError("sizes 3 and 4 do not agree"), TypeError("no such argument"), NotImplementedError()):
+
+        def fail(*_: object, fault: Exception = fault) -> None:
+            raise fault
+
+        monkeypatch.setattr(type(policy), "prepare", fail)
+        with pytest.raises(type(fault)):
+            state_under(model().spec, policy, 64)
+    told = [RuntimeError("Tensor.item() cannot be called on meta tensors"), TypeError("can't convert meta device type")]
+    for fault in told:
+        monkeypatch.setattr(type(policy), "prepare", lambda *_, fault=fault: (_ for _ in ()).throw(fault))
+        assert not state_under(model().spec, policy, 64)[1]
+
+
 def test_each_form_is_foretold_with_and_without_policies() -> None:
     made = model().eval()
     forms = [itself(made, ""), *(shrunk(v.text, v.spec, v.make, "") for v in read_variants(made, ["rtn:bits=8"]))]

@@ -10,6 +10,7 @@ from contextlab.policies import EvictionPolicy, PerLayer, parse_options, parse_p
 
 def test_names_options_and_parts_are_read() -> None:
     assert parse_options("snapkv", "policy") == ("snapkv", {})
+    assert parse_options("rtn:layers=*.mlp.*,bits=8", "method") == ("rtn", {"layers": "*.mlp.*", "bits": 8})
     assert parse_options(" needle : depth=0.5, part=train,tags=[1, 2]", "task") == (
         "needle",
         {"depth": 0.5, "part": "train", "tags": [1, 2]},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from contextlab import registry
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import chosen_layers, planned_layers, read_by_block
+from contextlab.convert.layers import chosen_layers, passed_over, planned_layers, read_by_block
 from contextlab.errors import InputError
 from contextlab.mixers.forms import LinearForm
 from contextlab.models import LinearSpec, Model, ModelSpec, with_forms
@@ -58,7 +58,7 @@ class ToForm(Conversion):
         made = copied(model)
         found = chosen_layers(made, self.layers)
         forms: dict[str, LinearForm] = {}
-        lines = []
+        lines = passed_over(made, self.layers)
         for names, moments in read_by_block(made, found, data):
             for name in names:
                 layer = found[name]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import chosen_layers, entries, planned_layers, read_by_block
+from contextlab.convert.layers import chosen_layers, entries, passed_over, planned_layers, read_by_block
 from contextlab.errors import InputError
 from contextlab.mixers.forms.low_rank import LowRank
 from contextlab.models import Model, ModelSpec
@@ -69,7 +69,7 @@ class Factored(Conversion):
         found = chosen_layers(made, self.layers)
         known, ranks = chosen_layers(made, "*"), self._ranks(found)
         forms: dict[str, LowRank] = {}
-        lines = []
+        lines = passed_over(made, self.layers)
         for names, moments in read_by_block(made, found, data):
             sizes = {} if data is None else self.sizes_of(data, made, names)
             for name in names:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import chosen_layers, planned_layers, read_by_block
+from contextlab.convert.layers import chosen_layers, passed_over, planned_layers, read_by_block
 from contextlab.convert.low_rank.base import Factored, factors
 from contextlab.models import Model, ModelSpec
 from contextlab.registry import register
@@ -116,7 +116,7 @@ class Laser(Conversion):
     def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:
         """See `Conversion.apply`."""
         made = copied(model)
-        found, lines = chosen_layers(made, self.layers), []
+        found, lines = chosen_layers(made, self.layers), passed_over(made, self.layers)
         for names, moments in read_by_block(made, found, data):
             for name in names:
                 layer, before = found[name], found[name].weight.double().clone()

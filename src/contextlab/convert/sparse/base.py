@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.layers import chosen_layers, entries, planned_layers, read_by_block
+from contextlab.convert.layers import chosen_layers, entries, passed_over, planned_layers, read_by_block
 from contextlab.convert.sparse.masks import Scope, largest, n_of_m, read_pattern
 from contextlab.errors import InputError
 from contextlab.mixers.forms import LinearForm
@@ -81,7 +81,7 @@ class Sparse(Conversion):
         found = chosen_layers(made, self.layers)
         known, packed = chosen_layers(made, "*"), self._packed(found)
         forms: dict[str, LinearForm] = {}
-        lines = []
+        lines = passed_over(made, self.layers)
         for names, moments in read_by_block(made, found, data):
             for name in names:
                 layer, before = found[name], found[name].weight.clone()

@@ -136,12 +136,20 @@ def state_under(spec: ModelSpec, policy: Policy, length: int, dtype: torch.dtype
         return _nbytes(state), True
     except InputError:
         raise
-    except (RuntimeError, NotImplementedError):  # it asks for the numbers of tensors, and here there are none
+    except (RuntimeError, TypeError) as error:
+        if not _of_no_numbers(error):
+            raise
         cache = length * _token_nbytes(policy, outline, dtype)
         parts = [each.amount for each in policy.limits if each.kind == "ratio"]
         if policy.bounds != "held" or not parts:
             raise InputError("its bytes are not known before it has read, and no budget bounds them") from None
         return _without_room(policy, outline, length, dtype) - cache + int(max(parts) * cache), False
+
+
+def _of_no_numbers(error: Exception) -> bool:
+    """Whether PyTorch says that numbers of a tensor without memory were asked for: there is no class for that."""
+    told = str(error).lower()
+    return "meta" in told or "data is not allocated" in told
 
 
 def share_held(spec: ModelSpec, policy: Policy, length: int, dtype: torch.dtype = torch.float32) -> float:

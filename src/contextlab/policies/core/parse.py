@@ -31,7 +31,8 @@ def parse_options(text: str, what: str) -> tuple[str, dict[str, Any]]:
         if not equals or not key.strip():
             raise InputError(f"{what} {name}: expected option=value, got {part[:80]!r}")
         try:
-            options[key.strip()] = yaml.safe_load(value)
+            # To YAML a star refers to a name; here it begins a pattern such as *.mlp.*
+            options[key.strip()] = value.strip() if value.strip().startswith("*") else yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"{what} {name}: the value of {key.strip()} cannot be read: {value[:80]!r}") from None
     return name, options
