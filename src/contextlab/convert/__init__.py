@@ -16,6 +16,7 @@ from contextlab.convert.channels import Channels
 from contextlab.convert.conversion import Transferred, convert
 from contextlab.convert.depth.collapse import MergeBlocks
 from contextlab.convert.depth.drop import DropBlocks
+from contextlab.convert.depth.early import Calm, ExitAt
 from contextlab.convert.depth.grow import Expand, Stack
 from contextlab.convert.depth.mod import MixtureOfDepths
 from contextlab.convert.depth.sublayers import DropSublayers
@@ -53,6 +54,7 @@ __all__ = [
     "Average",
     "Awq",
     "Calibration",
+    "Calm",
     "Change",
     "Channels",
     "Clex",
@@ -62,6 +64,7 @@ __all__ = [
     "DropBlocks",
     "DropPosition",
     "DropSublayers",
+    "ExitAt",
     "Expand",
     "Gptq",
     "Gqa",

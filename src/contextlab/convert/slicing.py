@@ -182,6 +182,7 @@ def _check(spec: ModelSpec) -> None:
         (spec.pool is not None, f"a read-out that pools ({spec.pool}); it is for one prediction a token"),
         (spec.position == "sinusoidal", "sinusoidal positions, which are not rotated; it is for rope, learned, none"),
         (spec.atoms is not None, "shared atoms; it is for projections of each layer's own"),
+        (spec.exit is not None, "early exits, which read out every layer; slice before `calm`"),
         (bool(spec.linear), "linear layers that are not stored densely; slice before other methods"),
         (other is not None, f"mixer {other!r}; it is for attention and MLPs"),
         (bool(kinds), f"MLPs of kind {', '.join(sorted(kinds))}; it is for dense and gated ones such as 'gelu'"),

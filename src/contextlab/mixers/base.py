@@ -72,6 +72,15 @@ class Mixer(nn.Module, ABC):
             after.__dict__["_left_by"] = id(self)  # spares the check of a state that comes straight back
         return y, after
 
+    def remember(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, tokens: Tensor | None = None
+    ) -> State | None:
+        """The state after tokens x [B, T, D] whose outputs are not asked for; arguments as of a call.
+
+        A mixer whose state is made with less work than its outputs does this work alone.
+        """
+        return self(x, state, mask, True, tokens)[1]
+
     @property
     def reads_forward(self) -> bool:
         """Whether padding on the right of a row changes no answer: it is causal, and no policy is attached."""

@@ -7,6 +7,7 @@ from contextlab.models import hash_mlp as hash_mlp  # registers its MLP
 from contextlab.models import mlp_experts as mlp_experts  # registers its MLP
 from contextlab.models import presets as presets
 from contextlab.models.build import build_model, preset
+from contextlab.models.exits import ExitSpec
 from contextlab.models.forms import linear_layers, pack_forms, with_forms
 from contextlab.models.hub import load
 from contextlab.models.hub_model import HuggingFaceModel
@@ -25,6 +26,7 @@ if not TYPE_CHECKING:  # else mypy would take any name
 
 __all__ = [
     "ByteTokenizer",
+    "ExitSpec",
     "HuggingFaceModel",
     "HuggingFaceSpec",
     "HuggingFaceState",

@@ -103,6 +103,14 @@ class Block(nn.Module):
         x = self.mixer_residual(x, y)
         return self.mlp_residual(x, self.mlp(self.mlp_norm(x))), state
 
+    def remember(
+        self, x: Tensor, state: State | None, mask: Tensor | None, embedded: Tensor, tokens: Tensor | None
+    ) -> State | None:
+        """The mixer's state after tokens x [B, T, D] whose outputs are not asked for; arguments as of `forward`."""
+        if self.router is not None:
+            return self(x, state, mask, True, embedded, tokens)[1]
+        return self.mixer.remember(self.mixer_norm(x), state, mask, tokens)
+
     def flops(self, length: int) -> int:
         """Multiply-adds x 2 of one forward over `length` tokens, of which as many as its router's share go through."""
         parts = [self.mixer, self.mixer_residual, self.mlp, self.mlp_residual]
@@ -173,6 +181,13 @@ class InputBlock(nn.Module):
         if body.mlp is not None and body.mlp_norm is not None:
             y = body.mlp(body.mlp_norm(y))
         return x + self.out_proj(y), state
+
+    def remember(
+        self, x: Tensor, state: State | None, mask: Tensor | None, embedded: Tensor, tokens: Tensor | None
+    ) -> State | None:
+        """The mixer's state after tokens x [B, T, D] whose outputs are not asked for; arguments as of `forward`."""
+        body = self.body
+        return body.mixer.remember(body.mixer_norm(torch.cat((x, embedded), -1)), state, mask, tokens)
 
     def flops(self, length: int) -> int:
         """Multiply-adds x 2 of one forward over `length` tokens."""

@@ -146,7 +146,7 @@ def _require(spec: ModelSpec) -> None:
     """Refuse what no layer tells."""
     needed = {
         "read_in": "token", "pool": None, "block": "sequential", "residual": "plain", "atoms": None, "loops": 1,
-        "norm": "rms",
+        "norm": "rms", "exit": None,
     }  # fmt: skip
     for key, wanted in needed.items():
         if getattr(spec, key) != wanted:

@@ -67,6 +67,8 @@ def by_document(model: Model, inputs: Tensor, found: Documents, within: Within |
     answers, streams = [], list[list[Tensor]]()
     for batch, mask in zip(batches, masks, strict=True):
         inner: dict[str, Any] = {}
+        if within is not None and within.used is not None:
+            raise InputError("within.used: not for packed documents; give them as rows of a batch")
         if within is not None:
             streams.append([])
             own = replace(within, embedded=None if embedded is None else batch.of(embedded), last=None)

@@ -269,6 +269,8 @@ def _at(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _check_blocks(model: Model, what: str, why: str) -> None:
+    if model.spec.exit is not None or model.state_varies:
+        raise InputError(f"{what}: not for a model whose tokens leave early (exit) or skip blocks (skip)")
     for i, block in enumerate(model.blocks):
         mixer: Any = block.mixer
         found = getattr(mixer, "kv_layer", lambda: None)()

@@ -18,6 +18,7 @@ from pydantic import (
 from contextlab import registry
 from contextlab.errors import InputError, unknown
 from contextlab.mixers.base import head_size
+from contextlab.models.exits import ExitSpec
 from contextlab.models.skip import SkipSpec
 from contextlab.spec import Spec, describe, refuse_counts
 
@@ -198,6 +199,7 @@ class ModelSpec(Spec):
     pool: one prediction for the whole sequence, from the mean, the first or the last of its tokens, or from a
         mean with learned weights ("attention", LAMA 1912.00835); None for one prediction a token.
     linear: how the weights of linear layers are stored; of entries that name a layer the first counts.
+    exit: when a token goes no further up the stack (CALM, 2207.07061); None: all go through all layers.
     """
 
     width: PositiveInt = 64
@@ -223,13 +225,15 @@ class ModelSpec(Spec):
     read_out_bias: bool = True
     pool: Literal["mean", "first", "last", "attention"] | None = None
     linear: tuple[LinearSpec, ...] = ()
+    exit: ExitSpec | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `linear` where it is empty: the file of a model that has no forms is that of before there were."""
+        """Without `linear` and `exit` where there are none, as in the files of before there were."""
         data: dict[str, Any] = handler(self)
-        if "linear" in data and not self.linear:
-            del data["linear"]
+        for name in ("linear", "exit"):
+            if name in data and not getattr(self, name):
+                del data[name]
         return data
 
     @field_validator("mlp", mode="before")
@@ -271,7 +275,24 @@ class ModelSpec(Spec):
             raise InputError(
                 f"tied: input_size {self.input_size} and output_size {self.output_size} must be equal to share weights"
             )
+        self._check_exit()
         return self
+
+    def _check_exit(self) -> None:
+        if self.exit is None:
+            return
+        if self.reads_whole:
+            raise InputError("exit: tokens leave one by one, in models that read forward and do not pool; leave it out")
+        if self.exit.by == "softmax" and self.read_in != "token":
+            raise InputError("exit.by: the predictions of a model that reads vectors are no logits; take 'saturation'")
+        if self.exit.first > self.depth * self.loops:
+            raise InputError(f"exit.first: {self.exit.first} of {self.depth * self.loops} layers; give fewer")
+
+    @property
+    def counts_padding(self) -> bool:
+        """Whether the state tells how much each row was padded: the model asks for tokens' places in their texts."""
+        decays = self.exit is not None and self.exit.decay is not None
+        return decays or self.position in ("learned", "sinusoidal")
 
     def pattern(self) -> list[LayerSpec]:
         """The layers in order, the pattern repeated to `depth`."""

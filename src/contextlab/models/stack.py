@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear, multiplications
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
+from contextlab.models.exits import Exits
 from contextlab.models.faults import finite, first_fault
 from contextlab.models.forms import place_forms
 from contextlab.models.generation import generate
@@ -28,7 +29,7 @@ class ModelState(State):
     """What a model remembers: one state a mixer and loop, in order of use.
 
     layers: the mixers' states, loop by loop.
-    start: [B] int64, the padding tokens of each row; only with absolute positions, else None.
+    start: [B] int64, the padding tokens of each row; only where the spec `counts_padding`, else None.
     waiting: for each row, whether it was padding only so far; None where every row has had a token.
     """
 
@@ -52,11 +53,13 @@ class Within:
     embedded: [B, T, D], in place of the read-in's vectors; layers that read token ids cannot do with it.
     hidden: takes the stream [B, T, D]: the embedded tokens, then what each block made of it, the last one normed.
     last: predict at these places of T only; None at all.
+    used: takes, of a model with early exits, [B, T] int64: how many layers each token went through.
     """
 
     embedded: Tensor | None = None
     hidden: list[Tensor] | None = None
     last: slice | Tensor | None = None
+    used: list[Tensor] | None = None
 
     def seen(self, x: Tensor, padded: Padding) -> None:
         """Take x [B, T, D] into `hidden` as the inputs stood, where that is wanted."""
@@ -213,25 +216,30 @@ class Model(nn.Module):
         within: Within | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         self._check(inputs)
-        within = Within() if within is None else within
+        spec, within = self.spec, Within() if within is None else within
         padded = padding(mask, inputs, state is not None and state.length > 0, state.waiting if state else None)
         inputs, mask = padded.moved(inputs), padded.mask
         embedded = self.read_in(inputs) if within.embedded is None else padded.moved(within.embedded)
         start = state.start if state is not None else None
         read = state.length if state is not None else 0
-        if self.spec.position in ("learned", "sinusoidal"):
+        if spec.position in ("learned", "sinusoidal"):
             embedded, start = self._add_positions(embedded, read, start, mask, positions)
-        tokens = inputs if self.spec.read_in == "token" and within.embedded is None else None
+        elif spec.counts_padding:
+            start = _started(embedded, start, mask)
+        exits = self._exits(embedded, read, start, mask)
+        tokens = inputs if spec.read_in == "token" and within.embedded is None else None
         within.seen(embedded, padded)
         x = embedded
         states: list[State] = []
-        for loop in range(self.spec.loops):
-            if loop and self.spec.input_injection:
-                x = x + embedded
+        for loop in range(spec.loops):
+            if loop and spec.input_injection:
+                x = x + embedded if exits is None else exits.kept(x, x + embedded)
             made: dict[int, State] = {}  # the states that later layers read the keys and values of
             for i, block in enumerate(self.blocks):
-                before = state.layers[loop * len(self.blocks) + i] if state is not None else None
-                if block.reads_shared:
+                before, given = state.layers[loop * len(self.blocks) + i] if state is not None else None, x
+                if exits is not None and exits.all_gone:
+                    after = self._written(i, x, before, mask, keep_state, embedded, tokens)
+                elif block.reads_shared:
                     x, _ = block(x, made[self._sources[i]], mask, False, embedded, tokens)
                     after = RecurrentState(length=read + inputs.shape[1])  # it keeps nothing of its own
                 elif i in self._read_above:
@@ -241,9 +249,13 @@ class Model(nn.Module):
                     x, after = self.recompute(block, x, before, mask, keep_state, embedded, tokens)
                 else:
                     x, after = block(x, before, mask, keep_state, embedded, tokens)
+                if exits is not None:
+                    x = exits.passed(given, x, lambda y: self.read_out(self.read_out_norm(y)))
                 within.seen(x, padded)
                 if keep_state:
                     states.append(after)
+        if exits is not None and within.used is not None:
+            within.used.append(padded.back(exits.used))
         x = self.read_out_norm(x)
         pooled = isinstance(self.read_out, PooledHead)
         if pooled:
@@ -258,13 +270,37 @@ class Model(nn.Module):
         length = read + inputs.shape[1]
         return prediction, ModelState(layers=states, start=start, waiting=padded.waiting, length=length)
 
+    def _exits(self, x: Tensor, read: int, start: Tensor | None, mask: Tensor | None) -> Exits | None:
+        """Which tokens x [B, T, D] leave early; None where all go through all layers, as they do in training."""
+        if self.spec.exit is None or self.training:
+            return None
+        places = (read + torch.arange(x.shape[1], device=x.device)).expand(x.shape[:2])
+        if start is not None:
+            places = places - start[:, None]
+        return Exits(self.spec.exit, len(self.blocks) * self.spec.loops, mask, places)
+
+    def _written(
+        self,
+        i: int,
+        x: Tensor,
+        before: State | None,
+        mask: Tensor | None,
+        keep_state: bool,
+        embedded: Tensor,
+        tokens: Tensor | None,
+    ) -> Any:
+        """The state of a block after tokens x [B, T, D] of which nothing else is asked."""
+        if not keep_state:
+            return None
+        block: Any = self.blocks[i]
+        if block.reads_shared:
+            return RecurrentState(length=x.shape[1] + (0 if before is None else before.length))
+        return block.remember(x, before, mask, embedded, tokens)
+
     def _add_positions(
         self, x: Tensor, read: int, start: Tensor | None, mask: Tensor | None, positions: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        if start is None:
-            start = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        if mask is not None:
-            start = start + (~mask).sum(1)
+        start = _started(x, start, mask)
         if positions is None:
             positions = (read + torch.arange(x.shape[1], device=x.device) - start[:, None]).clamp_min(0)
         if self.positions is None:
@@ -299,6 +335,11 @@ class Model(nn.Module):
             raise InputError(f"expected vectors [B, T, {self.spec.input_size}], got {list(inputs.shape)}")
 
     @property
+    def trains_alone(self) -> str:
+        """Why several such models cannot be called as one; "": they can."""
+        return "" if self.spec.exit is None else "which layers a token goes through depends on the data"
+
+    @property
     def parameter_count(self) -> int:
         """Number of trainable values (tied weights once)."""
         return sum(p.numel() for p in self.parameters())
@@ -312,7 +353,7 @@ class Model(nn.Module):
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """The exact bytes of the state after `length` tokens; the most that they can be where `state_varies`."""
         mixers = sum(block.state_nbytes(length, batch, dtype) for block in self.blocks)  # type: ignore[operator]
-        starts = batch * 8 if self.spec.position in ("learned", "sinusoidal") else 0
+        starts = batch * 8 if self.spec.counts_padding else 0
         return mixers * self.spec.loops + starts
 
     @property
@@ -321,7 +362,10 @@ class Model(nn.Module):
         return any(block.router is not None for block in self.blocks)
 
     def flops(self, length: int) -> int:
-        """Multiply-adds x 2 of one forward over one sequence of `length` tokens (matrix products counted)."""
+        """Multiply-adds x 2 of one forward over one sequence of `length` tokens (matrix products counted).
+
+        Those of all layers, whether tokens leave early or not; how sure the model is of them is counted beside.
+        """
         total = sum(block.flops(length) for block in self.blocks)  # type: ignore[operator]
         if isinstance(self.read_out, PooledHead):
             each = 0 if self.read_out.attention is None else 2 * self.read_out.attention.heads * self.spec.width
@@ -330,4 +374,14 @@ class Model(nn.Module):
             ends = 2 * length * multiplications(self.read_out)
         if self.spec.read_in == "vector":
             ends += 2 * length * (self.spec.input_size or 0) * self.spec.width
+        if self.spec.exit is not None and self.spec.exit.by == "softmax":
+            looks = len(self.blocks) * self.spec.loops - self.spec.exit.first
+            ends += looks * 2 * length * multiplications(self.read_out)
         return total * self.spec.loops + ends
+
+
+def _started(x: Tensor, start: Tensor | None, mask: Tensor | None) -> Tensor:
+    """[B] int64, the padding tokens of each row so far. start: of those before x [B, T, D]."""
+    if start is None:
+        start = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    return start if mask is None else start + (~mask).sum(1)

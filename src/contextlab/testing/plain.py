@@ -20,6 +20,7 @@ def plain_stack(spec: ModelSpec, model: Any, inputs: Tensor) -> Tensor:
     inputs: [B, T] int64, or [B, T, input_size] float. Returns [B, T, output_size].
     Raises AssertionError where the blocks are not those of the spec.
     """
+    require(spec.exit is None, "the plain stack has no early exits")
     embedded = _embed(spec, model, inputs)
     layers = [spec.layers[i % len(spec.layers)] for i in range(spec.depth)]
     _check_parts(spec, layers, model)

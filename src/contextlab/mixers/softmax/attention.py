@@ -8,10 +8,11 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens
+from contextlab.mixers.softmax.base import AttentionMixer, AttentionOptions, Tokens, with_conv
 from contextlab.ops.position import RopeScaling
 from contextlab.ops.position_variants import xpos_attention
 from contextlab.registry import register
+from contextlab.state import KVState, State
 
 
 @register(
@@ -106,6 +107,19 @@ class Attention(AttentionMixer):
             ),
         )
         self.xpos_scale = (xpos_scale or 512.0) if position == "xpos" else None
+
+    def remember(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, tokens: Tensor | None = None
+    ) -> State | None:
+        """See `Mixer.remember`: keys and values alone."""
+        if self.served is not None:
+            return super().remember(x, state, mask, tokens)
+        self._check(x, state, mask)
+        qk, v, before, last = self._project_in(x, state, mask, True)
+        _, k = self._encode(x, qk, before, mask)
+        held = KVState.empty(k, v) if before is None else before
+        assert isinstance(held, KVState)
+        return with_conv(held.append(k, v, mask), last)
 
     def _score(self, new: Tokens, k: Tensor, v: Tensor, q_position: Tensor | None, k_position: Tensor | None) -> Tensor:
         if self.xpos_scale is None:

@@ -1,0 +1,59 @@
+"""Models that answer before their last block: what is left of them, and what is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from contextlab import build_model
+from contextlab.convert import Calibration, build_conversion
+from contextlab.errors import InputError
+from contextlab.models.stack import Within
+from contextlab.prompt import Prompt
+from contextlab.testing.conversions import calibration, small_model, tokens
+
+SIZES = {"width": 16, "heads": 2, "input_size": 12, "output_size": 12, "read_in": "token", "depth": 4}
+
+
+@torch.no_grad()
+def test_the_read_out_answers_after_the_first_blocks():
+    model, x, hidden = small_model(depth=4), tokens(), []
+    model(x, within=Within(hidden=hidden))
+    made = build_conversion("exit_at")(model)
+    torch.testing.assert_close(made.model(x), model.read_out(model.read_out_norm(hidden[2])))
+    assert [line.layer for line in made.lines] == ["blocks.2", "blocks.3"]
+    with pytest.raises(InputError, match="blocks: the model has 4, got 5"):
+        build_conversion("exit_at", blocks=5).plan(model.spec)
+
+
+@torch.no_grad()
+def test_the_line_tells_layers_and_answers_that_changed():
+    model, data = small_model(depth=4), calibration()
+    made = build_conversion("calm", threshold=0.1)(model, data)
+    layers = differ = count = 0
+    for prompt, _ in data.batches:
+        used = []
+        early = made.model(prompt.inputs, within=Within(used=used))
+        layers, count = layers + int(used[0].sum()), count + used[0].numel()
+        differ += int((early.argmax(-1) != model(prompt.inputs).argmax(-1)).sum())
+    (line,) = made.lines
+    assert line.did == f"a token goes through {layers / count:.2f} of 4 layers"
+    assert count < layers < 4 * count
+    assert line.error == pytest.approx(differ / count)
+    assert line.error > 0
+    assert model.spec.exit is None
+
+
+@torch.no_grad()
+def test_answers_of_vectors_are_compared_by_size():
+    model = build_model({**SIZES, "read_in": "vector", "input_size": 5, "output_size": 2}).double().eval()
+    x, y = torch.randn(2, 9, 5, dtype=torch.float64), torch.randn(2, 9, 2, dtype=torch.float64)
+    scored = torch.arange(9).expand(2, 9) > 4
+    prompt = Prompt(x, y, scored, torch.zeros(2, 9, dtype=torch.int64))
+    data = Calibration(((prompt, lambda answers, prompt: answers.square().mean()),))
+    made = build_conversion("calm", by="saturation", threshold=0.3)(model, data)
+    whole, early = model(x)[scored], made.model(x)[scored]
+    assert made.lines[0].error == pytest.approx(float((early - whole).norm() / whole.norm()))
+    assert made.lines[0].error > 0
+    with pytest.raises(InputError, match=r"exit\.by: the predictions of a model that reads vectors"):
+        build_conversion("calm").plan(model.spec)
