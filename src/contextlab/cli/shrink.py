@@ -45,8 +45,9 @@ def shrink(
         str,
         typer.Option(
             "--heal-with",
-            metavar="full|lora|ia3[:KEY=VALUE,...]",
-            help="What the healing trains: all weights, or adapters (options as in train.lora), which are merged.",
+            metavar="full|lora|ia3|layer_skip[:KEY=VALUE,...]",
+            help="What the healing trains: all weights, or adapters (options as in train.lora), which are merged; "
+            "layer_skip: all, to answer after any layer.",
         ),
     ] = "full",
     rate: Annotated[

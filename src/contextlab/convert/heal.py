@@ -18,12 +18,14 @@ from contextlab.progress import Steps as Progress
 from contextlab.prompt import Task
 from contextlab.training import TrainResult, TrainSpec, train
 from contextlab.training.adapters import adapter_targets, require_peft
+from contextlab.training.layer_skip import check_layer_skip
 
 RATE = 3e-4
 """Of AdamW: that of a fine-tuning, a third of what training starts with."""
 ADAPTER_RATE = 3e-3
 """The same of adapters, which take ten times as much."""
 FULL = "full"
+WAYS = (FULL, "lora", "ia3", "layer_skip")
 
 
 def heal_spec(heal: int | Mapping[str, Any] | TrainSpec) -> TrainSpec:
@@ -43,13 +45,13 @@ def heal_spec(heal: int | Mapping[str, Any] | TrainSpec) -> TrainSpec:
 
 
 def heal_with(text: str) -> dict[str, Any]:
-    """Keys of a TrainSpec for what is trained: "full" (all weights), "lora:rank=8,..." or "ia3:...".
+    """Keys of a TrainSpec for how is trained: "full" (all weights), "lora:rank=8,...", "ia3:..." or "layer_skip:...".
 
     Raises InputError for another name; what the options may be `heal_spec` says.
     """
     name, options = parse_options(text, "heal-with")
-    if name not in (FULL, "lora", "ia3"):
-        raise InputError(f"heal-with: {unknown('way to heal', name, [FULL, 'lora', 'ia3'])}")
+    if name not in WAYS:
+        raise InputError(f"heal-with: {unknown('way to heal', name, WAYS)}")
     if name == FULL and options:
         raise InputError(f"heal-with: {FULL!r} trains all weights and has no options; leave out {', '.join(options)}")
     return {} if name == FULL else {name: options}
@@ -60,6 +62,7 @@ def check_healing(spec: ModelSpec, training: TrainSpec, keep_zeros: bool = False
     work."""
     if keep_zeros:
         training = _keeping_zeros(training)
+    check_layer_skip(spec, training.layer_skip)
     model = None if training.adapter is None else without_memory(spec)
     if model is None or training.adapter is None:
         return

@@ -23,6 +23,7 @@ from contextlab.training.adapters import adapter_targets
 from contextlab.training.examples import CHUNK, draw_examples, require_examples
 from contextlab.training.foreign import is_foreign, require_resumable
 from contextlab.training.freeze import to_freeze
+from contextlab.training.layer_skip import check_layer_skip
 from contextlab.training.schedule import Turns
 from contextlab.training.until import check_goal, check_metric
 
@@ -30,7 +31,19 @@ LARGE, LARGE_FLOPS = 1 << 20, 2e9
 """Parameters, and FLOPs to read one prompt. Of larger models one layer of each kind reads, which takes a second at most
 for prompts of some thousand tokens."""
 
-TRIED = {"batch", "accumulate", "precision", "examples", "curriculum", "order", "until", "freeze", "lora", "ia3"}
+TRIED = {
+    "batch",
+    "accumulate",
+    "precision",
+    "examples",
+    "curriculum",
+    "order",
+    "until",
+    "freeze",
+    "lora",
+    "ia3",
+    "layer_skip",
+}
 """What of a training's settings decides whether its first step is possible."""
 
 
@@ -74,6 +87,7 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
             with _trying(f"{_of(training)} (model {training.model_name})"):
                 model = without_memory(training.model) or reader.model
                 to_freeze(model, training.train.freeze or ())
+                check_layer_skip(training.model, training.train.layer_skip)
                 if training.train.adapter is not None:
                     adapter_targets(model, training.train.adapter)
             for name, task in training.tasks.items():

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from contextlab.experiments.jobs import Training
     from contextlab.experiments.spec import ExperimentSpec
 
-UNHEEDED = ("examples", "curriculum", "until")
-"""Keys of `train` that are of the task's own prompts and scores, in whose place stand the teacher's."""
+UNHEEDED = ("examples", "curriculum", "until", "layer_skip")
+"""Keys of `train` that are of the task's own prompts, scores and loss, in whose place stand the teacher's."""
 
 
 class DistillSpec(Distil):
@@ -63,6 +63,10 @@ class Teaching:
                 raise InputError(f"train.{key}: cannot stand beside distill; leave it out")
         if self.distil.attention and train.freeze:
             raise InputError("train.freeze: attention trains the replaced mixers alone; leave it out, or take logits")
+        if train.layer_skip is not None:
+            raise InputError(
+                "train.layer_skip: is of the task's loss, not of a teacher; leave layer_skip or distill out"
+            )
         if train.adapter is not None and (self.distil.attention or self.distil.hidden):
             raise InputError("train.lora, train.ia3: adapters learn from logits and task; give distill these alone")
         check_objective(training.model, self.source.spec, self.distil)

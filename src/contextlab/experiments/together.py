@@ -53,7 +53,13 @@ def groups(spec: ExperimentSpec, todo: Sequence[Job], chosen: Sequence[Training]
     found: dict[str, list[Training]] = {}
     for training in (*(known[job] for each in todo if (job := replace(each, rung=None)) in known), *chosen):
         train = training.train
-        apart = train.adapter is not None or is_foreign(train) or training.teaching is not None or not train.steps
+        apart = (
+            train.adapter is not None
+            or train.layer_skip is not None
+            or is_foreign(train)
+            or training.teaching is not None
+            or not train.steps
+        )
         if train.compile != "on" and not apart:
             form = (training.task_name, train.optimizer, train.freeze, train.accumulate, train.precision)
             key = json.dumps([*form, training.model.model_dump(mode="json")], sort_keys=True)

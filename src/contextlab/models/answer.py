@@ -9,25 +9,27 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.models.spec import ModelSpec
+from contextlab.models.within import Within
 from contextlab.prompt import Prompt
 
 
-def answer(model: Any, prompt: Prompt) -> Tensor:
+def answer(model: Any, prompt: Prompt, within: Within | None = None) -> Tensor:
     """The predictions [B, T, k] of a model, or of any function of the prompt's inputs.
 
     A causal model reads the inputs as they are, vectors in the dtype of its parameters. One that sees later tokens, or
     has one prediction for all, reads each prompt up to its last scored position, as the rest could hold the answer; a
     pooled prediction stands at every place.
 
-    model: it may be compiled or wrapped in DistributedDataParallel.
+    model: it may be compiled or wrapped in DistributedDataParallel. within: what else is asked of a model of ours.
 
     Raises InputError for a pooled read-out where a prompt has more than one scored position.
     """
-    own = _own(model)
+    own = unwrapped(model)
     mask, spec, inputs = readable(model, prompt), getattr(own, "spec", None), prompt.inputs
     if isinstance(spec, ModelSpec) and inputs.is_floating_point():
         inputs = inputs.to(next(own.parameters()).dtype)
-    return spread(spec, model(inputs) if mask is None else model(inputs, mask), prompt.length)
+    more = {} if within is None else {"within": within}
+    return spread(spec, model(inputs, **more) if mask is None else model(inputs, mask, **more), prompt.length)
 
 
 def spread(spec: Any, predicted: Tensor, length: int) -> Tensor:
@@ -42,7 +44,7 @@ def spread(spec: Any, predicted: Tensor, length: int) -> Tensor:
 
 def readable(model: Any, prompt: Prompt) -> Tensor | None:
     """What a model that reads whole prompts may read of these, [B, T] bool; None: all. Raises as `answer` does."""
-    spec = getattr(_own(model), "spec", None)
+    spec = getattr(unwrapped(model), "spec", None)
     if not isinstance(spec, ModelSpec) or not spec.reads_whole:
         return None
     scored, length = prompt.scored, prompt.length
@@ -54,7 +56,7 @@ def readable(model: Any, prompt: Prompt) -> Tensor | None:
     return None if bool(mask.all()) else mask
 
 
-def _own(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The model within what wraps it."""
     while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
         model = inner

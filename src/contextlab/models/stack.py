@@ -18,8 +18,10 @@ from contextlab.models.forms import place_forms
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
 from contextlab.models.packing import by_document, of_row, packed
-from contextlab.models.padding import Padding, padding
+from contextlab.models.padding import padding
 from contextlab.models.spec import ModelSpec
+from contextlab.models.within import Within as Within
+from contextlab.models.within import some_rows
 from contextlab.ops.position import sinusoidal
 from contextlab.state import RecurrentState, State
 
@@ -44,27 +46,6 @@ class ModelState(State):
             waiting = tuple(self.waiting[row] for row in rows.tolist())
             chosen.waiting = waiting if any(waiting) else None
         return chosen
-
-
-@dataclass
-class Within:
-    """What a caller wants of one reading beyond its predictions.
-
-    embedded: [B, T, D], in place of the read-in's vectors; layers that read token ids cannot do with it.
-    hidden: takes the stream [B, T, D]: the embedded tokens, then what each block made of it, the last one normed.
-    last: predict at these places of T only; None at all.
-    used: takes, of a model with early exits, [B, T] int64: how many layers each token went through.
-    """
-
-    embedded: Tensor | None = None
-    hidden: list[Tensor] | None = None
-    last: slice | Tensor | None = None
-    used: list[Tensor] | None = None
-
-    def seen(self, x: Tensor, padded: Padding) -> None:
-        """Take x [B, T, D] into `hidden` as the inputs stood, where that is wanted."""
-        if self.hidden is not None:
-            self.hidden.append(padded.back(x))
 
 
 class Model(nn.Module):
@@ -236,7 +217,8 @@ class Model(nn.Module):
                 x = x + embedded if exits is None else exits.kept(x, x + embedded)
             made: dict[int, State] = {}  # the states that later layers read the keys and values of
             for i, block in enumerate(self.blocks):
-                before, given = state.layers[loop * len(self.blocks) + i] if state is not None else None, x
+                number, given = loop * len(self.blocks) + i, x
+                before = state.layers[number] if state is not None else None
                 if exits is not None and exits.all_gone:
                     after = self._written(i, x, before, mask, keep_state, embedded, tokens)
                 elif block.reads_shared:
@@ -245,6 +227,8 @@ class Model(nn.Module):
                 elif i in self._read_above:
                     x, after = block(x, before, mask, True, embedded, tokens)
                     made[i] = after
+                elif within.dropped is not None and not keep_state:
+                    x, after = some_rows(block, within.dropped[number], x, mask, embedded, tokens), None
                 elif self.recompute and self.training and not keep_state and i % self.recompute_every == 0:
                     x, after = self.recompute(block, x, before, mask, keep_state, embedded, tokens)
                 else:
@@ -252,6 +236,7 @@ class Model(nn.Module):
                 if exits is not None:
                     x = exits.passed(given, x, lambda y: self.read_out(self.read_out_norm(y)))
                 within.seen(x, padded)
+                within.answered(number, x, lambda y: self.read_out(padded.back(self.read_out_norm(y))))
                 if keep_state:
                     states.append(after)
         if exits is not None and within.used is not None:

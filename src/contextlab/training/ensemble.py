@@ -195,6 +195,8 @@ def _check(members: Sequence[Member], specs: Sequence[TrainSpec]) -> None:
             raise InputError(
                 f"train_together: train.{spec.adapter.kind} puts adapters into one model; train each alone"
             )
+        if spec.layer_skip is not None:
+            raise InputError("train_together: layer_skip drops other layers in each model; train each alone")
     for name in ("optimizer", "freeze", "accumulate", "precision"):
         values = {getattr(spec, name) for spec in specs}
         if len(values) > 1:

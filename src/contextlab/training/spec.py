@@ -17,6 +17,7 @@ from pydantic import (
 
 from contextlab.errors import InputError, unknown
 from contextlab.spec import Spec
+from contextlab.training.layer_skip import LayerSkipSpec
 
 OPTIMIZERS = ("muon", "adamw")
 """Our own, beside which any class may be named."""
@@ -178,6 +179,8 @@ class TrainSpec(Spec):
     lora: adapters that are trained alone, with AdamW where the optimizer is muon; the model that comes out has them
         merged into its weights. None: none.
     ia3: factors that are trained alone, in the same way. None: none.
+    layer_skip: layers dropped at random and a loss of early answers, for a model that is to answer after any layer
+        (LayerSkip, 2404.16710). None: none.
     until: ends the training as soon as the model is good enough, or where it is hopeless; `steps` are then the most.
     log_every: steps between recorded losses.
     checkpoint_every: steps between checkpoints; 0 for none but the last.
@@ -204,6 +207,7 @@ class TrainSpec(Spec):
     freeze: Patterns | None = None
     lora: LoraSpec | None = None
     ia3: Ia3Spec | None = None
+    layer_skip: LayerSkipSpec | None = None
     until: UntilSpec | None = None
     log_every: PositiveInt = 10
     checkpoint_every: NonNegativeInt = 500

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from contextlab.models.answer import answer
+from contextlab.models.answer import answer, unwrapped
 from contextlab.prompt import Prompt, Task
 from contextlab.training import optim
 from contextlab.training.adapters import Adapters
 from contextlab.training.distributed import generator
 from contextlab.training.foreign import Foreign, is_foreign
+from contextlab.training.layer_skip import Skips
 from contextlab.training.schedule import clip, rate
 from contextlab.training.spec import TrainSpec
 
@@ -127,7 +128,10 @@ def train_step(model: nn.Module, task: Task, spec: TrainSpec, state: TrainState,
         prompt = task.sample(spec.batch // processes, state.generator, parameter.device)
     if parameter.dtype != torch.float32:
         prompt = prompt.to(parameter.dtype)
-    loss, gradients = loss_and_gradients(model, task, spec, state.params, prompt)
+    skips = None
+    if spec.layer_skip is not None:
+        skips = Skips.drawn(unwrapped(model).spec, spec, prompt.batch, state.step, state.generator)
+    loss, gradients = loss_and_gradients(model, task, spec, state.params, prompt, skips)
     gradients, norm = clip(gradients, spec.clip)
     state.failed = torch.maximum(state.failed, (~norm.isfinite()).to(state.failed))
     fraction = rate(state.step, spec)
@@ -149,7 +153,12 @@ def train_step(model: nn.Module, task: Task, spec: TrainSpec, state: TrainState,
 
 
 def loss_and_gradients(
-    model: nn.Module, task: Task, spec: TrainSpec, params: Mapping[str, Tensor], prompt: Prompt
+    model: nn.Module,
+    task: Task,
+    spec: TrainSpec,
+    params: Mapping[str, Tensor],
+    prompt: Prompt,
+    skips: Skips | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of the whole batch, a scalar, and its gradient by parameter's name, whatever the batch is cut into.
 
@@ -157,7 +166,7 @@ def loss_and_gradients(
         is this process' share, and the mean over the processes is the loss of all.
     spec: accumulate, the number of equal parts, and precision are read.
     params: name -> parameter, of any shape, which its gradient has.
-    prompt: of this process.
+    prompt: of this process. skips: which of its prompts skip which layers, and what early answers count.
     """
     parallel = isinstance(model, DistributedDataParallel)
     tensors, parts = list(params.values()), spec.accumulate
@@ -171,8 +180,9 @@ def loss_and_gradients(
         early = parallel and i < parts - 1
         with model.no_sync() if early else nullcontext():  # type: ignore[operator]
             with autocast(spec, tensors[0].device):
-                prediction = answer(model, part)
-            loss = task.loss(prediction.to(tensors[0].dtype), part)
+                within = None if skips is None else skips.within(slice(i * size, (i + 1) * size))
+                prediction = answer(model, part, within).to(tensors[0].dtype)
+            loss = task.loss(prediction, part) if skips is None else skips.loss(task, prediction, within, part)
             if weights is not None:
                 loss = loss * weights[i].to(loss.dtype)
             if parallel:

@@ -15,6 +15,7 @@ import torch
 from contextlab.allocator import keep_freed_memory
 from contextlab.errors import InputError
 from contextlab.models.answer import answer
+from contextlab.models.stack import Model
 from contextlab.progress import Steps as Progress
 from contextlab.progress import shown
 from contextlab.prompt import Task
@@ -23,6 +24,7 @@ from contextlab.training.adapters import adapted
 from contextlab.training.distributed import Workers, workers
 from contextlab.training.examples import Examples, fingerprints, without_known
 from contextlab.training.freeze import frozen
+from contextlab.training.layer_skip import check_layer_skip
 from contextlab.training.parent import parent_watched
 from contextlab.training.run import Run, TrainResult
 from contextlab.training.schedule import Turns, rate
@@ -79,6 +81,10 @@ def train(
     given = [task] if isinstance(task, Task) else list(task)
     for each in given:
         check_sizes(model, each)
+    if spec.layer_skip is not None:
+        if not isinstance(model, Model):
+            raise InputError("layer_skip: a model learns so from its task; leave layer_skip or distill out")
+        check_layer_skip(model.spec, spec.layer_skip)
     tasks = Turns(given, spec, seed)
     team = workers(device, model)
     if spec.batch % (team.count * spec.accumulate):
@@ -111,7 +117,10 @@ def _loop(
     """Steps until the end or the pause, with a row, a check and a checkpoint when they are due."""
     state, team = run.state, run.team
     compiled = spec.compile == "on" or (
-        spec.compile == "auto" and team.device.type == "cuda" and spec.steps >= COMPILE_FROM_STEPS
+        spec.compile == "auto"
+        and team.device.type == "cuda"
+        and spec.steps >= COMPILE_FROM_STEPS
+        and spec.layer_skip is None  # whose batches change their size from layer to layer
     )
     model = team.wrap(torch.compile(run.model) if compiled else run.model)  # type: ignore[arg-type]
     eager_check = team.device.type == "cpu" and team.count == 1  # reading a loss costs nothing there
