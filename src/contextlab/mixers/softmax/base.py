@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
@@ -40,6 +40,14 @@ class ConvolvedState(State):
 
     attended: State | None = None
     conv: Tensor | None = None
+
+
+@overload
+def with_conv(after: State, last: Tensor | None) -> State: ...
+
+
+@overload
+def with_conv(after: State | None, last: Tensor | None) -> State | None: ...
 
 
 def with_conv(after: State | None, last: Tensor | None) -> State | None:
@@ -244,6 +252,16 @@ class AttentionMixer(Mixer):
     def _project_out(self, x: Tensor, y: Tensor) -> Tensor:
         """From the heads' outputs y [B, T, heads * head_dim] to the mixer's [B, T, width]."""
         return self.out_proj(y if self.gate_proj is None else y * self.gate_proj(x).sigmoid())
+
+    def state_of(self, keys: Tensor, values: Tensor) -> State:
+        """The state that holds keys [B, n, Hkv, K] and values [B, n, Hkv, V], as if n tokens had left them.
+
+        Of mixers that keep all keys and values (`kv_layer`). A short convolution has read nothing.
+        """
+        after = self.state_class.empty(keys, values).append(keys, values)
+        if self.conv is None:
+            return after
+        return with_conv(after, keys.new_zeros(len(keys), self.conv.weight.shape[1] - 1, len(self.conv.weight)))
 
     def kv_layer(self) -> KVLayer | None:
         """What a policy needs to know to serve this layer; None where it does not keep all keys and values."""

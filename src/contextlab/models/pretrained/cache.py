@@ -6,11 +6,13 @@ import dataclasses
 from typing import Any
 
 from torch import Tensor
+from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from contextlab.compat import cache_name
 from contextlab.errors import InputError
-from contextlab.models.stack import ModelState
+from contextlab.models.pretrained.prefix import state_of
+from contextlab.models.stack import Model, ModelState
 
 CACHE: Any = cache_name(field.name for field in dataclasses.fields(CausalLMOutputWithPast))
 """What the installed transformers calls the cache of an output, and hands on from step to step of `generate`."""
@@ -28,8 +30,9 @@ class StateCache:
     is_croppable = False
     is_linear = (False,)  # it counts the tokens read, as caches of attention do
 
-    def __init__(self, state: ModelState | None = None) -> None:
+    def __init__(self, state: ModelState | None = None, prefix: bool = False) -> None:
         self.state = state
+        self.prefix = prefix  # whether it holds what no token left, before any text
         self._filled = state is None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -49,11 +52,18 @@ class StateCache:
         return self
 
 
-def one_cache(cache: Any, past_key_values: Any) -> StateCache | None:
-    """The cache, under whichever of its two names it came. Raises InputError for two, and for one of another kind."""
+def one_cache(cache: Any, past_key_values: Any, model: Model | None = None) -> StateCache | None:
+    """The cache, under whichever of its two names it came.
+
+    model: whose layers hold the keys and values of a `DynamicCache` in which there are some; None takes no such cache.
+
+    Raises InputError for two, for one of another kind, and where the model cannot hold what it has.
+    """
     if cache is not None and past_key_values is not None:
         raise InputError("cache and past_key_values are two names of one argument; give one of them")
     found = past_key_values if cache is None else cache
+    if model is not None and isinstance(found, DynamicCache) and found.get_seq_length():
+        return StateCache(state_of(model, found), prefix=True)
     if found is not None and not isinstance(found, StateCache):
         raise InputError(
             f"cache: expected what use_cache=True returned, got a {type(found).__name__}; leave it out at the start, "

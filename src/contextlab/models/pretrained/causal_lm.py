@@ -32,6 +32,7 @@ from contextlab.models.pretrained.config import ContextlabConfig
 from contextlab.models.pretrained.generating import Generating
 from contextlab.models.pretrained.headless import Headless
 from contextlab.models.pretrained.packed import documents_of
+from contextlab.models.pretrained.prefix import read_padded, tell_sizes
 from contextlab.models.pretrained.reading import WHOLE, answers_whole, in_pieces
 from contextlab.models.pretrained.resize import resize
 from contextlab.models.spec import ModelSpec
@@ -59,6 +60,7 @@ class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
         super().__init__(config)
         self.model = build_model(ModelSpec.parse(config.spec, "config.json: spec")) if model is None else model
         _check_next_token(self.model)
+        tell_sizes(config, self.model)
         self.read_in_pieces: int | None = None
         self.gradient_checkpointing = False
         self._warned_whole = False
@@ -94,7 +96,8 @@ class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
         they begin again at 0 another document begins, which is answered as if it stood alone. cu_seq_lens_q [N + 1],
         cu_seq_lens_k, seq_idx [1, T], max_length_q, max_length_k: the same, as `DataCollatorWithFlattening` has it.
         cache or past_key_values, whatever the release of transformers: what `use_cache=True` returned for the tokens
-        before, or an empty StateCache().
+        before, an empty StateCache(), or a DynamicCache of keys and values that stand before the text in each layer, as
+        peft's prefix tuning gives it, where all layers keep theirs.
         labels: [B, T], -100 where none counts; the loss is the cross-entropy of the next token. shift_labels: the
         same, moved already. num_items_in_batch: what its sum is divided by, when a batch comes in pieces; None: the
         labels that count.
@@ -105,7 +108,7 @@ class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
         """
         shifted: Tensor | None = others.pop("shift_labels", None)
         tokens, embedded = tokens_of(self.model, input_ids, inputs_embeds)
-        before = one_cache(cache, past_key_values)
+        before = one_cache(cache, past_key_values, self.model)
         read = 0 if before is None else before.get_seq_length()
         mask = mask_of(attention_mask, tokens, read)
         whole = not use_cache and before is None and self.read_in_pieces is None
@@ -119,6 +122,13 @@ class ContextlabForCausalLM(PreTrainedModel, Generating, GenerationMixin):
         after = None
         if documents is not None:
             logits = by_document(self.model, tokens, documents, within)
+        elif before is not None and before.prefix and mask is not None:
+            if use_cache:
+                raise InputError(
+                    "attention_mask: after a prefix rows that are padded leave no cache; give use_cache=False"
+                )
+            assert before.state is not None
+            logits = read_padded(self.model, tokens, before.state, mask, within)
         elif use_cache or before is not None:
             state = None if before is None else before.state
             logits, state = self.model.read(tokens, state, mask, within=within)
