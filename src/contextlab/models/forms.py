@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ENDS = "read_"
 """How the names of the read-in and the read-out begin, which are meant only where they are named."""
-TRAINING = ("latent", "rounding")
+TRAINING = ("latent", "rounding", "gradients")
 """Options of forms that are of their training alone."""
 
 

@@ -26,6 +26,9 @@ class LinearForm(nn.Module, ABC):
     inputs, outputs: sizes. bias: whether there is one.
     """
 
+    exact_gradients = True
+    """Whether gradients in training are those of the product that it computes, and not rounded themselves."""
+
     def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
         self.in_features, self.out_features = inputs, outputs
@@ -73,6 +76,10 @@ class LinearForm(nn.Module, ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """[O, I], what it computes with, in `dtype`."""
+
+    def read(self, x: Tensor) -> Tensor:
+        """What inputs x [..., I] are to the form, [..., I]: x itself, or rounded where the form says so."""
+        return x
 
     @property
     def weight(self) -> Tensor:

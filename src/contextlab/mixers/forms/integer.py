@@ -122,9 +122,13 @@ class Integers(RoundedForm):
         """See `RoundedForm.dequantise`."""
         return self.decode(parts["codes"], self.each(parts)).to(dtype)
 
+    def read(self, x: Tensor) -> Tensor:
+        """See `LinearForm.read`."""
+        return x if self.activations is None else int8_of_tokens(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., inputs] -> [..., outputs]; see `ops.int8` for where PyTorch's int8 kernel serves."""
-        x = x if self.activations is None else int8_of_tokens(x)
+        x = self.read(x)
         scale, codes = self._buffers.get("scale"), self._buffers.get("codes")
         if (
             self.bits == 8

@@ -72,9 +72,13 @@ class Ternary(RoundedForm):
         """See `RoundedForm.unpack`."""
         return packing.unpack_trits(codes, self.in_features)
 
+    def read(self, x: Tensor) -> Tensor:
+        """See `LinearForm.read`."""
+        return x if self.activations is None else int8_of_tokens(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., inputs] -> [..., outputs]."""
-        return super().forward(x if self.activations is None else int8_of_tokens(x))
+        return super().forward(self.read(x))
 
 
 @register("linear", "binary", family="bits", papers=("1603.05279", "2407.07093"), cases=({}, {"latent": True}))
