@@ -204,6 +204,11 @@ class Task(ABC):
                 lines.append(_numbers(x) + (f"   [{_numbers(y)}]" if scored else ""))
         return "\n".join(lines)
 
+    @property
+    def growing(self) -> list[str]:
+        """The options that a curriculum may let grow."""
+        return [each.name for each in dataclasses.fields(self) if each.init]
+
     def replace(self, **options: Any) -> Any:
         """The same task with some options changed (used by splits and curricula)."""
         return dataclasses.replace(self, **options)

@@ -13,18 +13,22 @@ from typer.testing import CliRunner
 from contextlab import open_run, run
 from contextlab.cli.commands import app
 from contextlab.convert import convert
-from contextlab.convert.objective import NewMixers
-from contextlab.convert.teacher import Layers
+from contextlab.convert.objective import NewMixers, taught
+from contextlab.convert.teacher import Distil, Layers
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
 from contextlab.experiments.check import check
+from contextlab.experiments.distill import learning
 from contextlab.experiments.folder import spec_text
 from contextlab.experiments.stages import load_stages
 from contextlab.experiments.starts import new_model, require_same_sources, sources
 from contextlab.experiments.together import groups
 from contextlab.files import read_record
 from contextlab.models import build_model, load_model, save_model
-from contextlab.training import checkpoint
+from contextlab.tasks import build_task
+from contextlab.training import checkpoint, train
+from contextlab.training.schedule import Turns
+from contextlab.training.spec import TrainSpec
 from tests.experiments.test_run import MODEL, same_results, tiny
 
 RECALL = {"recall": tiny()["tasks"]["recall"]}
@@ -200,6 +204,49 @@ def test_the_new_mixers_alone_are_run_and_saved_with_the_rest(saved):
     assert set(whole.state_dict()) == set(student.state_dict())
 
 
+def test_matrices_are_learned_by_the_replaced_mixers_alone(saved):
+    entry = {"from": saved, "convert": "window_linear:window=2,layers=half", "distill": {"matrix": 1}}
+    spec = ExperimentSpec.parse(tiny(tasks=RECALL, models={"m": entry}))
+    check(spec, CPU)
+    (training,) = spec.trainings()
+    assert training.teaching.words().startswith("matrix of ")
+    begun, _ = new_model(training)
+    made, _ = new_model(training)
+    with learning(made, training, CPU) as (module, tasks):
+        train(module, tasks, training.train)
+    ours = made.state_dict()
+    moved = {name for name, each in begun.state_dict().items() if not torch.equal(each, ours[name])}
+    assert moved
+    assert all(name.startswith("blocks.0.mixer.") for name in moved)
+    assert not any("out_proj" in name for name in moved)  # which has no part in the matrices
+    x = torch.randn(2, 5, 8)
+    wanted = begun.blocks[0].mixer.mixing(x).transpose(1, 2).flatten(2)
+    assert torch.equal(NewMixers(begun, [0], matrices=True)(x), wanted)
+
+
+@torch.no_grad()
+def test_a_teacher_reads_the_prompts_of_a_curriculum(saved):
+    teacher, task = load_model(saved), build_task("associative_recall", **RECALL["recall"]["options"])
+    grows = TrainSpec.parse({"steps": 4, "curriculum": {"pairs": {"start": 1, "end": 2, "every": 2}}})
+    with taught(load_model(saved), teacher, [task], Distil(logits=1, hidden=1)) as (_, wrapped):
+        turns = Turns(wrapped, grows)
+        for step, pairs in ((0, 1), (3, 2)):
+            prompt = turns(step).sample(4, torch.Generator().manual_seed(0))
+            plain = task.replace(pairs=pairs).sample(4, torch.Generator().manual_seed(0))
+            assert torch.equal(prompt.inputs, plain.inputs)
+            assert torch.equal(prompt.hidden["teacher"][..., : task.output_size], teacher(plain.inputs))
+        assert (wrapped[0].metric, wrapped[0].chance()) == (task.metric, task.chance())
+
+
+def test_a_taught_model_that_is_good_enough_ends_its_training(saved, tmp_path):
+    train = {"steps": 4, "batch": 4, "curriculum": {"pairs": {"start": 1, "end": 2, "every": 2}},
+             "until": {"at_least": 0.0, "every": 2, "prompts": 4}}  # fmt: skip
+    models = {"m": {"from": saved, "distill": {"logits": 1, "hidden": 1}}}
+    run(ExperimentSpec.parse(tiny(tasks=RECALL, models=models, train=train)), out=tmp_path / "run")
+    told = read_record(tmp_path / "run" / "trainings" / "recall.m.seed0" / "record.json")
+    assert told["steps"] == 2
+
+
 def refused(models, **changes):
     recipe = tiny(tasks=RECALL, models=models, **changes)
     with pytest.raises(InputError) as caught:
@@ -213,12 +260,23 @@ def refused(models, **changes):
     [
         ({"distill": {"attention": 1}}, {}, "attention: is learned by layers that were replaced, and all are"),
         ({"distill": {"attention": 1, "logits": 1}}, {}, "logits cannot stand beside it"),
-        ({"distill": {"matrix": 1}}, {}, "matrix: is a stage of contextlab convert (--stage matrix=1)"),
+        ({"distill": {"matrix": 1}}, {}, "matrix: is learned by layers that were replaced, and all are"),
+        (
+            {"distill": {"matrix": 1}, "convert": "gated_delta_net"}, {},
+            "matrix: layer 0, 'gated_delta_net', does not tell by which matrices it mixes",
+        ),
+        (
+            {"distill": {"attention": 1}, "convert": "gqa:kv_heads=1"}, {"train": {"until": {"at_least": 0.9}}},
+            "train.until: attention answers no prompts, so nothing is scored",
+        ),
+        (
+            {"distill": {"logits": 1}}, {"train": {"curriculum": {"pears": {"start": 1, "end": 2, "every": 1}}}},
+            "unknown option of AssociativeRecall 'pears'; did you mean 'pairs'?",
+        ),
         ({"distill": {"atention": 1}}, {}, "models.m.distill.atention: unknown key; did you mean 'attention'?"),
         ({"distill": {"teacher": "nowhere"}}, {}, "all weights are 0: give one of attention, "),
         ({"distill": {"teacher": "nowhere/at/all/x", "logits": 1}}, {}, "models.m (for task recall): distill.teacher"),
         ({"distill": {"logits": -1}}, {}, "models.m.distill.logits: input should be greater than or equal to 0"),
-        ({"distill": {"logits": 1}}, {"train": {"until": {"at_least": 0.9}}}, "train.until: cannot stand beside"),
         ({"distill": {"logits": 1}}, {"train": {"examples": 9}}, "train.examples: cannot stand beside"),
         (
             {"distill": {"attention": 1}, "convert": "gqa:kv_heads=1"},

@@ -13,7 +13,8 @@ every training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar
 
@@ -98,6 +99,15 @@ class _OfTeacher(Task):
         """None: the teacher is what is best."""
         return {}
 
+    @property
+    def growing(self) -> list[str]:
+        """Those of the task."""
+        return self.task.growing
+
+    def replace(self, **options: Any) -> Any:
+        """The same teacher with other options of the task."""
+        return dataclasses.replace(self, task=self.task.replace(**options), model=self._model)
+
     def __repr__(self) -> str:  # stands for the task in checkpoints
         return f"{type(self).__name__}({self.task!r}, {self.teacher})"
 
@@ -168,6 +178,20 @@ class TeacherTask(_OfTeacher):
 
     distil: Distil = field(default_factory=lambda: Distil(logits=1.0))
 
+    @property
+    def metric(self) -> str:  # type: ignore[override]
+        """That of the task, as are the two that follow."""
+        return self.task.metric
+
+    @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        """See `metric`."""
+        return self.task.higher_is_better
+
+    def chance(self) -> Mapping[str, float]:
+        """See `metric`."""
+        return self.task.chance()
+
     def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
         """Draw prompts and let the teacher read them."""
         prompt = self.task.sample(batch, generator, device)
@@ -216,6 +240,13 @@ def watched(model: Model, inputs: Tensor, hidden: bool) -> Tensor:
     return torch.cat((answer, *within.hidden[1:]), -1)
 
 
+def side_by_side(mixers: Sequence[nn.Module], x: Tensor, matrices: bool) -> Tensor:
+    """What n mixers make of what each is given, x [B, T, n D]: [B, T, n D]; or their matrices, [B, T, n H T]."""
+    parts = zip(mixers, x.chunk(len(mixers), -1), strict=True)
+    made = [_matrices(each, part) if matrices else each(part, keep_state=False)[0] for each, part in parts]
+    return torch.cat(made, -1)
+
+
 class Layers(nn.Module):
     """The new mixers of a student alone: what each is given, side by side, to what each gives, side by side.
 
@@ -232,11 +263,7 @@ class Layers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T, n D] -> [B, T, n D]."""
-        parts = x.chunk(len(self.blocks), -1)
-        mixers = [block["mixer"] for block in self.blocks.values()]  # type: ignore[index]
-        if self.matrices:
-            return torch.cat([_matrices(mixer, part) for mixer, part in zip(mixers, parts, strict=True)], -1)
-        return torch.cat([mixer(part, keep_state=False)[0] for mixer, part in zip(mixers, parts, strict=True)], -1)
+        return side_by_side([block["mixer"] for block in self.blocks.values()], x, self.matrices)  # type: ignore[index]
 
 
 class Watched(nn.Module):

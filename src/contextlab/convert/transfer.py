@@ -144,7 +144,7 @@ def check_stages(
         else:
             _trained(student, stage, layers)
         if stage.distil.matrix:
-            _check_matrices(teacher, student, layers)
+            check_matrices(teacher, student, layers)
     return specs
 
 
@@ -177,7 +177,7 @@ def _trained(student: Model, stage: Stage, layers: Sequence[int]) -> set[int]:
     return {id(each) for name, each in named if not stage.only or any(fnmatchcase(name, at) for at in stage.only)}
 
 
-def _check_matrices(teacher: Model, student: Model, layers: Sequence[int]) -> None:
+def check_matrices(teacher: Model, student: Model, layers: Sequence[int]) -> None:
     """Raises InputError where the mixers of a layer have no mixing matrices that can be compared."""
     for i in layers:
         for model in (teacher, student):

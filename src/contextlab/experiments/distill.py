@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from contextlab.convert.objective import check_objective, taught
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from contextlab.experiments.jobs import Training
     from contextlab.experiments.spec import ExperimentSpec
 
-UNHEEDED = ("examples", "curriculum", "until", "layer_skip")
-"""Keys of `train` that are of the task's own prompts, scores and loss, in whose place stand the teacher's."""
+UNHEEDED = ("examples", "layer_skip")
+"""Keys of `train` that are of the task's own prompts and loss, in whose place stand the teacher's."""
 
 
 class DistillSpec(Distil):
@@ -33,6 +33,7 @@ class DistillSpec(Distil):
     teacher: a trained model, as `from` has it; None is the one that the model starts from.
     attention: the outputs of the teacher's mixers, on the teacher's own inputs of the layers that were replaced. Those
         alone are trained, all at once, and no other weight may stand beside it.
+    matrix: the matrices by which the teacher's heads mix tokens, by the same layers and as alone.
     hidden: the teacher's hidden vectors after every block.
     logits: the teacher's predictions where the task scores.
     task: the task's own loss.
@@ -40,12 +41,6 @@ class DistillSpec(Distil):
     """
 
     teacher: Annotated[str, Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _of_recipes(self) -> DistillSpec:
-        if self.matrix:
-            raise InputError("matrix: is a stage of contextlab convert (--stage matrix=1); take attention in a recipe")
-        return self
 
 
 @dataclass(frozen=True)
@@ -61,19 +56,20 @@ class Teaching:
         for key in UNHEEDED:
             if getattr(train, key):
                 raise InputError(f"train.{key}: cannot stand beside distill; leave it out")
-        if self.distil.attention and train.freeze:
-            raise InputError("train.freeze: attention trains the replaced mixers alone; leave it out, or take logits")
-        if train.layer_skip is not None:
+        alone = "attention" if self.distil.attention else "matrix"
+        if self.distil.by_layer and train.until:
             raise InputError(
-                "train.layer_skip: is of the task's loss, not of a teacher; leave layer_skip or distill out"
+                f"train.until: {alone} answers no prompts, so nothing is scored; leave it out, or take logits"
             )
-        if train.adapter is not None and (self.distil.attention or self.distil.hidden):
+        if self.distil.by_layer and train.freeze:
+            raise InputError(f"train.freeze: {alone} trains the replaced mixers alone; leave it out, or take logits")
+        if train.adapter is not None and (self.distil.by_layer or self.distil.hidden):
             raise InputError("train.lora, train.ia3: adapters learn from logits and task; give distill these alone")
         check_objective(training.model, self.source.spec, self.distil)
 
     def words(self) -> str:
         """What is learned, in a line: "attention of runs/base:softmax"."""
-        terms = {name: getattr(self.distil, name) for name in ("attention", "hidden", "logits", "task")}
+        terms = {name: getattr(self.distil, name) for name in ("attention", "matrix", "hidden", "logits", "task")}
         heat = f" at temperature {self.distil.temperature:g}" if self.distil.temperature != 1 else ""
         told = [f"{name}{heat * (name == 'logits')}" for name, weight in terms.items() if weight]
         weights = [f"{weight:g}" for weight in terms.values() if weight]

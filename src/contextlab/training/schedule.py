@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -55,10 +54,9 @@ class Curriculum:
     def __init__(self, task: Task, spec: TrainSpec) -> None:
         self.task, self.grows = task, spec.curriculum
         self.cache: dict[tuple[int, ...], Task] = {}
-        options = [each.name for each in dataclasses.fields(task) if each.init] if self.grows else []
         for name in self.grows:
-            if name not in options:
-                raise InputError(f"train.curriculum: {unknown(f'option of {type(task).__name__}', name, options)}")
+            if name not in task.growing:
+                raise InputError(f"train.curriculum: {unknown(f'option of {type(task).__name__}', name, task.growing)}")
         for step in (0, spec.steps - 1):
             try:
                 at = self(step)

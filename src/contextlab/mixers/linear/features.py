@@ -82,12 +82,18 @@ class Hedgehog(FeatureMap):
         super().__init__(size)
         self.features = 2 * size
         self.products = 2 * heads * size**2
-        self.q_weight = nn.Parameter(torch.eye(size).repeat(heads, 1, 1))
-        self.k_weight = nn.Parameter(torch.eye(size).repeat(heads, 1, 1))
+        self.q_weight, self.k_weight = (nn.Parameter(_identities(size, heads)) for _ in range(2))
 
     def forward(self, x: Tensor, places: Tensor, query: bool) -> Tensor:
         x = wide_einsum("bthd,hde->bthe", x, (self.q_weight if query else self.k_weight).to(x.dtype))
         return torch.cat((x.softmax(-1), (-x).softmax(-1)), -1)
+
+
+def _identities(size: int, count: int) -> Tensor:
+    """[count, size, size]. `torch.eye` imports sympy for seconds where a model is planned without memory."""
+    found = torch.zeros(count, size, size)
+    found.diagonal(dim1=1, dim2=2).fill_(1)
+    return found
 
 
 class Performer(FeatureMap):
