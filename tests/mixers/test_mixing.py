@@ -69,9 +69,22 @@ def test_within_its_window_the_hybrid_mixes_as_attention_does():
     torch.testing.assert_close(mixer.mixing(x), whole.mixing(x))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "options"), [("lizard", {"window": 4}), ("lawcat", {"short_conv": 0})])
+def test_gated_features_mix_values_linearly(name, options):
+    """Rows of LAWCAT sum to one, those of Lizard to one and what its window leaves to the values."""
+    mixer, x = made(name, **options)
+    found, v = mixer.mixing(x), mixer.qkv_proj(x).unflatten(-1, (3, 2, 6))[:, :, 2]
+    y = torch.einsum("bhts,bshd->bthd", found, v).flatten(2)
+    torch.testing.assert_close(mixer.out_proj(y), mixer(x)[0])
+    assert torch.equal(found, found.tril())
+    sums = found.sum(-1)
+    assert torch.allclose(sums, torch.ones_like(sums)) == (name == "lawcat")
+
+
 def test_who_tells_nothing_says_so():
     assert {each.name for each in registry.entries("mixer") if each.factory.tells_mixing} == {
-        "attention", "linear_attention", "mamba2", "sliding_window", "window_linear",
+        "attention", "lawcat", "linear_attention", "lizard", "mamba2", "sliding_window", "window_linear",
     }  # fmt: skip
     with pytest.raises(InputError, match="Gru does not tell by which matrices it mixes tokens"):
         build_mixer("gru", width=8).mixing(torch.randn(1, 3, 8))
