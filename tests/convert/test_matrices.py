@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from contextlab.convert import Distil, Linearize, Stage, build_conversion
-from contextlab.convert.teacher import Layers, read_layers, task_of
+from contextlab.convert.students import Layers
+from contextlab.convert.teacher import read_layers, task_of
 from contextlab.convert.transfer import transfer
 from contextlab.errors import InputError
 from contextlab.tasks import build_task

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from contextlab.convert import Distil, Linearize, Stage
-from contextlab.convert.teacher import Layers, TeacherTask, read_layers, task_of, watched
+from contextlab.convert.students import Layers, watched
+from contextlab.convert.teacher import TeacherTask, read_layers, task_of
 from contextlab.convert.transfer import share_out, transfer
 from contextlab.errors import InputError
 from contextlab.tasks import build_task

@@ -14,7 +14,8 @@ from contextlab import open_run, run
 from contextlab.cli.commands import app
 from contextlab.convert import convert
 from contextlab.convert.objective import NewMixers, taught
-from contextlab.convert.teacher import Distil, Layers
+from contextlab.convert.students import Layers
+from contextlab.convert.teacher import Distil
 from contextlab.errors import InputError
 from contextlab.experiments import ExperimentSpec
 from contextlab.experiments.check import check

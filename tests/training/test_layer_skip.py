@@ -10,7 +10,7 @@ import torch
 from contextlab import build_model, build_task, train
 from contextlab.convert import shrink
 from contextlab.convert.heal import heal_with
-from contextlab.convert.teacher import Watched
+from contextlab.convert.students import Watched
 from contextlab.errors import InputError
 from contextlab.models.within import Within
 from contextlab.training import TrainSpec

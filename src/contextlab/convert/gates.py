@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contextlab.convert.teacher import Distil, mixer_of, task_of
+from contextlab.convert.students import mixer_of
+from contextlab.convert.teacher import Distil, task_of
 from contextlab.convert.transfer import StageResult
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer

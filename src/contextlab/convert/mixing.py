@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from contextlab.convert.base import Change, module_nbytes
 from contextlab.convert.calibration import Calibration
-from contextlab.convert.teacher import mixer_of, read_layers
+from contextlab.convert.students import mixer_of
+from contextlab.convert.teacher import read_layers
 from contextlab.errors import InputError
 from contextlab.mixers.layers import is_plain
 from contextlab.mixers.softmax.base import AttentionMixer

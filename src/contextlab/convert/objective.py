@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from contextlab.convert.conversion import differing
-from contextlab.convert.teacher import Distil, Watched, mixer_of, side_by_side, task_of
+from contextlab.convert.students import Watched, mixer_of, side_by_side
+from contextlab.convert.teacher import Distil, task_of
 from contextlab.convert.transfer import check_matrices
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from torch import nn
 
 from contextlab import registry
-from contextlab.convert.teacher import Distil, Layers, Watched, mixer_of, task_of
+from contextlab.convert.students import Layers, Watched, mixer_of
+from contextlab.convert.teacher import Distil, task_of
 from contextlab.errors import InputError
 from contextlab.models.digest import fingerprint
 from contextlab.models.stack import Model

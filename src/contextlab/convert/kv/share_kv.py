@@ -13,7 +13,8 @@ from torch import Tensor
 from contextlab.convert.base import Change, Conversion, Converted, module_nbytes
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.mixing import LayerChoice, attention_of, choose, rebuilt, with_layers
-from contextlab.convert.teacher import Distil, mixer_of
+from contextlab.convert.students import mixer_of
+from contextlab.convert.teacher import Distil
 from contextlab.convert.transfer import Stage
 from contextlab.errors import InputError
 from contextlab.mixers.softmax.base import AttentionMixer
