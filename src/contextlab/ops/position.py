@@ -183,7 +183,7 @@ def rope_table(
     table = table if sharpen == 1 else table * sharpen
     if scaling is None or not scaling.plain_tokens:
         return table
-    plain = rotations(places * rope_frequencies(size, base)[0].to(positions.device), dtype)
+    plain = rope_table(positions, size, base, dtype)
     return torch.where(places[..., None] < scaling.plain_tokens, plain, table)
 
 
