@@ -81,6 +81,16 @@ def test_stages_are_read_and_what_is_wrong_is_told_in_one_line(call, tmp_path):
     assert (code, "is there already" in err) == (2, True)
 
 
+def test_after_a_stage_that_diverged_other_settings_begin_anew(call, tmp_path):
+    save_model(teacher().float(), tmp_path / "old")
+    start = ("convert", "old", "--to", "gla", "--data", DATA, "--prompts", "4", "--budget", "4", "--time", "0")
+    code, _, err = call(*start, "--set", "batch=4", "--set", "learning_rate=1e20", "--out", "new")
+    assert (code, "try a smaller learning_rate" in err) == (2, True), err
+    assert not (tmp_path / "new.stages").exists()
+    code, _, err = call(*start, "--set", "batch=4", "--set", "learning_rate=0.001", "--out", "new")
+    assert (code, err) == (0, "")
+
+
 def test_the_folder_of_the_stages_is_removed_only_where_it_holds_nothing_else(call, tmp_path):
     save_model(teacher().float(), tmp_path / "old")
     start = ("convert", "old", "--to", "gqa:kv_heads=1", "--time", "0", "--out")

@@ -10,6 +10,7 @@ from contextlab import build_model, build_task
 from contextlab.convert import Calibration, calibration
 from contextlab.convert.base import module_nbytes, relative_error
 from contextlab.convert.layers import linear_layers
+from contextlab.convert.methods import read_method
 from contextlab.errors import InputError
 from contextlab.testing.conversions import small_model, tokens
 
@@ -123,3 +124,45 @@ def test_bytes_of_weights_count_what_is_shared_once():
         module_nbytes(build_model({**spec, "tied": tied, "read_out_bias": False})) for tied in (True, False)
     )
     assert untied - tied == 4 * 7 * 8
+
+
+@pytest.mark.parametrize(
+    ("method", "mixer"),
+    [
+        ("gptq:group=8", "attention"),
+        ("asvd", "mamba2"),
+        ("sparsegpt", "encoder_attention"),
+        ("channels", "gated_delta_net"),
+        ("heads:share=0.5", "attention"),
+    ],
+)
+def test_what_is_calibrated_block_by_block_goes_on_from_the_block_before(method, mixer, monkeypatch):
+    """The same weights, bit for bit, and each block is read twice by a batch however deep the model is."""
+    model, read, data = small_model(mixer, depth=5), [0], Calibration.of_tokens(tokens(9, 4), batch=2)
+    for block in model.blocks:
+        block.register_forward_hook(lambda *_: read.__setitem__(0, read[0] + 1))
+    now = read_method(method, "shrink")(model, data).model
+    calls, read[0] = read[0], 0
+    monkeypatch.setattr(Calibration, "onward", lambda self: self)
+    before = read_method(method, "shrink")(model, data).model
+    assert all(torch.equal(each, now.state_dict()[name]) for name, each in before.state_dict().items())
+    batches, twice = len(data.batches), 1 + (method == "asvd")
+    assert calls == batches * (5 * twice + 4)  # each block as it was, then as it is, but for the last
+    assert read[0] == batches * sum(range(1, 6)) * twice
+
+
+def test_blocks_that_read_more_than_the_stream_are_read_from_the_start():
+    layers = [{"mixer": "attention"}, {"mixer": "attention", "kv": "shared"}]
+    sizes = {"read_in": "token", "input_size": 12, "output_size": 12, "width": 16, "depth": 4, "heads": 2}
+    others = (
+        {"loops": 2},
+        {"layers": [{"mixer": "attention", "share": "all"}]},
+        {"exit": {"threshold": 0.9}},
+    )
+    for changes in ({"layers": layers}, *others):
+        model = build_model({**sizes, **changes}).double().eval()
+        data, names = Calibration.of_tokens(tokens(9, 4)), [f"blocks.{i}.mlp.up" for i in range(len(model.blocks))]
+        names = list(dict(linear_layers(model)).keys() & set(names))
+        onward = data.onward()
+        for name in sorted(names):
+            assert torch.equal(onward.inputs_of(model, [name])[name], data.inputs_of(model, [name])[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from contextlab import registry
 from contextlab.errors import InputError
 from contextlab.mixers.forms import LinearForm
+from contextlab.mixers.layers import Linear
 from contextlab.models import (
     LinearSpec,
     Model,
@@ -24,6 +26,7 @@ from contextlab.models import (
     weight_nbytes,
     with_forms,
 )
+from contextlab.models.forms import formed
 from contextlab.models.start import plan_start, start_model
 from contextlab.tasks import build_task
 from contextlab.testing.forms import all_kinds
@@ -240,3 +243,39 @@ def test_a_latent_model_is_trained_and_goes_on_bit_for_bit(tmp_path) -> None:
     train(resumed, task, wanted, folder=tmp_path, resume=True)
     after = resumed.state_dict()
     assert all(torch.equal(each, after[name]) for name, each in whole.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        ["attention", "gla"],
+        [{"mixer": "attention", "share": "a"}],
+        [{"mixer": "attention", "with_input": True, "share": "a"}, {"mixer": "attention", "with_input": True}],
+    ],
+)
+@pytest.mark.parametrize("names", ["*", "blocks.1.*", "*.up"])
+def test_one_block_after_another_gets_its_forms(layers: list[Any], names: str) -> None:
+    """The same as all at once, and never are two blocks dense together."""
+    spec = ModelSpec(**{**SMALL, "depth": 4}, heads=2, layers=layers)
+    entries = [{"layers": each, "form": "int", "options": {"bits": 4}} for each in (names, "read_out")]
+    try:
+        at_once = formed(Model(spec), [LinearSpec(**each) for each in entries])
+    except InputError:  # a block that stands in two places is named by the first
+        with pytest.raises(InputError, match="names no linear layer"):
+            Model(ModelSpec.parse({**spec.model_dump(), "linear": entries}), empty_forms=True)
+        return
+    alive: list[weakref.ref[Any]] = []
+    most = [0]
+
+    def count(module: nn.Module, name: str, parameter: Any) -> None:
+        if type(module) is Linear and name == "weight":
+            alive.append(weakref.ref(module))
+            most[0] = max(most[0], len({id(each()) for each in alive if each() is not None}))
+
+    with torch.nn.modules.module.register_module_parameter_registration_hook(count):
+        made = Model(at_once.spec, empty_forms=True)
+    assert {n: x.shape for n, x in made.state_dict().items()} == {n: x.shape for n, x in at_once.state_dict().items()}
+    assert {n: type(x) for n, x in made.named_modules()} == {n: type(x) for n, x in at_once.named_modules()}
+    if names == "*":
+        dense = [sum(type(x) is Linear for x in block.modules()) for block in Model(spec).blocks]
+        assert most[0] <= max(dense) + 1  # of one block, or the read-out

@@ -19,7 +19,7 @@ from contextlab.cli.converted import (
     show_bytes,
     show_compared,
 )
-from contextlab.cli.shared import PARTS, PluginOption, SetOption, console, load_components
+from contextlab.cli.shared import PARTS, PluginOption, SetOption, console, going_on, load_components
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
 from contextlab.memory import LARGEST_WHOLE
@@ -108,13 +108,20 @@ def convert(
     loaded = find_own_model(model, resolve(device))
     require_time(loaded, time)
     target, layers = _target(to, layers)
-    found = run(
-        loaded, target, data, layers=layers, budget=budget, stages=_stages(stage), train=_settings(sets),
-        prompts=prompts, lengths=read_lengths(lengths), seed=seed, folder=aside, progress=None,
-    )  # fmt: skip
+    with going_on(lambda: _kept(aside)):
+        found = run(
+            loaded, target, data, layers=layers, budget=budget, stages=_stages(stage), train=_settings(sets),
+            prompts=prompts, lengths=read_lengths(lengths), seed=seed, folder=aside, progress=None,
+        )  # fmt: skip
     show(found)
     finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _kept(aside: Path) -> str:
+    from contextlab.files import short
+
+    return f"the same command goes on where it was, by {short(aside)}" if aside.exists() else "nothing is kept"
 
 
 def _stages_folder(out: Path) -> Path:

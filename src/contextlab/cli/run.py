@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,7 +138,7 @@ def run_recipe(
     if check:
         print_check(spec, device, jobs, threads)
         return
-    with going_on(), Bars(all_jobs(spec), quiet=not sys.stdout.isatty()) as bars:
+    with Bars(all_jobs(spec), quiet=not sys.stdout.isatty()) as bars:
         done = run_experiment(
             spec,
             out=out,
@@ -183,23 +181,9 @@ def evaluate(
         raise InputError(f"{folder}: no run there (expected {at.spec.name} and {at.record.name})")
     require_plugins(at, plugin or [])
     load_plugins(plugin or [])
-    with going_on(), Bars(all_jobs(load_recipe(at.spec)), quiet=not sys.stdout.isatty()) as bars:
+    with Bars(all_jobs(load_recipe(at.spec)), quiet=not sys.stdout.isatty()) as bars:
         done = evaluate_run(folder, changes or [], jobs=jobs, plugins=plugin or [], progress=bars)
     print_run(done)
-
-
-@contextmanager
-def going_on(command: str = "") -> Iterator[None]:
-    """Say how to go on with a run that is stopped: typer itself would end without a word.
-
-    command: that goes on, where the run that is stopped is a part of more.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        said = f"interrupted; go on with: {command}" if command else str(stop) or "interrupted"
-        print(said, file=sys.stderr, flush=True)
-        raise typer.Exit(130) from None
 
 
 def print_run(done: Any) -> None:

@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from contextlab import __version__
 from contextlab.kinds import room
 
+
+@contextmanager
+def going_on(how: Callable[[], str] | None = None) -> Iterator[None]:
+    """Say how to go on where a command is interrupted: typer itself would end without a word.
+
+    how: asked then; None says what the interruption itself says.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        said = str(stop) if how is None else f"interrupted; {how()}"
+        print(said or "interrupted; nothing is kept", file=sys.stderr, flush=True)
+        raise typer.Exit(130) from None
+
+
+class _Commands(TyperGroup):
+    """The commands, none of which ends without a word where it is interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """See click's `Group.invoke`."""
+        with going_on():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="contextlab",
+    cls=_Commands,
     help="What can a sequence model learn from its context, what does that context cost, "
     "and what is lost when it is made cheaper?",
     no_args_is_help=True,

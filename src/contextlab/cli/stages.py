@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from contextlab.cli import run as one
 from contextlab.cli.bars import Bars
-from contextlab.cli.shared import console
+from contextlab.cli.shared import console, going_on
 
 
 def run_stages(stages: Any, check: bool, *, out: Path | None, resume: bool, **options: Any) -> None:
@@ -32,7 +32,7 @@ def run_stages(stages: Any, check: bool, *, out: Path | None, resume: bool, **op
         return
     stages.each(lambda _, spec: try_all(spec, chosen))
     folder = claim(stages, out, resume)
-    with one.going_on(f"contextlab run {folder} --resume"):
+    with going_on(lambda: f"go on with: contextlab run {folder} --resume"):
         for stage in stages.turns(folder):
             console.print(f"\nstage [bold]{escape(stage.name)}[/]")
             with Bars(all_jobs(stage.spec), quiet=not sys.stdout.isatty()) as bars:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from contextlab.convert.divergence import task_name
 from contextlab.errors import InputError, check_whole
 from contextlab.models.answer import answer
+from contextlab.models.within import Within
 from contextlab.prompt import Prompt, Task, wide
 from contextlab.training.distributed import seeded
 from contextlab.training.trainer import check_sizes
@@ -149,6 +150,14 @@ class Calibration:
         self._read(model, list(names), add)
         return {name: torch.cat(parts)[:count] for name, parts in found.items()}
 
+    def onward(self) -> Calibration:
+        """The same prompts for a model that is changed block by block, in order: no block is read from the start again.
+
+        Between two calls for layers of one model, the blocks before those that were asked for first must not change.
+        What the blocks are given is kept, in up to `AT_ONCE` bytes; the numbers are the same, bit for bit.
+        """
+        return _Onward(self.batches, self.name)
+
     def on(self, model: Any) -> Iterator[tuple[Prompt, Loss]]:
         """The batches on the model's device and, of vectors, in its dtype."""
         parameter = next(model.parameters())
@@ -170,14 +179,52 @@ class Calibration:
         if (above := _first_above(model, names)) is not None:
             hooks.append(above.register_forward_pre_hook(_stop))
         try:
-            for prompt, _ in self.on(model):
+            for number, (prompt, _) in enumerate(self.on(model)):
                 with suppress(_Enough):
-                    answer(model, prompt)
+                    answer(model, prompt, self._begin(number))
         finally:
             for hook in hooks:
                 hook.remove()
         if missed := [name for name in names if name not in reached]:
             raise InputError(f"calibration: the data never reach layer {missed[0]!r}; leave it out (layers=...)")
+
+    def _begin(self, number: int) -> Within | None:
+        """Where the reading of batch `number` begins; None at the start."""
+        return None
+
+
+@dataclass(frozen=True)
+class _Onward(Calibration):
+    """See `Calibration.onward`. streams: for each batch a block's number and what it was given, [B, T, D]."""
+
+    streams: dict[int, Within] = field(default_factory=dict, repr=False, compare=False)
+
+    def onward(self) -> Calibration:
+        """Itself: what was read is kept."""
+        return self
+
+    def _begin(self, number: int) -> Within | None:
+        return self.streams.get(number)
+
+    def _read(self, model: Any, names: Sequence[str], add: Callable[[str, Tensor], None]) -> None:
+        numbers = _block_numbers(model, names)
+        first = min(numbers) if numbers else 0
+        if not numbers or any(each.begin > first for each in self.streams.values()):
+            self.streams.clear()  # it is asked for what lies before
+        if not numbers:
+            super()._read(model, names, add)
+            return
+        seen: list[Within] = []
+        hook = model.blocks[first].register_forward_pre_hook(
+            lambda module, given: seen.append(Within(stream=given[0], begin=first))
+        )
+        try:
+            super()._read(model, names, add)
+        finally:
+            hook.remove()
+        self.streams.clear()
+        if sum(each.stream.nbytes for each in seen if each.stream is not None) <= AT_ONCE:
+            self.streams.update(enumerate(seen))
 
 
 class _Enough(Exception):
@@ -190,13 +237,25 @@ def _stop(module: Any, given: Any) -> None:
 
 def _first_above(model: Any, names: Sequence[str]) -> Any:
     """The block that is read after the last of the layers, from which on nothing is asked for; None where all is."""
+    numbers = _block_numbers(model, names, alone=False)
+    if not numbers:
+        return None
+    above = 1 + max(numbers)
+    return model.blocks[above] if above < len(model.blocks) else None
+
+
+def _block_numbers(model: Any, names: Sequence[str], alone: bool = True) -> list[int]:
+    """The numbers of the layers' blocks, where the model reads its blocks once, in order; else none.
+
+    alone: and none where a block reads more than the stream, such as another's keys, or tokens leave it early.
+    """
     numbers = [re.match(r"blocks\.(\d+)\.", name) for name in names]
     spec: Any = getattr(model, "spec", None)
-    blocks: Any = getattr(model, "blocks", ())
-    if not all(numbers) or not names or getattr(spec, "loops", 0) != 1 or any(x.share for x in spec.pattern()):
-        return None
-    above = 1 + max(int(number[1]) for number in numbers if number)
-    return blocks[above] if above < len(blocks) else None
+    if not all(numbers) or getattr(spec, "loops", 0) != 1 or (alone and spec.exit is not None):
+        return []
+    if any(layer.share or (alone and layer.kv != "own") for layer in spec.pattern()):
+        return []
+    return [int(number[1]) for number in numbers if number]
 
 
 def _groups(model: Any, names: Sequence[str]) -> Iterator[list[str]]:

@@ -77,7 +77,7 @@ class Channels(Conversion):
     def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:
         """See `Conversion.apply`: block by block, each by what the narrowed blocks before it give."""
         assert data is not None
-        made, lines = copied(model), []
+        made, lines, data = copied(model), [], data.onward()
         for name, mlp in _mlps(made):
             out = mlp.out_proj
             _require_dense(name, mlp)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from contextlab.convert.students import mixer_of
 from contextlab.convert.teacher import Distil, task_of
-from contextlab.convert.transfer import StageResult
+from contextlab.convert.transfer import StageResult, refuse_divergence
 from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer
 from contextlab.models.digest import fingerprint
@@ -152,8 +152,7 @@ def train_gates(
             parameter.requires_grad_(wanted)
         teacher.train(modes[0])
         student.train(modes[1])
-    if result.status == "diverged":
-        raise InputError(f"layers: gates: {result.message}")
+    refuse_divergence("layers: gates", result, folder)
     history = result.history
     told = StageResult(
         "gates", result.step, int(history["tokens"].iloc[-1]), float(history["seconds"].iloc[-1]),

@@ -94,7 +94,7 @@ class Heads(Conversion):
         assert data is not None
         left = self._left(model.spec)
         planned = self._planned(model.spec, left)
-        made, lines = copied(model), []
+        made, lines, data = copied(model), [], data.onward()
         for i, (_, count, _) in left.items():
             mixer: Any = made.blocks[i].mixer
             name = f"blocks.{i}.mixer.out_proj"

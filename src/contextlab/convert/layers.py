@@ -86,8 +86,9 @@ def read_by_block(
 
     A block is read when its turn comes, so that it is given what the blocks before it, already changed, make.
     """
+    onward = None if data is None else data.onward()
     for together in by_block(names):
-        yield together, {} if data is None else data.inputs_of(model, together)
+        yield together, {} if onward is None else onward.inputs_of(model, together)
 
 
 def entries(form: str, options: Mapping[str, Mapping[str, Any]], known: Iterable[str]) -> list[LinearSpec]:

@@ -5,7 +5,9 @@ What is learned stands in the tasks (`convert.teacher`); each stage is one train
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,6 +23,7 @@ from contextlab.models.digest import fingerprint
 from contextlab.models.stack import Model
 from contextlab.prompt import Task
 from contextlab.training.adapters import adapter_targets, require_peft
+from contextlab.training.run import TrainResult
 from contextlab.training.spec import LoraSpec, TrainSpec
 from contextlab.training.trainer import train
 
@@ -164,6 +167,20 @@ def share_out(budget: int, stages: Sequence[Stage], tasks: int = 1) -> list[int]
     return counts
 
 
+def refuse_divergence(where: str, result: TrainResult, folder: Path | None) -> None:
+    """Raises InputError where a training has diverged; its checkpoints go, as other settings could not go on from them.
+
+    where: for the message. folder: of the training, removed with the one above it where nothing else is in that.
+    """
+    if result.status != "diverged":
+        return
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()
+    raise InputError(f"{where}: {result.message}")
+
+
 def _trained(student: Model, stage: Stage, layers: Sequence[int]) -> set[int]:
     """The ids of the parameters that a stage trains, but for adapters. Raises InputError where a pattern names none."""
     if stage.trains != "new":
@@ -229,8 +246,7 @@ def _stage(
     for parameter in student.parameters():
         parameter.requires_grad_(id(parameter) in trained)
     result = train(model, wrapped, spec, seed=seed, folder=folder, resume=resume, progress=progress)
-    if result.status == "diverged":
-        raise InputError(f"stage {stage.name}: {result.message}")
+    refuse_divergence(f"stage {stage.name}", result, folder)
     history = result.history
     return StageResult(
         stage.name, result.step, int(history["tokens"].iloc[-1]), float(history["seconds"].iloc[-1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -206,8 +207,11 @@ class InputBlock(nn.Module):
         return self.mixer.reads_forward
 
 
-def make_blocks(spec: ModelSpec) -> nn.ModuleList:
-    """The blocks of a spec in order; layers with the same `share` are one block, or one body of several."""
+def make_blocks(spec: ModelSpec, done: Callable[[int, nn.Module], None] | None = None) -> nn.ModuleList:
+    """The blocks of a spec in order; layers with the same `share` are one block, or one body of several.
+
+    done: called with each block's number and the block when it is made, before the next one is.
+    """
     pattern, sources = spec.pattern(), spec.sources()
     blocks: list[nn.Module] = []
     shared: dict[str, tuple[LayerSpec, nn.Module]] = {}
@@ -223,6 +227,8 @@ def make_blocks(spec: ModelSpec) -> nn.ModuleList:
             if layer.share is not None:
                 shared[layer.share] = layer, part
         blocks.append(InputBlock(spec, part) if isinstance(part, InputBody) else part)
+        if done is not None:
+            done(index, blocks[-1])
     return nn.ModuleList(blocks)
 
 

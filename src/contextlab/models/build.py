@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from contextlab import registry
+from contextlab.allocator import give_back
 from contextlab.errors import InputError
 from contextlab.models.draws import OwnDraws
 from contextlab.models.room import require_room
@@ -38,7 +39,10 @@ def empty_model(spec: ModelSpec) -> Model:
     """A model that a file is to be loaded into: as `build_model`'s, but nothing is computed for its linear forms."""
     require_room(spec)
     with OwnDraws(0):
-        return Model(spec, empty_forms=True)
+        model = Model(spec, empty_forms=True)
+    if spec.linear:
+        give_back()  # what the blocks took while they were dense
+    return model
 
 
 def preset(name: str, **options: Any) -> ModelSpec:

@@ -58,14 +58,38 @@ def place_forms(model: Model, empty: bool) -> None:
     if not model.spec.linear:
         return
     layers = linear_layers(model, ends=True)
-    _require_layers(model.spec.linear, layers)
-    forms: dict[str, LinearForm] = {}
+    _require_layers(model.spec.linear, layers.keys() | formed_layers(model).keys())
+    _place(model, layers, model.spec.linear, empty)
+
+
+class EmptyForms:
+    """Puts empty forms into one block after another as they are made, so that no two are dense at once.
+
+    specs: `ModelSpec.linear`.
+    """
+
+    def __init__(self, specs: Iterable[LinearSpec]) -> None:
+        self.specs = tuple(specs)
+        self.dense: set[int] = set()  # layers of blocks before; a block that stands in two places has its first name
+
+    def __call__(self, number: int, block: nn.Module) -> None:
+        """Of the block, which is to be the model's block of this number."""
+        above = nn.Module()
+        above.blocks = nn.ModuleDict({str(number): block})
+        layers = {name: each for name, each in linear_layers(above).items() if id(each) not in self.dense}
+        _place(above, layers, self.specs, empty=True)
+        self.dense |= {id(each) for each in linear_layers(above).values()}
+
+
+def _place(model: nn.Module, layers: Mapping[str, nn.Linear], specs: Iterable[LinearSpec], empty: bool) -> None:
+    """Put the forms that the specs name into the places of these layers of a model."""
+    specs, forms = tuple(specs), {}
     for name, layer in layers.items():
-        wanted = spec_of(name, model.spec.linear)
+        wanted = spec_of(name, specs)
         if wanted is not None:
             lazy = empty or layer.weight.is_meta
-            forms[name] = _empty(wanted, layer, layer.weight.device) if lazy else _nearest(wanted, layer)
-    _put(model, {id(layers[name]): form for name, form in forms.items()})
+            forms[id(layer)] = _empty(wanted, layer, layer.weight.device) if lazy else _nearest(wanted, layer)
+    _put(model, forms)
 
 
 def formed(model: Model, specs: Iterable[LinearSpec]) -> Model:

@@ -14,7 +14,7 @@ from contextlab.mixers.layers import Linear, multiplications
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
 from contextlab.models.exits import Exits
 from contextlab.models.faults import finite, first_fault
-from contextlab.models.forms import place_forms
+from contextlab.models.forms import EmptyForms, place_forms
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
 from contextlab.models.packing import by_document, of_row, packed
@@ -71,7 +71,9 @@ class Model(nn.Module):
         if spec.position == "learned":
             self.positions = nn.Embedding(spec.max_length or 0, spec.width)
             nn.init.normal_(self.positions.weight, std=0.02)
-        self.blocks = make_blocks(spec)
+        # Shared atoms take the projections of attention away again, once all blocks are made.
+        at_once = empty_forms and spec.linear and spec.atoms is None
+        self.blocks = make_blocks(spec, EmptyForms(spec.linear) if at_once else None)
         self.atoms = share_atoms(spec, self.blocks)
         self._sources = spec.sources()
         self._read_above = {source for i, source in enumerate(self._sources) if source != i}
@@ -210,13 +212,15 @@ class Model(nn.Module):
         exits = self._exits(embedded, read, start, mask)
         tokens = inputs if spec.read_in == "token" and within.embedded is None else None
         within.seen(embedded, padded)
-        x = embedded
+        x = embedded if within.stream is None else within.stream
         states: list[State] = []
         for loop in range(spec.loops):
             if loop and spec.input_injection:
                 x = x + embedded if exits is None else exits.kept(x, x + embedded)
             made: dict[int, State] = {}  # the states that later layers read the keys and values of
             for i, block in enumerate(self.blocks):
+                if within.stream is not None and i < within.begin:
+                    continue
                 number, given = loop * len(self.blocks) + i, x
                 before = state.layers[number] if state is not None else None
                 if exits is not None and exits.all_gone:

@@ -23,6 +23,8 @@ class Within:
     used: takes, of a model with early exits, [B, T] int64: how many layers each token went through.
     early: takes, for each layer that is named, what the read-out predicts of the stream after it, [B, T, k].
     dropped: [layers, B] bool, which rows go past which layers; where no state is kept.
+    stream: [B, T, D], what block number `begin` was given in another reading of the same inputs: no block before it is
+        read. None reads all. Only of models that read their blocks once, each by the stream alone.
     """
 
     embedded: Tensor | None = None
@@ -31,6 +33,8 @@ class Within:
     used: list[Tensor] | None = None
     early: dict[int, Tensor | None] | None = None
     dropped: Tensor | None = None
+    stream: Tensor | None = None
+    begin: int = 0
 
     def seen(self, x: Tensor, padded: Padding) -> None:
         """Take x [B, T, D] into `hidden` as the inputs stood, where that is wanted."""

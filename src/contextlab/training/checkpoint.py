@@ -131,7 +131,7 @@ def read(path: Path, model: Any, identity: Mapping[str, Any], expected: Mapping[
     for where, was, now in differences(written, dict(identity)):
         raise InputError(
             f"{path}: a checkpoint of another training: {where} was {picture(was)}, now {picture(now)}; "
-            "resume with the same settings or choose another folder"
+            "resume with the same settings, remove it, or choose another folder"
         )
     for name, tensor in expected.items():
         if name not in tensors or tensors[name].shape != tensor.shape:

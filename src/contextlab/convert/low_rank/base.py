@@ -65,7 +65,7 @@ class Factored(Conversion):
     @torch.no_grad()
     def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:
         """See `Conversion.apply`: block by block, each by what the narrow layers before it give."""
-        made = copied(model)
+        made, data = copied(model), None if data is None else data.onward()
         found = chosen_layers(made, self.layers)
         known, ranks = chosen_layers(made, "*"), self._ranks(found)
         forms: dict[str, LowRank] = {}
