@@ -16,6 +16,7 @@ import torch
 
 from contextlab import build_model, build_task, load_model, save_model, train
 from contextlab.convert import shrink
+from contextlab.evaluation.intervals import bounds_of, contrast, weighted
 from contextlab.models import Model, ModelSpec
 
 TASK = build_task("associative_recall", vocabulary=128, pairs=16, length=96)
@@ -52,11 +53,12 @@ def trained(folder: Path | None) -> Model:
 
 @torch.no_grad()
 def recall(model: Model) -> str:
-    """Right answers, %, of 200 prompts that no one else draws, and the half of their interval."""
+    """Right answers, %, of 200 prompts that no one else draws, and the half of their interval (docs/evaluation.md)."""
     prompt = TASK.sample(200, torch.Generator().manual_seed(1234567))
     right = TASK.errors(model(prompt.inputs), prompt)["accuracy"].double()
     each = torch.where(prompt.scored, right, 0.0).sum(1) / prompt.scored.sum(1)
-    return f"{100 * float(each.mean()):.1f} ± {100 * 1.96 * float(each.std()) / len(each) ** 0.5:.1f}"
+    told = contrast(weighted([("model", 0, "prompts", each.numpy())], 1.0, bounds_of("accuracy")))
+    return f"{100 * told.value:.1f} ± {100 * (told.high - told.value):.1f}"
 
 
 def main() -> None:
