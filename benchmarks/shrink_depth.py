@@ -66,10 +66,10 @@ def bits(model: Model) -> float:
     return Calibration.of_task(TEST, 64, seed=99).loss(model) / math.log(2)
 
 
-def told(values: list[float], sign: str = "") -> str:
+def told(values: list[float], sign: str = "", places: int = 3) -> str:
     """The mean and half of its interval over seeds."""
     half = STUDENT[len(values)] * stdev(values) / len(values) ** 0.5
-    return f"{mean(values):{sign}.3f} ± {half:.3f}"
+    return f"{mean(values):{sign}.{places}f} ± {half:.{places}f}"
 
 
 def main() -> None:

@@ -284,7 +284,10 @@ class ModelSpec(Spec):
         if self.reads_whole:
             raise InputError("exit: tokens leave one by one, in models that read forward and do not pool; leave it out")
         if self.exit.by == "softmax" and self.read_in != "token":
-            raise InputError("exit.by: the predictions of a model that reads vectors are no logits; take 'saturation'")
+            raise InputError(
+                "exit.by: the predictions of a model that reads vectors are no logits; set read_in to 'token', or take "
+                "'saturation'"
+            )
         if self.exit.first > self.depth * self.loops:
             raise InputError(f"exit.first: {self.exit.first} of {self.depth * self.loops} layers; give fewer")
 

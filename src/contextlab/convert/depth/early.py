@@ -113,7 +113,9 @@ def early_answers(model: Model, early: Model, data: Calibration) -> tuple[float,
             early(prompt.inputs, within=Within(used=used))[prompt.scored],
             model(prompt.inputs)[prompt.scored],
         )
-        layers, tokens = layers + int(used[0].sum()), tokens + used[0].numel()
+        count = prompt.batch * prompt.length
+        layers += int(used[0].sum()) if used else count * early.spec.depth * early.spec.loops
+        tokens += count
         if model.spec.read_in == "token":
             differ += float((answers.argmax(-1) != whole.argmax(-1)).sum())
             of += len(whole)
