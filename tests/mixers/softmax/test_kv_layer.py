@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
+from contextlab.errors import InputError
 from contextlab.mixers.base import Mixer
 from contextlab.state import KVState
 from contextlab.testing import components
@@ -25,7 +27,10 @@ def keys(mixer: Mixer, pad: int) -> Tensor:
 
 
 def test_keys_are_turned_as_the_layer_says() -> None:
-    """`turn` gives the keys that tokens have so many places later; without it they are the same wherever they stand."""
+    """`turn` gives the keys that tokens have so many places later; without it they are the same wherever they stand.
+
+    So are those whose places are fixed, which no one may turn.
+    """
     served = set()
     for component in components("mixer"):
         mixer = component.build().double() if hasattr(component.factory, "kv_layer") else None
@@ -33,8 +38,13 @@ def test_keys_are_turned_as_the_layer_says() -> None:
         if mixer is None or layer is None:  # no policy serves it
             continue
         before = keys(mixer, 0)
-        expected = before if layer.turn is None else layer.turn(before, torch.full((1, 9, 1), PADDING))
+        later = torch.full((1, 9, 1), PADDING)
+        if layer.fixed:
+            assert layer.turn is not None
+            with pytest.raises(InputError, match="plain_tokens: .*cannot be turned"):
+                layer.turn(before, later)
+        expected = before if layer.turn is None or layer.fixed else layer.turn(before, later)
         torch.testing.assert_close(keys(mixer, PADDING), expected, rtol=0, atol=1e-9, msg=component.label)
         assert before.shape[2:] == (layer.kv_heads, layer.key_dim)
-        served.add((component.name, layer.turn is None))
-    assert {("attention", True), ("attention", False), ("mla", False)} <= served
+        served |= {(component.name, layer.turn is None), layer.fixed}
+    assert {("attention", True), ("attention", False), ("mla", False), True} <= served

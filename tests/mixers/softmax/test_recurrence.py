@@ -54,9 +54,25 @@ def score(mixer: Any, q: Tensor, k: Tensor, h: int, distance: int) -> Tensor:
     return q @ k / size**0.5
 
 
+def score_of_places(mixer: Any, q: Tensor, k: Tensor, i: int, j: int) -> Tensor:
+    """`score` of a query at place i and a key at place j whose first places have plain angles (2402.13753, eq. 3)."""
+    rotary = int(mixer.head_dim * mixer.given.get("rope_fraction", 1.0) + 1e-4)
+    for_place = []
+    for x, place in ((q, i), (k, j)):
+        scaling = None if place < mixer.rope_scaling.plain_tokens else mixer.rope_scaling
+        frequencies, factor = rope_frequencies(rotary, mixer.given.get("rope_base", 10000.0), scaling)
+        pairs = [
+            factor * turned(x[2 * n : 2 * n + 2], place * each) for n, each in enumerate(frequencies.tolist())
+        ]  # fmt: skip
+        for_place.append(torch.cat((*pairs, x[rotary:])))
+    return for_place[0] @ for_place[1] / mixer.head_dim**0.5
+
+
 def attention(mixer: Any, x: Tensor, seen: Callable[[int, int], list[int]], scored: Any = None) -> Tensor:
     """Softmax over the keys seen(query, head), scored by scored(query, key, head, q, k) or by `score`."""
     q, k, v = heads_of(mixer, x)
+    if scored is None and getattr(mixer, "plain_tokens", 0):
+        return attention(mixer, x, seen, lambda i, j, _, q, k: score_of_places(mixer, q, k, i, j))
     y = torch.zeros_like(q)
     for i in range(len(x)):
         for h in range(mixer.heads):
