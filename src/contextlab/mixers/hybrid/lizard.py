@@ -75,6 +75,7 @@ class Lizard(SlidingWindow):
     """
 
     parallel_form = "chunks"
+    trains_alone = "PyTorch's attention under vmap gives a learned sink no gradient on a CPU"
 
     def __init__(
         self,
