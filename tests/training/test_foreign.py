@@ -197,18 +197,18 @@ def test_what_cannot_be_is_one_line(train_spec: dict[str, Any], message: str) ->
 
 def test_a_recipe_imports_nothing_but_the_packages_on_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that lies ready to be imported is not; named as a plugin by whoever runs the recipe, it is."""
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "lies_ready.py").write_text(
         "import torch\nclass Mine(torch.optim.SGD): pass\nclass Other: pass\ndef build(): return 1\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match="mine.Mine: expected muon, adamw, .* --plugin mine"):
-        optimizer_class("mine.Mine")
-    assert "mine" not in sys.modules
-    load_plugins([str(tmp_path / "mine.py")])
-    train(Tiny(), Sums(), {**STEPS, "optimizer": "mine.Mine"})
+    with pytest.raises(InputError, match="lies_ready.Mine: expected muon, adamw, .* --plugin lies_ready"):
+        optimizer_class("lies_ready.Mine")
+    assert "lies_ready" not in sys.modules
+    load_plugins([str(tmp_path / "lies_ready.py")])
+    train(Tiny(), Sums(), {**STEPS, "optimizer": "lies_ready.Mine"})
     for other in ("Other", "build", "torch"):
-        with pytest.raises(InputError, match=f"unknown optimiser of mine '{other}'"):
-            optimizer_class(f"mine.{other}")
+        with pytest.raises(InputError, match=f"unknown optimiser of lies_ready '{other}'"):
+            optimizer_class(f"lies_ready.{other}")
 
 
 def test_several_models_do_not_share_one() -> None:
