@@ -14,7 +14,7 @@ from contextlab.convert.calibration import Calibration
 from contextlab.errors import InputError, nearest
 from contextlab.mixers.forms import LinearForm
 from contextlab.models import LinearSpec, Model, ModelSpec
-from contextlab.models.forms import ENDS, formed_layers, linear_layers
+from contextlab.models.forms import ENDS, formed_layers, linear_layers, means
 from contextlab.models.outline import without_memory
 
 
@@ -25,7 +25,7 @@ def chosen_layers(model: nn.Module, layers: str) -> dict[str, nn.Linear]:
     is meant.
     """
     known = linear_layers(model, ends=layers.startswith(ENDS))
-    found = {name: layer for name, layer in known.items() if fnmatchcase(name, layers)}
+    found = {name: layer for name, layer in known.items() if means(layers, name)}
     if not found and (others := _formed(model, layers)):
         kinds = ", ".join(dict.fromkeys(map(_name, others.values())))
         raise InputError(
@@ -59,11 +59,7 @@ def passed_over(model: nn.Module, layers: str) -> list[Change]:
 def _formed(model: nn.Module, layers: str) -> dict[str, LinearForm]:
     """The layers that a pattern means and that have a form."""
     known = formed_layers(model)
-    return {
-        name: form
-        for name, form in known.items()
-        if fnmatchcase(name, layers) and (layers.startswith(ENDS) or not name.startswith(ENDS))
-    }
+    return {name: form for name, form in known.items() if means(layers, name)}
 
 
 def _name(form: LinearForm) -> str:

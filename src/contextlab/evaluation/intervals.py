@@ -8,7 +8,7 @@ estimated by mean squares and has its own quantile of Student's t; their half-wi
 One prompt tells nothing of how far off it is: there is no interval then (nan in tables, infinite here). Prompts that
 are all alike tell nothing of the spread, and of what is bounded, such as shares, only that few can differ: `unseen`.
 Fewer than `TELLS` prompts that differ from all others tell as little: the prompts that were not seen may differ by more
-than those few. So their interval is at least as wide as if all were alike, and 100% is never less sure than 99.9%.
+than those few. So their interval is at least as wide as if all were alike: a prompt that missed makes nothing surer.
 """
 
 from __future__ import annotations

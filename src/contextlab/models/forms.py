@@ -164,18 +164,19 @@ def _not_of_training(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def spec_of(name: str, specs: Iterable[LinearSpec]) -> LinearSpec | None:
     """The entry that says how the layer of this name is stored; None where it is dense."""
-    found = next((each for each in specs if _means(each, name)), None)
+    found = next((each for each in specs if means(each.layers, name)), None)
     return None if found is None or found.form == "dense" else found
 
 
-def _means(spec: LinearSpec, name: str) -> bool:
-    return fnmatchcase(name, spec.layers) and (not name.startswith(ENDS) or spec.layers.startswith(ENDS))
+def means(layers: str, name: str) -> bool:
+    """Whether a pattern means the layer of this name; the read-in and the read-out only where it begins with theirs."""
+    return fnmatchcase(name, layers) and (not name.startswith(ENDS) or layers.startswith(ENDS))
 
 
 def _require_layers(specs: Iterable[LinearSpec], names: Iterable[str]) -> None:
     known = list(names)
     for each in specs:
-        if not any(_means(each, name) for name in known):
+        if not any(means(each.layers, name) for name in known):
             near = nearest(each.layers, known)
             raise InputError(f"linear: {each.layers!r} names no linear layer of this model; " + _instead(near, known))
 

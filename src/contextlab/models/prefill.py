@@ -55,7 +55,7 @@ class Prepacked:
             y, after = self.model._read(rows, None, None, packing.position)
         whole = y.new_zeros(*mask.shape, y.shape[-1])
         whole[mask] = y.flatten(0, 1)[packing.place[mask]]
-        start = (~mask).sum(1) if self.model.spec.position in ("learned", "sinusoidal") else None
+        start = (~mask).sum(1) if self.model.spec.counts_padding else None
         return whole, dataclasses.replace(after, start=start, length=mask.shape[1])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,18 @@ def influences(model: Model, data: Calibration) -> list[float]:
 
 
 @torch.no_grad()
+def read_watched(model: Model, data: Calibration, watchers: Iterable[tuple[nn.Module, Any]]) -> None:
+    """Read the data with forward hooks on parts of a model. watchers: part and hook, (part, given, got) -> None."""
+    hooks = [part.register_forward_hook(note) for part, note in watchers]
+    try:
+        for prompt, _ in data.on(model):
+            answer(model, prompt)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
 def turns(model: Model, data: Calibration, parts: Mapping[int, nn.Module]) -> dict[int, float]:
     """How far each part turns what it is given first: 1 - the mean over tokens of cos(before, after), by its number.
 
@@ -94,11 +106,5 @@ def turns(model: Model, data: Calibration, parts: Mapping[int, nn.Module]) -> di
         total[0] += float(cosines.sum())
         total[1] += cosines.numel()
 
-    hooks = [part.register_forward_hook(note) for part in {id(each): each for each in parts.values()}.values()]
-    try:
-        for prompt, _ in data.on(model):
-            answer(model, prompt)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    read_watched(model, data, [(part, note) for part in {id(each): each for each in parts.values()}.values()])
     return {number: 1 - sums[id(part)][0] / sums[id(part)][1] for number, part in parts.items()}

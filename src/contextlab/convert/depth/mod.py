@@ -12,9 +12,9 @@ from torch import Tensor
 
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes
 from contextlab.convert.calibration import Calibration
+from contextlab.convert.depth.blocks import read_watched
 from contextlab.errors import InputError
 from contextlab.models import LayerSpec, Model, ModelSpec, SkipSpec
-from contextlab.models.answer import answer
 from contextlab.models.changes import shortest_pattern
 from contextlab.models.routing import SPREAD, Router, normed_stream
 from contextlab.registry import register
@@ -124,7 +124,7 @@ def moved_tokens(model: Model, data: Calibration, places: list[int]) -> dict[int
 
         return note
 
-    _watched(model, data, {i: hook(i) for i in places})
+    read_watched(model, data, [(model.blocks[i], hook(i)) for i in places])
     return {i: (torch.cat(tokens), torch.cat(far)) for i, (tokens, far) in found.items()}
 
 
@@ -177,16 +177,5 @@ def _turned(model: Model, made: Model, data: Calibration, places: list[int]) -> 
 
         return note
 
-    _watched(model, data, {i: hook(i) for i in places})
+    read_watched(model, data, [(model.blocks[i], hook(i)) for i in places])
     return {i: 1 - total / count for i, (total, count) in sums.items()}
-
-
-def _watched(model: Model, data: Calibration, watchers: Mapping[int, Any]) -> None:
-    """Read the data with forward hooks on some blocks."""
-    hooks = [model.blocks[i].register_forward_hook(watch) for i, watch in watchers.items()]
-    try:
-        for prompt, _ in data.on(model):
-            answer(model, prompt)
-    finally:
-        for hook in hooks:
-            hook.remove()

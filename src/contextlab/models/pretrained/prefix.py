@@ -48,9 +48,8 @@ def state_of(model: Model, cache: DynamicCache) -> ModelState:
             )
         layers.append(mixer.state_of(keys, values))
     batch, length = held[0].keys.shape[0], cache.get_seq_length()
-    # Absolute positions are counted from the first token, which those of the prefix are.
-    absolute = model.spec.position in ("learned", "sinusoidal")
-    start = torch.zeros(batch, dtype=torch.int64, device=held[0].keys.device) if absolute else None
+    # Places are counted from the first token, which those of the prefix are.
+    start = torch.zeros(batch, dtype=torch.int64, device=held[0].keys.device) if model.spec.counts_padding else None
     return ModelState(layers=layers, start=start, length=length)
 
 
