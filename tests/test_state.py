@@ -120,6 +120,27 @@ def test_branches_do_not_write_over_each_other(share: Any, grad: bool) -> None:
             assert torch.equal(held, torch.cat([base[i], *(part[i] for part in parts)], 1))
 
 
+@torch.no_grad()
+def test_tokens_that_are_given_up_are_written_over() -> None:
+    state = StackState([fill(5), RecurrentState({"a": torch.ones(2, 3)}, length=5)], length=5)
+    first, last = state.layers
+    assert isinstance(first, KVState)
+    rest, other = tokens(3), tokens(2)
+    longer = first.append(*rest)
+    assert longer.keys is first.keys
+    assert first.append(*other).keys is not first.keys, "a longer state is kept, so that the buffer is copied"
+    cut = longer.cut(6)
+    assert cut is not None
+    assert cut.length == 6
+    torch.testing.assert_close(cut.cached()[0], torch.cat([first.cached()[0], rest[0][:, :1]], 1))
+    after = cut.append(*other)
+    assert after.keys is first.keys
+    torch.testing.assert_close(after.cached()[1][:, 5:], torch.cat([rest[1][:, :1], other[1]], 1))
+    state.reclaim()
+    assert first.append(*other).keys is first.keys, "also of a state within another"
+    assert last.cut(4) is None
+
+
 def test_gradients_flow_through_the_buffers_and_do_not_stop_later_decoding() -> None:
     k, v = (x.requires_grad_() for x in tokens(3))
     state = KVState.empty(k, v).append(k, v)

@@ -191,6 +191,10 @@ class Task(ABC):
         at = torch.arange(prompt.length, device=prompt.scored.device)
         return {"position": at.expand(prompt.batch, -1), "shot": prompt.shot}
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """Token ids as a person reads them."""
+        return " ".join(map(str, tokens))
+
     def words(self, prompt: Prompt, row: int = 0) -> str:
         """One prompt as a person reads it: example after example, or token after token."""
         lines = []

@@ -74,6 +74,19 @@ class State:
 
         return self.map(move)
 
+    def reclaim(self) -> None:
+        """Say that no state that went on from this one is used any more, so that it may write over their tokens."""
+        for part in pytree.tree_leaves(self, is_leaf=lambda leaf: isinstance(leaf, State) and leaf is not self):
+            if isinstance(part, State):
+                part.reclaim()
+
+    def cut(self: S, length: int) -> S | None:
+        """The state after its first `length` tokens; None where what later ones wrote cannot be taken out.
+
+        No padding may be among the later ones. This state must not be used any more (`reclaim`).
+        """
+        return None
+
     def detach(self: S) -> S:
         """The same values, cut from the autograd graph (for truncated back-propagation through time)."""
         return self.map(Tensor.detach)
@@ -215,6 +228,18 @@ class KVState(State):
         after = type(self)(keys, values, start, self.padded or mask is not None, length=length)
         after._written = mark
         return after
+
+    def reclaim(self) -> None:
+        """See `State.reclaim`."""
+        if self._written is not None:
+            self._written[0] = min(self._written[0], self.length)
+
+    def cut(self, length: int) -> Self:
+        """See `State.cut`: the same buffers, whose later tokens are written over."""
+        kept = dataclasses.replace(self, length=length)
+        kept._written = self._written
+        kept.reclaim()
+        return kept
 
     def cached(self) -> tuple[Tensor, Tensor]:
         """The keys [B, length, Hkv, D] and values [B, length, Hkv, V], as views of the buffers."""

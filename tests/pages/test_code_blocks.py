@@ -32,6 +32,7 @@ LESS = {
     "learners": ["--prompts", "4"],
     "similarity": ["--prompts", "8"],
     "cost": ["--lengths", "64"],
+    "generate": ["--tokens", "4", "--time", "0"],
 }
 SMALL = {
     "demo": [
@@ -41,7 +42,7 @@ SMALL = {
         "evaluate.prompts=8",
     ],
     "byte-lm-quick": [
-        "models.transformer.spec.depth=1",
+        "models.transformer.spec.depth=2",
         "tasks.text.options.length=32",
         "train.steps=3",
         "train.batch=2",

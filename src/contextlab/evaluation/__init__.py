@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from contextlab.evaluation.breakdown import breakdown
 from contextlab.evaluation.cost import cost, static_cost
 from contextlab.evaluation.cost_pair import Timed, time_pair
+from contextlab.evaluation.drafting import DraftTimed, time_drafts
 from contextlab.evaluation.evaluate import evaluate, evaluate_learners, predict
 from contextlab.evaluation.measure import Measured, measure, measure_learners
 from contextlab.evaluation.results import COLUMNS, mean_over_shots, read_results, summarise, write_results
@@ -19,6 +20,7 @@ if not TYPE_CHECKING:  # else mypy would take any name
 __all__ = [
     "COLUMNS",
     "CompressSpec",
+    "DraftTimed",
     "EvaluateSpec",
     "Measured",
     "Timed",
@@ -37,6 +39,7 @@ __all__ = [
     "similarity",
     "static_cost",
     "summarise",
+    "time_drafts",
     "time_pair",
     "write_results",
 ]

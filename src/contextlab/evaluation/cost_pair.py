@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +101,10 @@ def _turn(model: Any, inputs: torch.Tensor, decoded: int, device: torch.device) 
 
 def _timed(what: str, length: int, batch: int, before: list[float], after: list[float]) -> Timed:
     ratios = [new / old for old, new in zip(before, after, strict=True)]
-    return Timed(what, length, batch, len(before), _quartiles(before), _quartiles(after), _quartiles(ratios))
+    return Timed(what, length, batch, len(before), quartiles(before), quartiles(after), quartiles(ratios))
 
 
-def _quartiles(values: list[float]) -> Quartiles:
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """First quartile, median and third quartile, of two values at least."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high

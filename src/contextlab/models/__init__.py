@@ -7,6 +7,7 @@ from contextlab.models import hash_mlp as hash_mlp  # registers its MLP
 from contextlab.models import mlp_experts as mlp_experts  # registers its MLP
 from contextlab.models import presets as presets
 from contextlab.models.build import build_model, preset
+from contextlab.models.drafting import Drafted, DraftSpec, generate_drafted
 from contextlab.models.exits import ExitSpec
 from contextlab.models.forms import linear_layers, pack_forms, with_forms
 from contextlab.models.hub import load
@@ -26,6 +27,8 @@ if not TYPE_CHECKING:  # else mypy would take any name
 
 __all__ = [
     "ByteTokenizer",
+    "DraftSpec",
+    "Drafted",
     "ExitSpec",
     "HuggingFaceModel",
     "HuggingFaceSpec",
@@ -42,6 +45,7 @@ __all__ = [
     "SkipSpec",
     "build_mlp",
     "build_model",
+    "generate_drafted",
     "linear_layers",
     "load",
     "load_model",

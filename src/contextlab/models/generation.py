@@ -35,12 +35,11 @@ def generate(
         row goes on from its own last token.
     Returns [B, tokens] int64.
     """
-    if prompt.ndim != 2 or prompt.shape[1] < 1:
-        raise InputError(f"generate: expected a prompt [B, T] of at least one token, got {list(prompt.shape)}")
+    check_prompt(prompt)
     if temperature > 0 and generator is None:
         raise InputError("generate: temperature > 0 needs a torch.Generator, so that the draw can be repeated")
     logits, state = model.read(prompt, None, mask)
-    last, written = _last(logits, mask), []
+    last, written = last_logits(logits, mask), []
     for _ in range(tokens):
         if temperature > 0:
             chosen = torch.multinomial(F.softmax(last / temperature, -1), 1, generator=generator)
@@ -53,7 +52,13 @@ def generate(
     return torch.cat(written, 1) if written else prompt[:, :0]
 
 
-def _last(logits: Tensor, mask: Tensor | None) -> Tensor:
+def check_prompt(prompt: Tensor) -> None:
+    """Raises InputError where a prompt is not [B, T] with a token."""
+    if prompt.ndim != 2 or prompt.shape[1] < 1:
+        raise InputError(f"generate: expected a prompt [B, T] of at least one token, got {list(prompt.shape)}")
+
+
+def last_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
     """The logits [B, V] of each row's last token, of [B, T, V]."""
     if mask is None:
         return logits[:, -1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contextlab.errors import InputError
 from contextlab.mixers.layers import Linear, multiplications
 from contextlab.models.blocks import make_blocks, make_norm, share_atoms
+from contextlab.models.drafting import DraftSpec, generate_drafted
 from contextlab.models.exits import Exits
 from contextlab.models.faults import finite, first_fault
 from contextlab.models.forms import EmptyForms, place_forms
@@ -178,13 +179,20 @@ class Model(nn.Module):
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
         mask: Tensor | None = None,
+        draft: DraftSpec | Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """Continue token sequences one token at a time from the state.
+        """Continue token sequences from the state, one token at a time, or several where the model drafts for itself.
 
         prompt: [B, T] int64, T >= 1. tokens: how many to add. temperature: 0 takes the likeliest.
         generator: needed when temperature > 0. mask: [B, T] bool, False at padding, left or right of a row's tokens.
+        draft: a `DraftSpec` or its keys, {"layers": 2}: the same tokens from fewer readings of all layers, at
+            temperature 0; see `models.drafting.generate_drafted`, which also tells how many.
         Returns [B, tokens] int64.
         """
+        if draft is not None:
+            if temperature > 0:
+                raise InputError("generate: drafted tokens are the likeliest ones; leave out draft, or temperature")
+            return generate_drafted(self, prompt, tokens, draft, mask=mask).tokens
         if self.spec.read_in != "token":
             raise InputError("generate: this model reads vectors; only a model that reads tokens can generate")
         return generate(self, prompt, tokens, temperature=temperature, generator=generator, mask=mask)
@@ -213,36 +221,44 @@ class Model(nn.Module):
         tokens = inputs if spec.read_in == "token" and within.embedded is None else None
         within.seen(embedded, padded)
         x = embedded if within.stream is None else within.stream
-        states: list[State] = []
-        for loop in range(spec.loops):
-            if loop and spec.input_injection:
-                x = x + embedded if exits is None else exits.kept(x, x + embedded)
-            made: dict[int, State] = {}  # the states that later layers read the keys and values of
-            for i, block in enumerate(self.blocks):
-                if within.stream is not None and i < within.begin:
-                    continue
-                number, given = loop * len(self.blocks) + i, x
-                before = state.layers[number] if state is not None else None
-                if exits is not None and exits.all_gone:
-                    after = self._written(i, x, before, mask, keep_state, embedded, tokens)
-                elif block.reads_shared:
-                    x, _ = block(x, made[self._sources[i]], mask, False, embedded, tokens)
-                    after = RecurrentState(length=read + inputs.shape[1])  # it keeps nothing of its own
-                elif i in self._read_above:
-                    x, after = block(x, before, mask, True, embedded, tokens)
-                    made[i] = after
-                elif within.dropped is not None and not keep_state:
-                    x, after = some_rows(block, within.dropped[number], x, mask, embedded, tokens), None
-                elif self.recompute and self.training and not keep_state and i % self.recompute_every == 0:
-                    x, after = self.recompute(block, x, before, mask, keep_state, embedded, tokens)
-                else:
-                    x, after = block(x, before, mask, keep_state, embedded, tokens)
-                if exits is not None:
-                    x = exits.passed(given, x, lambda y: self.read_out(self.read_out_norm(y)))
-                within.seen(x, padded)
-                within.answered(number, x, lambda y: self.read_out(padded.back(self.read_out_norm(y))))
-                if keep_state:
-                    states.append(after)
+        count, total = len(self.blocks), len(self.blocks) * spec.loops
+        states: list[Any] = [None] * total if state is None else list(state.layers)
+        made: dict[int, State] = {}  # the states that later layers read the keys and values of
+        for number in range(within.begin, total if within.end is None else within.end):
+            loop, i = divmod(number, count)
+            block: Any = self.blocks[i]
+            before = states[number]
+            if not i:
+                made = {}
+                if loop and spec.input_injection:
+                    x = x + embedded if exits is None else exits.kept(x, x + embedded)
+            elif number == within.begin and state is not None:
+                made = {source: states[number - i + source] for source in self._read_above if source < i}
+            given = x
+            if within.given is not None:
+                within.given.append(x)
+            if exits is not None and exits.all_gone:
+                after = self._written(i, x, before, mask, keep_state, embedded, tokens)
+            elif block.reads_shared:
+                x, _ = block(x, made[self._sources[i]], mask, False, embedded, tokens)
+                after = RecurrentState(length=read + inputs.shape[1])  # it keeps nothing of its own
+            elif i in self._read_above:
+                x, after = block(x, before, mask, True, embedded, tokens)
+                made[i] = after
+            elif within.dropped is not None and not keep_state:
+                x, after = some_rows(block, within.dropped[number], x, mask, embedded, tokens), None
+            elif self.recompute and self.training and not keep_state and i % self.recompute_every == 0:
+                x, after = self.recompute(block, x, before, mask, keep_state, embedded, tokens)
+            else:
+                x, after = block(x, before, mask, keep_state, embedded, tokens)
+            if exits is not None:
+                x = exits.passed(given, x, lambda y: self.read_out(self.read_out_norm(y)))
+            within.seen(x, padded)
+            within.answered(number, x, lambda y: self.read_out(padded.back(self.read_out_norm(y))))
+            if keep_state:
+                states[number] = after
+        if within.given is not None:
+            within.given.append(x)
         if exits is not None and within.used is not None:
             within.used.append(padded.back(exits.used))
         x = self.read_out_norm(x)

@@ -23,8 +23,12 @@ class Within:
     used: takes, of a model with early exits, [B, T] int64: how many layers each token went through.
     early: takes, for each layer that is named, what the read-out predicts of the stream after it, [B, T, k].
     dropped: [layers, B] bool, which rows go past which layers; where no state is kept.
-    stream: [B, T, D], what block number `begin` was given in another reading of the same inputs: no block before it is
-        read. None reads all. Only of models that read their blocks once, each by the stream alone.
+    stream: [B, T, D], what layer number `begin` was given in another reading of the same inputs: no layer before it is
+        read, and its state stays as it is. None reads all. Without a state only of models that read their blocks once,
+        each by the stream alone.
+    end: no layer from this number on is read, and its state stays as it is; the predictions are what the read-out makes
+        of the stream there. None reads all.
+    given: takes what each layer that is read was given, [B, T, D], and the stream after the last of them.
     """
 
     embedded: Tensor | None = None
@@ -35,6 +39,8 @@ class Within:
     dropped: Tensor | None = None
     stream: Tensor | None = None
     begin: int = 0
+    end: int | None = None
+    given: list[Tensor] | None = None
 
     def seen(self, x: Tensor, padded: Padding) -> None:
         """Take x [B, T, D] into `hidden` as the inputs stood, where that is wanted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -45,6 +45,10 @@ class TokenTask(Task):
     def symbol(self, token: int) -> str:
         """A token as `contextlab show task --sample` prints it."""
         return str(token)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """See `Task.text`: as symbols."""
+        return " ".join(map(self.symbol, tokens))
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean cross-entropy in nats over the scored positions. prediction: logits [B, T, output_size]."""

@@ -126,7 +126,11 @@ class AnswerTask(TokenTask):
 
     def symbol(self, token: int) -> str:
         """A token's text."""
-        return self.codec.decode([token])
+        return self.text([token])
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """See `Task.text`."""
+        return self.codec.decode(tokens)
 
     def words(self, prompt: Prompt, row: int = 0) -> str:
         """The text, with the answer in brackets."""

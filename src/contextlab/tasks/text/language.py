@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,7 +64,11 @@ class LanguageModelling(TokenTask):
 
     def symbol(self, token: int) -> str:
         """A token's text."""
-        return self.codec.decode([token])
+        return self.text([token])
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """See `Task.text`."""
+        return self.codec.decode(tokens)
 
     def words(self, prompt: Prompt, row: int = 0) -> str:
         """The text, and in brackets the token that should come next."""
