@@ -25,6 +25,14 @@ def test_the_interval_of_a_share_in_words_stays_within_bounds(told, words):
     assert interval_in_words(told, "accuracy") == words
 
 
+def test_an_uneven_interval_is_told_by_its_ends():
+    told = Interval(math.exp(4.0), math.exp(-5.6), math.exp(13.6))
+    assert interval_in_words(told, "perplexity") == "54.6 (0.0037 to 806,130)"  # ± 806075 would say nothing
+    assert interval_in_words(Interval(55.0, 30.0, 101.0), "perplexity") == "55 (30 to 101)"
+    assert interval_in_words(Interval(55.0, 50.0, 60.5), "perplexity") == "55.0 ± 5.5"
+    assert interval_in_words(Interval(0.1, -0.2, 0.9), "kl") == "0.10 ± 0.80"
+
+
 def test_what_is_no_number_is_told_as_such():
     unknown = Interval.known(math.nan, math.nan, math.nan)
     assert interval_in_words(unknown, "accuracy") == interval_in_words(unknown, "error") == "no number"

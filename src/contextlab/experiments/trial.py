@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from contextlab.errors import InputError
-from contextlab.evaluation.intervals import share_bounds
+from contextlab.evaluation.intervals import share_bounds, usual
 from contextlab.experiments.choice import Records, told
 from contextlab.experiments.folder import RunFolder, read_run_record
 from contextlab.experiments.halving import Race
@@ -26,7 +26,7 @@ from contextlab.files import atomic_folder, read_record, write_record
 from contextlab.models import Model
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt
 from contextlab.training import checkpoint
-from contextlab.training.validation import validate
+from contextlab.training.validation import score_of, values_of
 
 LARGE = ("model_spec", "train_spec", "task_specs", "history")
 """What records of trials tell that no choice among these asks for."""
@@ -49,10 +49,11 @@ def score(
     found = {}
     for name, task in training.tasks.items():
         named = metric or task.metric
-        scored = validate(model, task, wanted, metric=named, device=device, apart=apart.get(name))
+        values = values_of(model, task, wanted, [named], device=device, apart=apart.get(name))[named]
+        scored = score_of(values)
         if named in HIGHER_IS_BETTER and scored.n > 1:  # as `evaluate` tells of shares
             half, count = np.array([scored.ci_high - scored.value]), np.array([scored.n])
-            low, high = share_bounds(np.array([scored.value]), half, count)
+            low, high = share_bounds(np.array([scored.value]), half, count, usual(values.numpy())[1])
             scored = scored._replace(ci_low=float(low[0]), ci_high=float(high[0]))
         found[name] = {"metric": named, **plain(scored._asdict())}
     return found

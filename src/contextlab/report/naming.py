@@ -33,6 +33,8 @@ ONE_PROMPT, ALL_ALIKE, NO_NUMBER = "one prompt: no interval", "all alike", "no n
 """What stands in the place of an interval, the last in that of a value, too."""
 MANY = 6
 """Names that a sentence tells one by one; it counts the others."""
+UNEVEN = 1.5
+"""How much farther off one end of an interval is than the other, from which on both are told."""
 ASIDE = ("cost", "online")
 """Splits that hold something else than predictions on prompts that were drawn."""
 COST_METRICS = {"state_bytes", "parameters", "flops", "training_seconds"}
@@ -73,12 +75,13 @@ def value_in_words(value: float, metric: str, digits: str = ".3f") -> str:
 def interval_in_words(told: Interval, metric: str) -> str:
     """A value with its interval: 0.050 ± 0.020, 97.0% ± 0.4%, 100.0% (≥ 99.6%) where it ends at a bound.
 
+    Where one end is much farther off than the other, as of a perplexity on few prompts, both are told: 55 (12 to 251).
     One prompt has no interval, and where all are alike nothing is known of the spread: both are said.
     """
     value, low, high = told
     if math.isnan(value):
         return NO_NUMBER
-    half = max(value - low, high - value)
+    near, half = sorted((value - low, high - value))
     if not math.isfinite(half):
         return f"{value_in_words(value, metric, '.3g')} ({ONE_PROMPT})"
     if half <= 0:
@@ -93,8 +96,15 @@ def interval_in_words(told: Interval, metric: str) -> str:
             return f"{shown} (≤ {high:.1%})"
         inside = half <= min(value, 1 - value)
         return f"{shown} ± {percent(half)}%" if inside else f"{shown} ({low:.1%} to {high:.1%})"
+    if half > UNEVEN * near and low > 0:
+        return f"{_three(value)} ({_three(low)} to {_three(high)})"
     digits = min(max(0, 1 - math.floor(math.log10(half))), 12)
     return f"{value:.{digits}f} ± {half:.{digits}f}"
+
+
+def _three(value: float) -> str:
+    """A number above 0 with three digits, or all of its whole ones."""
+    return f"{value:,.0f}" if 999.5 <= value < 1e15 else f"{value:.3g}"
 
 
 def percent(half: float) -> str:

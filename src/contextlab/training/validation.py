@@ -75,6 +75,21 @@ def validate_all(
     stream: str = "validation",
 ) -> dict[str, Score]:
     """The same by several metrics, from one reading of the prompts: metric -> its score."""
+    found = values_of(model, task, spec, metrics, device=device, apart=apart, stream=stream)
+    return {metric: score_of(values) for metric, values in found.items()}
+
+
+def values_of(
+    model: Any,
+    task: Task,
+    spec: ValidationSpec,
+    metrics: Sequence[str],
+    *,
+    device: torch.device | str = "cpu",
+    apart: Callable[[Prompt], Prompt] | None = None,
+    stream: str = "validation",
+) -> dict[str, Tensor]:
+    """What `validate_all` tells the means of: metric -> each prompt's value, [prompts] float64."""
     generator = seeded(stream, spec.seed, device=device)
     means: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
     before = model.training
@@ -94,14 +109,13 @@ def validate_all(
                     found.append(each[count > 0].cpu())  # what the model answers with nan stays: it is no good answer
     finally:
         model.train(before)
-    return {metric: _score(found) for metric, found in means.items()}
-
-
-def _score(means: Sequence[Tensor]) -> Score:
-    """Of the prompts' means, in batches of any size."""
-    if not means:
+    if not all(means.values()):
         raise InputError("validation: the model was trained on all of the prompts")
-    values = torch.cat(list(means))
+    return {metric: torch.cat(found) for metric, found in means.items()}
+
+
+def score_of(values: Tensor) -> Score:
+    """Of the prompts' values [prompts]."""
     mean, n = values.mean().item(), len(values)
     half = Z95 * (values.var().item() / n) ** 0.5 if n > 1 else math.nan
     return Score(mean, mean - half, mean + half, n)

@@ -79,6 +79,17 @@ def test_blocks_are_dropped_by_loss_one_after_the_other():
     assert data.loss(found.model) == pytest.approx(min(losses.values()))
 
 
+@pytest.mark.parametrize("by", ["influence", "loss"])
+def test_none_may_be_dropped(by):
+    model = mixed()
+    conversion = build_conversion("drop_blocks", count=0, by=by)
+    assert conversion.plan(model.spec) == model.spec
+    found = conversion(model, calibration())
+    assert found.lines == []
+    assert torch.equal(found.model(tokens()), model(tokens()))
+    assert found.model.spec == model.spec
+
+
 def test_blocks_that_others_need_stay():
     layers = ["attention", {"mixer": "attention", "kv": "shared"}, "gla"]
     model = build_model({**SIZES, "depth": 3, "layers": layers}).double()

@@ -30,7 +30,8 @@ class Lolcats(Replacement):
 
     All of the attention is kept: rotary positions, grouped heads, biases, normed queries. First the feature maps and
     the shares of the windows alone learn to give its outputs, then adapters of rank 8 on q, k, v and the output
-    projection learn the task; they are merged at the end. A text no longer than the window is answered as before.
+    projection learn the task; they are merged at the end. Output projections are fitted first by least squares, which
+    the paper does not do. Before anything is fitted or trained, a text no longer than the window is answered as before.
     Left out: the transfer of blocks of layers apart (the paper's, for its largest model), and its cross-entropy of
     attention weights, which it weighs with 0. Attention is compared behind the output projection, not before it.
 
