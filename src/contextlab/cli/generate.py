@@ -13,6 +13,7 @@ from contextlab.cli.shared import JsonOption, PluginOption, console, load_compon
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
 from contextlab.memory import LARGEST_WHOLE
+from contextlab.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +70,7 @@ def generate(
     from contextlab.evaluation import time_drafts
     from contextlab.experiments import find_model
     from contextlab.models import Model
+    from contextlab.models.drafting import check_draft
     from contextlab.training.distributed import resolve, seeded
 
     load_components(plugin)
@@ -83,6 +85,8 @@ def generate(
     if loaded.spec.read_in != "token":
         raise InputError("generate: this model reads vectors; only a model that reads tokens can generate")
     rows, read = _texts(prompt, tokenizer, loaded) if prompt else _drawn(str(data), prompts, seed, loaded)
+    for each in drafts:
+        check_draft(loaded, each)
     rows = [row.to(chosen) for row in rows]
     _require_room(loaded, rows, tokens)
     told = time_drafts(loaded, rows, max(2, tokens), drafts, seconds=seconds)
@@ -145,9 +149,10 @@ def _require_room(model: Model, rows: Sequence[Tensor], tokens: int) -> None:
     """Refuse what is longer than a model reads. Raises InputError."""
     longest, most = max(map(len, rows)), model.spec.max_length
     if model.spec.position == "learned" and most is not None and longest + tokens - 1 > most:
+        fits = f"--tokens {most - longest + 1}" if longest <= most else f"--data TASK:length={most // 2}"
         raise InputError(
-            f"generate: {longest} tokens and {tokens} more are too many for a model of {most} positions; give fewer, "
-            f"such as {f'--tokens {most - longest + 1}' if longest <= most else '--data TASK:length=' + str(most // 2)}"
+            f"generate: {counted(longest, 'token')} and {tokens:,} more are too many for a model of {most} positions; "
+            f"give fewer, such as {fits}"
         )
 
 
