@@ -61,7 +61,7 @@ def test_prompts_of_a_task_are_drawn_and_read_as_its_symbols(call, models):
         (("bytes", "--prompt", "a", "--draft", "layers=1", "--temperature", "1"), "leave out --temperature or --draft"),
         (("bytes", "--prompt", "abcd"), "4 tokens and 64 more are too many for a model of 24 positions; give fewer, "
                                         "such as --tokens 21"),
-        (("recall", "--prompt", "a"), "the model has 9 tokens, which cannot be the 256 of bytes"),
+        (("recall", "--prompt", "a"), "the model has 8 tokens, which cannot be the 256 of bytes"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_a_line(call, models, arguments, words):
