@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,8 +84,8 @@ def _timed(model: Model, rows: Sequence[Tensor], tokens: int, draft: DraftSpec, 
     while turn < least or (turn < MOST and time.perf_counter() - began < seconds):
         row = rows[turn % len(rows)]
         for place in (0, 1) if turn % 2 == 0 else (1, 0):
-            how = draft if place else None
-            taken[place].append(seconds_of(lambda row=row, how=how: model.generate(row, tokens, draft=how), row.device))
+            write = partial(model.generate, row, tokens, draft=draft if place else None)
+            taken[place].append(seconds_of(write, row.device))
         turn += 1
     plain, drafted = ([each / tokens for each in times] for times in taken)
     ratios = [new / old for old, new in zip(plain, drafted, strict=True)]
