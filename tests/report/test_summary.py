@@ -12,8 +12,8 @@ import torch
 from contextlab.evaluation import evaluate, evaluate_learners
 from contextlab.evaluation.results import table
 from contextlab.report import summary_table, summary_words
+from contextlab.report.examples import example_table
 from contextlab.report.lint import lint
-from contextlab.report.summary import example_table
 from contextlab.tasks import build_task
 from tests.report.conftest import make_records, make_results
 

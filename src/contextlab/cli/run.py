@@ -283,15 +283,17 @@ def _print_summary(done: Any) -> None:
         summary_table,
         summary_words,
     )
+    from contextlab.report.digest import Digest
 
+    digest = Digest(done.results, done.by_prompt)
     console.print()
-    for title, rows in summary_table(done.results, done.records, done.by_prompt).items():
+    for title, rows in summary_table(done.results, done.records, done.by_prompt, digest).items():
         print_table(title, rows)
-    if overview := suite_table(done.results, done.by_prompt):
+    if overview := suite_table(done.results, done.by_prompt, digest):
         print_table("all tasks", overview)
     if chosen := chosen_table(done.records):
         print_table("chosen on validation prompts (window: where the score is within 95% of the best)", chosen)
-    for sentence in summary_words(done.results, done.records, done.by_prompt):
+    for sentence in summary_words(done.results, done.records, done.by_prompt, digest):
         console.print(f"• {escape(sentence)}")
     for record in done.records:
         if record["status"] not in ("finished",):

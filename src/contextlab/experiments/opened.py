@@ -19,6 +19,7 @@ from contextlab.experiments.recipes import load_recipe
 from contextlab.models import Model
 from contextlab.prompt import Task
 from contextlab.report import summary_table, summary_words
+from contextlab.report.digest import Digest
 from contextlab.report.naming import record_tasks
 from contextlab.training.checkpoint import load, newest
 
@@ -52,11 +53,13 @@ class Run:
 
     def _repr_html_(self) -> str:
         """In a notebook: the table of each task, what they say in words, and a link to the report."""
+        digest = Digest(self.results)
         tables = [
             f"<b>{escape(task)}</b>{pd.DataFrame(rows).to_html(index=False, border=0)}"
-            for task, rows in summary_table(self.results, self.records).items()
+            for task, rows in summary_table(self.results, self.records, digest=digest).items()
         ]
-        words = "".join(f"<li>{escape(each)}</li>" for each in summary_words(self.results, self.records))
+        found = summary_words(self.results, self.records, digest=digest)
+        words = "".join(f"<li>{escape(each)}</li>" for each in found)
         link = f'<a href="{escape(str(self.report))}">report.html</a>'
         return f"<div>{escape(repr(self))} {link}{''.join(tables)}<ul>{words}</ul></div>"
 

@@ -183,7 +183,7 @@ def write_advice_page(advice: Advice, path: str | Path) -> Path:
             f"{bytes_in_words(advice.memory)}. Bars are 95% intervals of what is kept, on prompts of "
             f"{counted(advice.at, 'token')}."
         )
-        drawn = [Drawn("Kept quality against all bytes", kept_against_total(shown, advice.memory), note)]
+        drawn = [Drawn("Kept quality against all bytes", kept_against_total.sketch(shown, advice.memory), note)]
     lost = kept(as_policies(advice.results)).at_chance if len(advice.results) else []
     return render(
         "advise.html.j2", path, drawn, title=f"How to spend {where_in_words(advice)} on {advice.name}",

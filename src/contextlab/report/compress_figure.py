@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from contextlab.evaluation.compress import FULL, WEIGHTS
 from contextlab.prompt import HIGHER_IS_BETTER
@@ -13,12 +12,14 @@ from contextlab.report.compress import knows_what_follows, main_metric, over_see
 from contextlab.report.drawing import COLOURS, DASHES, MARKERS, byte_axis, finish
 from contextlab.report.kept import WHOLE
 from contextlab.report.naming import metric_title
+from contextlab.report.sketch import Sketch, drawing
 
 MOST_COLOURED = 11
 """Policies that stand out in a figure; where there are more, the others are grey."""
 
 
-def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> go.Figure:
+@drawing
+def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> Sketch:
     """A task's quality against the bytes of state of one sequence, a line a policy through its budgets.
 
     Forms of the weights are left out (`kept_against_total` has them). The full cache and the models compared are
@@ -32,7 +33,7 @@ def quality_against_bytes(results: pd.DataFrame, task: str, length: int) -> go.F
     wide = rows[rows["metric"] == metric].set_index(["model", "split", "kind"])
     sizes = rows[rows["metric"] == "state_bytes"].set_index(["model", "split", "kind"])["value"]
     wide = wide.assign(bytes=sizes).reset_index()
-    figure = go.Figure()
+    figure = Sketch()
     front = _front(wide, metric)
     figure.add_scatter(
         x=front["bytes"].tolist(), y=front["value"].tolist(), name="best for its bytes", mode="lines",

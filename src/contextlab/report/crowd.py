@@ -12,11 +12,11 @@ from textwrap import wrap
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from contextlab.report.drawing import byte_axis, finish, value_axis
 from contextlab.report.families import family_looks
 from contextlab.report.naming import bytes_in_words, metric_title, value_in_words
+from contextlab.report.sketch import Sketch, drawing
 
 SIZE = (1000, 480)
 """Pixels of the figure for which names are placed; where it is drawn narrower they are left out."""
@@ -32,15 +32,16 @@ LETTER, LINE, REACH = 6.3, 13, (9, 14, 22, 32, 46, 62)
 """Pixels of a letter and a line of a name, and how far from its mark a name may stand."""
 
 
-def by_family(figure: go.Figure, look: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+def by_family(figure: Sketch, look: Mapping[str, Mapping[str, Any]]) -> Sketch:
     """The figure, where its models have families with a legend of these; the names are told by hovering.
 
     look: of each trace's name, as `drawing.styles` gives it.
     """
-    family = {t.name: look[t.name]["family"] for t in figure.data if "family" in look.get(t.name, ())}
-    for trace in figure.data:
-        if trace.name in family:
-            trace.update(showlegend=False, legendgroup=family[trace.name])
+    names = [trace.get("name") for trace in figure.data]
+    family = {name: look[name]["family"] for name in names if name is not None and "family" in look.get(name, ())}
+    for name, trace in zip(names, figure.data, strict=True):
+        if name in family:
+            trace |= {"showlegend": False, "legendgroup": family[name]}
     for each, (colour, marker) in family_looks(family).items():
         figure.add_scatter(
             x=[None], y=[None], mode="markers", name=each, legendgroup=each,
@@ -60,9 +61,10 @@ class Spot:
     y: float
 
 
-def many_against_state(rows: pd.DataFrame, family: Mapping[str, str], metric: str) -> go.Figure:
+@drawing
+def many_against_state(rows: pd.DataFrame, family: Mapping[str, str], metric: str) -> Sketch:
     """A metric against bytes of state, a mark a model. rows: with label, value, ci_low, ci_high and bytes."""
-    figure = go.Figure()
+    figure = Sketch()
     for each, (colour, marker) in family_looks(family).items():
         own = rows[rows["label"].map(family) == each]
         if own.empty:
@@ -83,7 +85,7 @@ def many_against_state(rows: pd.DataFrame, family: Mapping[str, str], metric: st
     low, high = math.log10(rows["bytes"].min()), math.log10(rows["bytes"].max())
     pad = 0.05 * max(high - low, 1)
     figure.update_xaxes(range=[low - pad, high + 2 * pad])
-    bottom, top = figure.layout.yaxis.range or (rows["value"].min(), rows["value"].max())
+    bottom, top = figure.layout["yaxis"].get("range") or (rows["value"].min(), rows["value"].max())
     width, height = SIZE
     spots = [
         Spot(
@@ -109,7 +111,7 @@ def many_against_state(rows: pd.DataFrame, family: Mapping[str, str], metric: st
     return figure
 
 
-def _name(figure: go.Figure, spots: Sequence[Spot], colours: Mapping[str, str], metric: str) -> Iterator[str]:
+def _name(figure: Sketch, spots: Sequence[Spot], colours: Mapping[str, str], metric: str) -> Iterator[str]:
     """Write names at marks, or a number there; yields the lines of the list of what the numbers stand for."""
     taken = [(each.x - 6, each.y - 6, each.x + 6, each.y + 6) for each in spots]
     waiting: list[list[Spot]] = []
@@ -138,7 +140,7 @@ def _groups(spots: Sequence[Spot]) -> list[list[Spot]]:
 
 
 def _place(
-    figure: go.Figure,
+    figure: Sketch,
     spot: Spot,
     text: str,
     colour: str,

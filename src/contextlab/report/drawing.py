@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from contextlab.evaluation import summarise
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.families import MARKERS as MARKERS
 from contextlab.report.families import families, family_looks
 from contextlab.report.naming import bytes_in_words, label
+from contextlab.report.sketch import Sketch
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5539", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -61,7 +61,7 @@ def lines_of(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def draw_line(
-    figure: go.Figure,
+    figure: Sketch,
     line: pd.DataFrame,
     places: list[int],
     name: str,
@@ -106,20 +106,26 @@ def span(low: float, high: float) -> str:
 
 
 def rows_of(
-    results: pd.DataFrame, task: str, metric: str, split: str | None, several: bool | None = None
+    results: pd.DataFrame,
+    task: str,
+    metric: str,
+    split: str | None,
+    several: bool | None = None,
+    means: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The rows of a task and metric, seeds put together, with the label that names the model in figures."""
-    rows = results[(results["task"] == task) & (results["metric"] == metric)]
-    rows = rows if split is None else rows[rows["split"] == split]
-    rows = rows[rows["value"].notna()]
-    found = summarise(rows)
-    if metric in HIGHER_IS_BETTER:  # shares: an interval by Student's t may reach beyond what there is
-        found = found.assign(ci_low=found["ci_low"].clip(0, 1), ci_high=found["ci_high"].clip(0, 1))
+    """The rows of a task and metric, seeds put together, with the label that names the model in figures.
+
+    means: the results that are numbers with their seeds put together (see `summarise`), where these are known.
+    """
+    rows = results if means is None else means
+    chosen = (rows["task"] == task) & (rows["metric"] == metric)
+    rows = rows[chosen if split is None else chosen & (rows["split"] == split)]
+    found = rows if means is not None else summarise(rows[rows["value"].notna()])
     return found.assign(label=label(found, results["run"].nunique() > 1 if several is None else several))
 
 
 def _labels(results: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(label(results)))
+    return list(dict.fromkeys(label(results[["run", "model"]].drop_duplicates())))
 
 
 def best_learner(rows: pd.DataFrame) -> str | None:
@@ -141,7 +147,7 @@ def _faint(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.15)"
 
 
-def finish(figure: go.Figure, x: str, y: str) -> go.Figure:
+def finish(figure: Sketch, x: str, y: str) -> Sketch:
     """What all figures share: margins, fonts, the legend's place, the titles of the axes."""
     figure.update_layout(
         template="plotly_white",
@@ -156,7 +162,7 @@ def finish(figure: go.Figure, x: str, y: str) -> go.Figure:
     return figure
 
 
-def byte_axis(figure: go.Figure, sizes: Iterable[float], axis: str = "x") -> None:
+def byte_axis(figure: Sketch, sizes: Iterable[float], axis: str = "x") -> None:
     """A logarithmic axis of bytes, with ticks at powers of two in KiB, MiB ..., and at 3/2 of them where few are."""
     known = [float(size) for size in sizes if size > 0]
     if not known:
@@ -170,7 +176,7 @@ def byte_axis(figure: go.Figure, sizes: Iterable[float], axis: str = "x") -> Non
     figure.update_layout({f"{axis}axis": shown})
 
 
-def value_axis(figure: go.Figure, metric: str, values: pd.Series, axis: str) -> None:
+def value_axis(figure: Sketch, metric: str, values: pd.Series, axis: str) -> None:
     """An axis of a metric. Shares end at 100%, and begin at 0 or as near below the least as leaves a tenth to see."""
     if metric not in HIGHER_IS_BETTER or values.empty:
         return

@@ -1,4 +1,4 @@
-"""Figures: each function takes tidy results (or records) and returns a Plotly figure."""
+"""Figures: each function takes tidy results (or records) and returns a Plotly figure; see `sketch.drawing`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from contextlab.evaluation.intervals import Interval
 from contextlab.report.crowd import by_family, many_against_state
@@ -26,20 +25,25 @@ from contextlab.report.drawing import (
 from contextlab.report.grids import heat_map as heat_map
 from contextlab.report.grids import similarity_map as similarity_map
 from contextlab.report.naming import ASIDE, axis_title, facet_title, label, metric_title, record_tasks
+from contextlab.report.sketch import Sketch, drawing
 
 Told = Mapping[tuple[str, str, str], Interval]
 """Label of a predictor, split and metric -> the mean over whole prompts, with its interval over prompts and seeds."""
 
 
-def curve(results: pd.DataFrame, task: str, metric: str, split: str = "train") -> go.Figure:
+@drawing
+def curve(
+    results: pd.DataFrame, task: str, metric: str, split: str = "train", means: pd.DataFrame | None = None
+) -> Sketch:
     """A metric by the number of in-context examples, with 95% bands; models solid, learners dashed and grey.
 
-    split: "online" has the steps played in place of examples.
+    split: "online" has the steps played in place of examples. means: the results that are numbers with their seeds put
+    together (see `summarise`), where these are known.
     """
     look = styles(results)
-    rows = rows_of(results, task, metric, split)
+    rows = rows_of(results, task, metric, split, means=means)
     rows = rows[rows["shot"].notna()].sort_values("shot", kind="stable")
-    figure = go.Figure()
+    figure = Sketch()
     for name, kind, line in lines_of(rows):
         draw_line(figure, line, line["shot"].astype(int).tolist(), name, kind, look[name], hidden=is_far(rows, line))
     finish(figure, "steps played" if split == "online" else "in-context examples", axis_title(metric))
@@ -47,9 +51,10 @@ def curve(results: pd.DataFrame, task: str, metric: str, split: str = "train") -
     return by_family(figure, look)
 
 
+@drawing
 def by_facet(
     results: pd.DataFrame, facets: pd.DataFrame, task: str, facet: str, metric: str, split: str = "train"
-) -> go.Figure:
+) -> Sketch:
     """A metric by a facet of the predictions, such as the distance of the fact: a place for each group of its values.
 
     results: from which the models' looks are taken. facets: a table of facets (see `evaluation.measure`).
@@ -61,7 +66,7 @@ def by_facet(
     # Prompts drawn on another device can have other groups: these take the places of the ones that they fall into.
     _, _, first = max(lines, key=lambda each: (each[1] == "model", len(each[2])))
     starts = first["low"].to_numpy()
-    figure = go.Figure()
+    figure = Sketch()
     for name, kind, line in lines:
         middle = ((line["low"] + line["high"]) / 2).to_numpy()
         places = (starts.searchsorted(middle, side="right") - 1).clip(0).tolist()
@@ -86,13 +91,17 @@ def lengths(results: pd.DataFrame, task: str) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def by_length(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
-    """A metric, the mean over the prompt, by the tokens of the prompt: 'train', and a split of each other length."""
+@drawing
+def by_length(results: pd.DataFrame, task: str, metric: str, means: pd.DataFrame | None = None) -> Sketch:
+    """A metric, the mean over the prompt, by the tokens of the prompt: 'train', and a split of each other length.
+
+    means: as `curve` takes them.
+    """
     look, shown = styles(results), lengths(results, task)
-    rows = rows_of(results, task, metric, None)
+    rows = rows_of(results, task, metric, None, means=means)
     rows = rows[rows["shot"].isna() & (rows["length"].map(shown) == rows["split"])]
     best = best_learner(rows)
-    figure = go.Figure()
+    figure = Sketch()
     for name, kind, line in lines_of(rows.sort_values("length", kind="stable")):
         places = line["length"].astype(int).tolist()
         draw_line(figure, line, places, name, kind, look[name], hidden=kind == "learner" and name != best,
@@ -104,21 +113,25 @@ def by_length(results: pd.DataFrame, task: str, metric: str) -> go.Figure:
     return by_family(figure, look)
 
 
-def by_split(results: pd.DataFrame, task: str, metric: str, told: Told | None = None) -> go.Figure:
+@drawing
+def by_split(
+    results: pd.DataFrame, task: str, metric: str, told: Told | None = None, means: pd.DataFrame | None = None
+) -> Sketch:
     """A metric on every split of the task: one row a split, one mark a model, with 95% intervals.
 
     told: the intervals over prompts and seeds, by label, split and metric; those of `summarise` where there are none.
+    means: as `curve` takes them.
     """
     look = styles(results)
-    rows = _with_told(rows_of(results, task, metric, None), told)
-    rows = rows[rows["shot"].isna() & ~rows["split"].isin(ASIDE)]
+    rows = rows_of(results, task, metric, None, means=means)
+    rows = _with_told(rows[rows["shot"].isna() & ~rows["split"].isin(ASIDE)], told)
     if metric.startswith("excess_"):
         rows = rows[rows["kind"] == "model"]
     else:
         best = best_learner(rows)
         rows = rows[(rows["kind"] == "model") | (rows["label"] == best)]
     splits = list(dict.fromkeys(rows["split"]))
-    figure = go.Figure()
+    figure = Sketch()
     for name, marks in rows.groupby("label", sort=False):
         style = look[str(name)]
         figure.add_scatter(
@@ -141,23 +154,29 @@ def by_split(results: pd.DataFrame, task: str, metric: str, told: Told | None = 
     return by_family(figure, look)
 
 
+@drawing
 def quality_against_state(
-    results: pd.DataFrame, task: str, metric: str, split: str = "train", told: Told | None = None
-) -> go.Figure:
+    results: pd.DataFrame,
+    task: str,
+    metric: str,
+    split: str = "train",
+    told: Told | None = None,
+    means: pd.DataFrame | None = None,
+) -> Sketch:
     """A metric against the bytes of state that one sequence of the task leaves; the best learner as a line.
 
-    told: as `by_split` takes it.
+    told: as `by_split` takes it. means: as `curve` takes them.
     """
     look = styles(results)
-    rows = rows_of(results, task, metric, split)
+    rows = rows_of(results, task, metric, split, means=means)
     rows = _with_told(rows[rows["shot"].isna()], told)
-    costs = rows_of(results, task, "state_bytes", "cost").set_index("label")["value"]
+    costs = rows_of(results, task, "state_bytes", "cost", means=means).set_index("label")["value"]
     models = rows[(rows["kind"] == "model") & rows["label"].isin(costs.index)]
     family = {name: each["family"] for name, each in look.items() if "family" in each}
     if family:
-        figure = many_against_state(models.assign(bytes=models["label"].map(costs)), family, metric)
+        figure = many_against_state.sketch(models.assign(bytes=models["label"].map(costs)), family, metric)
         return _with_best(figure, rows)
-    figure = go.Figure()
+    figure = Sketch()
     for _, row in models.iterrows():
         style = look[row["label"]]
         figure.add_scatter(
@@ -180,28 +199,33 @@ def quality_against_state(
 
 
 def _with_told(rows: pd.DataFrame, told: Told | None) -> pd.DataFrame:
-    """The rows of whole prompts with the intervals that are known better; the same that tables and sentences have."""
+    """Rows of whole prompts with the intervals that are known better; the same that tables and sentences have."""
     keys = zip(rows["label"], rows["split"], rows["metric"], strict=True)
     known = [(told or {}).get((str(a), str(b), str(c))) for a, b, c in keys]
-    apart = rows["shot"].notna()
-    ends = {"ci_low": [each.low if each else None for each in known], "ci_high": [e.high if e else None for e in known]}
-    better = pd.DataFrame(ends, index=rows.index, dtype="float64").mask(apart).replace([math.inf, -math.inf], math.nan)
-    return rows.assign(**{end: better[end].fillna(rows[end]) for end in ends})
+    ends = {
+        name: [
+            old if each is None or not math.isfinite(each[at]) else each[at]
+            for old, each in zip(rows[name], known, strict=True)
+        ]
+        for at, name in ((1, "ci_low"), (2, "ci_high"))
+    }
+    return rows.assign(**ends)
 
 
-def _with_best(figure: go.Figure, rows: pd.DataFrame) -> go.Figure:
+def _with_best(figure: Sketch, rows: pd.DataFrame) -> Sketch:
     """The best known learner as a line."""
     best = best_learner(rows)
     if best is not None:
         level = float(rows.loc[rows["label"] == best, "value"].iloc[0])
-        figure.add_hline(y=level, line_dash="dash", line_color="#444444", annotation_text=best)
+        figure.add_hline(y=level, line={"dash": "dash", "color": "#444444"}, annotation_text=best)
     return figure
 
 
-def training_curves(results: pd.DataFrame, records: Sequence[Mapping[str, Any]], task: str) -> go.Figure:
+@drawing
+def training_curves(results: pd.DataFrame, records: Sequence[Mapping[str, Any]], task: str) -> Sketch:
     """The training loss by step, one line a training; on several tasks it is that of the task whose turn it was."""
     look = styles(results)
-    figure = go.Figure()
+    figure = Sketch()
     shown = set()
     for record in records:
         history = record.get("history")
@@ -224,12 +248,13 @@ def training_curves(results: pd.DataFrame, records: Sequence[Mapping[str, Any]],
     return by_family(figure, look)
 
 
-def cost_by_length(results: pd.DataFrame, metric: str) -> go.Figure:
+@drawing
+def cost_by_length(results: pd.DataFrame, metric: str) -> Sketch:
     """A cost by context length on logarithmic axes; the whiskers go from the least to the most that was measured."""
     rows = results[(results["metric"] == metric) & (results["split"] == "cost")]
     rows = rows.assign(label=label(rows, results["run"].nunique() > 1))
     look = styles(results)
-    figure = go.Figure()
+    figure = Sketch()
     for name, line in rows.groupby("label", sort=False):
         line, style = line.sort_values("length"), look[str(name)]
         figure.add_scatter(

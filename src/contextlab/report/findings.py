@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -120,12 +121,16 @@ class Findings:
 
 
 def findings(
-    results: pd.DataFrame, by_prompt: pd.DataFrame | None = None, several: bool | None = None
+    results: pd.DataFrame,
+    by_prompt: pd.DataFrame | None = None,
+    several: bool | None = None,
+    means: pd.DataFrame | None = None,
 ) -> list[Findings]:
     """The findings of each task, in the order of the results.
 
     results: a tidy table. by_prompt: the values by prompt (see `evaluation.Measured`); None where they are not known:
     differences then have wider intervals. several: whether labels name the run; None where the results are of several.
+    means: the results that are numbers with their seeds put together (see `summarise`), where these are known.
     """
     if several is None:
         several = results["run"].nunique() > 1
@@ -144,8 +149,10 @@ def findings(
             if row.metric == here.metric and not math.isnan(row.chance):
                 here.chance.setdefault(str(row.split), float(row.chance))
     chosen = results[results["shot"].isna() & results["value"].notna()]
-    overall = summarise(chosen)
-    halves = summarise(chosen.assign(value=(chosen["ci_high"] - chosen["ci_low"]) / 2))["value"]
+    overall = summarise(chosen) if means is None else means[means["shot"].isna()]
+    halves: Iterable[float] = itertools.repeat(math.nan, len(overall))  # of one seed each is not asked for
+    if (overall["seeds"] > 1).any():
+        halves = summarise(chosen.assign(value=(chosen["ci_high"] - chosen["ci_low"]) / 2))["value"]
     for row, name, half in zip(_rows(overall), label(overall, several), halves, strict=True):
         if row.task not in found:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
+from plotly.colors import make_colorscale, sequential
 
 from contextlab.errors import InputError, unknown
 from contextlab.evaluation import summarise
@@ -13,22 +13,27 @@ from contextlab.evaluation.intervals import Interval
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.drawing import finish, rows_of
 from contextlab.report.naming import ASIDE, interval_in_words, label
+from contextlab.report.sketch import Sketch, drawing
 
 GRID = ("model", "run", "kind", "split", "length")
 
 
-def heat_map(results: pd.DataFrame, task: str, rows: str, columns: str, metric: str) -> go.Figure:
+@drawing
+def heat_map(
+    results: pd.DataFrame, task: str, rows: str, columns: str, metric: str, means: pd.DataFrame | None = None
+) -> Sketch:
     """A metric, the mean over the prompt, on a grid of two columns of the results, with its values written in.
 
     rows, columns: such as "model" and "split" (a grid of shifts), or "model" and "length" (of lengths). Where several
         results fall into one cell it shows their mean; an empty cell has none.
+    means: the results that are numbers with their seeds put together (see `summarise`), where these are known.
     """
     for name in (rows, columns):
         if name not in GRID:
             raise InputError(unknown("column for a heat map", name, GRID))
     if rows == columns:
         raise InputError(f"rows and columns are both {rows!r}; give two columns of the results")
-    found = rows_of(results, task, metric, None)
+    found = rows_of(results, task, metric, None, means=means)
     found = found[found["shot"].isna() & ~found["split"].isin(ASIDE)].assign(model=lambda each: each["label"])
     if found.empty:
         raise InputError(f"results hold no {metric!r} of task {task!r}; expected a metric that was evaluated")
@@ -45,7 +50,8 @@ def heat_map(results: pd.DataFrame, task: str, rows: str, columns: str, metric: 
     return _finish_grid(figure, grid, columns, rows)
 
 
-def similarity_map(similarity: pd.DataFrame, task: str, measure: str = "errors", split: str = "train") -> go.Figure:
+@drawing
+def similarity_map(similarity: pd.DataFrame, task: str, measure: str = "errors", split: str = "train") -> Sketch:
     """How alike each model's predictions are to each learner's, with the values written in.
 
     similarity: a table of similarities (see `evaluation.measure`). measure: one of its measures.
@@ -73,23 +79,21 @@ def _told_cells(found: pd.DataFrame, grid: pd.DataFrame, metric: str) -> dict[st
     return {"customdata": words, "hovertemplate": "%{y}, %{x}: %{customdata}<extra></extra>"}
 
 
-def _grid_figure(grid: pd.DataFrame, shown: str, most: float) -> go.Figure:
+def _grid_figure(grid: pd.DataFrame, shown: str, most: float) -> Sketch:
     """most: the value at the end of the scale of colours, which begins at 0."""
-    return go.Figure(
-        go.Heatmap(
-            z=grid.to_numpy(dtype=float).tolist(),
-            x=[str(name) for name in grid.columns],
-            y=[str(name) for name in grid.index],
-            texttemplate=shown,
-            zmin=0,
-            zmax=most,
-            colorscale="Cividis",
-            showscale=False,  # the values are written in
-        )
+    return Sketch().add_heatmap(
+        z=grid.to_numpy(dtype=float),
+        x=[str(name) for name in grid.columns],
+        y=[str(name) for name in grid.index],
+        texttemplate=shown,
+        zmin=0,
+        zmax=most,
+        colorscale=make_colorscale(sequential.Cividis),
+        showscale=False,  # the values are written in
     )
 
 
-def _finish_grid(figure: go.Figure, grid: pd.DataFrame, x: str, y: str) -> go.Figure:
+def _finish_grid(figure: Sketch, grid: pd.DataFrame, x: str, y: str) -> Sketch:
     figure = finish(figure, x, y)
     figure.update_xaxes(type="category")
     figure.update_yaxes(type="category", autorange="reversed")

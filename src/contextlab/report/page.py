@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from contextlab.plugins import plugin_options
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.compress import compress_table
 from contextlab.report.compress_total import weights_words
+from contextlab.report.digest import Digest
 from contextlab.report.kept import compress_words, kept_tables, not_served
 from contextlab.report.naming import (
     ALL_ALIKE,
@@ -32,7 +34,7 @@ from contextlab.report.sections import CompressData, CostData, Drawn, OverviewDa
 from contextlab.report.sentences import summary_words
 from contextlab.report.starts import starts_table
 from contextlab.report.suite import suite_table
-from contextlab.report.summary import example_table, summary_table
+from contextlab.report.summary import summary_table
 from contextlab.report.sweep import chosen_table
 from contextlab.words import flat
 
@@ -62,9 +64,10 @@ def build_report(
     measured = Measured(results, **{name: rows for name, rows in more.items() if rows is not None})
     names = [str(each["name"]) for each in run_records]
     asked = {name: (spec.get("compress") or {}).get("policies", ()) for name, spec in zip(names, specs, strict=True)}
-    data, tasks, words = PageData(), _tasks(results), summary_words(results, records, by_prompt)
-    overview = data.draw(OverviewData(measured, records))
-    sections = [_section(data, measured, records, task) for task in tasks]
+    data, tasks, digest = PageData(), _tasks(results), Digest(results, by_prompt)
+    words = summary_words(results, records, by_prompt, digest)
+    overview = data.draw(OverviewData(measured, records, digest))
+    sections = [_section(data, TaskData(task, measured, records, digest)) for task in tasks]
     lead = first_figure([overview, *(section["drawn"] for section in sections)], LEADING)
     first = first_sentences(words, tasks)
     data.hold_csv(results)
@@ -89,11 +92,11 @@ def build_report(
                 for name, found in (compressed or {}).items()
                 if not found.empty
             ],
-            overview=suite_table(results, by_prompt),
+            overview=suite_table(results, by_prompt, digest),
             starts=starts_table(records, len(set(names)) > 1),
             chosen=chosen_table(records, len(set(names)) > 1),
             overview_drawn=overview,
-            tables=summary_table(results, records, by_prompt),
+            tables=summary_table(results, records, by_prompt, digest),
             sections=sections,
             every_shot=data.every_shot,
             trainings=[_training(record) for record in records],
@@ -169,7 +172,9 @@ def render(template: str, path: str | Path, drawn: Sequence[Drawn], **more: Any)
     return Path(path)
 
 
+@lru_cache(maxsize=1)
 def _environment() -> Environment:
+    """Reads and compiles each template once a process, and again where its file has changed."""
     return Environment(
         loader=PackageLoader("contextlab.report", "templates"),
         autoescape=True,
@@ -187,17 +192,15 @@ def _pieces(data: PageData) -> list[tuple[str, Packed]]:
     return [("page", data.packed()), ("plotly", packed_plotly())]
 
 
-def _section(page: PageData, measured: Measured, records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+def _section(page: PageData, data: TaskData) -> dict[str, Any]:
     """The figures and tables of one task; those that its data cannot fill are left out."""
-    data = TaskData(task, measured, records)
-    rows, metric = data.rows, data.metric
-    examples = example_table(rows, metric)
+    rows, here = data.rows, data.known.of(data.task)
     several_learners = rows.loc[rows["kind"] == "learner", "model"].nunique() > 1
     return {
-        "task": task,
+        "task": data.task,
         "drawn": page.draw(data),
-        "examples": examples,
-        "share": metric in HIGHER_IS_BETTER,
+        "examples": [] if here is None else data.known.examples(here),
+        "share": data.metric in HIGHER_IS_BETTER,
         "best": next(iter(rows.loc[rows["kind"] == "learner", "model"]), ""),
         "compare": several_learners and (rows["kind"] == "model").any(),
     }
@@ -209,7 +212,7 @@ def _table_rows(results: pd.DataFrame) -> list[list[Any]]:
     found = summarise(chosen)
     found = found.assign(label=label(found, results["run"].nunique() > 1))
     rows = []
-    for _, row in found.iterrows():
+    for row in found.to_dict("records"):
         cost = row["metric"] in COST_METRICS
         half = (row["ci_high"] - row["ci_low"]) / 2
         rows.append(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
 from contextlab.report.packing import Packed, pack
 from contextlab.report.sections import Data, Drawn, drawn_figures
+from contextlab.report.sketch import Sketch, rounded, template
 
 DIGITS = 6
 """Significant digits of the numbers in figures."""
@@ -53,12 +54,13 @@ class PageData:
         return pack(json.dumps({key: value for key, value in vars(self).items() if key != "every_shot"}))
 
     def _add(self, drawn: Drawn) -> dict[str, Any]:
-        spec = _rounded(json.loads(drawn.figure.to_json()))
-        template = spec["layout"].pop("template", {})  # 7 KB in each, and the same in nearly all
-        if template not in self.templates:
-            self.templates.append(template)
+        spec = rounded(_spec(drawn), DIGITS)
+        look = spec["layout"].pop("template", {})  # 7 KB in each, and the same in nearly all
+        look = rounded(template(look), DIGITS) if isinstance(look, str) else look
+        if look not in self.templates:
+            self.templates.append(look)
         wide = (spec["layout"].pop("meta", None) or {}).get("wide", False)
-        self.figures.append({**spec, "template": self.templates.index(template)})
+        self.figures.append({**spec, "template": self.templates.index(look)})
         return {
             "title": drawn.title, "note": drawn.note, "switch": drawn.switch, "name": drawn.name,
             "at": len(self.figures) - 1, "wide": wide, "height": spec["layout"].get("height", 420),
@@ -95,9 +97,8 @@ def folded(sentence: str) -> tuple[str, str]:
     return head, sentence[len(head) :].strip()
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+def _spec(drawn: Drawn) -> dict[str, Any]:
+    """A figure as JSON has it."""
+    made = drawn.made
+    spec = {"data": made.data, "layout": made.layout} if isinstance(made, Sketch) else json.loads(made.to_json())
+    return cast(dict[str, Any], spec)

@@ -8,7 +8,7 @@ from contextlab.report.compress_figure import quality_against_bytes
 from contextlab.report.compress_total import points
 from contextlab.report.naming import metric_title
 from contextlab.report.sections import CompressData, CostData, Drawn, OverviewData
-from contextlab.report.suite import suite_figure
+from contextlab.report.suite import suite_sketch
 from contextlab.report.total_figure import kept_against_total
 from contextlab.words import counted, listed
 
@@ -18,7 +18,7 @@ COSTS = ("decode_seconds_per_token", "state_bytes", "prefill_seconds", "peak_byt
 @register("figure", "models_by_tasks", family="overview", page="overview")
 def models_by_tasks(data: OverviewData) -> Drawn | None:
     """Models by tasks, where there are several of both."""
-    figure = suite_figure(data.results, figures.styles(data.results), data.measured.by_prompt)
+    figure = suite_sketch(data.results, figures.styles(data.results), data.measured.by_prompt, data.digest)
     return None if figure is None else Drawn("Models by tasks, on prompts as in training", figure)
 
 
@@ -26,7 +26,7 @@ def models_by_tasks(data: OverviewData) -> Drawn | None:
 def cost_by_length(data: CostData) -> list[Drawn]:
     """Each cost by the length of the context."""
     measured = set(data.results["metric"])
-    return [Drawn(metric_title(m), figures.cost_by_length(data.results, m)) for m in COSTS if m in measured]
+    return [Drawn(metric_title(m), figures.cost_by_length.sketch(data.results, m)) for m in COSTS if m in measured]
 
 
 @register("figure", "quality_against_bytes", family="compression", page="compress")
@@ -39,7 +39,7 @@ def quality_of_policies(data: CompressData) -> list[Drawn]:
         n = int(results.loc[(results["task"] == task) & (results["metric"] == "kl"), "n"].min())
         each = f" of each of {seeds} seeds" if seeds > 1 else ""
         note = f"{n} prompts{each}, read up to the question, then the question, then token by token; bars are {spread}."
-        figure = quality_against_bytes(results, str(task), int(length))
+        figure = quality_against_bytes.sketch(results, str(task), int(length))
         drawn.append(Drawn(f"{task}, {length:,} tokens", figure, note))
     return drawn
 
@@ -59,7 +59,7 @@ def kept_of_total(data: CompressData) -> list[Drawn]:
             f"Bytes are those of the weights and {held}. Means over {tasks}; bars are 95% intervals of what is kept on "
             "the same prompts. What did not serve all of these is left out."
         )
-        figure = kept_against_total(found)
+        figure = kept_against_total.sketch(found)
         drawn.append(Drawn(f"Kept quality against all bytes, {int(length):,} tokens", figure, note))
     return drawn
 

@@ -21,10 +21,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from contextlab import registry
 from contextlab.evaluation import Measured
@@ -32,8 +31,12 @@ from contextlab.kinds import Page
 from contextlab.registry import Entry, register
 from contextlab.report import figures
 from contextlab.report.alike import similarity_words
-from contextlab.report.findings import findings
+from contextlab.report.digest import Digest
 from contextlab.report.naming import ASIDE, facet_title, main_metric, metric_title, record_label, record_tasks
+from contextlab.report.sketch import Sketch
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 MOST_BY_NAME = 2
 """Lengths of prompts that the figure of the splits shows well enough; more get a figure of their own."""
@@ -44,7 +47,7 @@ class TaskData:
     """All that a report knows of one task: what a figure is drawn from.
 
     task: its name. measured: the tables of all tasks (see `evaluation.Measured`). records: one mapping a training, of
-    all tasks.
+    all tasks. digest: of these tables, where it is made already.
     """
 
     page: ClassVar[Page] = "task"
@@ -52,6 +55,7 @@ class TaskData:
     task: str
     measured: Measured
     records: Sequence[Mapping[str, Any]]
+    digest: Digest | None = None
 
     @property
     def results(self) -> pd.DataFrame:
@@ -71,11 +75,19 @@ class TaskData:
     @cached_property
     def told(self) -> figures.Told:
         """The means over whole prompts with their intervals, as tables and sentences have them."""
-        by_prompt = self.measured.by_prompt
-        own = by_prompt[by_prompt["task"] == self.task]
-        several = self.results["run"].nunique() > 1
-        found = (mean for here in findings(self.rows, own, several) for mean in here.means)
+        here = self.known.of(self.task)
+        found = [] if here is None else here.means
         return {(mean.label, mean.split, mean.metric): mean.told for mean in found}
+
+    @cached_property
+    def known(self) -> Digest:
+        """What is worked out of the tables once, for all figures."""
+        return self.digest or Digest(self.results, self.measured.by_prompt)
+
+    @cached_property
+    def means(self) -> pd.DataFrame:
+        """The rows of this task that are numbers, with their seeds put together (see `summarise`)."""
+        return self.known.means_of(self.task)
 
     @cached_property
     def shots(self) -> int:
@@ -86,12 +98,13 @@ class TaskData:
 
 @dataclass(frozen=True)
 class OverviewData:
-    """What a report knows of all its tasks together: `measured` and `records` as `TaskData` has them."""
+    """What a report knows of all its tasks together: `measured`, `records`, `digest` as `TaskData` has them."""
 
     page: ClassVar[Page] = "overview"
 
     measured: Measured
     records: Sequence[Mapping[str, Any]]
+    digest: Digest | None = None
 
     @property
     def results(self) -> pd.DataFrame:
@@ -124,14 +137,20 @@ Data = TaskData | OverviewData | CostData | CompressData
 class Drawn:
     """A figure with its title, the note under it, and whether it has a switch between linear and logarithmic axes.
 
-    name: that of the registered figure that drew it; filled in by `drawn_figures`.
+    made: the figure, as Plotly or a `Sketch` has it. name: that of the registered figure that drew it; filled in by
+    `drawn_figures`.
     """
 
     title: str
-    figure: go.Figure
+    made: go.Figure | Sketch
     note: str = ""
     switch: bool = False
     name: str = ""
+
+    @property
+    def figure(self) -> go.Figure:
+        """The figure as Plotly has it."""
+        return self.made.plotly() if isinstance(self.made, Sketch) else self.made
 
 
 def drawn_figures(data: Data) -> Iterator[Drawn | str]:
@@ -156,7 +175,7 @@ def _as_drawn(entry: Entry, made: Any) -> list[Drawn]:
     """A plain Plotly figure takes its title and note from the docstring's first line and the rest."""
     if made is None:
         return []
-    if isinstance(made, go.Figure):
+    if callable(getattr(made, "to_plotly_json", None)):
         title, _, note = entry.doc.partition("\n")
         return [Drawn(title.strip().removesuffix(".") or entry.name.replace("_", " "), made, " ".join(note.split()))]
     found = [made] if isinstance(made, Drawn) else list(made)
@@ -172,7 +191,7 @@ def by_examples(data: TaskData) -> Drawn | None:
         return None
     return Drawn(
         f"{metric_title(data.metric).capitalize()} by the number of in-context examples",
-        figures.curve(data.results, data.task, data.metric),
+        figures.curve.sketch(data.results, data.task, data.metric, means=data.means),
         "Bands: 95% confidence intervals. Learners far above the models are hidden; click a name to show it.",
         switch=True,
     )
@@ -183,10 +202,10 @@ def excess(data: TaskData) -> Drawn | None:
     """How far each model is above the best known learner, by the number of in-context examples."""
     if data.shots <= 1:
         return None
-    models = data.results[data.results["kind"] == "model"]
+    models = data.means[data.means["kind"] == "model"]
     return Drawn(
         "How far above the best known learner",
-        figures.curve(models, data.task, f"excess_{data.metric}"),
+        figures.curve.sketch(data.results, data.task, f"excess_{data.metric}", means=models),
         "The difference on the same prompts; 0 is as good as the best known learner.",
     )
 
@@ -202,7 +221,11 @@ def regret(data: TaskData) -> Drawn | None:
         f"Played online: each one's own actions fill its context, on the same {int(played['n'].min())} problems. "
         "Expected reward lost so far against the best actions; bands are 95% intervals over problems."
     )
-    return Drawn("Regret by the steps played", figures.curve(data.results, data.task, "regret", "online"), note)
+    return Drawn(
+        "Regret by the steps played",
+        figures.curve.sketch(data.results, data.task, "regret", "online", data.means),
+        note,
+    )
 
 
 @register("figure", "facets", family="curves")
@@ -214,7 +237,7 @@ def facets(data: TaskData) -> list[Drawn]:
     return [
         Drawn(
             f"{title} by {facet_title(facet)}",
-            figures.by_facet(data.results, found, data.task, facet, data.metric),
+            figures.by_facet.sketch(data.results, found, data.task, facet, data.metric),
         )
         for facet in dict.fromkeys(found.loc[found["metric"] == data.metric, "facet"])
     ]
@@ -226,7 +249,7 @@ def by_length(data: TaskData) -> Drawn | None:
     if len(figures.lengths(data.results, data.task)) <= MOST_BY_NAME:
         return None
     note = "'train', and the first split of each other length. Learners but the best known are hidden."
-    drawn = figures.by_length(data.results, data.task, data.metric)
+    drawn = figures.by_length.sketch(data.results, data.task, data.metric, data.means)
     return Drawn(f"{metric_title(data.metric).capitalize()} by the length of the prompt", drawn, note)
 
 
@@ -238,7 +261,9 @@ def by_split(data: TaskData) -> Drawn | None:
     by = f"excess_{data.metric}" if data.shots > 1 else data.metric
     note = "Each line is a change of the prompts; 'train' is the training distribution."
     return Drawn(
-        "On other prompts than those of training", figures.by_split(data.results, data.task, by, data.told), note
+        "On other prompts than those of training",
+        figures.by_split.sketch(data.results, data.task, by, data.told, data.means),
+        note,
     )
 
 
@@ -250,8 +275,9 @@ def models_by_splits(data: TaskData) -> Drawn | None:
     names, splits = (rows[side].nunique() for side in ("model", "split"))
     if names <= 1 or data.rows.loc[~data.rows["split"].isin(ASIDE), "split"].nunique() <= 1:
         return None
+    means = data.means[data.means["kind"] == "model"]
     sides = ("split", "model") if splits > names else ("model", "split")  # the longer one has rows
-    grid = figures.heat_map(models, data.task, *sides, data.metric)
+    grid = figures.heat_map.sketch(models, data.task, *sides, data.metric, means)
     return Drawn("Models by shifts", grid, f"{metric_title(data.metric).capitalize()} in each cell.")
 
 
@@ -265,7 +291,7 @@ def similarity(data: TaskData) -> Drawn | None:
         f"Cosine of a model's errors and a learner's within a prompt, the mean over {int(alike['n'].min())} "
         "prompts: 1 where both make the same errors, 0 where one makes none or they have nothing in common. "
     ) + " ".join(similarity_words(alike[alike["split"] == "train"], data.results["run"].nunique() > 1))
-    return Drawn("Which algorithm is it?", figures.similarity_map(data.measured.similarity, data.task), note)
+    return Drawn("Which algorithm is it?", figures.similarity_map.sketch(data.measured.similarity, data.task), note)
 
 
 @register("figure", "state", family="cost")
@@ -275,7 +301,7 @@ def state(data: TaskData) -> Drawn | None:
         return None
     return Drawn(
         "Quality against bytes of state",
-        figures.quality_against_state(data.results, data.task, data.metric, told=data.told),
+        figures.quality_against_state.sketch(data.results, data.task, data.metric, told=data.told, means=data.means),
         "What one sequence leaves in memory after a prompt of the training length.",
     )
 
@@ -285,7 +311,7 @@ def loss(data: TaskData) -> Drawn | None:
     """The loss of each training by its steps."""
     several = data.results["run"].nunique() > 1
     named = [{**record, "label": record_label(record, several)} for record in data.records]
-    losses = figures.training_curves(data.results, named, data.task)
+    losses = figures.training_curves.sketch(data.results, named, data.task)
     if not losses.data:
         return None
     own = [record_tasks(record) for record in data.records]

@@ -14,7 +14,9 @@ import pandas as pd
 
 from contextlab.evaluation.intervals import Interval
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.findings import Findings, Mean, Term, findings, without_number
+from contextlab.report.digest import Digest
+from contextlab.report.examples import FEW_SHOTS
+from contextlab.report.findings import Findings, Mean, Term, without_number
 from contextlab.report.naming import (
     MANY,
     ONE_PROMPT,
@@ -28,7 +30,6 @@ from contextlab.report.naming import (
     value_in_words,
 )
 from contextlab.report.reasons import late_falls, reasons, short_in_groups
-from contextlab.report.summary import FEW_SHOTS, example_table
 
 GOOD_RECALL = 0.98
 CERTAIN = 0.9995
@@ -36,19 +37,24 @@ CERTAIN = 0.9995
 
 
 def summary_words(
-    results: pd.DataFrame, records: Sequence[Mapping[str, Any]], by_prompt: pd.DataFrame | None = None
+    results: pd.DataFrame,
+    records: Sequence[Mapping[str, Any]],
+    by_prompt: pd.DataFrame | None = None,
+    digest: Digest | None = None,
 ) -> list[str]:
     """Sentences: how near the models come to the best known learner on each task, which of them are told apart, who
     falls short and what the data say of why.
 
     results: a tidy table. records: one mapping a training. by_prompt: values by prompt (see `evaluation.Measured`),
-    from which differences are paired; without them they have wider intervals.
+    from which differences are paired; without them they have wider intervals. digest: of these results, where it is
+    made already.
     """
     sentences = []
-    several = results["run"].nunique() > 1
+    digest = digest or Digest(results, by_prompt)
+    several = digest.several
     train = results[results["shot"].notna() & (results["split"] == "train")]  # of which the sentences are
     shots = train.groupby("task", sort=False)["shot"].agg(["min", "max", "nunique"])
-    for here in findings(results, by_prompt):
+    for here in digest.findings:
         over: Any = shots.loc[here.task] if here.task in shots.index else None
         if here.rising:
             own = [record for record in records if record["task"] == here.task]
@@ -56,11 +62,11 @@ def summary_words(
         else:
             sentences += _error_words(here, None if over is None else (int(over["min"]), int(over["max"])))
         if over is not None and over["nunique"] >= FEW_SHOTS:
-            sentences += _example_words(here, results[results["task"] == here.task], several)
+            sentences += _example_words(here, digest)
         sentences += _regret_words(here)
         sentences += _shift_words(here)
         sentences += _state_words(here)
-        sentences += _no_number_words(here, results, several)
+        sentences += _no_number_words(here, digest.rows[here.task], several)
     for record in records:
         if record["status"] != "finished":
             name = record_label(record, several)
@@ -191,10 +197,10 @@ def _recall_words(here: Findings, late: Mapping[str, float]) -> list[str]:
     return sentences
 
 
-def _example_words(here: Findings, rows: pd.DataFrame, several: bool) -> list[str]:
+def _example_words(here: Findings, digest: Digest) -> list[str]:
     """How many examples bring the models near the best known learner, for the middle one of the distances."""
-    table = example_table(rows, here.metric)
-    models = set(label(rows[rows["kind"] == "model"], several))
+    table, rows = digest.examples(here), digest.rows[here.task]
+    models = set(label(rows[rows["kind"] == "model"], digest.several))
     found = {row["predictor"]: row[list(row)[2]] for row in table if row["predictor"] in models}
     there = {name: cell for name, cell in found.items() if not cell.startswith("never")}
     if not there or set(found.values()) == {str(int(rows["shot"].min()))}:  # near from the start: no examples needed

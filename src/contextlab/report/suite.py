@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from contextlab.evaluation.intervals import Interval
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.findings import findings
+from contextlab.report.digest import Digest
 from contextlab.report.naming import interval_in_words, metric_title
+from contextlab.report.sketch import Sketch
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 TICKS = (1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000)
 FEWEST = 3
 """Tasks from which on a table of all of them helps."""
 
 
-def suite_values(results: pd.DataFrame, by_prompt: pd.DataFrame | None = None) -> pd.DataFrame:
+def suite_values(
+    results: pd.DataFrame, by_prompt: pd.DataFrame | None = None, digest: Digest | None = None
+) -> pd.DataFrame:
     """One row a task and model or best known learner, on prompts as in training, seeds put together.
 
-    results, by_prompt: of a run, as `summary_words` takes them. Returns columns task, metric, name, kind ("model" or
-    "learner"), value and told, the value with its interval, in the order of the results; empty where there are fewer
-    than `FEWEST` tasks or fewer than two models.
+    results, by_prompt, digest: of a run, as `summary_words` takes them. Returns columns task, metric, name, kind
+    ("model" or "learner"), value and told, the value with its interval, in the order of the results; empty where there
+    are fewer than `FEWEST` tasks or fewer than two models.
     """
     found = []
-    for here in findings(results, by_prompt):
+    for here in (digest or Digest(results, by_prompt)).findings:
         learners = here.of(here.metric, kind="learner")[:1]  # the best known is written first
         for mean in [*here.of(here.metric, kind="model"), *learners]:
             row = {"task": here.task, "metric": here.metric, "name": mean.label, "kind": mean.kind}
@@ -37,14 +42,16 @@ def suite_values(results: pd.DataFrame, by_prompt: pd.DataFrame | None = None) -
     return values if values["task"].nunique() >= FEWEST and models > 1 else values.head(0)
 
 
-def suite_table(results: pd.DataFrame, by_prompt: pd.DataFrame | None = None) -> list[dict[str, str]]:
+def suite_table(
+    results: pd.DataFrame, by_prompt: pd.DataFrame | None = None, digest: Digest | None = None
+) -> list[dict[str, str]]:
     """Tasks by models, every cell text, means with their intervals; and their mean over the tasks where all are told in
     accuracy, with an interval for these tasks.
 
     The last column is that of the learner held to be best, whose name it tells; where it is an approximation, such as
     votes of formulas drawn at random, a model may beat it. Empty as `suite_values` is.
     """
-    values = suite_values(results, by_prompt)
+    values = suite_values(results, by_prompt, digest)
     if values.empty:
         return []
     models = list(dict.fromkeys(values.loc[values["kind"] == "model", "name"]))
@@ -86,14 +93,25 @@ def suite_figure(
 
     styles: name -> "colour" of the model, as `report.figures.styles` gives them.
     """
-    values = suite_values(results, by_prompt)
+    found = suite_sketch(results, styles, by_prompt)
+    return None if found is None else found.plotly()
+
+
+def suite_sketch(
+    results: pd.DataFrame,
+    styles: Mapping[str, Mapping[str, Any]],
+    by_prompt: pd.DataFrame | None = None,
+    digest: Digest | None = None,
+) -> Sketch | None:
+    """`suite_figure` as plain data."""
+    values = suite_values(results, by_prompt, digest)
     if values.empty:
         return None
     rising = values["metric"].isin(HIGHER_IS_BETTER)
     if rising.nunique() > 1:
         return None
     best = values[values["kind"] == "learner"].set_index("task")["value"]
-    figure = go.Figure()
+    figure = Sketch()
     for name, rows in values[values["kind"] == "model"].groupby("name", sort=False):
         scale = 1.0 if rising.all() else rows["task"].map(best)
         low, high = (rows["told"].map(lambda told, at=at: told[at]) for at in (1, 2))
@@ -110,10 +128,14 @@ def suite_figure(
             x=best, y=best.index, mode="markers", name="best known learner",
             marker={"symbol": "line-ns-open", "size": 16, "color": "#444"},
         )  # fmt: skip
-        figure.update_xaxes(title=metric_title(str(values["metric"].iloc[0])), tickformat=".0%", rangemode="tozero")
+        figure.update_xaxes(
+            title={"text": metric_title(str(values["metric"].iloc[0]))}, tickformat=".0%", rangemode="tozero"
+        )
     else:
         figure.add_vline(x=1, line={"color": "#444", "dash": "dot"})
-        figure.update_xaxes(title="error, as a multiple of the best known learner's", type="log", tickvals=TICKS)
-    figure.update_yaxes(autorange="reversed", title="")
+        figure.update_xaxes(
+            title={"text": "error, as a multiple of the best known learner's"}, type="log", tickvals=TICKS
+        )
+    figure.update_yaxes(autorange="reversed", title={"text": ""})
     figure.update_layout(template="plotly_white", legend={"orientation": "h", "y": -0.25}, margin={"t": 20, "r": 20})
     return figure

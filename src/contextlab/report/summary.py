@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from contextlab.evaluation import sample_complexity
 from contextlab.evaluation.intervals import Interval
 from contextlab.prompt import HIGHER_IS_BETTER
-from contextlab.report.findings import Mean, findings, without_number
+from contextlab.report.digest import Digest
+from contextlab.report.findings import Mean, without_number
 from contextlab.report.merged import differing_trainings
 from contextlab.report.naming import (
     NO_NUMBER,
@@ -21,27 +21,24 @@ from contextlab.report.naming import (
     metric_title,
 )
 
-NEAR = (0.2, 0.1, 0.05)
-"""Excess over the best learner, as parts of its own error, at which a model counts as near it; see `_scale`."""
-NOTHING = 0.01
-"""Part of its error with the fewest examples, below which the best learner makes none with the most: no yardstick."""
-FEW_SHOTS = 4
-"""Numbers of examples below which the examples that are needed tell nothing."""
-
 
 def summary_table(
-    results: pd.DataFrame, records: Sequence[Mapping[str, Any]], by_prompt: pd.DataFrame | None = None
+    results: pd.DataFrame,
+    records: Sequence[Mapping[str, Any]],
+    by_prompt: pd.DataFrame | None = None,
+    digest: Digest | None = None,
 ) -> dict[str, list[dict[str, str]]]:
     """Task -> rows by their values, the best known learner last; every cell is text, means with their intervals.
 
     Steps and numbers of seeds have columns where they differ among the models.
 
-    results, records, by_prompt: as `summary_words` takes them.
+    results, records, by_prompt, digest: as `summary_words` takes them.
     """
     tables = {}
-    several = results["run"].nunique() > 1
-    for here in findings(results, by_prompt):
-        rows = results[results["task"] == here.task]
+    digest = digest or Digest(results, by_prompt)
+    several = digest.several
+    for here in digest.findings:
+        rows = digest.rows[here.task]
         excess, regret = (
             {mean.label: mean for mean in found}
             for found in (here.of(f"excess_{here.metric}"), here.of("regret", "online"))
@@ -100,54 +97,3 @@ def _excess(mean: Mean) -> str:
     """An excess with its interval; of shares in points."""
     points = 100 if mean.metric.removeprefix("excess_") in HIGHER_IS_BETTER else 1
     return _plain(Interval(*(points * each for each in mean.told)))
-
-
-def example_table(rows: pd.DataFrame, metric: str) -> list[dict[str, str]]:
-    """Sample complexity: the in-context examples from which on each predictor stays near the best known learner.
-
-    rows: the results of one task. Near is an excess of 20%, 10% or 5% of the best learner's own error with the most
-    examples (where it makes none then, with the fewest); of shares such as accuracy, that many points. Cells: the
-    count, and in brackets what the ends of the intervals give. Empty where the prompts have few numbers of examples, or
-    where no model comes near.
-    """
-    train = rows[(rows["split"] == "train") & rows["metric"].isin([metric, f"excess_{metric}"])]
-    scale = _scale(train, metric)
-    if scale is None or train["shot"].nunique() < FEW_SHOTS:
-        return []
-    best = train.loc[train["kind"] == "learner", "model"].iloc[0]
-    several = rows["run"].nunique() > 1
-    cells: dict[str, dict[str, str]] = {}
-    reached = False
-    for share in NEAR:
-        found = sample_complexity(train, share * scale, metric)
-        for (_, row), name in zip(found.iterrows(), label(found, several), strict=True):
-            if row["kind"] == "learner" and row["model"] == best:
-                continue
-            reached |= row["kind"] == "model" and not pd.isna(row["examples"])
-            title = f"within {share:.0%}" if metric in HIGHER_IS_BETTER else f"within {share * scale:.3g} ({share:.0%})"
-            cells.setdefault(str(name), {"predictor": str(name)})[title] = _count(row)
-    return list(cells.values()) if reached else []
-
-
-def _count(row: pd.Series) -> str:
-    """4 [3, 6]: the count, and those at the ends of the interval; "never" where there is none within the prompt."""
-    value, low, high = (
-        "never" if pd.isna(row[name]) else str(int(row[name])) for name in ("examples", "examples_low", "examples_high")
-    )
-    return value if value == low == high else f"{value} [{low}, {high}]"
-
-
-def _scale(train: pd.DataFrame, metric: str) -> float | None:
-    """What an excess is held against: of errors, the best learner's with the most examples; of shares, 1.
-
-    Where it makes next to no error then, as without noise, its error with the fewest.
-    """
-    if metric in HIGHER_IS_BETTER:
-        return 1.0 if (train["kind"] == "learner").any() else None
-    learners = train[(train["kind"] == "learner") & (train["metric"] == metric) & train["shot"].notna()]
-    if learners.empty:
-        return None
-    errors = learners[learners["model"] == learners["model"].iloc[0]].sort_values("shot")["value"]
-    first, last = float(errors.iloc[0]), float(errors.iloc[-1])
-    scale = last if last > NOTHING * first else first
-    return scale if scale > 0 else None

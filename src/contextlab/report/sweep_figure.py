@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from contextlab.registry import register
 from contextlab.report.drawing import draw_line, finish, styles
 from contextlab.report.naming import axis_title, metric_title, record_label, record_tasks
 from contextlab.report.sections import Drawn, TaskData
+from contextlab.report.sketch import Sketch
 from contextlab.report.sweep import compared_at
 
 LOGARITHMIC = 8.0
@@ -76,7 +76,7 @@ def _drawn(
     data: TaskData, path: str, lines: Mapping[str, pd.DataFrame], metric: str, places: Mapping[str, str]
 ) -> Drawn:
     look = styles(data.results)
-    figure = go.Figure()
+    figure = Sketch()
     for name, line in lines.items():
         draw_line(figure, line, line["at"].tolist(), name, "model", look.get(name, UNSEEN))
     finish(figure, path, f"{axis_title(metric)} on validation")

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import plotly.graph_objects as go
-
 from contextlab.report.compress_total import ITSELF, Point, front
 from contextlab.report.drawing import COLOURS, MARKERS, byte_axis, finish
+from contextlab.report.sketch import Sketch, drawing
 from contextlab.words import bytes_in_words
 
 MOST_COLOURED = 24
 """Lines with a colour; where there are more, those without a point on the front of the means are grey."""
 
 
-def kept_against_total(found: Sequence[Point], memory: float | None = None) -> go.Figure:
+@drawing
+def kept_against_total(found: Sequence[Point], memory: float | None = None) -> Sketch:
     """What ways to spend memory keep against their bytes: a line a form of the weights and policy through its budgets.
 
     Forms of the weights, and other models, have colours, policies marks; the legend tells both apart. The dotted line
     joins the front of the means. memory: what there is, an upright line.
     """
-    figure = go.Figure()
+    figure = Sketch()
     best = front(found)
     figure.add_scatter(
         x=[point.bytes for point in best], y=[point.part.value for point in best], name="front of the means",
@@ -56,7 +56,7 @@ def kept_against_total(found: Sequence[Point], memory: float | None = None) -> g
     return figure
 
 
-def _draw(figure: go.Figure, own: Sequence[Point], colour: str, mark: str, grey: bool) -> None:
+def _draw(figure: Sketch, own: Sequence[Point], colour: str, mark: str, grey: bool) -> None:
     """One line: the budgets of a policy on a form of the weights, or a single mark."""
     figure.add_scatter(
         x=[point.bytes for point in own],
