@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from contextlab import allocator as allocator
     from contextlab import cli as cli
     from contextlab import compat as compat
+    from contextlab import constructions as constructions
     from contextlab import convert as convert
     from contextlab import errors as errors
     from contextlab import evaluation as evaluation

@@ -32,6 +32,9 @@ KINDS: dict[str, str] = {
 ROOMS: dict[str, str] = {"mlp": "models", "conversion": "convert", "linear": "mixers.forms", "figure": "report"}
 """The room, a subpackage of contextlab, that registers our components of a kind, where it is not the plural."""
 
+MORE_ROOMS: dict[str, tuple[str, ...]] = {"model": ("contextlab.constructions",)}
+"""Rooms above a kind's own that register more of it: they are imported when the registry is asked for one."""
+
 MARKS: dict[str, tuple[str, str]] = {
     "mixer": ("parallel_form", "contextlab.Mixer"),
     "task": ("presets", "contextlab.Task"),

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from contextlab.errors import InputError, nearest, unknown
-from contextlab.kinds import KINDS, MARKS, PAGES, Kind, Page
+from contextlab.kinds import KINDS, MARKS, MORE_ROOMS, PAGES, Kind, Page
 from contextlab.spec import describe, explain, refuse_bools, refuse_counts, refuse_extremes
 
 MOST = {"task": 1 << 17, "mixer": 1 << 24, "mlp": 1 << 24, "linear": 1 << 24}
@@ -276,19 +277,24 @@ def kinds() -> list[str]:
 
 def names(kind: str) -> list[str]:
     """All registered names of a kind, sorted."""
+    return sorted(_known(kind))
+
+
+def _known(kind: str) -> dict[str, Entry]:
     if kind not in _entries:
         raise InputError(unknown("kind", kind, _entries))
-    return sorted(_entries[kind])
+    for room in MORE_ROOMS.get(kind, ()):
+        import_module(room)
+    return _entries[kind]
 
 
 def lookup(kind: str, name: str) -> Entry:
     """The entry called `name`. Raises InputError with the nearest valid name."""
-    if kind not in _entries:
-        raise InputError(unknown("kind", kind, _entries))
-    if name not in _entries[kind]:
-        own = "" if nearest(name, _entries[kind]) else "; one of your own is found where --plugin names its file"
-        raise InputError(unknown(kind, name, _entries[kind]) + own)
-    return _entries[kind][name]
+    known = _known(kind)
+    if name not in known:
+        own = "" if nearest(name, known) else "; one of your own is found where --plugin names its file"
+        raise InputError(unknown(kind, name, known) + own)
+    return known[name]
 
 
 def entries(kind: str) -> list[Entry]:

@@ -36,12 +36,14 @@ def test_attention_mixes_by_its_softmax(options):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("normalise", [True, False])
-def test_linear_attention_mixes_by_its_features(normalise):
-    mixer, x = made("linear_attention", feature_map="relu", normalise=normalise)
+@pytest.mark.parametrize(("normalise", "mean"), [(True, False), (False, False), (False, True)])
+def test_linear_attention_mixes_by_its_features(normalise, mean):
+    mixer, x = made("linear_attention", feature_map="relu", normalise=normalise, mean=mean)
     q, k, v = mixer.in_proj(x).unflatten(-1, (3, 2, 6)).unbind(2)
     expected = torch.einsum("bthd,bshd->bhts", q.relu(), k.relu()).tril()
     expected = expected / (expected.sum(-1, keepdim=True) + 1e-6) if normalise else expected * 6**-0.5
+    if mean:  # over the tokens before
+        expected = expected / torch.arange(T).clamp_min(1)[:, None]
     found = mixer.mixing(x)
     torch.testing.assert_close(found, expected)
     y = torch.einsum("bhts,bshd->bthd", found, v).flatten(2)

@@ -14,7 +14,8 @@ from contextlab import registry
 COUNTS = {
     "atlas": 10020, "attention": 9216, "block_local": 9216, "carope_attention": 9412, "clex_attention": 9360,
     "complex_attention": 9264, "cope_attention": 9312, "core_context": 9216, "delta_net": 9996,
-    "disentangled_attention": 12336, "encoder_attention": 9216, "fan_attention": 10968, "fnet": 0,
+    "disentangled_attention": 12336, "encoder_attention": 9216, "encoder_linear_attention": 9216,
+    "fan_attention": 10968, "fnet": 0,
     "forgetting_attention": 9412, "gali_attention": 9216, "gated_delta_net": 12500, "gated_window": 9216, "gla": 10404,
     "gru": 16416,
     "hgrn": 9264, "hgrn2": 9264, "hierarchical_memory": 16272, "hyena": 22304, "infini_attention": 9220,

@@ -13,7 +13,7 @@ from contextlab.models.presets import PRESETS, Option, Preset
 
 
 def test_every_row_is_registered_under_its_name_and_family():
-    ours = [e for e in registry.entries("model") if e.factory.__module__.startswith("contextlab.")]
+    ours = [e for e in registry.entries("model") if e.factory.__module__.startswith("contextlab.models.")]
     assert {row.name: (row.family, row.papers) for row in PRESETS} == {e.name: (e.family, e.papers) for e in ours}
     assert len({row.name for row in PRESETS}) == len(PRESETS)
 

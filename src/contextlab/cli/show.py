@@ -157,6 +157,8 @@ def _example(entry: Any) -> str:
     options = "".join(f", {key}={value!r}" for key, value in case.items())
     if entry.kind in ("mixer", "mlp"):
         return f'contextlab.build_{entry.kind}("{entry.name}", width=64{options})'
+    if entry.kind == "model" and hasattr(entry.factory, "construction"):
+        return f'contextlab.build_model("{entry.name}"{options})\ncontextlab cost {entry.name} --lengths 8,32'
     if entry.kind == "model":
         return (
             f'contextlab.build_model("{entry.name}", input_size=128, output_size=128, read_in="token")\n'

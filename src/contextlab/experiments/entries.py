@@ -73,7 +73,8 @@ class ModelEntry(Spec):
     init: what new parts start from, "fresh", "copied", "zero" or "averaged"; see `models.start.start_model`. None is
         "fresh".
     distill: the teacher that it learns from, in the place of the experiment's `distill`.
-    train: changes to the task's training for this model; `steps: 0` leaves a model that starts from another as it is.
+    train: changes to the task's training for this model; `steps: 0` leaves a model that starts from another, or whose
+        weights are written down, as it is.
     sweep: changes to the experiment's `sweep` for this model; fields of `over` are added, and null takes one away.
     """
 
@@ -115,6 +116,15 @@ class ModelEntry(Spec):
         if self.replace is None:
             return ()
         return (self.replace,) if isinstance(self.replace, ReplaceSpec) else self.replace
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it has weights that mean something before it is trained: another's, or a construction's."""
+        if self.source is not None or (self.spec or {}).get("construction") is not None:
+            return True
+        if self.preset not in registry.names("model") or self.options.get("construction", self) is None:
+            return False
+        return hasattr(registry.lookup("model", str(self.preset)).factory, "construction")
 
     def knows(self, option: str) -> bool:
         """Whether `option` is a key of ModelSpec or an option of the preset."""

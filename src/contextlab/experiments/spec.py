@@ -74,7 +74,7 @@ class ExperimentSpec(Spec):
             raise InputError("models: expected at least one model")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"seeds: expected one or more different seeds, got {list(self.seeds)}")
-        fresh = [name for name, each in self.models.items() if each.source is None and "steps" not in each.train]
+        fresh = [name for name, each in self.models.items() if not each.has_weights and "steps" not in each.train]
         if self.train.steps == 0 and fresh:
             raise InputError(
                 f"train.steps: expected at least 1, got 0: {fresh[0]} starts fresh (0 is for from: models)"
@@ -339,7 +339,7 @@ class ExperimentSpec(Spec):
             trial = number if sweep.over else None
             for seed in self.seeds:
                 start = start_of(self, name, group, seed, models[options])
-                if start is None and train.steps == 0:
+                if start is None and models[options].construction is None and train.steps == 0:
                     raise InputError(f"models.{name}: train.steps: 0 is for a model that starts from a trained one")
                 yield Training(
                     group, called, seed, tasks, models[options], train, evaluate, trial, setting, start,

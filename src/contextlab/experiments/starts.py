@@ -273,7 +273,7 @@ def _of_plan(text: str, spec: ExperimentSpec, task: str, seed: int) -> Source:
             f"{text}: {found[0].model} is trained {len(found)} times there ({', '.join(job.title for job in found[:4])}"
             f"{', ...' * (len(found) > 4)}), and none is of this task and seed; give the stages like tasks and seeds"
         )
-    return Source(text, Path(text), True, "", spec.candidates(found[0])[0].model)
+    return Source(text, Path(text), True, "", spec.candidates(found[0])[0].model.made)
 
 
 @lru_cache(maxsize=64)

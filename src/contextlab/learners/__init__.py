@@ -42,8 +42,8 @@ from contextlab.learners.copying import (
     SelectiveCopier,
 )
 from contextlab.learners.darkroom import GoalPosterior
-from contextlab.learners.gradient import PreconditionedGradientDescent
-from contextlab.learners.kernels import GaussianProcess, KernelRidge, KernelSmoother
+from contextlab.learners.gradient import GradientDescentPlusPlus, PreconditionedGradientDescent
+from contextlab.learners.kernels import GaussianProcess, GaussianSmoother, KernelRidge, KernelSmoother
 from contextlab.learners.linear_bandits import LinearThompson, LinUCB
 from contextlab.learners.logic_puzzle import PuzzlePosterior
 from contextlab.learners.naive_bayes import NaiveBayes, NaiveBayesPairs
@@ -109,8 +109,10 @@ __all__ = [
     "Elimination",
     "FilteredRidge",
     "GaussianProcess",
+    "GaussianSmoother",
     "GoalPosterior",
     "GradientDescent",
+    "GradientDescentPlusPlus",
     "GreedyArm",
     "HMMPosterior",
     "HalfspaceMessages",

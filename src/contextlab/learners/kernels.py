@@ -63,6 +63,24 @@ class KernelSmoother(RegressionLearner):
         return torch.cat([torch.zeros_like(ys[:, :1]), weight @ ys], 1)
 
 
+@register("learner", "gaussian_smoother", family="functions", cases=({}, {"variance": 0.5}))
+@dataclass(frozen=True)
+class GaussianSmoother(RegressionLearner):
+    """The Nadaraya-Watson estimate: the mean of the outputs, weighed by exp(-|x - x'|^2 / (2 variance)).
+
+    variance: of the Gaussian kernel, the square of its bandwidth.
+    """
+
+    variance: PositiveFloat = 1.0
+
+    def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
+        # differences, not products, as in `gram_matrix`
+        square = torch.cdist(xs, xs, compute_mode="donot_use_mm_for_euclid_dist").square()
+        future = torch.ones(xs.shape[1], xs.shape[1], dtype=torch.bool, device=xs.device).triu()
+        weight = (-square / (2 * self.variance)).masked_fill(future, -torch.inf)[:, 1:].softmax(-1)
+        return torch.cat([torch.zeros_like(ys[:, :1]), weight @ ys], 1)
+
+
 @register(
     "learner",
     "kernel_ridge",

@@ -137,7 +137,7 @@ class GradientDescent(RegressionLearner):
         return apply(xs, weights)
 
 
-@register("learner", "newton", family="functions", papers=("2310.17086",), cases=({}, {"steps": 3}))
+@register("learner", "newton", family="functions", papers=("2310.17086",), cases=({}, {"steps": 3}, {"start": 0.001}))
 @dataclass(frozen=True)
 class Newton(RegressionLearner):
     """Steps of Newton's iteration for the inverse of S = X^T X: M <- 2 M - M S M, w = M X^T y (2310.17086).
@@ -147,13 +147,19 @@ class Newton(RegressionLearner):
     iterate is computed on the eigenvalues, which keeps null directions exactly null.
 
     steps: Newton steps.
+    start: a, for S / i, the mean of x x^T over the i examples, in the place of S: fixed, as a model's weights are; it
+        may then diverge. None for that above.
     """
 
     steps: NonNegativeInt = 10
+    start: PositiveFloat | None = None
 
     def predict(self, xs: Tensor, ys: Tensor) -> Tensor:
         def inverse(s: Tensor) -> Tensor:
-            estimate = s / s.amax(-1, keepdim=True).square()
+            if self.start is None:
+                estimate = s / s.amax(-1, keepdim=True).square()
+            else:  # M of the mean is i times that of the sum
+                estimate = s * self.start / _counts(xs)[:, None].square()
             for _ in range(self.steps):
                 estimate = estimate * (2 - estimate * s)
             return estimate

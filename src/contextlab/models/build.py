@@ -15,7 +15,7 @@ from contextlab.spec import describe
 
 
 def build_model(spec: ModelSpec | dict[str, Any] | str, *, seed: int = 0, **options: Any) -> Model:
-    """Build a model with freshly drawn parameters.
+    """Build a model with freshly drawn parameters, or those that a construction writes down.
 
     spec: a ModelSpec, a mapping of its keys, or the name of a preset.
     seed: of the parameters; the same seed gives the same parameters, in whatever thread; no global generator is
@@ -32,7 +32,10 @@ def build_model(spec: ModelSpec | dict[str, Any] | str, *, seed: int = 0, **opti
         raise InputError(f"expected a ModelSpec, a mapping or a preset's name, got {describe(spec)}")
     require_room(resolved)
     with OwnDraws(seed):
-        return Model(resolved)
+        model = Model(resolved)
+    if resolved.construction is not None:
+        resolved.construction.made().write_into(model)
+    return model
 
 
 def empty_model(spec: ModelSpec) -> Model:

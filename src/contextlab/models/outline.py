@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -55,5 +56,6 @@ def one_of_each(spec: ModelSpec) -> ModelSpec:
     for layer in spec.pattern()[: len(spec.layers)]:
         if not layers or layer != layers[-1] or layer.share is not None:
             layers.append(layer)
-    changes = {"layers": tuple(layers), "depth": len(layers), "loops": min(spec.loops, 2), "linear": ()}
+    changes: dict[str, Any] = {"layers": tuple(layers), "depth": len(layers), "loops": min(spec.loops, 2), "linear": ()}
+    changes["construction"] = None  # which writes down the weights of the whole model
     return spec.model_copy(update=changes)

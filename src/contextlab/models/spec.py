@@ -18,6 +18,7 @@ from pydantic import (
 from contextlab import registry
 from contextlab.errors import InputError, unknown
 from contextlab.mixers.base import head_size
+from contextlab.models.constructed import ConstructionSpec
 from contextlab.models.exits import ExitSpec
 from contextlab.models.skip import SkipSpec
 from contextlab.spec import Spec, describe, refuse_counts
@@ -200,6 +201,8 @@ class ModelSpec(Spec):
         mean with learned weights ("attention", LAMA 1912.00835); None for one prediction a token.
     linear: how the weights of linear layers are stored; of entries that name a layer the first counts.
     exit: when a token goes no further up the stack (CALM, 2207.07061); None: all go through all layers.
+    construction: what writes a fresh model's weights down; None: they are drawn. A model that is made has its weights,
+        and its spec no longer says where they are from.
     """
 
     width: PositiveInt = 64
@@ -226,12 +229,13 @@ class ModelSpec(Spec):
     pool: Literal["mean", "first", "last", "attention"] | None = None
     linear: tuple[LinearSpec, ...] = ()
     exit: ExitSpec | None = None
+    construction: ConstructionSpec | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `linear` and `exit` where there are none, as in the files of before there were."""
+        """Without `linear`, `exit` and `construction` where there are none, as in the files of before there were."""
         data: dict[str, Any] = handler(self)
-        for name in ("linear", "exit"):
+        for name in ("linear", "exit", "construction"):
             if name in data and not getattr(self, name):
                 del data[name]
         return data
@@ -276,6 +280,8 @@ class ModelSpec(Spec):
                 f"tied: input_size {self.input_size} and output_size {self.output_size} must be equal to share weights"
             )
         self._check_exit()
+        if self.construction is not None:
+            self.construction.check(self)
         return self
 
     def _check_exit(self) -> None:
@@ -290,6 +296,11 @@ class ModelSpec(Spec):
             )
         if self.exit.first > self.depth * self.loops:
             raise InputError(f"exit.first: {self.exit.first} of {self.depth * self.loops} layers; give fewer")
+
+    @property
+    def made(self) -> ModelSpec:
+        """The spec as a model that is made has it: its weights are its own, whatever wrote them."""
+        return self if self.construction is None else self.model_copy(update={"construction": None})
 
     @property
     def counts_padding(self) -> bool:
@@ -359,6 +370,8 @@ class ModelSpec(Spec):
     def for_task(self, task: Any) -> ModelSpec:
         """This spec with read-in and sizes set to the task's. Raises InputError when it says otherwise already."""
         self.check_one_prediction(task)
+        if self.construction is not None:
+            self.construction.made().check_task(task)
         wanted = {"read_in": task.read_in, "input_size": task.input_size, "output_size": task.output_size}
         for name in ("input_size", "output_size"):
             given = getattr(self, name)

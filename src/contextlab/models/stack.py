@@ -59,6 +59,7 @@ class Model(nn.Module):
 
     def __init__(self, spec: ModelSpec, empty_forms: bool = False) -> None:
         super().__init__()
+        spec = spec.made
         if spec.input_size is None or spec.output_size is None:
             raise InputError("input_size and output_size must be set; ModelSpec.for_task(task) sets them")
         self.spec = spec

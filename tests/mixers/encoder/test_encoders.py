@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from contextlab import registry
 from contextlab.errors import InputError
+from contextlab.mixers import build_mixer
 from contextlab.mixers.encoder.attention import EncoderAttention
 from contextlab.mixers.encoder.base import left_aligned
 from contextlab.mixers.encoder.fnet import FNet
@@ -254,3 +255,26 @@ def test_left_aligned() -> None:
     mask = torch.tensor([[False, False, True, True], [True] * 4])
     assert left_aligned(x, mask, -1).squeeze(-1).tolist() == [[2, 3, -1, -1], [4, 5, 6, 7]]
     assert left_aligned(x, ~torch.ones_like(mask)).eq(0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mean", [False, True])
+def test_linear_attention_weighs_all_tokens_by_its_features(mean):
+    options = {"feature_map": "identity", "normalise": False, "mean": True, "key_dim": 4} if mean else {}
+    mixer = build_mixer("encoder_linear_attention", width=12, heads=2, **options).double()
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    q, k, v = mixer.in_proj(x).split((2 * mixer.key_dim, 2 * mixer.key_dim, 12), -1)
+    q, k, v = (each.unflatten(-1, (2, -1)) for each in (q, k, v))
+    if mean:
+        weight = torch.einsum("bthd,bshd->bhts", q, k) * 4**-0.5 / 6
+    else:
+        weight = torch.einsum("bthd,bshd->bhts", F.elu(q) + 1, F.elu(k) + 1)
+        weight = weight / (weight.sum(-1, keepdim=True) + 1e-6)
+    y = torch.einsum("bhts,bshd->bthd", weight, v).flatten(2)
+    torch.testing.assert_close(mixer(x)[0], mixer.out_proj(y))
+
+
+@pytest.mark.parametrize("name", ["encoder_linear_attention", "linear_attention"])
+def test_a_mean_beside_a_normalisation_is_refused(name):
+    with pytest.raises(InputError, match="normalise divides already"):
+        build_mixer(name, width=12, mean=True)

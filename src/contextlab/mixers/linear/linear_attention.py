@@ -17,10 +17,11 @@ from contextlab.ops.linear import (
     lightning_decay,
     retention_decay,
     simple_gla,
+    working_dtype,
 )
 from contextlab.ops.position import rope_table, rotary_size, rotate
 from contextlab.registry import register
-from contextlab.state import RecurrentState, State
+from contextlab.state import RecurrentState, State, own, tensor_bytes
 
 
 @register(
@@ -39,6 +40,7 @@ from contextlab.state import RecurrentState, State
         {"feature_map": "hedgehog"},
         {"feature_map": "performer", "features": 9, "short_conv": 3},
         {"feature_map": "cosformer", "period": 200},
+        {"feature_map": "identity", "normalise": False, "mean": True, "short_conv": 2},
     ),
 )
 class LinearAttention(MatrixMixer):
@@ -53,6 +55,8 @@ class LinearAttention(MatrixMixer):
     features: random directions of the performer's map; the size of a head by default.
     period: M of the cosformer's map, the longest distance at which its weights are positive.
     key_dim: size of a head's q and k, that of its v by default; Based has 16, as taylor makes a square of it.
+    mean: divide by the number of tokens before this one, 1 at least: the 1/n of analyses of in-context regression
+        (2212.07677, 2306.09927), where token n has n examples before it; without normalise.
     """
 
     tells_mixing = True
@@ -67,7 +71,10 @@ class LinearAttention(MatrixMixer):
         features: PositiveInt | None = None,
         period: PositiveInt = 1024,
         key_dim: PositiveInt | None = None,
+        mean: bool = False,
     ) -> None:
+        if normalise and mean:
+            raise InputError("mean: normalise divides already, by the sum of the weights; set normalise to false")
         if normalise and feature_map in SIGNED:
             raise InputError(
                 f"feature_map {feature_map!r} can be negative, so normalise must be false; "
@@ -78,7 +85,7 @@ class LinearAttention(MatrixMixer):
         feature = build_feature_map(feature_map, key_dim, heads, features, period)
         projected = 2 * heads * key_dim + width
         super().__init__(width, heads, feature.features, size + normalise, projected, projected, short_conv)
-        self.feature, self.normalise, self.key_dim = feature, normalise, key_dim
+        self.feature, self.normalise, self.key_dim, self.mean = feature, normalise, key_dim, mean
         self._project_out(width)
 
     def forward(
@@ -88,7 +95,14 @@ class LinearAttention(MatrixMixer):
         before = recurrent(state)
         q, k, v, conv = self._features(x, before, mask, keep_state)
         o, matrix = self._read(q, k, v, _matrix(before), keep_state)
-        return self._answer(o.flatten(2), x), self._kept(x, before, matrix, conv) if keep_state else None
+        count = None
+        if self.mean:
+            earlier, count = _counts(x, before, mask)
+            o = (o / earlier.clamp_min(1)[..., None, None]).to(o.dtype)
+        after = self._kept(x, before, matrix, conv) if keep_state else None
+        if after is not None and count is not None:
+            after.memory["count"] = own(count)
+        return self._answer(o.flatten(2), x), after
 
     def _features(
         self, x: Tensor, before: RecurrentState | None, mask: Tensor | None, keep: bool
@@ -114,7 +128,13 @@ class LinearAttention(MatrixMixer):
         """See `Mixer.mixing`: the lower triangle of phi(q) phi(k)^T, divided by its rows' sums where they are."""
         q, k, v, _ = self._features(x, None, None, False)
         units = torch.eye(x.shape[1], dtype=v.dtype, device=x.device)[:, None].expand(len(x), -1, self.heads, -1)
-        return self._read(q, k, units, None, False)[0].transpose(1, 2)
+        mixed = self._read(q, k, units, None, False)[0].transpose(1, 2)
+        return mixed / _counts(x, None, None)[0].clamp_min(1)[:, None, :, None] if self.mean else mixed
+
+    def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        """See `Mixer.state_nbytes`."""
+        count = tensor_bytes(batch, dtype=working_dtype(dtype)) if self.mean else 0
+        return super().state_nbytes(length, batch, dtype) + count
 
     def _op_flops(self, length: int) -> int:
         return super()._op_flops(length) + 2 * length * self.feature.products
@@ -208,6 +228,15 @@ class Retention(MatrixMixer):
             self._answer(o.flatten(2) * F.silu(gate), x),
             self._kept(x, before, matrix, conv) if keep_state else None,
         )
+
+
+def _counts(x: Tensor, state: RecurrentState | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tokens before each token x [B, T, D], [B, T], and all that were read, [B]; padding counts as none."""
+    real = torch.ones(x.shape[:2], device=x.device, dtype=working_dtype(x.dtype))
+    if mask is not None:
+        real = real.masked_fill(~mask, 0)
+    total = real.cumsum(1) if state is None else real.cumsum(1) + state["count"][:, None]
+    return total - real, total[:, -1] if x.shape[1] else (x.new_zeros(len(x)) if state is None else state["count"])
 
 
 def _matrix(state: RecurrentState | None) -> Tensor | None:
