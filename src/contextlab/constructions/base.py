@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import torch
@@ -19,6 +20,7 @@ from contextlab.registry import register
 C = TypeVar("C", bound="type[Construction]")
 
 
+@dataclass(frozen=True)
 class Construction(ABC):
     """Base: a frozen dataclass of its options that says what the model is and what its weights are."""
 
@@ -69,7 +71,7 @@ def construction(name: str, *, papers: Iterable[str], cases: Iterable[Mapping[st
 
         build.__name__ = build.__qualname__ = name
         build.__module__, build.__doc__ = made.__module__, made.__doc__
-        build.__annotations__ = {**get_type_hints(made.__init__, include_extras=True), "return": ModelSpec}  # type: ignore[misc]
+        build.__annotations__ = {**get_type_hints(made.__init__, include_extras=True), "return": ModelSpec}
         build.__signature__ = inspect.signature(made).replace(return_annotation="ModelSpec")  # type: ignore[attr-defined]
         build.construction = made  # type: ignore[attr-defined]
         made.name = name
