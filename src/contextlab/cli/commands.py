@@ -11,6 +11,7 @@ from contextlab.cli.about import doctor, schema
 from contextlab.cli.advise import advise
 from contextlab.cli.catalogue import list_
 from contextlab.cli.check import check
+from contextlab.cli.claims import CLAIMS
 from contextlab.cli.compress import compress
 from contextlab.cli.convert import convert
 from contextlab.cli.cost import cost
@@ -30,3 +31,4 @@ for command in (
 ):  # fmt: skip
     # Escaped: in a docstring [train] is a value, where rich sees a style and leaves it out.
     app.command(command.__name__.rstrip("_"), help=escape(inspect.getdoc(command) or ""))(command)
+app.add_typer(CLAIMS, name="claims")
