@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from contextlab.claims import claim_files, load_claim
@@ -58,3 +61,10 @@ def test_a_claim_without_a_larger_form_says_so(tiny, written):
     with pytest.raises(InputError, match="no form for a GPU"):
         tiny.experiment("gpu")
     assert load_claim(written(gpu=["train.steps=2"])).experiment("gpu").train.steps == 2
+
+
+def test_the_claim_in_the_docs_can_be_run(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "claims.md").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    assert load_claim(path).experiment().seeds == (0, 1, 2)
