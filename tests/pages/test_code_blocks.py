@@ -25,6 +25,7 @@ LESS = {
     "run": ["--check"],
     "sweep": ["--check"],
     "check": ["--examples", "2"],
+    "claims run": ["--check"],
     "evaluate": ["--set", "evaluate.prompts=4", "--jobs", "1"],
     "advise": ["--prompts", "2", "--task", "text", "--at", "64"],
     "compress": ["--prompts", "2", "--decoded", "4"],
@@ -137,7 +138,7 @@ def run_command(stage: Stage, block: Block, words: list[str]) -> None:
         words, into = words[:-2], words[-1]
     new = arguments[0] in ("run", "sweep") and "--out" in words and words[words.index("--out") + 1]
     stage.provide(named(" ".join(words)) - {new})
-    less = LESS.get(arguments[0], [])
+    less = LESS.get(arguments[0], []) or LESS.get(" ".join(arguments[:2]), [])
     if alike(words, less) not in stage.worked:  # pages repeat themselves
         stage.works(argv=[*words, *less], into=into, resolve_only="--check" not in words)
         stage.worked.add(alike(words, less))

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from contextlab.cli.bars import Bars
-from contextlab.cli.run import DeviceOption, JobsOption
+from contextlab.cli.run import CheckOption, DeviceOption, JobsOption, print_check
 from contextlab.cli.shared import JsonOption, console
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError, unknown
@@ -50,6 +50,7 @@ def run(
     folder: FolderOption = ROOM,
     device: DeviceOption = "auto",
     jobs: JobsOption = None,
+    check: CheckOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Test a claim: run its experiment, and hold what was found to what the paper says.
@@ -75,6 +76,10 @@ def run(
         chosen = [claim for claim in chosen if claim.gpu]
     for claim in chosen:
         claim.experiment(budget)  # all are tried before the first one runs
+    if check:
+        for claim in chosen:
+            print_check(claim.experiment(budget), device, jobs, None)
+        return
     records = []
     for claim in chosen:
         record = _tested(claim, budget, folder, quiet=as_json or not sys.stdout.isatty(), device=device, jobs=jobs)
