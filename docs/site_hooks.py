@@ -24,7 +24,19 @@ GALLERY = ROOT / "build" / "gallery"
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 PARTS = (
     *("mixers", "ops", "models", "policies", "tasks", "learners", "training", "evaluation", "convert", "experiments"),
-    *("report", "testing", "constructions", "state", "prompt", "registry", "spec", "errors", "plugins", "tokenizer"),
+    *(
+        "report",
+        "claims",
+        "testing",
+        "constructions",
+        "state",
+        "prompt",
+        "registry",
+        "spec",
+        "errors",
+        "plugins",
+        "tokenizer",
+    ),
 )
 PACKAGES = ["contextlab", *(f"contextlab.{name}" for name in PARTS)]
 REPORT = re.compile(r"<!-- report: ([\w-]+) from (\S+) -->")

@@ -56,6 +56,7 @@ __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from contextlab import allocator as allocator
+    from contextlab import claims as claims
     from contextlab import cli as cli
     from contextlab import compat as compat
     from contextlab import constructions as constructions

@@ -8,15 +8,21 @@ print(record["verdict"], record["outcomes"])
 ```
 """
 
-from contextlab.claims.claim import BUDGETS as BUDGETS
-from contextlab.claims.claim import Claim as Claim
-from contextlab.claims.claim import claim_files as claim_files
-from contextlab.claims.claim import load_claim as load_claim
-from contextlab.claims.engine import decided as decided
-from contextlab.claims.engine import judge as judge
-from contextlab.claims.engine import run_claim as run_claim
-from contextlab.claims.engine import run_control as run_control
-from contextlab.claims.engine import spec_hash as spec_hash
-from contextlab.claims.predicate import Outcome as Outcome
-from contextlab.claims.predicate import Quantity as Quantity
-from contextlab.claims.predicate import verdict_of as verdict_of
+from contextlab.claims.claim import BUDGETS, Claim, claim_files, load_claim
+from contextlab.claims.engine import decided, judge, run_claim, run_control, spec_hash
+from contextlab.claims.predicate import Outcome, Quantity, verdict_of
+
+__all__ = [
+    "BUDGETS",
+    "Claim",
+    "Outcome",
+    "Quantity",
+    "claim_files",
+    "decided",
+    "judge",
+    "load_claim",
+    "run_claim",
+    "run_control",
+    "spec_hash",
+    "verdict_of",
+]
