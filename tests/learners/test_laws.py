@@ -37,7 +37,7 @@ TASKS = [
 ]
 OPTIONS = "options"
 LAWS = {law.name: law for law in laws("learner") if law.name != OPTIONS}
-UNNAMED = ("kernel_ridge", "omp", "pool_posterior", "preconditioned_gd")
+UNNAMED = ("gaussian_smoother", "gd_plus_plus", "kernel_ridge", "omp", "pool_posterior", "preconditioned_gd")
 """Learners that no task's registered case names."""
 
 
