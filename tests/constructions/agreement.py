@@ -32,6 +32,6 @@ def distances(made: Construction, prompt, wanted):
 
 def distance(made: Construction, task, seed=0):
     """From the construction's learner, on prompts of a task that it fits."""
-    made.check_task(task)
+    made.check_task(task if made.spec().pool is None else task.replace(query="random", examples=task.examples + 1))
     prompt = prompts(task, seed=seed)
     return distances(made, prompt, made.learner()(prompt))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from contextlab import InputError
 from contextlab.constructions import GradientDescentPlusPlusConstruction, NewtonConstruction
 from contextlab.learners import GradientDescent, GradientDescentPlusPlus, Newton
+from contextlab.models.answer import answer
 from contextlab.tasks import build_task
 from tests.constructions.agreement import apart, distance, prompts
 
@@ -75,9 +76,19 @@ def test_enough_steps_of_newton_are_least_squares():
 
 @pytest.mark.parametrize("made", [GradientDescentPlusPlusConstruction(), NewtonConstruction()])
 def test_a_task_that_scores_every_example_is_refused_in_one_line(made):
-    with pytest.raises(InputError, match="predicts once a prompt") as caught:
+    with pytest.raises(InputError, match="answers once a prompt, .* query to 'random'") as caught:
         made.spec().for_task(build_task("linear_regression"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("made", [GradientDescentPlusPlusConstruction(3, 3), NewtonConstruction(3, 4, 0.002)])
+def test_each_prompt_is_read_up_to_the_example_that_is_scored(made):
+    task = build_task("linear_regression", dimensions=3, examples=9, query="random")
+    prompt = prompts(task, batch=16)
+    model = made.build(torch.float64)
+    assert model.spec == made.spec().for_task(task).made
+    assert len(set(prompt.shot[prompt.scored].tolist())) > 3
+    assert apart(answer(model, prompt)[prompt.scored], made.learner()(prompt)[prompt.scored]) < 1e-9
 
 
 def test_more_steps_than_weights_can_say_are_refused():

@@ -31,7 +31,9 @@ def tasks(draw: st.DrawFn) -> LinearRegression:
         pool=draw(st.none() | st.integers(1, 5)),
         layout=draw(st.sampled_from(["paired", "interleaved"])),
         active_dimensions=draw(st.none() | st.integers(2, dimensions)),
-        query=draw(st.sampled_from(["same", "orthogonal", "random_quadrants", "opposite_quadrants", "overlapping"])),
+        query=draw(
+            st.sampled_from(["same", "random", "orthogonal", "random_quadrants", "opposite_quadrants", "overlapping"])
+        ),
         rank=draw(st.sampled_from([None, 2])),
         inputs=draw(st.sampled_from(["gaussian", "clustered"])),
         clusters=draw(st.integers(1, 3)),

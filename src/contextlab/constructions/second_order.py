@@ -20,7 +20,8 @@ class Both(Construction):
 
     A token is (x_i, x_{i-1}, y_{i-1}), the layout "paired"; the last one, whose x is the query, answers (pool "last").
     In such layers the examples are changed by what the whole prompt says, so that a prompt is read as a whole; the
-    prediction at a prefix is that for the prompt cut there.
+    prediction at a prefix is that for the prompt cut there. Tasks that score one example a prompt fit: query "random"
+    of linear_regression.
     """
 
     dimensions: int
@@ -81,6 +82,11 @@ class Both(Construction):
 
     def check_task(self, task: Task) -> None:
         require_examples(self.name, task, self.dimensions)
+        if not task.one_prediction:
+            raise InputError(
+                f"{self.name} answers once a prompt, the task scores every example; set linear_regression's query to "
+                "'random'"
+            )
 
 
 @construction("gd_plus_plus_construction", papers=("2212.07677",), cases=({"dimensions": 3, "steps": 3},))
@@ -93,7 +99,8 @@ class GradientDescentPlusPlusConstruction(Both):
     the query alike. It equals the learner gd_plus_plus.
 
     It answers for the last token of a prompt of the layout "paired", (x_i, x_{i-1}, y_{i-1}); a prefix is a shorter
-    prompt. A causal model cannot be it with a layer a step: the examples would be changed by those before them alone.
+    prompt, as linear_regression scores them with query "random". A causal model cannot be it with a layer a step: the
+    examples would be changed by those before them alone.
 
     dimensions: d, the size of x.
     steps: of GD++, one a layer.
@@ -138,7 +145,7 @@ class NewtonConstruction(Both):
     steps, so that a layer need not double what it finds.
 
     It answers for the last token of a prompt of the layout "paired", (x_i, x_{i-1}, y_{i-1}); a prefix is a shorter
-    prompt.
+    prompt, as linear_regression scores them with query "random".
 
     dimensions: d, the size of x.
     steps: of Newton's iteration.

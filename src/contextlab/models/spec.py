@@ -369,9 +369,9 @@ class ModelSpec(Spec):
 
     def for_task(self, task: Any) -> ModelSpec:
         """This spec with read-in and sizes set to the task's. Raises InputError when it says otherwise already."""
-        self.check_one_prediction(task)
         if self.construction is not None:
             self.construction.made().check_task(task)
+        self.check_one_prediction(task)
         wanted = {"read_in": task.read_in, "input_size": task.input_size, "output_size": task.output_size}
         for name in ("input_size", "output_size"):
             given = getattr(self, name)

@@ -1,4 +1,4 @@
-"""Queries that are drawn otherwise than the examples before them (Garg et al., 2208.01066)."""
+"""Queries: one example a prompt that is asked for, drawn otherwise than those before it (Garg et al., 2208.01066)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Query = Literal["same", "orthogonal", "random_quadrants", "opposite_quadrants", "overlapping"]
+Query = Literal["same", "random", "orthogonal", "random_quadrants", "opposite_quadrants", "overlapping"]
 
 
 def ask(kind: Query, xs: Tensor, active: int, directions: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Make one x of each prompt, the second or a later one, a query of this kind.
 
-    kind: not "same". "orthogonal": orthogonal to all x before it, its length kept (one of the first `directions`, so
-        that there is such an x); "random_quadrants": the x before it have the signs of one random pattern of the
-        prompt, it has its own; "opposite_quadrants": it has the opposite signs; "overlapping": it is one of the x
-        before it, any with the same chance.
+    kind: not "same". "random": drawn as the others; "orthogonal": orthogonal to all x before it, its length kept (one
+        of the first `directions`, so that there is such an x); "random_quadrants": the x before it have the signs of
+        one random pattern of the prompt, it has its own; "opposite_quadrants": it has the opposite signs;
+        "overlapping": it is one of the x before it, any with the same chance.
     xs: [B, n, d], zero beyond `active` dimensions.
     directions: dimensions that the x of a prompt span.
 
@@ -27,6 +27,8 @@ def ask(kind: Query, xs: Tensor, active: int, directions: int, generator: torch.
     most = min(directions, examples) - 1 if kind == "orthogonal" else examples - 1
     cut = torch.randint(1, most + 1, (batch, 1), generator=generator, device=xs.device)
     scored = torch.arange(examples, device=xs.device) == cut
+    if kind == "random":
+        return xs, scored
     old = xs[scored]
     if kind == "orthogonal":
         query = F.pad(_orthogonal(xs[:, :most, :active], cut, old[:, :active]), (0, size - active))

@@ -78,8 +78,9 @@ class LinearRegression(Task):
         ...; the prediction of y_i is read at the token that first shows x_i.
     active_dimensions: x is zero beyond so many dimensions (C has trace `active_dimensions`), a curriculum's
         option; None for all.
-    query: "same" scores all examples. The others score one random example of each prompt, from the second on, whose
-        x is drawn otherwise than those before it: "orthogonal" to them, its length kept (an example of 2 .. d, or of
+    query: "same" scores all examples. The others score one random example of each prompt, from the second on, so that
+        models that read prompts whole serve, too. "random": drawn as all are. Of the others x is drawn otherwise than
+        those before it: "orthogonal" to them, its length kept (an example of 2 .. d, or of
         the rank); with signs of its own, where the others have the signs of one pattern ("random_quadrants"), or with
         the opposite signs ("opposite_quadrants"); "overlapping", one of those before.
     """
@@ -121,6 +122,7 @@ class LinearRegression(Task):
             )
         if self.query != "same" and self.examples < 2:
             raise InputError(f"query {self.query!r} needs 2 examples at least, got {self.examples}; use query 'same'")
+        object.__setattr__(self, "one_prediction", self.query != "same")  # of the class it is what the default says
 
     @property
     def active(self) -> int:
