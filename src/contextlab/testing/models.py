@@ -38,7 +38,12 @@ def of_spec(
 
 
 def small(entry: registry.Entry, options: Mapping[str, Any]) -> ModelSpec:
-    """The preset at width 16, with small segments; at width 64 where it has heads of a given size."""
+    """The preset at width 16, with small segments; at width 64 where it has heads of a given size.
+
+    A construction is of the sizes that its options give.
+    """
+    if hasattr(entry.factory, "construction"):
+        return preset(entry.name, **options)
     own = {parameter.name for parameter in entry.parameters}
     few = {name: size for name, size in FEW.items() if name in own}
     for width in (16, 64):
@@ -65,6 +70,12 @@ def tokens(length: int, batch: int = 2) -> Tensor:
     return torch.randint(SYMBOLS, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
+def drawn(component: Component) -> bool:
+    """Whether its weights are drawn. What a construction's do, its learner tells: `constructions.Construction`."""
+    spec: ModelSpec = component.beside
+    return spec.construction is None
+
+
 def hold_to_bytes(model: Model, state: ModelState, length: int) -> None:
     """The size law of a model that has read two rows of `length` tokens in float64."""
     predicted = model.state_nbytes(length, batch=2, dtype=torch.float64)
@@ -72,7 +83,12 @@ def hold_to_bytes(model: Model, state: ModelState, length: int) -> None:
     require(fits, f"state.nbytes is {state.nbytes}, state_nbytes says {predicted}")
 
 
-@law("model", "pieces", "Read in pieces, it answers as read whole; its state has the size of state_nbytes.")
+@law(
+    "model",
+    "pieces",
+    "Read in pieces, it answers as read whole; its state has the size of state_nbytes.",
+    holds_for=drawn,
+)
 @torch.no_grad()
 def pieces(component: Component) -> None:
     """20 tokens in five pieces."""
@@ -88,7 +104,12 @@ def pieces(component: Component) -> None:
     hold_to_bytes(model, state, 20)
 
 
-@law("model", "padding", "A padded row is answered as alone, and goes on as alone; gaps in a row are refused.")
+@law(
+    "model",
+    "padding",
+    "A padded row is answered as alone, and goes on as alone; gaps in a row are refused.",
+    holds_for=drawn,
+)
 @torch.no_grad()
 def padding(component: Component) -> None:
     """Five tokens of padding in one of two rows, at its left and at its right."""
@@ -112,7 +133,12 @@ def padding(component: Component) -> None:
     refused(lambda: model(x, gap), "mask: row 0 has padding between its tokens")
 
 
-@law("model", "description", "It computes what its spec says: loops, injection, sharing, residuals, norms.")
+@law(
+    "model",
+    "description",
+    "It computes what its spec says: loops, injection, sharing, residuals, norms.",
+    holds_for=drawn,
+)
 @torch.no_grad()
 def description(component: Component) -> None:
     """Against a plain loop over its blocks' mixers and MLPs (`contextlab.testing.plain`)."""
@@ -120,7 +146,7 @@ def description(component: Component) -> None:
     close(model(x), plain_stack(component.beside, model, x), what="outputs and those of the plain stack")
 
 
-@law("model", "fresh loss", "Untrained, its cross-entropy is 0.9 to 1.4 log V, tied or not.")
+@law("model", "fresh loss", "Untrained, its cross-entropy is 0.9 to 1.4 log V, tied or not.", holds_for=drawn)
 @torch.no_grad()
 def fresh_loss(component: Component) -> None:
     """Of even targets among 64 symbols, drawn apart from the inputs."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from contextlab.testing.law import Component, close, law, require
 from contextlab.testing.mixers import allowed
+from contextlab.testing.models import drawn
 from contextlab.testing.readings import WIDTH, Reading
 
 LENGTHS = (3, 0, 17, 1, 6)
@@ -71,7 +72,12 @@ def packed_documents(component: Component) -> None:
             close(together[row], mixer(more[row : row + 1], state)[0][0], within, "outputs after packed documents")
 
 
-@law("model", "packed", "Packed documents are answered as each alone, by cu_seqlens and by position_ids.")
+@law(
+    "model",
+    "packed",
+    "Packed documents are answered as each alone, by cu_seqlens and by position_ids.",
+    holds_for=drawn,
+)
 def packed_model(component: Component) -> None:
     """Forward and backward, and what follows each of them from the state."""
     model, cu_seqlens = component.build().eval(), ends()
