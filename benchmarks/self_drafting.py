@@ -1,4 +1,4 @@
-"""Models that draft for themselves: `python benchmarks/self_drafting.py` prints what stays of drafts, and the time.
+"""Models that draft for themselves: `python benchmarks/self_drafting.py --seconds 4` prints a table of docs/shrink.md.
 
 The models are those of `early_exits.py`: six blocks, three seeds, trained on for 80 steps, plainly or with LayerSkip.
 Each writes 64 bytes after each of eight texts of 64 bytes that were not trained on, by the likeliest byte, plainly and
