@@ -24,6 +24,7 @@ from contextlab.evaluation.results import (
     SIMILARITY_COLUMNS,
     read_results,
     table,
+    typed,
     write_results,
 )
 from contextlab.evaluation.spec import EvaluateSpec
@@ -234,5 +235,4 @@ def _facet_table(facets: Mapping[tuple[str, str], FacetTally], who: Mapping[str,
 
 def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Tables one after another; pandas asks that empty ones be left out, and below 3 loses the types of columns."""
-    whole = pd.concat([each for each in tables if len(each)] or tables[:1], ignore_index=True)
-    return whole.astype(tables[0].dtypes.to_dict())
+    return typed(pd.concat([each for each in tables if len(each)] or tables[:1], ignore_index=True), tables[0].columns)

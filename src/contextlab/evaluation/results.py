@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ DTYPES = {
     **dict.fromkeys(("low", "high", "value", "ci_low", "ci_high", "chance"), "float64"),
     "values": "object",
 }
+_PANDAS = {"string": pd.StringDtype(), "Int64": pd.Int64Dtype()}
 _ARROW = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64(), "object": pa.list_(pa.float32())}
+_PANDAS_OF = {_ARROW[name]: dtype for name, dtype in _PANDAS.items()}
 
 
 def schema(columns: Sequence[str] = COLUMNS) -> pa.Schema:
@@ -62,7 +65,25 @@ class Results(pd.DataFrame):
 
 def table(rows: Iterable[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """A table of rows; columns that a row lacks are missing values."""
-    return pd.DataFrame(list(rows), columns=list(columns)).astype({name: DTYPES[name] for name in columns})
+    if not (rows := list(rows)):
+        return _empty(tuple(columns)).copy()
+    return pd.DataFrame({name: _column([row.get(name) for row in rows], DTYPES[name]) for name in columns})
+
+
+def _column(values: list[Any], dtype: str) -> Any:
+    """One column; made as what it is, it takes half the time of one that is cast."""
+    return pd.array(values, dtype=dtype) if dtype in _PANDAS else pd.Series(values, dtype=dtype)
+
+
+@cache
+def _empty(columns: tuple[str, ...]) -> pd.DataFrame:
+    return pd.DataFrame({name: _column([], DTYPES[name]) for name in columns})
+
+
+def typed(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """The frame with these columns as tables have them; a cast takes milliseconds, where all are so already, too."""
+    other = {name: DTYPES[name] for name in columns if frame[name].dtype != DTYPES[name]}
+    return frame.astype(other) if other else frame
 
 
 def write_results(results: pd.DataFrame, path: str | Path, columns: Sequence[str] = COLUMNS) -> Path:
@@ -74,7 +95,7 @@ def write_results(results: pd.DataFrame, path: str | Path, columns: Sequence[str
     if missing:
         raise InputError(f"results lack the columns {', '.join(missing)}; expected {', '.join(columns)}")
     buffer = io.BytesIO()
-    frame = results[list(columns)].astype({name: DTYPES[name] for name in columns})
+    frame = typed(results[list(columns)], columns)
     pq.write_table(pa.Table.from_pandas(frame, schema=schema(columns), preserve_index=False), buffer)
     write_atomic(Path(path), buffer.getvalue())
     return Path(path)
@@ -99,8 +120,8 @@ def read_results(
         if missing:
             raise InputError(f"{path}: is not a results table: it lacks the columns {', '.join(missing)}")
         there = [name for name in columns if name in found.column_names]
-        frame = found.select(there).to_pandas().reindex(columns=list(columns))
-        frames.append(frame.astype({name: DTYPES[name] for name in columns}))
+        frame = found.select(there).to_pandas(types_mapper=_PANDAS_OF.get).reindex(columns=list(columns))
+        frames.append(typed(frame, columns))
     if not frames:
         raise InputError("expected at least one results file")
     return pd.concat(frames, ignore_index=True)
