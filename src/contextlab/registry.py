@@ -81,7 +81,7 @@ class Entry:
             name: text for base in bases for name, text in _parameter_docs(inspect.cleandoc(base.__doc__ or "")).items()
         } | _parameter_docs(self.doc)
         shown = []
-        for parameter in self._options():
+        for parameter in self._options:
             required = parameter.default is inspect.Parameter.empty
             annotation = "" if parameter.annotation is inspect.Parameter.empty else parameter.annotation
             shown.append(
@@ -98,7 +98,7 @@ class Entry:
     @property
     def required(self) -> tuple[str, ...]:
         """The names of the options that have no default."""
-        return tuple(option.name for option in self._options() if option.default is inspect.Parameter.empty)
+        return tuple(option.name for option in self._options if option.default is inspect.Parameter.empty)
 
     @cached_property
     def options_model(self) -> type[BaseModel]:
@@ -146,7 +146,7 @@ class Entry:
             target = owner if "__dataclass_fields__" in vars(owner) else owner.__init__  # type: ignore[misc]
         hints = get_type_hints(target, include_extras=True)
         fields: dict[str, Any] = {}
-        for parameter in self._options():
+        for parameter in self._options:
             if parameter.name in elsewhere:
                 continue
             required = parameter.default is inspect.Parameter.empty
@@ -155,16 +155,17 @@ class Entry:
         self._models[elsewhere] = create_model(f"{self.name}_options", __config__=config, **fields)
         return self._models[elsewhere]
 
-    def _options(self) -> list[inspect.Parameter]:
+    @cached_property
+    def _options(self) -> tuple[inspect.Parameter, ...]:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return [p for p in self.signature.parameters.values() if p.kind in kinds and p.name != "self"]
+        return tuple(p for p in self.signature.parameters.values() if p.kind in kinds and p.name != "self")
 
     def check(self, options: Mapping[str, Any], *, path: str = "", given: Iterable[str] = ()) -> dict[str, Any]:
         """Validated copies of `options`. Raises InputError that names the key's path and the nearest valid name.
 
         given: names of required parameters that the caller supplies elsewhere, so that they may be missing here.
         """
-        known = [p.name for p in self._options()]
+        known = [p.name for p in self._options]
         prefix = f"{path}." if path else ""
         if not isinstance(options, Mapping):
             whose = f"{self.kind} {self.name!r}'s options"
@@ -183,12 +184,15 @@ class Entry:
                 raise InputError(f"{prefix}{fault['loc'][0]}: {self.kind} {self.name!r} requires it") from None
             raise InputError(f"{self.kind} {self.name!r}: {explain(error, None, path)}") from None
         found = {name: getattr(checked, name) for name in options}
+        uncounted = (*UNCOUNTED, *getattr(self.factory, "unbounded", ()))
         for name, value in found.items():
-            refuse_bools(f"{self.kind} {self.name!r}: {prefix}{name}", options[name], value)
-            refuse_extremes(f"{self.kind} {self.name!r}: {prefix}{name}", value)
-            uncounted = (*UNCOUNTED, *getattr(self.factory, "unbounded", ()))
+            if value is None or isinstance(value, bool | str):  # most are; no number is made of them
+                continue
+            where = f"{self.kind} {self.name!r}: {prefix}{name}"
+            refuse_bools(where, options[name], value)
+            refuse_extremes(where, value)
             if self.kind in MOST and not any(word in name for word in uncounted):
-                refuse_counts(f"{self.kind} {self.name!r}: {prefix}{name}", value, MOST[self.kind])
+                refuse_counts(where, value, MOST[self.kind])
         return found
 
     def build(self, **options: Any) -> Any:
@@ -256,7 +260,7 @@ def check_fields(kind: str, component: object) -> None:
     """
     entry = entry_of(kind, component)
     if entry is not None:
-        entry.check({option.name: getattr(component, option.name) for option in entry._options()})
+        entry.check({option.name: getattr(component, option.name) for option in entry._options})
 
 
 def entry_of(kind: str, component: object) -> Entry | None:

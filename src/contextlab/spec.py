@@ -73,28 +73,34 @@ def refuse_extremes(name: str, value: Any, largest: float = LARGEST) -> None:
 
     Raises InputError, the one place where sizes of all options and specs are bounded.
     """
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            refuse_extremes(f"{name}.{_shown(key)}", item, largest)
+    if value is None or isinstance(value, str):  # before Mapping, which takes long to ask for
+        return
+    if isinstance(value, int):
+        if abs(value) > LARGEST_WHOLE:
+            raise InputError(f"{name}: whole numbers are at most {LARGEST_WHOLE}, got {describe(value)}")
+    elif isinstance(value, float):
+        if value and not SMALLEST <= abs(value) <= largest:
+            far = f"expected 0, or a number of size {SMALLEST:g} to {largest:g}"
+            raise InputError(f"{name}: {far}, got {describe(value)}")
     elif isinstance(value, list | tuple):
         for item in value:
             refuse_extremes(name, item, largest)
-    elif isinstance(value, int) and abs(value) > LARGEST_WHOLE:
-        raise InputError(f"{name}: whole numbers are at most {LARGEST_WHOLE}, got {describe(value)}")
-    elif isinstance(value, float) and value and not SMALLEST <= abs(value) <= largest:
-        raise InputError(f"{name}: expected 0, or a number of size {SMALLEST:g} to {largest:g}, got {describe(value)}")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            refuse_extremes(f"{name}.{_shown(key)}", item, largest)
 
 
 def refuse_counts(name: str, value: Any, most: int) -> None:
     """Refuse whole numbers above `most`; lists and mappings are looked through. Raises InputError."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            refuse_counts(f"{name}.{_shown(key)}", item, most)
+    if isinstance(value, int):
+        if value > most:
+            raise InputError(f"{name}: at most {most}, got {describe(value)}")
     elif isinstance(value, list | tuple):
         for item in value:
             refuse_counts(name, item, most)
-    elif isinstance(value, int) and value > most:
-        raise InputError(f"{name}: at most {most}, got {describe(value)}")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            refuse_counts(f"{name}.{_shown(key)}", item, most)
 
 
 def refuse_bools(name: str, given: Any, made: Any) -> None:
@@ -104,15 +110,18 @@ def refuse_bools(name: str, given: Any, made: Any) -> None:
 
     Raises InputError.
     """
+    if given is None or isinstance(given, str):
+        return
     if isinstance(given, bool):
         if isinstance(made, int | float) and not isinstance(made, bool):
             raise InputError(f"{name}: expected a number, got bool {given}")
-    elif isinstance(given, Mapping) and isinstance(made, Mapping):
+    elif isinstance(given, list | tuple):
+        if isinstance(made, list | tuple) and len(given) == len(made):
+            for i, (one, other) in enumerate(zip(given, made, strict=True)):
+                refuse_bools(f"{name}.{i}", one, other)
+    elif not isinstance(given, int | float) and isinstance(given, Mapping) and isinstance(made, Mapping):
         for key in given.keys() & made.keys():
             refuse_bools(f"{name}.{_shown(key)}", given[key], made[key])
-    elif isinstance(given, list | tuple) and isinstance(made, list | tuple) and len(given) == len(made):
-        for i, (one, other) in enumerate(zip(given, made, strict=True)):
-            refuse_bools(f"{name}.{i}", one, other)
 
 
 def describe(value: Any) -> str:
