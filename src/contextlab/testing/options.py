@@ -44,7 +44,7 @@ WITHOUT_EFFECT: dict[tuple[str, str, str], str] = {
 """(kind, name, option) -> why another value changes nothing that is compared."""
 
 ANY = "*"
-_ROTARY, _STRUCTURE = "counts beside rotary positions", "counts beside the structure of that kind"
+_ROTARY, _STRUCTURE = "counts beside a rotary position", "counts beside the structure of that kind"
 _ALONE = "counts where a token reads more than itself"
 _FIRST = "counts where the first tokens are not kept anyway"
 BESIDE_OTHERS: dict[tuple[str, str, str], str] = {
@@ -128,10 +128,11 @@ def idle_options(entry: registry.Entry, marks: Marks) -> list[str]:
     return [parameter.name for parameter in wanted if _counts_somewhere(entry, parameter, marks, bases) is False]
 
 
-def _listed(entry: registry.Entry, ours: Mapping[tuple[str, str, str], str], attribute: str) -> set[str]:
-    """The names of the entry's options that are listed, here or on its class."""
-    named = {option for kind, name, option in ours if (kind, name) in ((entry.kind, entry.name), (entry.kind, ANY))}
-    return named | set(getattr(entry.factory, attribute, {}))
+def _listed(entry: registry.Entry, ours: Mapping[tuple[str, str, str], str], attribute: str) -> dict[str, str]:
+    """The entry's options that are listed, here or on its class, with the reason."""
+    named = ((entry.kind, ANY), (entry.kind, entry.name))
+    found = {option: why for who in named for (kind, name, option), why in ours.items() if (kind, name) == who}
+    return found | dict(getattr(entry.factory, attribute, {}))
 
 
 class Kept:
@@ -182,8 +183,9 @@ def _counts_somewhere(
     options changed.
     """
     built = False
-    near = ((case, Kept(marks(case))) for case in _neighbours(entry, parameter))
-    for case, base in itertools.chain(zip(entry.cases, bases, strict=True), near):
+    first, rest = _neighbours(entry, parameter)
+    named, others = (((case, Kept(marks(case))) for case in cases) for cases in (first, rest))
+    for case, base in itertools.chain(named, zip(entry.cases, bases, strict=True), others):
         if parameter.required and parameter.name not in case:
             return None
         found = _counts(entry, parameter, case, marks, base)
@@ -193,13 +195,22 @@ def _counts_somewhere(
     return False if built else None
 
 
-def _neighbours(entry: registry.Entry, parameter: registry.Parameter) -> Iterator[dict[str, Any]]:
-    """The registered cases with one option other than `parameter` changed."""
-    for case in entry.cases:
-        for beside in entry.parameters:
-            if beside.name != parameter.name and not (beside.required and beside.name not in case):
-                for value in _others(entry, beside, case):
-                    yield {**case, beside.name: value}
+def _neighbours(
+    entry: registry.Entry, parameter: registry.Parameter
+) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
+    """The registered cases with one option other than `parameter` changed: one that `BESIDE_OTHERS` names, and others."""
+    words = _listed(entry, BESIDE_OTHERS, "options_beside_others").get(parameter.name, "").split()
+
+    def changed(named: bool) -> Iterator[dict[str, Any]]:
+        for case in entry.cases:
+            for beside in entry.parameters:
+                if beside.name == parameter.name or (beside.required and beside.name not in case):
+                    continue
+                if (beside.name in words) is named:
+                    for value in _others(entry, beside, case):
+                        yield {**case, beside.name: value}
+
+    return changed(True), changed(False)
 
 
 def _others(entry: registry.Entry, parameter: registry.Parameter, case: Mapping[str, Any]) -> list[Any]:
