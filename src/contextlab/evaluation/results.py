@@ -40,7 +40,7 @@ DTYPES = {
     **dict.fromkeys(("low", "high", "value", "ci_low", "ci_high", "chance"), "float64"),
     "values": "object",
 }
-_PANDAS = {"string": pd.StringDtype(), "Int64": pd.Int64Dtype()}
+_PANDAS: dict[str, Any] = {"string": pd.StringDtype(), "Int64": pd.Int64Dtype()}
 _ARROW = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64(), "object": pa.list_(pa.float32())}
 _PANDAS_OF = {_ARROW[name]: dtype for name, dtype in _PANDAS.items()}
 
@@ -72,7 +72,7 @@ def table(rows: Iterable[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> p
 
 def _column(values: list[Any], dtype: str) -> Any:
     """One column; made as what it is, it takes half the time of one that is cast."""
-    return pd.array(values, dtype=dtype) if dtype in _PANDAS else pd.Series(values, dtype=dtype)
+    return pd.array(values, dtype=_PANDAS[dtype]) if dtype in _PANDAS else pd.Series(values, dtype=dtype)
 
 
 @cache

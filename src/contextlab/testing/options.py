@@ -198,7 +198,7 @@ def _counts_somewhere(
 def _neighbours(
     entry: registry.Entry, parameter: registry.Parameter
 ) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
-    """The registered cases with one option other than `parameter` changed: one that `BESIDE_OTHERS` names, and others."""
+    """The registered cases with one other option changed: one that `BESIDE_OTHERS` names, and the rest."""
     words = _listed(entry, BESIDE_OTHERS, "options_beside_others").get(parameter.name, "").split()
 
     def changed(named: bool) -> Iterator[dict[str, Any]]:
