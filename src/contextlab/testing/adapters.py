@@ -156,7 +156,7 @@ def hold_to_int8(module: nn.Module, answer: Answer) -> None:
 
 
 def answers(component: Component, dtype: torch.dtype, length: int = LENGTH) -> tuple[Answer, Answer | None]:
-    """What a mixer answers, read whole and, where it keeps a state, in pieces, of which two are one token."""
+    """What a mixer answers, read whole and, where it keeps a state, in pieces, of which one is a token."""
     steps = [size for name in PIECE_SIZES if isinstance(size := component.options.get(name), int)]
     x = torch.randn(2, min([length, *(PIECES * size for size in steps)]), MIXER_WIDTH, dtype=dtype)
     cut = x.shape[1] * 2 // 3
@@ -166,7 +166,7 @@ def answers(component: Component, dtype: torch.dtype, length: int = LENGTH) -> t
         return y
 
     def pieces(module: nn.Module) -> Tensor:
-        return read(module, Reading(x, [cut, cut + 1, cut + 2], None))[0]  # type: ignore[arg-type]
+        return read(module, Reading(x, [cut, cut + 1], None))[0]  # type: ignore[arg-type]
 
     return whole, pieces if causal(component) else None
 

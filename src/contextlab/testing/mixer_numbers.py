@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,9 +14,9 @@ from contextlab import registry
 from contextlab.mixers.base import Mixer, sequence_cost, token_cost
 from contextlab.state import RecurrentState
 from contextlab.testing.law import Component, close, law, refused, require, seed_cpu
-from contextlab.testing.mixers import both_ways, cases, causal
+from contextlab.testing.mixers import both_ways, causal, fresh
 from contextlab.testing.options import a_case, hold_to_options
-from contextlab.testing.readings import WIDTH, Reading, read, readings_of
+from contextlab.testing.readings import WIDTH, Reading, Readings, read
 
 
 @law(
@@ -25,7 +24,8 @@ from contextlab.testing.readings import WIDTH, Reading, read, readings_of
     "gradients in pieces",
     "Gradients through a state that is handed on are those of reading whole.",
     holds_for=causal,
-    reading=readings_of(longest=80),
+    share=0.25,
+    reading=Readings(longest=80),
 )
 def gradients_in_pieces(component: Component, reading: Reading) -> None:
     """Of the inputs and of all parameters."""
@@ -117,7 +117,8 @@ def strange_inputs(component: Component) -> None:
     "no state",
     "An encoder keeps no state; padding takes no gradient.",
     holds_for=both_ways,
-    reading=readings_of(),
+    share=0.4,
+    reading=Readings(),
 )
 def no_state(component: Component, reading: Reading) -> None:
     """Nor does it take one."""
@@ -267,7 +268,7 @@ def description(component: Component) -> None:
 def marks(entry: registry.Entry, options: Mapping[str, Any]) -> Iterator[Any]:
     """What a mixer's options may change: its parameters, outputs, state and gradients, over 80 tokens."""
     seed_cpu(0)
-    mixer = next(cases(dataclasses.replace(entry, cases=(options,)))).build().double()
+    mixer = fresh(entry, options).double()
     yield {name: value.detach() for name, value in mixer.named_parameters()}
     yield mixer.flops(80)
     x = torch.randn(2, 80, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)

@@ -7,7 +7,7 @@ nearness of centroids).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,28 +28,34 @@ def ends() -> Tensor:
 
 
 def hold_to_packed(
-    module: nn.Module, x: Tensor, packed: Callable[..., Any], alone: Callable[..., Any], allowed: float
+    module: nn.Module,
+    x: Tensor,
+    packed: Iterable[Callable[..., Any]],
+    alone: Callable[..., Any],
+    allowed: float,
 ) -> None:
-    """Answers and gradients of `packed`, of x [1, T, D], against those of `alone`, of each document [1, t, D].
+    """Answers and gradients of each of `packed`, of x [1, T, D], against those of `alone`, of each document [1, t, D].
 
     Both return a tuple, of which the answer is the first.
     """
     x = x.detach().requires_grad_()
     wanted = [x, *module.parameters()]
-    together = packed(x)[0]
     each = torch.cat([alone(document)[0] for document in x.split(LENGTHS, 1) if document.shape[1]], 1)
-    close(together, each, allowed, "outputs of packed documents")
     weight = torch.randn_like(each)
 
     def gradients(y: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad((y * weight).sum(), wanted, retain_graph=True, materialize_grads=True)
 
-    for got, expected in zip(gradients(together), gradients(each), strict=True):
-        close(got, expected, 10 * allowed, "gradients of packed documents")
+    due = gradients(each)
     own = torch.zeros(x.shape[1], dtype=torch.bool)
     own[3:20] = True
-    (reached,) = torch.autograd.grad(together[:, own].square().sum(), x)
-    require(not bool(reached[:, ~own].any()), "a document's answers depend on another document")
+    for read in packed:
+        together = read(x)[0]
+        close(together, each, allowed, "outputs of packed documents")
+        for got, expected in zip(gradients(together), due, strict=True):
+            close(got, expected, 10 * allowed, "gradients of packed documents")
+        (reached,) = torch.autograd.grad(together[:, own].square().sum(), x)
+        require(not bool(reached[:, ~own].any()), "a document's answers depend on another document")
 
 
 @law("mixer", "packed", "Packed documents are answered as each alone, and none reaches another.")
@@ -58,9 +64,8 @@ def packed_documents(component: Component) -> None:
     mixer = component.build().double().eval()
     x, cu_seqlens = torch.randn(1, sum(LENGTHS), WIDTH, dtype=torch.float64), ends()
     within = allowed(mixer, Reading(x[:, :17], [], None), 1e-9, 1e-5)
-    for keep_state in (False, True):
-        packed = functools.partial(mixer, keep_state=keep_state, cu_seqlens=cu_seqlens)
-        hold_to_packed(mixer, x, packed, mixer, within)
+    packed = [functools.partial(mixer, keep_state=keep, cu_seqlens=cu_seqlens) for keep in (False, True)]
+    hold_to_packed(mixer, x, packed, mixer, within)
     if not mixer.causal:
         return
     with torch.no_grad():

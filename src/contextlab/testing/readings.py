@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from zlib import crc32
 
 import torch
 from hypothesis import strategies as st
@@ -61,17 +63,17 @@ class Reading:
 def readings(
     draw: st.DrawFn, longest: int = 150, dtype: torch.dtype = torch.float64, padded: bool | None = None
 ) -> Reading:
-    """Strategy: batches of 1 to 3 rows and 2 to `longest` tokens, cut up to six times, with or without padding."""
+    """Strategy: batches of 1 to 3 rows and 2 to `longest` tokens, cut up to seven times, with or without padding."""
     batch = draw(st.integers(1, 3))
     length = draw(st.integers(2, min(longest, SHORT)) | st.integers(2, longest))
-    near = [n + d for n in (16, 32, 64, 128) for d in (-1, 0, 1) if n + d < length]  # where chunks end
+    near = near_chunks(length)
     cut = st.integers(1, length - 1) | st.sampled_from(near) if near else st.integers(1, length - 1)
-    cuts = draw(st.lists(cut, max_size=6, unique=True))
+    cuts = draw(st.lists(cut, min_size=1, max_size=4, unique=True))
     if draw(st.booleans()):  # a run of one-token pieces
         first = draw(st.integers(1, length - 1))
-        cuts = list({*cuts, *range(first, min(first + 4, length))})
+        cuts = list({*cuts, *range(first, min(first + 3, length))})
     seed = draw(st.integers(0, 2**31))
-    x = torch.randn(batch, length, WIDTH, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    x = drawn(batch, length, dtype, seed)
     mask = None
     if draw(st.booleans()) if padded is None else padded:
         pads = draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch))
@@ -79,18 +81,47 @@ def readings(
     return Reading(x, sorted(cuts), mask, draw(st.integers(0, length - 2)), seed)
 
 
-def readings_of(
-    longest: int = 150, dtype: torch.dtype = torch.float64
-) -> Callable[[Component], st.SearchStrategy[Reading]]:
+@dataclass(frozen=True)
+class Readings:
     """`readings` for a component: of at most `PIECES` tokens, segments or chunks that it reads one after another."""
 
-    def strategy(component: Component) -> st.SearchStrategy[Reading]:
+    longest: int = 150
+    dtype: torch.dtype = torch.float64
+
+    def __call__(self, component: Component) -> st.SearchStrategy[Reading]:
+        """Any of them."""
+        return readings(self._most(component), self.dtype)
+
+    def typical(self, component: Component, number: int, chance: random.Random) -> Reading:
+        """Two or three rows, padded in turn, cut near where a chunk ends, with a run of one-token pieces."""
+        most = self._most(component)
+        length = chance.randint(min(8, most), most if chance.random() < 0.5 else min(most, SHORT))
+        batch, first = chance.randint(2, 3), chance.randint(1, length - 1)
+        near = near_chunks(length) or [first]
+        cuts = {chance.choice(near), chance.randint(1, length - 1), *range(first, min(first + 3, length))}
+        turn = number + crc32(component.label.encode())
+        seed = 2 * chance.randrange(2**30) + (turn + turn // 4) % 2  # its last bit says whether gradients are taken
+        mask = None
+        if turn % 2:
+            pads = [chance.randint(0, length) for _ in range(batch)]
+            mask = torch.arange(length) >= torch.tensor(pads)[:, None]
+        return Reading(drawn(batch, length, self.dtype, seed), sorted(cuts), mask, chance.randint(0, length - 2), seed)
+
+    def _most(self, component: Component) -> int:
         sizes = [size for name in PIECE_SIZES if isinstance(size := component.options.get(name), int)]
         if getattr(component.factory, "parallel_form", "") == "loop":
             sizes.append(1)
-        return readings(min([longest, *(PIECES * size for size in sizes)]), dtype)
+        return min([self.longest, *(PIECES * size for size in sizes)])
 
-    return strategy
+
+def near_chunks(length: int) -> list[int]:
+    """Places within so many tokens where chunks end, and those next to them."""
+    return [n + d for n in (16, 32, 64, 128) for d in (-1, 0, 1) if n + d < length]
+
+
+def drawn(batch: int, length: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """Normal numbers [batch, length, WIDTH]."""
+    return torch.randn(batch, length, WIDTH, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def read(mixer: Mixer, reading: Reading) -> tuple[Tensor, State]:
