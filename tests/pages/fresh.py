@@ -3,7 +3,8 @@
 Python, torch and other libraries take seconds to start. They are imported once, here; every piece then gets a fork of
 this process, which has not imported contextlab: what a piece forgets to import, it does not have. Requests are lines of
 JSON on standard input: {"code": ...} or {"argv": [...]}, with "cwd", "seconds" and, of `run`, "resolve_only"; each is
-answered by a line of JSON.
+answered by a line of JSON. With "warm", of a command whose like was run before, it is a fork of one that has imported
+all rooms of contextlab, which takes a command a second.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import contextlib
 import importlib
 import json
 import os
+import pkgutil
 import signal
+import socket
 import sys
 import time
 import traceback
+from typing import IO
 
 LIBRARIES = (
     *("torch", "pandas", "pyarrow.parquet", "plotly.graph_objects", "plotly.offline", "plotly.subplots", "pydantic"),
@@ -29,9 +33,32 @@ def main() -> None:
     sys.modules["torch"].set_num_threads(1)
     with contextlib.suppress(ImportError):
         from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM  # noqa: F401
+    warm = None
     for line in sys.stdin:
         assert "contextlab" not in sys.modules
-        print(json.dumps(answer(json.loads(line))), flush=True)
+        if json.loads(line).get("warm"):
+            warm = warm or start_warm()
+            print(line, end="", file=warm, flush=True)
+            print(warm.readline(), end="", flush=True)
+        else:
+            print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+def start_warm() -> IO[str]:
+    """A fork of this process that imports contextlab and answers requests, until this one ends."""
+    ours, theirs = socket.socketpair()
+    if os.fork():
+        theirs.close()
+        return ours.makefile("rw")
+    ours.close()
+    package = importlib.import_module("contextlab")
+    for room in pkgutil.iter_modules(package.__path__):
+        if room.name != "__main__":
+            importlib.import_module(f"contextlab.{room.name}")
+    requests = theirs.makefile("rw")
+    for line in requests:
+        print(json.dumps(answer(json.loads(line))), file=requests, flush=True)
+    os._exit(0)
 
 
 def answer(request: dict) -> dict:

@@ -68,6 +68,7 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.worked: set[tuple[str, ...]] = set()
+        self.imported: set[str] = set()  # commands that have shown that they import what they need
         (folder / "examples").symlink_to(ROOT / "examples")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": str(ROOT / "src")}
         self.process = subprocess.Popen(
@@ -140,8 +141,10 @@ def run_command(stage: Stage, block: Block, words: list[str]) -> None:
     stage.provide(named(" ".join(words)) - {new})
     less = LESS.get(arguments[0], []) or LESS.get(" ".join(arguments[:2]), [])
     if alike(words, less) not in stage.worked:  # pages repeat themselves
-        stage.works(argv=[*words, *less], into=into, resolve_only="--check" not in words)
+        warm = arguments[0] in stage.imported
+        stage.works(argv=[*words, *less], into=into, resolve_only="--check" not in words, warm=warm)
         stage.worked.add(alike(words, less))
+        stage.imported.add(arguments[0])
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda page: str(page.relative_to(ROOT)))
