@@ -62,7 +62,7 @@ def test_python_m_is_the_command_line():
         for word in ("--version", "shwo")
     ]
     assert [each.returncode for each in asked] == [0, 2]
-    assert asked[0].stdout.startswith("contextlab ")
+    assert asked[0].stdout == f"contextlab {contextlab.__version__}\n"
     assert "Did you mean 'show'?" in asked[1].stderr
 
 

@@ -57,11 +57,6 @@ def test_a_recipe_that_is_shown_is_a_recipe(call, tmp_path, monkeypatch, name):
     assert out.count("\n") == find_recipe(name).read_text().rstrip().count("\n") + 1
 
 
-def test_the_package_is_the_command_line():
-    done = subprocess.run([sys.executable, "-m", "contextlab", "--version"], capture_output=True, text=True)
-    assert done.stdout == f"contextlab {contextlab.__version__}\n"
-
-
 def test_run_report_and_resume(call, tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
     code, out, err = call("run", "tiny.yaml", "--jobs", "1", "--set", "train.steps=2")

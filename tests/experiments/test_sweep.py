@@ -243,13 +243,6 @@ def test_what_is_done_is_not_taken_for_what_an_edited_recipe_says(tmp_path, fini
     assert added.records[0]["sweep"]["trials"] == 3
 
 
-def test_two_workers_give_the_bits_of_one_process(tmp_path, finished):
-    whole = finished(swept(), tmp_path / "whole")
-    done = run(swept(), out=tmp_path / "run", jobs=2, threads=1)
-    assert same_results(whole.results, done.results)
-    pd.testing.assert_frame_equal(timeless(whole), timeless(done), check_exact=True)
-
-
 def test_the_chosen_models_are_measured_again_without_training(tmp_path, finished):
     whole = finished(swept(seeds=[0, 1]), tmp_path / "run")
     done = evaluate_run(whole.folder, ["evaluate.prompts=24"], progress=(tape := Tape()))
