@@ -25,7 +25,7 @@ PIECE = 8192
     ],
 )
 def test_generation_stays_as_it_began(policy: str, most: float) -> None:
-    found = stream(policy, 500)
+    found = stream(policy, 900)
     assert found.faults(64) == []
     assert found.position == 63
     assert 0 < found.drift < most
