@@ -89,7 +89,7 @@ def test_a_strangers_mixer_is_checked_by_the_command_line(call, plugin: Path, mo
     assert re.search(r"size +held +state.nbytes is exactly what", out)
     assert re.search(r"causality +broken in 1 of 2 +Outputs do not change", out)
     assert "causality with running_mean[peek=True]" in out
-    assert "smallest case found: reading: batch 1, 2 tokens, uncut, position 0" in out
+    assert "smallest case found: reading: batch 1, 2 tokens, cut at [1], position 0" in out
     assert f"of {len([law for law in laws('mixer') if 'encoder' not in law.statement])} laws held" in out
 
 
