@@ -43,7 +43,7 @@ def test_the_best_layer_for_a_covariance(d, count, steps, noise, known, seed):
 
 
 def test_one_layer_is_as_the_papers_write_it():
-    """2212.07677, Proposition 1: a change of -dW x of the query's target; 2306.09927, (3.10): Gamma^-1 in between."""
+    """2212.07677, Proposition 1: a change of -dW x of the query's target; 2306.09927, Theorem 4.1: Gamma^-1 between."""
     d, n, rate = 3, 7, 0.2
     prompt = prompts(build_task("linear_regression", dimensions=d, examples=n))
     variances = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
