@@ -18,6 +18,7 @@ from contextlab.cli.cost import cost
 from contextlab.cli.generate import generate
 from contextlab.cli.learners import learners, similarity
 from contextlab.cli.merge import merge
+from contextlab.cli.papers import PAPERS
 from contextlab.cli.report import report
 from contextlab.cli.run import evaluate, run
 from contextlab.cli.shared import app
@@ -32,3 +33,4 @@ for command in (
     # Escaped: in a docstring [train] is a value, where rich sees a style and leaves it out.
     app.command(command.__name__.rstrip("_"), help=escape(inspect.getdoc(command) or ""))(command)
 app.add_typer(CLAIMS, name="claims")
+app.add_typer(PAPERS, name="papers")
