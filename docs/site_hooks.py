@@ -2,6 +2,7 @@
 
 - `reference/`: a page for each public package, from its `__all__`.
 - `contributing.md`, `changelog.md`, `examples/`: files of the repository's root as pages.
+- `papers/`: a page for each area of the index of papers, as `contextlab papers digest` writes it.
 - `gallery.md`: with the reports that `python docs/gallery.py` has made.
 - Formulas become MathML, which browsers draw themselves; no script is loaded for them.
 """
@@ -18,6 +19,8 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from contextlab.papers import areas, digest
 
 ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "build" / "gallery"
@@ -37,6 +40,7 @@ PARTS = (
         "plugins",
         "tokenizer",
     ),
+    *("report", "papers", "testing", "state", "prompt", "registry", "spec", "errors", "plugins", "tokenizer"),
 )
 PACKAGES = ["contextlab", *(f"contextlab.{name}" for name in PARTS)]
 REPORT = re.compile(r"<!-- report: ([\w-]+) from (\S+) -->")
@@ -49,6 +53,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for section in config.nav or []:
         if "Reference" in section:
             section["Reference"] += [{name: f"reference/{name}.md"} for name in PACKAGES]
+        if "Papers" in section:
+            section["Papers"] += [{area.title: f"papers/{area.name}.md"} for area in areas()]
         if "Extending" in section:
             section["Extending"] += [{path.name: f"examples/{path.name}.md"} for path in examples()]
     return config
@@ -65,6 +71,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         language = "yaml" if example.suffix == ".yaml" else "python"
         made[f"examples/{example.name}.md"] = f"# {example.name}\n\n```{language}\n{example.read_text()}```\n"
     made |= reference()
+    made |= {f"papers/{area.name}.md": digest(area.name) for area in areas()}
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
     for name, path in REPORT.findall((ROOT / "docs" / "gallery.md").read_text()):

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from contextlab import mixers as mixers
     from contextlab import models as models
     from contextlab import ops as ops
+    from contextlab import papers as papers
     from contextlab import places as places
     from contextlab import plugins as plugins
     from contextlab import policies as policies

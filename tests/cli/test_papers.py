@@ -53,7 +53,13 @@ def test_cite_and_digest_are_plain_text(call, tmp_path):
 
 
 def test_what_is_not_known_is_one_line(call):
-    for arguments in (("--area", "kvcache"), ("--status", "done"), ("show", "1706.0376"), ("cite", "nope nope"), ("search", "the")):
+    for arguments in (
+        ("--area", "kvcache"),
+        ("--status", "done"),
+        ("show", "1706.0376"),
+        ("cite", "nope nope"),
+        ("search", "the"),
+    ):
         code, _, err = call("papers", *arguments)
         assert code == 2, arguments
         assert err.count("\n") == 1, err

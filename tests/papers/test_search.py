@@ -11,7 +11,9 @@ from contextlab.papers import papers, search
 def test_the_question_of_the_readme_finds_methods_that_evict():
     found = search("evict kv cache while decoding", most=8)
     assert len(found.hits) == 8
-    assert sum("cache" in f"{hit.paper.contributes} {hit.paper.claim} {hit.paper.area}".lower() for hit in found.hits) >= 7
+    assert (
+        sum("cache" in f"{hit.paper.contributes} {hit.paper.claim} {hit.paper.area}".lower() for hit in found.hits) >= 7
+    )
     scores = [hit.score for hit in found.hits]
     assert scores == sorted(scores, reverse=True)
     assert min(scores) > 0

@@ -141,7 +141,11 @@ def hidden_width(width: int, ratio: float, gated: bool) -> int:
 
 
 @register(
-    "mlp", "gelu", family="dense", papers=("1606.08415", "2406.16450"), cases=({}, {"structure": "low_rank", "rank": 3})
+    "mlp",
+    "gelu",
+    family="dense",
+    papers=("1606.08415", "2406.16450", "2407.09835"),
+    cases=({}, {"structure": "low_rank", "rank": 3}),
 )
 class Gelu(FeedForward):
     """out(GELU(up x)), the transformer's usual MLP.

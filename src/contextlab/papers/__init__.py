@@ -9,15 +9,21 @@ for hit in search("evict kv cache while decoding").hits:
 ```
 """
 
-from contextlab.papers.index import STATUSES as STATUSES
-from contextlab.papers.index import Area as Area
-from contextlab.papers.index import Paper as Paper
-from contextlab.papers.index import areas as areas
-from contextlab.papers.index import find as find
-from contextlab.papers.index import papers as papers
-from contextlab.papers.index import read_area as read_area
-from contextlab.papers.search import Found as Found
-from contextlab.papers.search import Hit as Hit
-from contextlab.papers.search import search as search
-from contextlab.papers.telling import bibtex as bibtex
-from contextlab.papers.telling import digest as digest
+from contextlab.papers.index import STATUSES, Area, Paper, areas, find, papers, read_area
+from contextlab.papers.search import Found, Hit, search
+from contextlab.papers.telling import bibtex, digest
+
+__all__ = [
+    "STATUSES",
+    "Area",
+    "Found",
+    "Hit",
+    "Paper",
+    "areas",
+    "bibtex",
+    "digest",
+    "find",
+    "papers",
+    "read_area",
+    "search",
+]

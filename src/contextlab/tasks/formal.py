@@ -30,7 +30,7 @@ Name = Literal[
     "task",
     "formal_language",
     family="languages",
-    papers=("2009.11264",),
+    papers=("2009.11264", "2405.17394"),
     cases=(
         {"language": "tomita3", "longest": 16},
         {"language": "dyck", "longest": 12, "depth": 3},

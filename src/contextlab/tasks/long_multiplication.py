@@ -21,7 +21,7 @@ from contextlab.tasks.composition import Part, SolvedTask, kept
     "task",
     "long_multiplication",
     family="languages",
-    papers=("2305.18654",),
+    papers=("2305.18654", "2407.15360"),
     cases=({"digits": 2}, {"digits": 2, "form": "answer", "second_digits": 1}),
 )
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from contextlab.tasks.composition import SolvedTask
     "task",
     "turing_machine",
     family="languages",
-    papers=("2507.13332",),
+    papers=("2507.13332", "2411.01992"),
     cases=(
         {"states": 2, "cells": 4, "steps": 3},
         {"states": 2, "cells": 4, "steps": 3, "form": "answer"},

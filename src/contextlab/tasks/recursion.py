@@ -23,7 +23,7 @@ from contextlab.tasks.formal_languages import Dyck
     "task",
     "binary_successor",
     family="languages",
-    papers=("2305.14699",),
+    papers=("2305.14699", "2401.12947"),
     cases=({"bits": 6}, {"bits": 6, "draw": "depths"}),
 )
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class BinarySuccessor(SolvedTask):
     "task",
     "tree_traversal",
     family="languages",
-    papers=("2305.14699",),
+    papers=("2305.14699", "2401.12947"),
     cases=({"nodes": 5, "labels": 8}, {"nodes": 5, "labels": 8, "order": "preorder"}),
 )
 @dataclass(frozen=True)

@@ -46,12 +46,15 @@ class Average(Merge):
         }
 
 
-@register("conversion", "task_arithmetic", family="merge", papers=("2212.04089",), cases=({}, {"scale": 1.0}))
+@register(
+    "conversion", "task_arithmetic", family="merge", papers=("2212.04089", "2310.04799"), cases=({}, {"scale": 1.0})
+)
 @dataclass(frozen=True)
 class TaskArithmetic(Merge):
     """The base plus a part of the sum of task vectors, what each model differs from it by (2212.04089, section 2).
 
-    scale: of the sum; the paper chooses it on validation data, and 0.4 serves without.
+    scale: of the sum; the paper chooses it on validation data, and 0.4 serves without. 1 adds a chat vector to a model
+        that was trained further (2310.04799).
     """
 
     wants_base: ClassVar[bool] = True

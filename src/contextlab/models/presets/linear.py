@@ -86,7 +86,7 @@ LINEAR = (
     Preset(
         "lightning",
         "linear",
-        ("2401.04658", "2307.14995"),
+        ("2401.04658", "2307.14995", "2405.17381"),
         "Lightning linear attention with a constant decay per head, and a SwiGLU MLP in every block.",
         {
             "width": WIDTH,
