@@ -27,20 +27,8 @@ GALLERY = ROOT / "build" / "gallery"
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 PARTS = (
     *("mixers", "ops", "models", "policies", "tasks", "learners", "training", "evaluation", "convert", "experiments"),
-    *(
-        "report",
-        "claims",
-        "testing",
-        "constructions",
-        "state",
-        "prompt",
-        "registry",
-        "spec",
-        "errors",
-        "plugins",
-        "tokenizer",
-    ),
-    *("report", "papers", "testing", "state", "prompt", "registry", "spec", "errors", "plugins", "tokenizer"),
+    *("report", "papers", "claims", "constructions", "testing", "state", "prompt", "registry", "spec", "errors"),
+    *("plugins", "tokenizer"),
 )
 PACKAGES = ["contextlab", *(f"contextlab.{name}" for name in PARTS)]
 REPORT = re.compile(r"<!-- report: ([\w-]+) from (\S+) -->")

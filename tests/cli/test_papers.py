@@ -56,7 +56,7 @@ def test_what_is_not_known_is_one_line(call):
     for arguments in (
         ("--area", "kvcache"),
         ("--status", "done"),
-        ("show", "1706.0376"),
+        ("show", "1706.0377"),
         ("cite", "nope nope"),
         ("search", "the"),
     ):

@@ -19,7 +19,6 @@ from contextlab.registry import register
     family="functions",
     papers=("2306.00297", "2306.09927"),
     cases=({}, {"steps": 3}, {"examples": 8}),
-    "learner", "preconditioned_gd", family="functions", papers=("2306.00297", "2306.09927"), cases=({}, {"steps": 3})
 )
 @dataclass(frozen=True, eq=False)
 class PreconditionedGradientDescent(RegressionLearner):

@@ -95,7 +95,6 @@ class Paper(BaseModel):
         """What to run to see it: what `run` says, then what shows each of its components."""
         return (*self.run, *(f"contextlab show {each}" for each in self.components))
 
-    @property
     def told(self) -> dict[str, Any]:
         """All that is known of it, as plain data; what is empty is left out."""
         whole = {**self.model_dump(mode="json"), "url": self.url, "commands": list(self.commands)}
