@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import shlex
 
 import pytest
@@ -157,9 +158,13 @@ def test_components_point_to_papers_and_papers_to_components():
 
 
 def test_what_a_paper_says_to_run_can_be_run():
-    """Each command exists, takes these options, and names things that exist."""
+    """Each command exists, takes these options, and names things that exist; what is Python can be imported."""
     runner, names = CliRunner(), {recipe.name for recipe in recipes()}
     for command in dict.fromkeys(command for paper in papers() for command in paper.run):
+        if " " not in command:
+            assert command.startswith("contextlab.")
+            assert pydoc.locate(command) is not None, command
+            continue
         program, verb, *rest = shlex.split(command)
         assert program == "contextlab", command
         told = runner.invoke(app, [verb, "--help"])

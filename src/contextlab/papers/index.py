@@ -36,7 +36,8 @@ class Paper(BaseModel):
     id: its number on arXiv, without a version; `doi:`, `openreview:` or `url:` and an address of one that is not there.
     name: what it is called for short, such as the method's name. authors: as in BibTeX, "A and B and others".
     contributes: what it adds, in one sentence. claim: its headline result, with its figures.
-    components: what runs here by name and points to it, as "kind name". run: commands that show it.
+    components: what runs here by name and points to it, as "kind name". run: commands that show it, or names of
+    what does it in Python, such as contextlab.policies.compress_prompt.
     missing: what does not run here, of one that runs in part. reason: why it is out of scope.
     rows: its places in the lists of abstracts that the library grew from. area: the file that it stands in.
     """
@@ -93,7 +94,8 @@ class Paper(BaseModel):
     @property
     def commands(self) -> tuple[str, ...]:
         """What to run to see it: what `run` says, then what shows each of its components."""
-        return (*self.run, *(f"contextlab show {each}" for each in self.components))
+        told = (each if " " in each else f"python -m pydoc {each}" for each in self.run)
+        return (*told, *(f"contextlab show {each}" for each in self.components))
 
     def told(self) -> dict[str, Any]:
         """All that is known of it, as plain data; what is empty is left out."""
