@@ -47,3 +47,9 @@ def test_bad_input_is_one_line(call, tmp_path):
         assert code == 2, arguments
         assert told in err, err
         assert err.count("\n") == 1, err
+
+
+def test_the_report_is_one_page(call, tmp_path):
+    code, _, _ = call("claims", "report", "--out", str(tmp_path / "claims.html"))
+    assert code == 0
+    assert f"{len(claim_files())} not tested" in (tmp_path / "claims.html").read_text()

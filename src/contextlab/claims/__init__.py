@@ -10,6 +10,7 @@ print(record["verdict"], record["outcomes"])
 
 from contextlab.claims.claim import BUDGETS, Claim, claim_files, load_claim
 from contextlab.claims.engine import decided, judge, run_claim, run_control, spec_hash
+from contextlab.claims.page import claims_page
 from contextlab.claims.predicate import Outcome, Quantity, verdict_of
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Outcome",
     "Quantity",
     "claim_files",
+    "claims_page",
     "decided",
     "judge",
     "load_claim",

@@ -90,6 +90,21 @@ def run(
         print(json.dumps(records if all_ else records[0], indent=2, ensure_ascii=False))
 
 
+def report(
+    out: Annotated[Path, typer.Option(help="File to write.", metavar="FILE")] = Path("claims.html"),
+    folder: FolderOption = ROOM,
+) -> None:
+    """Draw one page of all claims: what each paper says, what was found here, and whether it holds.
+
+    Example:
+
+      contextlab claims report --out claims.html
+    """
+    from contextlab.claims import claims_page
+
+    console.print(f"Written: {escape(str(claims_page(out, folder=folder)))}")
+
+
 def _tested(claim: Any, budget: Any, folder: Path, quiet: bool, **options: Any) -> dict[str, Any]:
     """The record of a claim's verdict; bars are shown while it runs."""
     from contextlab.claims import run_claim
@@ -134,5 +149,5 @@ def _tell(claim: Any, record: dict[str, Any]) -> None:
 
 
 CLAIMS = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Papers' claims, tested here.")
-for _command, _name in ((list_claims, "list"), (run, "run")):
+for _command, _name in ((list_claims, "list"), (run, "run"), (report, "report")):
     CLAIMS.command(_name, help=escape(inspect.getdoc(_command) or ""))(_command)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from contextlab.evaluation import Measured, summarise
 from contextlab.files import write_atomic
@@ -170,6 +170,11 @@ def render(template: str, path: str | Path, drawn: Sequence[Drawn], **more: Any)
     page = _environment().get_template(template).render(drawn=shown, pieces=_pieces(data), **more)
     write_atomic(Path(path), page)
     return Path(path)
+
+
+def template(name: str) -> Template:
+    """A template of the report's pages."""
+    return _environment().get_template(name)
 
 
 @lru_cache(maxsize=1)
