@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from contextlab.claims import claim_files, load_claim
+from contextlab.claims import claim_files, load_claim, spec_hash
 from contextlab.errors import InputError
+from contextlab.papers import verdicts
 
 from .conftest import TINY
 
@@ -68,3 +69,13 @@ def test_the_claim_in_the_docs_can_be_run(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
     assert load_claim(path).experiment().seeds == (0, 1, 2)
+
+
+def test_published_verdicts_are_of_the_claims_as_they_stand():
+    for name, record in verdicts().items():
+        claim = load_claim(name)
+        assert record["spec"] == spec_hash(claim), f"{name}: run it again, then python docs/claims_page.py"
+        assert record["paper"] == claim.paper
+        assert record["seeds"] >= 3
+        assert record["verdict"] in ("holds", "fails", "unclear")
+        assert not (record["verdict"] == "fails" and not claim.analysis), f"{name}: say why it fails"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from contextlab.claims import claim_files, decided, engine, load_claim, run_claim, run_control
+from contextlab.claims import claim_files, decided, engine, load_claim, run_claim, run_control, spec_hash
 from contextlab.errors import InputError
 
 
@@ -41,17 +41,20 @@ def test_too_few_seeds_decide_nothing(written, tmp_path):
 def test_another_predicate_is_judged_anew_and_another_recipe_refused(written, tiny, tmp_path, monkeypatch):
     from .conftest import TINY
 
-    run_claim(tiny, folder=tmp_path / "claims", progress=False)
+    before = run_claim(tiny, folder=tmp_path / "claims", progress=False)
     harder = load_claim(written(predicate=[{**TINY["predicate"][0], "at_least": 1e6}]))
     assert decided(harder, folder=tmp_path / "claims") is None
     record = run_claim(harder, folder=tmp_path / "claims", progress=False)
     assert record["verdict"] == "fails"
-    assert not record["cost"]["whole"]
+    assert record["cost"] == before["cost"]  # nothing was trained again
+    told = load_claim(written(name="tiny", sentence="In other words."))
+    assert decided(told, folder=tmp_path / "claims") is None  # of the harder predicate
+    assert spec_hash(told) == before["spec"]
     other = load_claim(written(recipe={**TINY["recipe"], "train": {"steps": 2, "batch": 2}}))
-    before = (tmp_path / "claims" / "tiny" / "verdict.json").read_text()
+    kept = (tmp_path / "claims" / "tiny" / "verdict.json").read_text()
     with pytest.raises(InputError, match="another form of claim tiny"):
         run_claim(other, folder=tmp_path / "claims", progress=False)
-    assert (tmp_path / "claims" / "tiny" / "verdict.json").read_text() == before
+    assert (tmp_path / "claims" / "tiny" / "verdict.json").read_text() == kept
 
 
 def test_an_interrupted_claim_goes_on(tiny, tmp_path, monkeypatch):

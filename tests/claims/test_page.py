@@ -25,6 +25,7 @@ RECORD = {
 @pytest.fixture
 def text(tmp_path, monkeypatch):
     first = next(iter(claim_files()))
+    monkeypatch.setattr(page, "published", lambda claim: None)
     monkeypatch.setattr(page, "decided", lambda claim, folder: RECORD if claim.name == first else None)
     return claims_page(tmp_path / "claims.html").read_text()
 

@@ -14,7 +14,7 @@ from contextlab.cli.commands import app
 from contextlab.cli.shared import load_components
 from contextlab.errors import InputError
 from contextlab.experiments import recipes
-from contextlab.papers import Paper, areas, find, papers, read_area
+from contextlab.papers import Paper, areas, find, papers, read_area, verdicts
 from contextlab.strict_yaml import parse_yaml
 
 ENTRY = {
@@ -57,8 +57,8 @@ def test_an_entry_is_read_with_its_area():
         ({"status": "implementd"}, "did you mean 'implemented'?"),
         ({"status": "planned"}, "status: planned, though components or run say what runs"),
         ({"components": None}, "status: implemented, though neither components nor run"),
-        ({"status": "partly"}, "missing: it is for papers of status partly"),
-        ({"missing": "much"}, "missing: it is for papers of status partly"),
+        ({"status": "partly"}, "missing: expected what does not run here"),
+        ({"missing": "much"}, "missing: it is for papers that run in part, where this one is implemented"),
         ({"status": "out of scope", "components": None}, "reason: it is for papers that are out of scope"),
         ({"name": ""}, "name: "),
     ],
@@ -181,3 +181,14 @@ def test_every_paper_stands_once_with_its_rows():
     assert len({paper.name.lower() for paper in papers()}) == len(papers())
     for area in areas():
         assert area.papers == tuple(papers(area=area.name))
+
+
+def test_reproduced_and_contradicted_are_earned_by_verdicts():
+    known = {record["paper"]: set() for record in verdicts().values()}
+    for record in verdicts().values():
+        known[record["paper"]].add(record["verdict"])
+    assert set(known) <= {paper.id for paper in papers()}
+    for paper in papers():
+        found = known.get(paper.id, set())
+        assert (paper.status == "contradicted") == ("fails" in found), paper.id
+        assert (paper.status == "reproduced") == ("holds" in found and "fails" not in found), paper.id

@@ -30,9 +30,13 @@ OF_VERDICT: dict[str, type] = {"name": str, "verdict": str, "outcomes": list, "s
 
 
 def spec_hash(claim: Claim, budget: Budget = "quick") -> str:
-    """What tells a claim's experiment and predicate from others: a change of either makes a verdict old."""
-    asked = [quantity.model_dump(mode="json") for quantity in claim.predicate]
-    text = json.dumps([claim.experiment(budget).model_dump(mode="json"), asked], sort_keys=True)
+    """What tells a claim's recipe and predicate, as they are written, from others: a change makes a verdict old.
+
+    Words that decide nothing, such as the sentence, may change.
+    """
+    recipe = {key: value for key, value in claim.data(budget).items() if key not in ("name", "description")}
+    asked = [quantity.model_dump(mode="json", exclude={"said"}) for quantity in claim.predicate]
+    text = json.dumps([recipe, asked], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -69,7 +73,7 @@ def run_claim(
     clock, processor = time.perf_counter(), _processor()
     found = run(spec, out=at.path, resume=begun, progress=progress, **options)
     record = judge(claim, found, budget)
-    record["cost"] = {
+    record["cost"] = _cost_before(place / VERDICT) or {
         "seconds": round(time.perf_counter() - clock, 1),
         "processor_seconds": round(_processor() - processor, 1),
         "whole": not begun,
@@ -106,6 +110,11 @@ def judge(claim: Claim, found: Run, budget: Budget = "quick") -> dict[str, Any]:
         "budget": budget,
         "spec": spec_hash(claim, budget),
     }
+
+
+def _cost_before(path: Path) -> dict[str, Any] | None:
+    """What the run took that an older verdict was of, and this one is of, too; None where there is no such verdict."""
+    return read_record(path, OF_VERDICT).get("cost") if path.exists() else None
 
 
 def _processor() -> float:

@@ -9,9 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from contextlab.claims.claim import Claim, claim_files, load_claim
-from contextlab.claims.engine import ROOM, decided
+from contextlab.claims.engine import ROOM, decided, spec_hash
 from contextlab.files import write_atomic
-from contextlab.papers import find
+from contextlab.papers import find, in_words, verdicts
 from contextlab.report.page import template
 
 VERDICTS = ("holds", "fails", "unclear", "not tested")
@@ -20,14 +20,23 @@ WIDTH, HEIGHT, MIDDLE = 300, 22, 11
 
 
 def claims_page(path: str | Path, *, folder: str | Path = ROOM) -> Path:
-    """Write the page of all claims that come with contextlab, with what was decided of them in `folder`, to `path`."""
-    told = [_told(claim, decided(claim, folder=folder)) for claim in map(load_claim, claim_files())]
+    """Write the page of all claims that come with contextlab to `path`.
+
+    folder: where they were run; of those that were not run there the published verdicts are told.
+    """
+    told = [_told(claim, decided(claim, folder=folder) or published(claim)) for claim in map(load_claim, claim_files())]
     counts = {verdict: sum(each["verdict"] == verdict for each in told) for verdict in VERDICTS}
     text = template("claims.html.j2").render(
         title="Claims of papers, tested", claims=told, counts={key: n for key, n in counts.items() if n}, pieces=()
     )
     write_atomic(Path(path), text)
     return Path(path)
+
+
+def published(claim: Claim) -> Mapping[str, Any] | None:
+    """The verdict that was published with contextlab; None where there is none of this recipe and predicate."""
+    record = verdicts().get(claim.name)
+    return record if record is not None and record["spec"] == spec_hash(claim) else None
 
 
 def _told(claim: Claim, record: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -53,10 +62,9 @@ def _told(claim: Claim, record: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _outcome(told: Mapping[str, Any]) -> dict[str, Any]:
     """An outcome in words, and drawn."""
-    bound = told.get("at_least", told.get("at_most"))
-    words = {key: "?" if told[key] is None else f"{told[key]:.3g}" for key in ("value", "low", "high")}
-    asked = f"at least {bound:g}" if "at_least" in told else f"at most {bound:g}"
-    return {"said": told["said"], **words, "asked": asked, "drawn": _drawn(told, float(bound), "at_least" in told)}
+    rising = "at_least" in told
+    bound = float(told["at_least"] if rising else told["at_most"])
+    return {"said": told["said"], **in_words(told), "drawn": _drawn(told, bound, rising)}
 
 
 def _drawn(told: Mapping[str, Any], bound: float, rising: bool) -> Markup:

@@ -23,7 +23,7 @@ ROOM = Path("runs/claims")
 
 
 def list_claims(folder: FolderOption = ROOM, as_json: JsonOption = False) -> None:
-    """The claims that can be tested, with what was decided of each.
+    """The claims that can be tested, with what was decided of each: in the folder, or as published with contextlab.
 
     Example:
 
@@ -116,8 +116,9 @@ def _tested(claim: Any, budget: Any, folder: Path, quiet: bool, **options: Any) 
 
 def _row(claim: Any, folder: Path) -> dict[str, str]:
     from contextlab.claims import decided
+    from contextlab.claims.page import published
 
-    known = decided(claim, folder=folder)
+    known = decided(claim, folder=folder) or published(claim)
     return {
         "claim": claim.name,
         "paper": claim.paper,
@@ -129,17 +130,18 @@ def _row(claim: Any, folder: Path) -> dict[str, str]:
 def _tell(claim: Any, record: dict[str, Any]) -> None:
     """What was decided of a claim, and by which quantities."""
     from contextlab.claims.predicate import LEAST_SEEDS
+    from contextlab.papers import in_words
 
     console.print(f"[bold]{claim.name}[/bold] ({claim.paper}): {escape(claim.sentence)}", highlight=False)
     rows = [
         {
             "quantity": each["said"],
-            "found": f"{each['value']:.3g}" if each["value"] is not None else "-",
-            "95% interval": " to ".join("-" if each[end] is None else f"{each[end]:.3g}" for end in ("low", "high")),
-            "asked": f"at least {each['at_least']:g}" if "at_least" in each else f"at most {each['at_most']:g}",
+            "found": told["found"],
+            "95% interval": told["interval"],
+            "asked": told["asked"],
             "held": {True: "yes", False: "no", None: "unclear"}[each["holds"]],
         }
-        for each in record["outcomes"]
+        for each, told in ((each, in_words(each)) for each in record["outcomes"])
     ]
     print_table("", rows, prose=["quantity"])
     console.print(f"Verdict: [bold]{record['verdict']}[/bold]", highlight=False)

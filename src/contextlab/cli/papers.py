@@ -14,8 +14,10 @@ from rich.text import Text
 from contextlab.cli.shared import JsonOption, console
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
-from contextlab.papers import STATUSES, Paper, areas, bibtex, digest, find, papers
+from contextlab.papers import STATUSES, Paper, areas, bibtex, digest, find, in_words, papers, verdicts_of
 from contextlab.papers import search as search_papers
+
+DECIDED = {"holds": "it holds", "fails": "it fails", "unclear": "unclear"}
 
 AreaOption = Annotated[str | None, typer.Option(help="Only those of this area.", metavar="AREA", show_default=False)]
 SinceOption = Annotated[
@@ -107,9 +109,15 @@ def show(which: WhichArgument, as_json: JsonOption = False) -> None:
     console.print(f"\nHere: {paper.status}, {STATUSES[paper.status]}.", highlight=False)
     if why:
         console.print(f"{'Missing' if paper.missing else 'Reason'}: {escape(why)}", highlight=False)
+    tested = verdicts_of(paper.id)
+    for verdict in tested:
+        console.print(f"\nTested here: {DECIDED[verdict['verdict']]}.", highlight=False)
+        for each in verdict["outcomes"]:
+            told = in_words(each)
+            console.print(f"  {escape(each['said'])}: {told['found']} ({told['interval']}), asked {told['asked']}")
     if paper.commands:
         console.print("\nWhat to run:\n")
-        for command in paper.commands:
+        for command in (*(f"contextlab claims run {each['name']}" for each in tested), *paper.commands):
             console.print(f"  {command}", style="green", markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n[dim]Area: {paper.area}. contextlab papers digest --area {paper.area} explains it.[/dim]")
 

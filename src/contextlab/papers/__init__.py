@@ -12,6 +12,7 @@ for hit in search("evict kv cache while decoding").hits:
 from contextlab.papers.index import STATUSES, Area, Paper, areas, find, papers, read_area
 from contextlab.papers.search import Found, Hit, search
 from contextlab.papers.telling import bibtex, digest
+from contextlab.papers.verdicts import in_words, verdicts, verdicts_of
 
 __all__ = [
     "STATUSES",
@@ -23,7 +24,10 @@ __all__ = [
     "bibtex",
     "digest",
     "find",
+    "in_words",
     "papers",
     "read_area",
     "search",
+    "verdicts",
+    "verdicts_of",
 ]

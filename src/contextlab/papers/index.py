@@ -73,8 +73,10 @@ class Paper(BaseModel):
             raise InputError(f"status: {self.status}, though components or run say what runs")
         if not runs and self.status not in ("planned", "out of scope"):
             raise InputError(f"status: {self.status}, though neither components nor run say what runs")
-        if bool(self.missing) != (self.status == "partly"):
-            raise InputError("missing: it is for papers of status partly, which must have it")
+        if self.status == "partly" and not self.missing:
+            raise InputError("missing: expected what does not run here, of a paper of status partly")
+        if self.missing and self.status not in ("partly", "reproduced", "contradicted"):
+            raise InputError(f"missing: it is for papers that run in part, where this one is {self.status}")
         if bool(self.reason) != (self.status == "out of scope"):
             raise InputError("reason: it is for papers that are out of scope, which must have it")
         month = re.fullmatch(r"(\d\d)(\d\d)\.\d{4,5}", self.id)
