@@ -16,6 +16,7 @@ from contextlab.mixers.delta.rwkv7 import Rwkv7
 from contextlab.mixers.encoder.attention import EncoderAttention
 from contextlab.mixers.encoder.disentangled import DisentangledAttention
 from contextlab.mixers.encoder.fnet import FNet
+from contextlab.mixers.encoder.linear import EncoderLinearAttention
 from contextlab.mixers.encoder.linformer import Linformer
 from contextlab.mixers.encoder.merged import MergedAttention
 from contextlab.mixers.encoder.neighbourhood import NeighbourhoodAttention
@@ -83,6 +84,7 @@ __all__ = [
     "DeltaNet",
     "DisentangledAttention",
     "EncoderAttention",
+    "EncoderLinearAttention",
     "FNet",
     "FanAttention",
     "ForgettingAttention",

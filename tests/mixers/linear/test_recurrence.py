@@ -46,7 +46,7 @@ def weight(mixer: Any, q: Tensor, k: Tensor, head: int, distance: int) -> Tensor
 
 @recurrence("linear_attention")
 def linear_attention(mixer: Any, x: Tensor) -> Tensor:
-    """2006.16236, eqs. 7 to 9: the weighted mean, or the sum over sqrt(d), of the values so far."""
+    """2006.16236, eqs. 7 to 9: the weighted mean of the values so far, or the sum over sqrt(d) or the tokens."""
     size = mixer.width // mixer.heads
     qkv = convolved(mixer.conv, linear(mixer.in_proj, x), activation=False)
     key = (qkv.shape[1] - mixer.width) // (2 * mixer.heads)
@@ -61,7 +61,7 @@ def linear_attention(mixer: Any, x: Tensor) -> Tensor:
                 floor = 1e-2 if type(mixer.feature).__name__ == "ReBased" else 1e-6
                 y[t, h] /= weights.sum() + floor
             else:
-                y[t, h] /= key**0.5
+                y[t, h] /= key**0.5 * (max(t, 1) if mixer.mean else 1)
     return linear(mixer.out_proj, y.flatten(1))
 
 
