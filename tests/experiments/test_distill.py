@@ -314,7 +314,7 @@ def test_stages_are_tried_and_teachers_told_before_the_first_is_begun(tmp_path):
     path.write_text(yaml.safe_dump(staged(), sort_keys=False))
     said = " ".join(CliRunner().invoke(app, ["run", str(path), "--check"]).output.split())
     assert "delta starts from base:softmax: carried over: 14 of 20 tensors" in said
-    assert "one_key learns: attention of base:softmax" in said
+    assert "one_key, delta learn: attention of base:softmax" in said
     bad = json.loads(json.dumps(staged()))
     bad["stages"]["logits"]["distill"]["teacher"] = "bass:softmax"
     with pytest.raises(InputError, match=r"stages.logits: models.one_key .*distill.teacher: "):

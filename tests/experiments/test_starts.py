@@ -62,6 +62,17 @@ def test_each_seed_starts_from_the_training_of_the_same_seed(trained, tmp_path):
         run(adapted(f"{trained}:softmax", seeds=[7]), out=tmp_path / "other")
 
 
+def test_every_model_is_told_what_it_starts_from(trained, tmp_path):
+    source = f"{trained}:softmax"
+    recipe = adapted(source)
+    [(name, entry)] = recipe["models"].items()
+    recipe["models"] = {name: entry, "frozen": {**entry, "train": {"freeze": ["blocks.0.*"]}}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    said = " ".join(CliRunner().invoke(app, ["run", str(path), "--check"]).output.split())
+    assert f"frozen, {name} start from {source}: carried over: " in said
+
+
 def test_blocks_are_replaced_removed_and_added_and_it_is_said_before_the_first_step(trained, tmp_path):
     source = f"{trained}:softmax"
     entry = {"remove": [0], "replace": {"layers": [1], "mixer": "gla"}, "options": {"depth": 2}, "init": "zero"}

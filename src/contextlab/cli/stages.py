@@ -41,14 +41,19 @@ def run_stages(stages: Any, check: bool, *, out: Path | None, resume: bool, **op
 
 
 def print_starts(spec: Any) -> None:
-    """Print what models take over from those that they start from, each of several that are alike once."""
-    told: dict[tuple[str, ...], str] = {}
+    """Print what each model takes over from the one that it starts from: once for all seeds, alike models together."""
+    starts: dict[tuple[str, str], str] = {}
+    learns: dict[tuple[str, str], str] = {}
     for training in spec.trainings():
         if training.start is not None:
-            lines = tuple(training.start.plan(training.model).lines())
-            told.setdefault(lines, f"{training.model_name} starts from {training.start.source.text}")
-    for training in spec.trainings():
+            told = "; ".join(training.start.plan(training.model).lines())
+            starts.setdefault((training.model_name, told), training.start.source.text)
         if training.teaching is not None:
-            told.setdefault((training.teaching.words(),), f"{training.model_name} learns")
-    for lines, what in told.items():
-        console.print(f"[bold]{escape(what)}[/]: {escape('; '.join(lines))}", highlight=False, soft_wrap=True)
+            learns.setdefault((training.model_name, training.teaching.words()), "")
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for verb, each in (("start", starts), ("learn", learns)):
+        for (name, told), source in each.items():
+            alike.setdefault((verb, source, told), []).append(name)
+    for (verb, source, told), names in alike.items():
+        what = f"{', '.join(names)} {verb}{'s' if len(names) == 1 else ''}{f' from {source}' if source else ''}"
+        console.print(f"[bold]{escape(what)}[/]: {escape(told)}", highlight=False, soft_wrap=True)
