@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
+from contextlab import registry
 from contextlab.convert import Distil, Gqa, Linearize, Stage, convert
-from contextlab.convert.conversion import read_target
+from contextlab.convert.conversion import OTHER_NAMES, read_target
 from contextlab.convert.divergence import compare, held_out
 from contextlab.errors import InputError
 from contextlab.models import load_model
@@ -119,10 +120,17 @@ def test_names_of_mixers_and_of_methods_are_read():
     assert read_target("gqa:kv_heads=2,layers=half") == Gqa(kv_heads=2, layers="half")
 
 
+def test_names_of_papers_lead_to_conversions_that_are_made():
+    assert not set(OTHER_NAMES) & {*registry.names("conversion"), *registry.names("mixer")}
+    for name in OTHER_NAMES.values():
+        assert read_target(name).name == name.partition(":")[0]
+
+
 @pytest.mark.parametrize(
     ("to", "options", "message"),
     [
         ("gated_delta", {}, "unknown conversion or mixer 'gated_delta'"),
+        ("MQA", {}, "to: 'MQA' is called 'gqa:kv_heads=1' here"),
         ("magnitude", {}, "'magnitude' makes weights smaller: use `contextlab shrink --method magnitude`"),
         ("kda", {}, "linearize: trains for 600 steps, on what? give data"),
         ("gqa", {"budget": 5}, "gqa: trains for 5 steps, on what?"),

@@ -32,6 +32,21 @@ RECORD = "convert.json"
 BUDGET = 600
 """Steps where a conversion needs training and none are given."""
 FAMILIES = ("linearize", "kv")
+OTHER_NAMES = {
+    "arwkv": "radlads",
+    "cla": "share_kv",
+    "drope": "drop_position",
+    "lightransfer": "light_transfer",
+    "mha2mla": "mla",
+    "mqa": "gqa:kv_heads=1",
+    "ntk": "rope_scaling:kind=ntk,factor=4",
+    "pi": "rope_scaling:kind=linear,factor=4",
+    "position_interpolation": "rope_scaling:kind=linear,factor=4",
+    "transmla": "mla",
+    "yarn": "rope_scaling:kind=yarn,factor=4,original_length=8192",
+    "yoco": "share_kv",
+}
+"""Names of papers, and what `--to` takes for them. None is a conversion's or a mixer's own."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +205,8 @@ def read_target(to: str | Conversion, layers: Any = None, options: Mapping[str, 
         return registry.lookup("conversion", "linearize").build(mixer=name, mixer_options=own, **where)
     if name in registry.names("conversion"):
         raise InputError(f"{name!r} makes weights smaller: use `contextlab shrink --method {name}`")
+    if (plain := name.lower().replace("-", "_")) in OTHER_NAMES:
+        raise InputError(f"to: {name!r} is called {OTHER_NAMES[plain]!r} here")
     raise InputError(unknown("conversion or mixer", name, [*known, *registry.names("mixer")]))
 
 
