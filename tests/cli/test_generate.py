@@ -49,6 +49,10 @@ def test_prompts_of_a_task_are_drawn_and_read_as_its_symbols(call, models):
         assert len(each["written"]) == len(each["text"].split()) == 5
         assert all(symbol[0] in "kv_" for symbol in each["text"].split())
     assert runs[0]["drafts"] == []
+    code, out, _ = call(*options, "--tokens", "5", "--temperature", "1", "--seed", "0")
+    assert code == 0
+    texts = [" ".join(each.split()) for each in out.strip().split("\n\n")]
+    assert [len(text.split()) for text in texts] == [8 + 5, 8 + 5]  # no two symbols run together
 
 
 @pytest.mark.parametrize(

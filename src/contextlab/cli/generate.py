@@ -102,8 +102,12 @@ def generate(
         print(json.dumps({"prompts": found, "drafts": [dataclasses.asdict(each) for each in told]}, indent=2))
         return
     for row, ids in zip(rows, written, strict=True):
-        shown = ("..." if len(row) > SHOWN else "") + read(row[-SHOWN:].tolist())
-        console.print(Text(_plain(shown), style="dim") + Text(_plain(read(ids.tolist())), style="not dim bold"))
+        seen = row[-SHOWN:].tolist()
+        before, whole = read(seen), read([*seen, *ids.tolist()])
+        # Read together, so that what stands between two tokens, such as a space, stands here, too.
+        after = whole[len(before) :] if whole.startswith(before) else read(ids.tolist())
+        shown = ("..." if len(row) > SHOWN else "") + before
+        console.print(Text(_plain(shown), style="dim") + Text(_plain(after), style="not dim bold"))
         console.print()
     _show(told)
 
