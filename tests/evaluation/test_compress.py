@@ -144,7 +144,10 @@ def test_prompts_are_cut_where_their_question_begins() -> None:
         ({"lengths": [40]}, "length 40 leaves no room for text"),
         ({"tasks": ["kv_retrieval"], "lengths": [100]}, "100 is too short for kv_retrieval"),
         ({"model": model("mamba")}, "H2O needs a model with a KV state"),
-        ({"tasks": ["mqar:vocabulary=300"]}, "shows 300 token ids, and the model knows 256"),
+        (
+            {"tasks": ["mqar:vocabulary=300"]},
+            "the model knows 256; give a task of its tokens, such as mqar:vocabulary=256",
+        ),
         ({"prompts": 1}, "prompts: expected at least 2"),
     ],
 )

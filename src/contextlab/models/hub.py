@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from contextlab.errors import InputError, ResourceError, nearest
 from contextlab.files import read_json
+from contextlab.lazy import without_logs
 from contextlab.models.draws import OwnDraws
 from contextlab.models.hub_model import HuggingFaceModel
 from contextlab.models.hub_state import HuggingFaceSpec
@@ -58,16 +59,17 @@ def load(
     transformers = _transformers()
     _known(transformers, str(folder), kind)
     try:
-        theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            # torch's grouped products of experts know no float64
-            **({"experts_implementation": "eager"} if dtype == torch.float64 else {}),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            local_files_only=True,
-        )
+        with without_logs():  # transformers imports torchao where that is installed; `_check_tensors` says what matters
+            theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                # torch's grouped products of experts know no float64
+                **({"experts_implementation": "eager"} if dtype == torch.float64 else {}),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+            )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise InputError(f"{folder}: {_line(error)}") from error
     _check_tensors(folder, info)

@@ -67,8 +67,8 @@ def build_prompts(text: str, length: int, model: AnyModel, tokenizer: Any = None
     task = build_task(name, **options)
     if task.input_size > size:
         raise InputError(
-            f"task {text!r} shows {task.input_size} token ids, and the model knows {size}; give a model trained on it"
-            + (f", or mqar:vocabulary={size // 2 * 2}" if name == "associative_recall" else "")
+            f"task {text!r} shows {task.input_size} token ids, and the model knows {size}; give a task of its tokens, "
+            f"such as mqar:vocabulary={size // 2 * 2}, or a model trained on this one"
         )
     return task
 
