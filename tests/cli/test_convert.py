@@ -59,6 +59,7 @@ def test_stages_are_read_and_what_is_wrong_is_told_in_one_line(call, tmp_path):
     assert json.loads((tmp_path / "new" / "convert.json").read_text())["stages"][1]["steps"] == 2
     for more, message in (
         (("--stage", "attention=1,logits=1"), "so logits cannot stand beside it"),
+        (("--stage", "logits=1,shares=2"), "--stage: unknown key 'shares'; did you mean 'share'? (known: attention, "),
         (("--stage", "logits=1,share=0"), "share and learning_rate are numbers above 0"),
         (("--stage", "logits=1,trains=some"), "trains is new"),
         (("--stage", "logits=1,rank=2"), "rank is of adapters; add trains=lora"),

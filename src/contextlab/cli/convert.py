@@ -21,7 +21,7 @@ from contextlab.cli.converted import (
 )
 from contextlab.cli.shared import PARTS, PluginOption, SetOption, console, going_on, load_components
 from contextlab.cli.tables import print_table
-from contextlab.errors import InputError
+from contextlab.errors import InputError, unknown
 from contextlab.memory import LARGEST_WHOLE
 from contextlab.words import counted
 
@@ -178,6 +178,9 @@ def _stages(texts: list[str] | None) -> list[Stage] | None:
         if not text.strip():
             raise InputError("--stage: expected KEY=VALUE,..., such as logits=1, got ''")
         options = parse_options(f"stage:{text}", "--stage")[1]
+        known = (*Distil.model_fields, "share", "learning_rate", "trains", "rank", "targets")
+        if stray := [key for key in options if key not in known]:
+            raise InputError(f"--stage: {unknown('key', stray[0], known)}")
         own: dict[str, Any] = {key: options.pop(key) for key in ("share", "learning_rate", "trains") if key in options}
         lora = {key: options.pop(key) for key in ("rank", "targets") if key in options}
         distil = Distil.parse(options, "--stage")
