@@ -229,3 +229,13 @@ def test_blocks_that_are_not_there_are_one_line(replace, remove, message):
         changed_blocks(SPEC, [ReplaceSpec.parse(each) for each in replace], remove)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_kept_in_a_linear_form_is_not_told_as_it_was():
+    spec = changed(linear=[{"layers": "blocks.1.*", "form": "low_rank", "options": {"rank": 2}}])
+    started = start_model(spec, trained())
+    told = [line for line in started.plan.lines() if "nearest" in line]
+    assert len(told) == 1
+    assert told[0].startswith("not as they are but as the nearest low_rank:rank=2: blocks.1.mixer.*")
+    assert plan_start(spec, SPEC).lines() == started.plan.lines()
+    assert not [line for line in start_model(SPEC, trained()).plan.lines() if "nearest" in line]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from contextlab.models.build import build_model
-from contextlab.models.forms import formed
+from contextlab.models.forms import formed, linear_layers, spec_of
 from contextlab.models.outline import one_of_each, without_memory
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model
@@ -80,7 +80,8 @@ def start_model(
     """
     if spec.linear and not source.spec.linear:
         dense = start_model(_dense(spec), source, init, blocks=blocks, seed=seed)
-        return Started(formed(dense.model, spec.linear), dense.plan)
+        plan = _with_forms(dense.plan, dense.model, spec)
+        return Started(formed(dense.model, spec.linear), plan)
     model = build_model(spec, seed=seed)
     first = next(source.parameters())
     model = model.to(device=first.device, dtype=first.dtype)
@@ -103,6 +104,7 @@ def plan_start(
     spec: ModelSpec, source: ModelSpec, init: Init = "fresh", *, blocks: Sequence[int | None] | None = None
 ) -> Plan:
     """What `start_model` would do, from specs alone: no weights are read. Raises InputError as it does."""
+    whole = spec
     if spec.linear and not source.linear:
         spec = _dense(spec)
     model = without_memory(spec) or build_model(spec)
@@ -117,7 +119,18 @@ def plan_start(
         pattern = spec.pattern()
         kinds = [pattern[i] for i, old in enumerate(block_places(model, other, blocks)) if old is None]
         require_identity(small, [i for i, layer in enumerate(small.spec.pattern()) if layer in kinds])
-    return plan
+    return plan if spec is whole else _with_forms(plan, model, whole)
+
+
+def _with_forms(plan: Plan, dense: Model, spec: ModelSpec) -> Plan:
+    """The plan of a dense model, which says what of it is kept in the linear forms of `spec`."""
+    found: dict[str, list[str]] = {}
+    for name in linear_layers(dense, ends=True):
+        form = spec_of(name, spec.linear)
+        if form is not None and f"{name}.weight" in plan.carried:
+            options = ",".join(f"{key}={value}" for key, value in form.options.items())
+            found.setdefault(f"{form.form}:{options}" if options else form.form, []).append(f"{name}.weight")
+    return replace(plan, forms={form: tuple(names) for form, names in found.items()})
 
 
 def _dense(spec: ModelSpec) -> ModelSpec:

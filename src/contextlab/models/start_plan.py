@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -34,6 +34,7 @@ class Plan:
     zeroed: of all, the ones that start as zeros.
     sizes: numbers in a tensor, by its name in the new model, then by its name in the source.
     converted: names of the tensors that a conversion makes of the source's. by: the conversion.
+    forms: linear form -> names of the weights of those carried that are kept as their nearest in it, not as they are.
     """
 
     carried: Mapping[str, str]
@@ -44,6 +45,7 @@ class Plan:
     sizes: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
     converted: tuple[str, ...] = ()
     by: str = ""
+    forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -60,6 +62,7 @@ class Plan:
             ("averaged over heads", self.averaged),
             ("zero at the start", self.zeroed),
             (f"converted by {self.by}", self.converted),
+            *((f"not as they are but as the nearest {form}", names) for form, names in self.forms.items()),
             ("new", self.new),
             ("dropped", self.dropped),
         ):
