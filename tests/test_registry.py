@@ -53,8 +53,8 @@ def test_parameters_come_from_signature_and_docstring(example):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sise": 1}, "unknown option of learner 'example_for_tests' 'sise'; did you mean 'size'?"),
-        ({}, "size: learner 'example_for_tests' requires it"),
+        ({"sise": 1}, "unknown option 'sise' of learner 'example_for_tests'; did you mean 'size'?"),
+        ({}, "size: learner 'example_for_tests' requires it, such as 2"),
         ({"size": 0}, "size: input should be greater than 0, got int 0"),
         ({"size": True}, "size: expected a number, got bool True"),
         ({"size": "many"}, "size: input should be a valid integer"),

@@ -45,7 +45,7 @@ def experiment(**changes):
         ),
         (
             experiment(tasks={"a": {"task": "linear_regression", "options": {"nois": 1}}}),
-            "tasks.a.options: unknown option of task 'linear_regression' 'nois'; did you mean 'noise'?",
+            "tasks.a.options: unknown option 'nois' of task 'linear_regression'; did you mean 'noise'?",
         ),
         (
             experiment(tasks={"a": {"task": "associative_recall", "options": {"pairs": 80, "length": 400}}}),

@@ -44,13 +44,17 @@ def check_whole(**options: tuple[object, int]) -> None:
             raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
-def unknown(what: str, name: object, choices: Iterable[str]) -> str:
-    """`unknown mixer 'atention'; did you mean 'attention'? (known: attention, gru, ...)`."""
+def unknown(what: str, name: object, choices: Iterable[str], of: str = "") -> str:
+    """`unknown mixer 'atention'; did you mean 'attention'? (known: attention, gru, ...)`.
+
+    of: what the names belong to: `unknown option 'hads' of mixer 'attention'; did you mean 'heads'? (...)`.
+    """
     choices = sorted(choices)
     near = nearest(str(name), choices)
     shown = ", ".join(choices[:30]) + (", ..." if len(choices) > 30 else "")
     hint = f"; did you mean {near!r}?" if near else ""
-    return f"unknown {what} {str(name)[:80]!r}{hint} (known: {shown or 'none'})"
+    whose = f" of {of}" if of else ""
+    return f"unknown {what} {str(name)[:80]!r}{whose}{hint} (known: {shown or 'none'})"
 
 
 def nearest_divisor(size: int, wanted: int) -> int:

@@ -173,7 +173,7 @@ class Entry:
         for name in options:
             if name not in known:
                 at = f"{path}: " if path else ""
-                raise InputError(f"{at}{unknown(f'option of {self.kind} {self.name!r}', name, known)}")
+                raise InputError(f"{at}{unknown('option', name, known, f'{self.kind} {self.name!r}')}")
         elsewhere = frozenset(given).difference(options)
         model = self._model_without(elsewhere) if elsewhere else self.options_model
         try:
@@ -181,7 +181,9 @@ class Entry:
         except ValidationError as error:
             fault = error.errors()[0]
             if fault["type"] == "missing":
-                raise InputError(f"{prefix}{fault['loc'][0]}: {self.kind} {self.name!r} requires it") from None
+                lacking = str(fault["loc"][0])
+                like = next((f", such as {case[lacking]}" for case in self.cases if lacking in case), "")
+                raise InputError(f"{prefix}{lacking}: {self.kind} {self.name!r} requires it{like}") from None
             raise InputError(f"{self.kind} {self.name!r}: {explain(error, None, path)}") from None
         found = {name: getattr(checked, name) for name in options}
         uncounted = (*UNCOUNTED, *getattr(self.factory, "unbounded", ()))

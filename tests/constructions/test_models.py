@@ -105,7 +105,7 @@ def test_recipes_take_it_as_it_is_train_it_and_start_from_it(tmp_path):
         ({"learning_rat": 2}, "did you mean 'learning_rate'?"),
         ({"steps": 0}, "steps: input should be greater than 0"),
         ({"construction": {"name": "transformer"}}, "construction: unknown construction 'transformer'"),
-        ({"construction": {"name": "gd_construction", "options": {"rate": 1}}}, "unknown option of model"),
+        ({"construction": {"name": "gd_construction", "options": {"rate": 1}}}, "unknown option 'rate' of model"),
     ],
 )
 def test_a_spec_that_the_weights_do_not_fit_is_refused_in_one_line(options, message):

@@ -272,7 +272,7 @@ def refused(models, **changes):
         ),
         (
             {"distill": {"logits": 1}}, {"train": {"curriculum": {"pears": {"start": 1, "end": 2, "every": 1}}}},
-            "unknown option of AssociativeRecall 'pears'; did you mean 'pairs'?",
+            "unknown option 'pears' of AssociativeRecall; did you mean 'pairs'?",
         ),
         ({"distill": {"atention": 1}}, {}, "models.m.distill.atention: unknown key; did you mean 'attention'?"),
         ({"distill": {"teacher": "nowhere"}}, {}, "all weights are 0: give one of attention, "),

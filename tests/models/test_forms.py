@@ -156,7 +156,7 @@ def test_what_a_form_trains_is_muons_and_packed_weights_are_nobodys() -> None:
     [
         ([{**EVERY, "layers": "blocks.*.mpl.up"}], r"'blocks.\*.mpl.up' names no linear layer of this model; did you"),
         ([{**EVERY, "form": "int4"}], "unknown linear form 'int4'; did you mean 'int'"),
-        ([{**EVERY, "options": {"bit": 4}}], "unknown option of linear 'int' 'bit'; did you mean 'bits'"),
+        ([{**EVERY, "options": {"bit": 4}}], "unknown option 'bit' of linear 'int'; did you mean 'bits'"),
         ([{**EVERY, "options": {"inputs": 4}}], "inputs is the layer's own"),
         ([{"layers": "*", "form": "dense", "options": {"bits": 4}}], "the form 'dense' has none"),
     ],

@@ -158,7 +158,7 @@ def test_balancing_evens_out_the_experts():
             "does not divide the inputs 12; the nearest that does is 4",
         ),
         ("gelu", {"structure": "low_rang"}, "did you mean 'low_rank'?"),
-        ("gelu", {"experts": 3}, "unknown option of mlp 'gelu' 'experts'"),
+        ("gelu", {"experts": 3}, "unknown option 'experts' of mlp 'gelu'"),
     ],
 )
 def test_impossible_options_are_refused(kind, options, message):

@@ -63,7 +63,7 @@ def test_curriculum_grows_options() -> None:
 @pytest.mark.parametrize(
     ("option", "end", "message"),
     [
-        ("lenght", 6, "train.curriculum: unknown option of Sums 'lenght'; did you mean 'length'?"),
+        ("lenght", 6, "train.curriculum: unknown option 'lenght' of Sums; did you mean 'length'?"),
         ("used", 4, "used 4 is larger than size 3"),
         ("size", 3, "input_size is 1, but the model is built for 3"),
     ],

@@ -177,7 +177,7 @@ def _made(params: Mapping[str, Tensor], spec: TrainSpec) -> torch.optim.Optimize
         if stray:
             known = [name for name in takes if name not in ("params", "lr", "weight_decay")]
             where = "learning_rate" if stray[0] == "lr" else f"optimizer_options.{stray[0]}"
-            raise InputError(f"train.{where}: {unknown(f'option of {spec.optimizer}', stray[0], known)}")
+            raise InputError(f"train.{where}: {unknown('option', stray[0], known, spec.optimizer)}")
     decays = anything or "weight_decay" in takes
     if spec.weight_decay and not decays:
         raise InputError(f"train.weight_decay: {spec.optimizer} has none; leave it out")

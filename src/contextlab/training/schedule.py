@@ -56,7 +56,7 @@ class Curriculum:
         self.cache: dict[tuple[int, ...], Task] = {}
         for name in self.grows:
             if name not in task.growing:
-                raise InputError(f"train.curriculum: {unknown(f'option of {type(task).__name__}', name, task.growing)}")
+                raise InputError(f"train.curriculum: {unknown('option', name, task.growing, type(task).__name__)}")
         for step in (0, spec.steps - 1):
             try:
                 at = self(step)
