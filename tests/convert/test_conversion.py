@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +151,11 @@ def test_what_cannot_be_is_refused_in_one_line(to, options, message):
         convert(teacher(), to, given.pop("data", None), **given)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_page_names_every_paper_that_goes_by_another_name():
+    page = (Path(__file__).parents[2] / "docs" / "convert.md").read_text()
+    told = page[page.index("Papers by other names") :].split("\n\n")[0].lower()
+    for name, target in OTHER_NAMES.items():
+        assert name.replace("_", " ") in told, name
+        assert "`" + target.partition(":")[0] in told, target
