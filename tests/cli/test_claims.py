@@ -58,3 +58,13 @@ def test_the_report_is_one_page(call, tmp_path):
     text = (tmp_path / "claims.html").read_text()
     assert f"{len(claim_files())} of" not in text  # the script counts
     assert text.count("contextlab claims run") == len(claim_files())
+
+
+def test_an_interrupted_claim_says_how_to_go_on(call, tmp_path, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("contextlab.claims.run_claim", stop)
+    code, _, err = call("claims", "run", "linear-attention-descends", "--folder", str(tmp_path))
+    assert code == 130
+    assert err == "interrupted; the same command goes on where it was\n"

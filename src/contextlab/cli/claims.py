@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from contextlab.cli.bars import Bars
 from contextlab.cli.run import CheckOption, DeviceOption, JobsOption, print_check
-from contextlab.cli.shared import JsonOption, console
+from contextlab.cli.shared import JsonOption, console, going_on
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError, unknown
 
@@ -110,7 +110,8 @@ def _tested(claim: Any, budget: Any, folder: Path, quiet: bool, **options: Any) 
     from contextlab.claims import run_claim
     from contextlab.experiments.jobs import all_jobs
 
-    with Bars(all_jobs(claim.experiment(budget)), quiet=quiet) as bars:
+    bars = Bars(all_jobs(claim.experiment(budget)), quiet=quiet)
+    with going_on(lambda: "the same command goes on where it was"), bars:
         return run_claim(claim, budget=budget, folder=folder, progress=bars, **options)
 
 
