@@ -9,7 +9,7 @@ import pytest
 
 from contextlab.claims import claim_files, load_claim, spec_hash
 from contextlab.errors import InputError
-from contextlab.papers import verdicts
+from contextlab.papers import find, verdicts
 
 from .conftest import TINY
 
@@ -19,6 +19,7 @@ def test_every_claim_that_ships_is_whole(name):
     claim = load_claim(name)
     spec = claim.experiment()
     assert claim.name == spec.name == name
+    assert find(claim.paper).id == claim.paper
     assert len(spec.seeds) >= 3
     assert claim.experiment(changes=claim.control) != spec
     if claim.gpu:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from contextlab.claims import claim_files, decided, engine, load_claim, run_claim, run_control, spec_hash
 from contextlab.errors import InputError
+from contextlab.files import read_record, write_record
 
 
 def test_a_claim_runs_once_and_is_decided_by_its_intervals(tiny, tmp_path, monkeypatch):
@@ -76,3 +78,13 @@ def test_the_negative_control_of_every_claim_fails(name, tmp_path):
     claim = load_claim(name)
     record = run_control(claim, tmp_path / "run")
     assert record["verdict"] == "fails", record["outcomes"]
+
+
+def test_the_cost_of_a_run_that_was_removed_is_not_that_of_the_next(tiny, tmp_path):
+    run_claim(tiny, folder=tmp_path, progress=False)
+    verdict = tmp_path / "tiny" / "verdict.json"
+    write_record(verdict, {**read_record(verdict), "spec": "older", "cost": {"processor_seconds": -1.0, "whole": True}})
+    shutil.rmtree(tmp_path / "tiny" / "run")
+    cost = run_claim(tiny, folder=tmp_path, progress=False)["cost"]
+    assert cost["processor_seconds"] >= 0
+    assert cost["whole"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from contextlab.papers import areas, papers
+from contextlab.papers import STATUSES, areas, papers
 
 
 def test_areas_add_up(call):
@@ -49,7 +49,7 @@ def test_cite_and_digest_are_plain_text(call, tmp_path):
     assert page.read_text().startswith("# ")
     code, _, err = call("papers", "digest", "--area", "kv-cache", "--out", str(page))
     assert code == 2
-    assert "exists already" in err
+    assert "page.md: is there already; remove it or choose another name" in err
 
 
 def test_what_is_not_known_is_one_line(call):
@@ -63,3 +63,10 @@ def test_what_is_not_known_is_one_line(call):
         code, _, err = call("papers", *arguments)
         assert code == 2, arguments
         assert err.count("\n") == 1, err
+
+
+def test_help_names_every_status(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = call("papers", "--help")
+    assert code == 0
+    assert all(status in out for status in STATUSES)

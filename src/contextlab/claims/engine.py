@@ -65,7 +65,7 @@ def run_claim(
     spec = claim.experiment(budget)
     place = Path(folder) / claim.name
     at = RunFolder(place / "run")
-    begun = at.record.exists()
+    begun, whole = at.record.exists(), at.status() == "finished"
     if begun and at.spec.exists() and load_recipe(at.spec) != spec:
         raise InputError(
             f"{at}: is a run of another form of claim {claim.name}; remove it, or choose another folder with --folder"
@@ -73,7 +73,7 @@ def run_claim(
     clock, processor = time.perf_counter(), _processor()
     found = run(spec, out=at.path, resume=begun, progress=progress, **options)
     record = judge(claim, found, budget)
-    record["cost"] = _cost_before(place / VERDICT) or {
+    record["cost"] = (_cost_before(place / VERDICT) if whole else None) or {
         "seconds": round(time.perf_counter() - clock, 1),
         "processor_seconds": round(_processor() - processor, 1),
         "whole": not begun,

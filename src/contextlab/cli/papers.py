@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -13,10 +13,12 @@ from rich.text import Text
 
 from contextlab.cli.shared import JsonOption, console
 from contextlab.cli.tables import print_table
-from contextlab.errors import InputError
-from contextlab.papers import STATUSES, Paper, areas, bibtex, digest, find, in_words, papers, verdicts_of
-from contextlab.papers import search as search_papers
 
+if TYPE_CHECKING:
+    from contextlab.papers import Paper
+
+STATUS = "reproduced, contradicted, implemented, partly, planned or out of scope"
+"""What `papers.STATUSES` has; the index itself is read by the commands that need it, not by every start."""
 DECIDED = {"holds": "it holds", "fails": "it fails", "unclear": "unclear"}
 
 AreaOption = Annotated[str | None, typer.Option(help="Only those of this area.", metavar="AREA", show_default=False)]
@@ -33,7 +35,7 @@ def list_papers(
     area: AreaOption = None,
     status: Annotated[
         str | None,
-        typer.Option(help=f"Only those that are: {', '.join(STATUSES)}.", metavar="STATUS", show_default=False),
+        typer.Option(help=f"Only those that are {STATUS}.", metavar="STATUS", show_default=False),
     ] = None,
     since: SinceOption = None,
     as_json: JsonOption = False,
@@ -50,6 +52,8 @@ def list_papers(
     """
     if ctx.invoked_subcommand is not None:
         return
+    from contextlab.papers import papers
+
     found = papers(area=area, status=status, since=since)
     if as_json:
         print(json.dumps([each.told() for each in found], indent=2, ensure_ascii=False))
@@ -76,6 +80,8 @@ def search(
 
       contextlab papers search 'evict kv cache while decoding'
     """
+    from contextlab.papers import search as search_papers
+
     found = search_papers(text, most=most)
     if as_json:
         rows = [{**hit.paper.told(), "score": round(hit.score, 3)} for hit in found.hits]
@@ -96,6 +102,8 @@ def show(which: WhichArgument, as_json: JsonOption = False) -> None:
 
       contextlab papers show 2404.14469
     """
+    from contextlab.papers import STATUSES, find, in_words, verdicts_of
+
     paper = find(which)
     if as_json:
         print(json.dumps(paper.told(), indent=2, ensure_ascii=False))
@@ -129,6 +137,8 @@ def cite(which: WhichArgument) -> None:
 
       contextlab papers cite 2404.14469 >> references.bib
     """
+    from contextlab.papers import bibtex, find
+
     print(bibtex(find(which)))
 
 
@@ -145,18 +155,24 @@ def write_digest(
 
       contextlab papers digest --area kv-cache --since 2024
     """
+    from contextlab.files import write_atomic
+    from contextlab.papers import digest
+    from contextlab.places import require_free
+
+    if out is not None:
+        require_free(out)
     text = digest(area, since=since)
     if out is None:
         print(text, end="")
         return
-    if out.exists():
-        raise InputError(f"--out {out}: exists already; give another name or remove it")
-    out.write_text(text, encoding="utf-8")
+    write_atomic(out, text)
     console.print(f"Written: {escape(str(out))}")
 
 
 def _print_areas() -> None:
     """The areas, and how many papers of each have which status."""
+    from contextlab.papers import STATUSES, areas, papers
+
     rows = []
     for area in areas():
         counts = {status: sum(each.status == status for each in area.papers) for status in STATUSES}

@@ -27,7 +27,7 @@ STATUSES: Mapping[Status, str] = {
 }
 ARXIV = re.compile(r"\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7}")
 ELSEWHERE = re.compile(r"doi:10\.\d{4,9}/\S+|openreview:[\w-]+|url:https://\S+")
-FIRST_ARXIV, LAST_YEAR = 1991, 2100
+LAST_YEAR = 2100
 
 
 class Paper(BaseModel):

@@ -72,48 +72,44 @@ def build_report(
     first = first_sentences(words, tasks)
     data.hold_csv(results)
     data.rows = _table_rows(results)
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            title=" + ".join(dict.fromkeys(names)),
-            descriptions=list(dict.fromkeys(each.get("description", "") for each in run_records)),
-            lead=lead,
-            first=[folded(sentence) for sentence in first],
-            words=[sentence for sentence in words if sentence not in first],
-            compressed=[
-                (
-                    str(found["run"].iloc[0]),
-                    name,
-                    compress_words(found),
-                    kept_tables(found),
-                    not_served(found, asked.get(name, ())),
-                )
-                for name, found in (compressed or {}).items()
-                if not found.empty
-            ],
-            overview=suite_table(results, by_prompt, digest),
-            starts=starts_table(records, len(set(names)) > 1),
-            chosen=chosen_table(records, len(set(names)) > 1),
-            overview_drawn=overview,
-            tables=summary_table(results, records, by_prompt, digest),
-            sections=sections,
-            every_shot=data.every_shot,
-            trainings=[_training(record) for record in records],
-            specs=[
-                (
-                    name,
-                    yaml.safe_dump(_plain(spec), sort_keys=False, width=100),
-                    plugin_options(each.get("plugins") or ()),
-                )
-                for name, spec, each in zip(names, specs, run_records, strict=True)
-            ],
-            runs=[
-                (name, flat({key: value for key, value in record.items() if key != "description"}))
-                for name, record in zip(names, run_records, strict=True)
-            ],
-            pieces=_pieces(data),
-        )
+    page = template("report.html.j2").render(
+        title=" + ".join(dict.fromkeys(names)),
+        descriptions=list(dict.fromkeys(each.get("description", "") for each in run_records)),
+        lead=lead,
+        first=[folded(sentence) for sentence in first],
+        words=[sentence for sentence in words if sentence not in first],
+        compressed=[
+            (
+                str(found["run"].iloc[0]),
+                name,
+                compress_words(found),
+                kept_tables(found),
+                not_served(found, asked.get(name, ())),
+            )
+            for name, found in (compressed or {}).items()
+            if not found.empty
+        ],
+        overview=suite_table(results, by_prompt, digest),
+        starts=starts_table(records, len(set(names)) > 1),
+        chosen=chosen_table(records, len(set(names)) > 1),
+        overview_drawn=overview,
+        tables=summary_table(results, records, by_prompt, digest),
+        sections=sections,
+        every_shot=data.every_shot,
+        trainings=[_training(record) for record in records],
+        specs=[
+            (
+                name,
+                yaml.safe_dump(_plain(spec), sort_keys=False, width=100),
+                plugin_options(each.get("plugins") or ()),
+            )
+            for name, spec, each in zip(names, specs, run_records, strict=True)
+        ],
+        runs=[
+            (name, flat({key: value for key, value in record.items() if key != "description"}))
+            for name, record in zip(names, run_records, strict=True)
+        ],
+        pieces=_pieces(data),
     )
     write_atomic(Path(path), page)
     return Path(path)
@@ -124,14 +120,10 @@ def write_cost_figure(results: pd.DataFrame, path: str | Path) -> Path:
     names = ", ".join(dict.fromkeys(results["model"]))
     data = PageData()
     drawn = data.draw(CostData(results))
-    page = (
-        _environment()
-        .get_template("cost.html.j2")
-        .render(
-            title=f"What context costs {names}",
-            drawn=drawn,
-            pieces=_pieces(data),
-        )
+    page = template("cost.html.j2").render(
+        title=f"What context costs {names}",
+        drawn=drawn,
+        pieces=_pieces(data),
     )
     write_atomic(Path(path), page)
     return Path(path)
@@ -144,30 +136,26 @@ def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Seque
     """
     data = PageData()
     drawn = data.draw(CompressData(results))
-    page = (
-        _environment()
-        .get_template("compress.html.j2")
-        .render(
-            title=f"What {results['run'].iloc[0]} loses when its context is made cheaper",
-            words=[*compress_words(results), *weights_words(results)],
-            tables=compress_table(results),
-            kept=kept_tables(results),
-            not_served=not_served(results),
-            left_out=left_out,
-            spread=interval_words(results["seed"].nunique()),
-            drawn=drawn,
-            pieces=_pieces(data),
-        )
+    page = template("compress.html.j2").render(
+        title=f"What {results['run'].iloc[0]} loses when its context is made cheaper",
+        words=[*compress_words(results), *weights_words(results)],
+        tables=compress_table(results),
+        kept=kept_tables(results),
+        not_served=not_served(results),
+        left_out=left_out,
+        spread=interval_words(results["seed"].nunique()),
+        drawn=drawn,
+        pieces=_pieces(data),
     )
     write_atomic(Path(path), page)
     return Path(path)
 
 
-def render(template: str, path: str | Path, drawn: Sequence[Drawn], **more: Any) -> Path:
+def render(name: str, path: str | Path, drawn: Sequence[Drawn], **more: Any) -> Path:
     """Write a page of these figures as one HTML file that needs nothing else. more: what else the template shows."""
     data = PageData()
     shown = data.hold(drawn)
-    page = _environment().get_template(template).render(drawn=shown, pieces=_pieces(data), **more)
+    page = template(name).render(drawn=shown, pieces=_pieces(data), **more)
     write_atomic(Path(path), page)
     return Path(path)
 

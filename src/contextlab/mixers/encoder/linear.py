@@ -8,12 +8,11 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.encoder.base import Encoder
 from contextlab.mixers.layers import Linear, multiplications, project_wide
-from contextlab.mixers.linear.features import SIGNED, build_feature_map, divided, with_ones
+from contextlab.mixers.linear.features import build_feature_map, divided, require_scale, with_ones
 from contextlab.ops.linear import working_dtype
 from contextlab.ops.precision import wide_einsum, with_room
 from contextlab.registry import register
@@ -55,13 +54,7 @@ class EncoderLinearAttention(Encoder):
         key_dim: PositiveInt | None = None,
         mean: bool = False,
     ) -> None:
-        if normalise and mean:
-            raise InputError("mean: normalise divides already, by the sum of the weights; set normalise to false")
-        if normalise and feature_map in SIGNED:
-            raise InputError(
-                f"feature_map {feature_map!r} can be negative, so normalise must be false; "
-                "with normalise true it is 'elu1'"
-            )
+        require_scale(feature_map, normalise, mean, "it is 'elu1'")
         super().__init__(width)
         size = head_size(width, heads)
         self.heads, self.normalise, self.mean = heads, normalise, mean

@@ -148,6 +148,19 @@ def with_ones(v: Tensor) -> Tensor:
     return F.pad(v.to(working_dtype(v.dtype)), (0, 1), value=1.0)
 
 
+def require_scale(feature_map: str, normalise: bool, mean: bool, instead: str) -> None:
+    """Refuse what cannot divide linear attention's sum: two divisors, or weights whose sum may be 0.
+
+    instead: which feature map serves with normalise true. Raises InputError.
+    """
+    if normalise and mean:
+        raise InputError("mean: normalise divides already, by the sum of the weights; set normalise to false")
+    if normalise and feature_map in SIGNED:
+        raise InputError(
+            f"feature_map {feature_map!r} can be negative, so normalise must be false; with normalise true {instead}"
+        )
+
+
 def divided(o: Tensor, floor: float) -> Tensor:
     """What was read of `with_ones`, o [..., V + 1], as a mean of values [..., V]; floor: added to what divides."""
     return o[..., :-1] / (o[..., -1:] + floor)

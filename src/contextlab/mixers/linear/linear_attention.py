@@ -7,11 +7,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextlab.errors import InputError
 from contextlab.mixers.base import head_size
 from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import RMSNorm
-from contextlab.mixers.linear.features import SIGNED, FeatureName, build_feature_map, divided, with_ones
+from contextlab.mixers.linear.features import FeatureName, build_feature_map, divided, require_scale, with_ones
 from contextlab.mixers.matrix import MatrixMixer, recurrent
 from contextlab.ops.linear import (
     lightning_decay,
@@ -73,13 +72,7 @@ class LinearAttention(MatrixMixer):
         key_dim: PositiveInt | None = None,
         mean: bool = False,
     ) -> None:
-        if normalise and mean:
-            raise InputError("mean: normalise divides already, by the sum of the weights; set normalise to false")
-        if normalise and feature_map in SIGNED:
-            raise InputError(
-                f"feature_map {feature_map!r} can be negative, so normalise must be false; "
-                "with normalise true the nearest is 'relu'"
-            )
+        require_scale(feature_map, normalise, mean, "the nearest is 'relu'")
         size = head_size(width, heads)
         key_dim = size if key_dim is None else key_dim
         feature = build_feature_map(feature_map, key_dim, heads, features, period)
