@@ -198,7 +198,7 @@ class MicroscalingFloat4(_Floats):
         return round_.e8m0_values(parts["scale"], dtype)
 
 
-@register("linear", "nvfp4", family="bits", papers=("2509.25149",), cases=_CASES)
+@register("linear", "nvfp4", family="bits", papers=("2509.25149", "2505.19115"), cases=_CASES)
 class NvFloat4(_Floats):
     """4-bit floats (E2M1) in blocks of 16 with a scale in E4M3, and one scale for all (NVFP4): 4.5 bits a number.
 
