@@ -177,3 +177,16 @@ def test_a_folder_of_transformers_comes_back_as_one(call, tmp_path, monkeypatch)
     assert not (tmp_path / "bits" / "transformers").exists()
     record = json.loads((tmp_path / "bits" / "shrink.json").read_text())
     assert (list(record["transformers"]), record["times"], len(record["state"])) == (["why_not"], [], 2)
+    # Asked for, it is refused before the work; what weights alone can tell, after it, and nothing is lost.
+    code, out, err = call("shrink", "zeros", "--method", "rtn:bits=8", "--transformers", "--out", "other")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "transformers: cannot hold what comes out: weights of layer 0 are stored in few bits" in err
+    assert not (tmp_path / "other").exists()
+    monkeypatch.setattr("contextlab.convert.saving.check_exportable", lambda _: None)
+    code, out, err = call(
+        "shrink", "zeros", "--method", "rtn:bits=8", "--transformers", "--out", "other", "--time", "0"
+    )
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "transformers: not written in that form, as weights of layer 0 are stored in few bits, packed or in" in err
+    assert "our own form is in other" in err
+    load_model(tmp_path / "other")

@@ -84,7 +84,6 @@ def test_adapters_heal_and_are_merged(kind):
     assert not any(zero.any() for zero in zeros(dense).values())
     for method, options, message in (
         ("magnitude", {"dora": True}, "heal.lora: dora and keep_zeros"),
-        ("rtn", {}, "linear layers with a form take none: heal with full"),
         ("channels", {"targets": "blocks.0.attention"}, "heal.lora.targets: 'blocks.0.attention' matches no"),
     ):
         with pytest.raises(InputError, match=message):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 
-from contextlab.convert import Calibration, build_conversion, merge
+from contextlab import registry
+from contextlab.convert import Calibration, build_conversion, convert, merge, shrink
 from contextlab.errors import InputError
 from contextlab.models import build_model, load
-from contextlab.models.exports import save_transformers
+from contextlab.models.exports import check_exportable, save_transformers, transformers_form
 from contextlab.models.imports import native_model
+from contextlab.testing.conversions import small_model
 
 from .checkpoints import V, reference
 
@@ -191,3 +194,42 @@ def test_what_transformers_cannot_hold_is_told_in_one_line(changes, message, tmp
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "new").exists()
+
+
+PLANNED = [
+    (entry.name, options)
+    for entry in registry.entries("conversion")
+    if "models" not in entry.factory.needs
+    for options in entry.cases
+]
+
+
+@pytest.mark.parametrize(("name", "options"), PLANNED, ids=lambda each: each if isinstance(each, str) else "")
+def test_what_no_architecture_holds_is_known_before_the_work(models, name, options):
+    model = models["llama"]
+    try:
+        conversion = build_conversion(name, **options)
+        planned = conversion.plan(model.spec)
+    except InputError:
+        return  # not of this model
+    made = conversion(model, Calibration.of_tokens(tokens())).model
+    refusals = []
+    for tried in (lambda: check_exportable(planned), lambda: transformers_form(made)):
+        try:
+            tried()
+            refusals.append("")
+        except InputError as error:
+            refusals.append(re.sub(r"layer \d+", "a layer", str(error)))  # which, data may choose
+    assert refusals[0] == refusals[1]
+
+
+def test_it_is_refused_before_the_work(models, monkeypatch):
+    model, read, linear = models["llama"], Calibration.of_tokens(tokens()), small_model("linear_attention")
+    monkeypatch.setattr(Calibration, "loss", lambda *_: pytest.fail("it was read already"))
+    for make in (
+        lambda: shrink(model, "rtn:bits=8", read, transformers=True),
+        lambda: convert(model, "gated_delta_net", transformers=True, budget=0),
+        lambda: merge(linear, "expand:count=1", transformers=True),
+    ):
+        with pytest.raises(InputError, match="transformers: cannot hold what comes out: .*; leave --transformers out"):
+            make()

@@ -111,11 +111,14 @@ def convert(
     with going_on(lambda: _kept(aside)):
         found = run(
             loaded, target, data, layers=layers, budget=budget, stages=_stages(stage), train=_settings(sets),
-            prompts=prompts, lengths=read_lengths(lengths), seed=seed, folder=aside, progress=None,
+            prompts=prompts, lengths=read_lengths(lengths), seed=seed, folder=aside,
+            transformers=bool(transformers), progress=None,
         )  # fmt: skip
     show(found)
-    finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
+    amiss = finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
     shutil.rmtree(aside, ignore_errors=True)
+    if amiss is not None:
+        raise amiss
 
 
 def _kept(aside: Path) -> str:

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from contextlab.cli.shared import console
 from contextlab.cli.tables import print_table
+from contextlab.errors import InputError
 from contextlab.memory import LARGEST_WHOLE
 from contextlab.words import bytes_in_words
 
@@ -53,11 +54,13 @@ def finish(
     length: int,
     transformers: bool | None,
     **more: Any,
-) -> None:
+) -> InputError | None:
     """Save what was found, time the model before and after, add the times to the record, and say all.
 
     made_of: the model before, as it was named. length: of the context; 0 times nothing. transformers: whether
         to write that form, too; None: where that is or has one. more: further keys of the record.
+
+    Returns what there is to raise where that form was asked for and the weights have no place in it; all else is saved.
     """
     from contextlab.evaluation.cost_pair import time_pair
     from contextlab.files import read_record, write_record
@@ -70,9 +73,13 @@ def finish(
         told = {"times": [dataclasses.asdict(each) for each in times]}
         write_record(out / found.file, {**read_record(out / found.file), **told})
         show_times(times)
-    if wanted is not False:
-        show_transformers(read_record(out / found.file)["transformers"], out / THEIRS)
+    told = {} if wanted is False else read_record(out / found.file)["transformers"]
+    if told and not (transformers and "why_not" in told):
+        show_transformers(told, out / THEIRS)
     console.print(f"Model and record: {out}", soft_wrap=True)
+    if transformers and "why_not" in told:
+        return InputError(f"transformers: not written in that form, as {told['why_not']}; our own form is in {out}")
+    return None
 
 
 def require_time(model: Model, length: int) -> None:

@@ -56,6 +56,8 @@ def merge(
     chosen = resolve(device)
     loaded = [find_own_model(each, chosen) for each in models]
     from_ = None if base is None else find_own_model(base, chosen)
-    found = convert(loaded, method, data, base=from_, prompts=prompts, seed=seed)
+    found = convert(loaded, method, data, base=from_, prompts=prompts, seed=seed, transformers=bool(transformers))
     show(found)
-    finish(found, out, loaded[0], models[0], time, transformers, source=models, base=base, seed=seed)
+    amiss = finish(found, out, loaded[0], models[0], time, transformers, source=models, base=base, seed=seed)
+    if amiss is not None:
+        raise amiss

@@ -46,7 +46,8 @@ def shrink(
         typer.Option(
             "--heal-with",
             metavar="full|lora|ia3|layer_skip[:KEY=VALUE,...]",
-            help="What the healing trains: all weights, or adapters (options as in train.lora), which are merged; "
+            help="What the healing trains: all weights, or adapters (options as in train.lora), which are merged, or "
+            "stay beside layers that are stored in a form; "
             "layer_skip: all, to answer after any layer.",
         ),
     ] = "full",
@@ -81,9 +82,14 @@ def shrink(
     loaded = find_own_model(model, resolve(device))
     require_time(loaded, time)
     training = _healing(heal, heal_with, rate)
-    found = convert(loaded, method, data, heal=training if heal else 0, prompts=prompts, seed=seed, progress=None)
+    found = convert(
+        loaded, method, data, heal=training if heal else 0, prompts=prompts, seed=seed,
+        transformers=bool(transformers), progress=None,
+    )  # fmt: skip
     show(found)
-    finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
+    amiss = finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
+    if amiss is not None:
+        raise amiss
 
 
 def show(found: Shrunk) -> None:

@@ -18,7 +18,7 @@ from contextlab.convert.divergence import Compared, compare
 from contextlab.convert.linearize.base import DISTIL
 from contextlab.convert.linearize.plain import Linearize
 from contextlab.convert.methods import calibration_of, tasks_of
-from contextlab.convert.saving import Origin, save_converted
+from contextlab.convert.saving import Origin, check_writable, save_converted
 from contextlab.convert.shrink import LENGTHS, state_bytes
 from contextlab.convert.transfer import Stage, StageResult
 from contextlab.errors import InputError, unknown
@@ -109,6 +109,7 @@ def convert(
     lengths: Sequence[int] = LENGTHS,
     seed: int = 0,
     folder: str | Path | None = None,
+    transformers: bool = False,
     progress: Progress | bool | None = False,
     **options: Any,
 ) -> Transferred:
@@ -129,6 +130,7 @@ def convert(
     seed: of what is drawn.
     folder: where the stages keep checkpoints; the same call then goes on after an interruption, bit for bit: a stage
         that ended is read, one that was cut short goes on from its last checkpoint.
+    transformers: refuse, before the work, what transformers could not hold (`Transferred.save` writes it).
     progress: of the training, as `train` takes it.
     options: of the conversion, where it is given by name.
 
@@ -159,6 +161,8 @@ def convert(
     if steps and not learned:
         learned = (DISTIL,)
     planned = method.plan(model.spec)
+    if transformers:
+        check_writable(planned)
     if auto is not None:
         auto.check(method, differing(model.spec, planned), tasks, steps)
     calibration = calibration_of(None, tasks, model, prompts, seed)

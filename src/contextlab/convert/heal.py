@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contextlab.convert.beside import split_targets
 from contextlab.convert.layers import linear_layers
 from contextlab.errors import InputError, unknown
 from contextlab.models import Model, ModelSpec
@@ -67,12 +68,17 @@ def check_healing(spec: ModelSpec, training: TrainSpec, keep_zeros: bool = False
     if model is None or training.adapter is None:
         return
     where = f"heal.{training.adapter.kind}"
-    try:
-        adapter_targets(model, training.adapter, where)
-    except InputError as error:
-        hint = "; linear layers with a form take none: heal with full" if spec.linear else ""
-        raise InputError(f"{error}{hint}") from None
-    require_peft(where)
+    dense = [where]
+    if training.lora is not None:
+        dense, _ = split_targets(model, training.lora)
+    else:
+        try:
+            adapter_targets(model, training.adapter, where)
+        except InputError as error:
+            hint = "; linear layers with a form take none: heal with full or lora" if spec.linear else ""
+            raise InputError(f"{error}{hint}") from None
+    if dense:
+        require_peft(where)
 
 
 def heal_model(
@@ -86,6 +92,7 @@ def heal_model(
 ) -> TrainResult:
     """Train a converted model, in place, on the tasks; it is in evaluation mode afterwards.
 
+    spec: of adapters on layers with a form, what `beside.put_beside` gave.
     keep_zeros: whether weights of linear layers that are exactly zero stay so; of layers that have others. LoRA's
         change is masked (`LoraSpec.keep_zeros`), factors of IA3 leave zeros as they are.
 

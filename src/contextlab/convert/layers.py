@@ -27,7 +27,7 @@ def chosen_layers(model: nn.Module, layers: str) -> dict[str, nn.Linear]:
     known = linear_layers(model, ends=layers.startswith(ENDS))
     found = {name: layer for name, layer in known.items() if means(layers, name)}
     if not found and (others := _formed(model, layers)):
-        kinds = ", ".join(dict.fromkeys(map(_name, others.values())))
+        kinds = ", ".join(dict.fromkeys(map(name_of_form, others.values())))
         raise InputError(
             f"layers: the {len(others)} that {layers[:80]!r} names are stored as {kinds} already, and only dense ones "
             "can be changed; leave this method or the one before it out, or give each layers=... of its own"
@@ -52,7 +52,7 @@ def passed_over(model: nn.Module, layers: str) -> list[Change]:
     found = []
     for name, form in _formed(model, layers).items():
         size = module_nbytes(form)
-        found.append(Change(name, f"left as it is: {_name(form)} already", 0.0, "weights", size, size))
+        found.append(Change(name, f"left as it is: {name_of_form(form)} already", 0.0, "weights", size, size))
     return found
 
 
@@ -62,7 +62,8 @@ def _formed(model: nn.Module, layers: str) -> dict[str, LinearForm]:
     return {name: form for name, form in known.items() if means(layers, name)}
 
 
-def _name(form: LinearForm) -> str:
+def name_of_form(form: LinearForm) -> str:
+    """As it is registered."""
     entry = registry.entry_of("linear", form)
     return type(form).__name__ if entry is None else entry.name
 

@@ -12,6 +12,7 @@ import torch
 from contextlab.convert.base import Conversion
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.methods import calibration_of, read_method, tasks_of
+from contextlab.convert.saving import check_writable
 from contextlab.convert.shrink import LENGTHS, Shrunk, Step, state_bytes
 from contextlab.errors import InputError
 from contextlab.models import Model
@@ -27,6 +28,7 @@ def merge(
     base: Model | None = None,
     prompts: int = 64,
     seed: int = 0,
+    transformers: bool = False,
     **options: Any,
 ) -> Shrunk:
     """Make one model of several of one spec, or a deeper one of one model.
@@ -34,6 +36,7 @@ def merge(
     models: they are left as they are. method: of the family "merge", or of "growth" for one model, with options.
     data: tasks or text on which each model's loss is told. base: what the models were trained on from, for methods that
         want it. prompts, seed: of the data. options: of the method.
+    transformers: refuse, before the work, what transformers could not hold (`Shrunk.save` writes it).
 
     Raises InputError on unknown methods and options, and models that do not fit together.
     """
@@ -49,7 +52,9 @@ def merge(
         raise InputError(f"merge: {made.name} makes one model smaller; use `contextlab shrink`")
     elif len(given) > 1 or base is not None:
         raise InputError(f"merge: {made.name} takes one model and no base; got {len(given)} models")
-    made.plan(given[0].spec)
+    planned = made.plan(given[0].spec)
+    if transformers:
+        check_writable(planned)
     read = calibration_of(data, tasks_of(data, given[0]), given[0], prompts, seed)
     began, before = time.perf_counter(), given[0].weight_nbytes
     found = made(given[0], read, torch.Generator().manual_seed(seed))

@@ -8,8 +8,8 @@ from typing import Any
 
 from contextlab.errors import InputError
 from contextlab.files import atomic_folder, write_record
-from contextlab.models import Model, save_model
-from contextlab.models.exports import THEIRS, save_transformers
+from contextlab.models import Model, ModelSpec, save_model
+from contextlab.models.exports import THEIRS, check_exportable, save_transformers
 
 Origin = bool | str | Path
 """Whether transformers' form is written, too; a checkpoint's folder says so, and its tokenizer is copied."""
@@ -31,6 +31,14 @@ def save_converted(
             told["transformers"] = _theirs(model, temporary / THEIRS, None if transformers is True else transformers)
         write_record(temporary / name, told)
     return path
+
+
+def check_writable(spec: ModelSpec) -> None:
+    """Raises InputError where transformers cannot hold what is to come out, which then need not be made."""
+    try:
+        check_exportable(spec)
+    except InputError as error:
+        raise InputError(f"transformers: cannot hold what comes out: {error}; leave --transformers out") from None
 
 
 def _theirs(model: Model, folder: Path, like: str | Path | None) -> dict[str, str]:

@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import torch
 
 from contextlab.convert.base import Change, Conversion
+from contextlab.convert.beside import put_beside
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.divergence import Compared, compare
 from contextlab.convert.heal import check_healing, heal_model, heal_spec
 from contextlab.convert.methods import as_list, calibration_of, read_method, tasks_of
-from contextlab.convert.saving import Origin, save_converted
+from contextlab.convert.saving import Origin, check_writable, save_converted
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec
 from contextlab.models.io import require_own
@@ -110,6 +111,7 @@ def shrink(
     heal: int | Mapping[str, Any] | TrainSpec = 0,
     prompts: int = 64,
     seed: int = 0,
+    transformers: bool = False,
     progress: Progress | bool | None = False,
     **options: Any,
 ) -> Shrunk:
@@ -120,9 +122,11 @@ def shrink(
     data: tasks, or files or folders of text, that the model is calibrated, healed and measured on; or a `Calibration`,
         which cannot heal.
     heal: steps of training afterwards, or keys of a TrainSpec (see `heal_spec`), {"steps": 200, "lora": {"rank": 8}}:
-        adapters are merged at the end. Zeros of sparse methods stay zero.
+        adapters are merged at the end, those of LoRA on layers that are stored as a form stay beside it and are told
+        as a last step, "lora". Zeros of sparse methods stay zero.
     prompts: of each task, to calibrate on, and as many others to compare the models on.
     seed: of the prompts and of what methods draw.
+    transformers: refuse, before the work, what transformers could not hold (`Shrunk.save` writes it).
     progress: of the healing, as `train` takes it.
     options: of the method, where it is one and given by name.
 
@@ -140,7 +144,7 @@ def shrink(
     if training is not None and not tasks:
         raise InputError("heal: on what? give data, a task or text (--data TASK or FILE)")
     read = calibration_of(data, tasks, model, prompts, seed)
-    _check(methods, model, read, training)
+    _check(methods, model, read, training, transformers)
     losses = {} if read is None else {"before": read.loss(model)}
     generator = torch.Generator().manual_seed(seed)
     made, steps = model, []
@@ -155,6 +159,11 @@ def shrink(
     healed = None
     if training is not None:
         sparse = any(each.family == "sparse" for each in methods)
+        began, before, lora = time.perf_counter(), made.weight_nbytes, training.lora
+        training, lines = put_beside(made, training, seed)
+        if lora is not None and lines:
+            own = lora.model_dump(include={"rank", "alpha"}, exclude_none=True)
+            steps.append(Step("lora", own, lines, before, made.weight_nbytes, time.perf_counter() - began))
         result = heal_model(made, tasks, training, keep_zeros=sparse, seed=seed, progress=progress)
         last = float(result.history["loss"].iloc[-1]) if len(result.history) else float("nan")
         healed = Healed(result.step, result.seconds, last, result.status)
@@ -173,11 +182,19 @@ def state_bytes(before: Model, after: Model, lengths: Sequence[int]) -> dict[int
     return {length: (before.state_nbytes(length), after.state_nbytes(length)) for length in lengths}
 
 
-def _check(methods: Sequence[Conversion], model: Model, data: Calibration | None, training: TrainSpec | None) -> None:
+def _check(
+    methods: Sequence[Conversion],
+    model: Model,
+    data: Calibration | None,
+    training: TrainSpec | None,
+    transformers: bool,
+) -> None:
     """Refuse at once what a later method would refuse after the work of those before it."""
     spec = planned(methods, model.spec, data is not None, training is not None)
     if training is not None:
         check_healing(spec, training, any(each.family == "sparse" for each in methods))
+    if transformers:
+        check_writable(spec)
     if data is not None:
         data.check(model)
 

@@ -26,6 +26,7 @@ from contextlab.mixers.softmax.sliding_window import SlidingWindow
 from contextlab.models.export_config import ExportPlan, export_config
 from contextlab.models.hub import downloaded
 from contextlab.models.io import SPEC, require_own
+from contextlab.models.outline import without_memory
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model
 from contextlab.ops.position import halves_of_pairs
@@ -63,6 +64,16 @@ def save_transformers(model: Model, folder: str | Path, like: str | Path | None 
         )
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return str(config["model_type"])
+
+
+def check_exportable(spec: ModelSpec) -> None:
+    """Raises InputError where no architecture of transformers can hold a model of this spec, whatever its weights.
+
+    Biases may still stand in the way; and of a model that cannot be made without memory nothing is said.
+    """
+    model = without_memory(spec)
+    if model is not None:
+        _kinds(_planned(model))
 
 
 def origin_of(source: str | Path) -> Path | None:
@@ -256,7 +267,8 @@ def _eps(norm: nn.Module, dtype: torch.dtype) -> float:
 
 
 def _nonzero(bias: Tensor | None) -> bool:
-    return bias is not None and bool(bias.any())
+    """Whether there is a bias that does something; of one in outline nothing is known, and it may be all zeros."""
+    return bias is not None and not bias.is_meta and bool(bias.any())
 
 
 def _listed(values: Sequence[Any]) -> str:

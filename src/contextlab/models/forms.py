@@ -103,6 +103,18 @@ def formed(model: Model, specs: Iterable[LinearSpec]) -> Model:
     return model
 
 
+def around_forms(model: Model, forms: Mapping[str, LinearForm], specs: Iterable[LinearSpec]) -> None:
+    """Put forms around those that a model has, in place.
+
+    forms: by the names that `formed_layers` gives. specs: what `ModelSpec.linear` gets before the entries that it has,
+        of which the first that means a layer counts.
+    """
+    linear = [each.model_dump() for each in (*specs, *model.spec.linear)]
+    model.spec = ModelSpec.parse({**model.spec.model_dump(), "linear": linear})
+    before = formed_layers(model)
+    _put(model, {id(before[name]): form for name, form in forms.items()})
+
+
 def with_forms(model: Model, forms: Mapping[str, LinearForm], specs: Iterable[LinearSpec]) -> Model:
     """A new model with these forms in the places of linear layers of their names; the old one is as it was.
 
@@ -191,9 +203,10 @@ def _instead(near: str | None, known: Iterable[str]) -> str:
 def formed_layers(model: nn.Module) -> dict[str, LinearForm]:
     """The layers that have a form, by name; not the forms that stand within another."""
     found: dict[str, LinearForm] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LinearForm) and name.rpartition(".")[0] not in found:
-            found[name] = module
+    within = None
+    for name, module in model.named_modules():  # what stands within a module comes right after it
+        if isinstance(module, LinearForm) and not (within and name.startswith(within)):
+            found[name], within = module, f"{name}."
     return found
 
 

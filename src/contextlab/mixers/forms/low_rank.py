@@ -33,11 +33,9 @@ class LowRank(LinearForm):
     @torch.no_grad()
     def assign(self, weight: Tensor) -> None:
         """See `LinearForm.assign`."""
-        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        left, sizes, right = torch.linalg.svd(wide, full_matrices=False)
-        root = sizes[: self.rank].sqrt()
-        self.up.copy_(left[:, : self.rank] * root)
-        self.down.copy_(root[:, None] * right[: self.rank])
+        up, down = nearest_of_rank(weight, self.rank)
+        self.up.copy_(up)
+        self.down.copy_(down)
 
     def dense(self) -> Tensor:
         """See `LinearForm.dense`."""
@@ -51,3 +49,14 @@ class LowRank(LinearForm):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., inputs] -> [..., outputs]."""
         return dense(dense(x, self.down), self.up, self.bias)
+
+
+def nearest_of_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """U [O, rank] and V [rank, I], the truncated SVD of weight [O, I], each with the root of the singular values.
+
+    In float32 at least.
+    """
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    left, sizes, right = torch.linalg.svd(wide, full_matrices=False)
+    root = sizes[:rank].sqrt()
+    return left[:, :rank] * root, root[:, None] * right[:rank]

@@ -19,7 +19,7 @@ from contextlab.registry import register
 _FOUR: dict[str, Any] = {"form": "int", "options": {"bits": 4, "group": 8}}
 
 
-class _Wrapped(LinearForm):
+class Wrapped(LinearForm):
     """What the forms of this file share: a form `inner` of the same sizes, without a bias, that does the rounding."""
 
     def __init__(
@@ -57,7 +57,7 @@ class _Wrapped(LinearForm):
     papers=("2404.00456",),
     cases=(_FOUR, {"form": "int", "options": {"bits": 4, "latent": True}}, {"form": "nvfp4"}),
 )
-class Rotated(_Wrapped):
+class Rotated(Wrapped):
     """A form of the weight and inputs that a randomised Hadamard matrix has rotated: exact but for the form's rounding.
 
     y = Q(W H) (H^T x). The rotation spreads what is large, so that fewer bits lose less (QuaRot). There norms and
@@ -87,7 +87,7 @@ class Rotated(_Wrapped):
         self.register_buffer("signs", packing.pack(drawn.to(torch.uint8), 1).to(torch.empty(0).device))
 
     def moved(self, x: Tensor) -> Tensor:
-        """See `_Wrapped.moved`: x H, [..., I]."""
+        """See `Wrapped.moved`: x H, [..., I]."""
         signs = self._buffers["signs"]
         assert signs is not None
         ones = packing.unpack(signs, 1, self.in_features).to(x.dtype)
@@ -105,7 +105,7 @@ class Rotated(_Wrapped):
 
 
 @register("linear", "scaled", family="bits", papers=("2306.00978",), cases=(_FOUR, {"form": "mxfp4"}))
-class Scaled(_Wrapped):
+class Scaled(Wrapped):
     """A form of the weight with each input's column scaled, and the inputs divided by as much.
 
     y = Q(W diag(s)) (x / s): what has a large s is rounded in finer steps (AWQ). There the division is taken in by the
@@ -132,7 +132,7 @@ class Scaled(_Wrapped):
         self.register_buffer("scale", torch.ones(inputs))
 
     def moved(self, x: Tensor) -> Tensor:
-        """See `_Wrapped.moved`: x / s, [..., I]."""
+        """See `Wrapped.moved`: x / s, [..., I]."""
         scale = self._buffers["scale"]
         assert scale is not None
         return x / scale
@@ -151,7 +151,7 @@ class Scaled(_Wrapped):
 
 
 @register("linear", "outliers", family="bits", papers=("2208.07339",), cases=({"share": 0.1, **_FOUR}, {}))
-class Outliers(_Wrapped):
+class Outliers(Wrapped):
     """A few inputs' columns dense beside a form of all others (LLM.int8's split).
 
     y = Q(W without them) x + W_dense x_dense; the dense columns can be trained. Which they are is fixed, not found anew
@@ -189,7 +189,7 @@ class Outliers(_Wrapped):
         return places.long()
 
     def moved(self, x: Tensor) -> Tensor:
-        """See `_Wrapped.moved`: x itself."""
+        """See `Wrapped.moved`: x itself."""
         return x
 
     @torch.no_grad()
