@@ -73,12 +73,12 @@ def finish(
         told = {"times": [dataclasses.asdict(each) for each in times]}
         write_record(out / found.file, {**read_record(out / found.file), **told})
         show_times(times)
-    told = {} if wanted is False else read_record(out / found.file)["transformers"]
-    if told and not (transformers and "why_not" in told):
-        show_transformers(told, out / THEIRS)
+    form: dict[str, str] = {} if wanted is False else read_record(out / found.file)["transformers"]
+    if form and not (transformers and "why_not" in form):
+        show_transformers(form, out / THEIRS)
     console.print(f"Model and record: {out}", soft_wrap=True)
-    if transformers and "why_not" in told:
-        return InputError(f"transformers: not written in that form, as {told['why_not']}; our own form is in {out}")
+    if transformers and "why_not" in form:
+        return InputError(f"transformers: not written in that form, as {form['why_not']}; our own form is in {out}")
     return None
 
 
