@@ -164,6 +164,7 @@ BYTES = [
     ("rotated", {"form": "int"}, 10 * 23 + 10 * 4 + 3),
     ("scaled", {"form": "binary"}, 10 * 3 + 10 * 4 + 23 * 4),
     ("outliers", {"share": 0.1, "form": "fp8"}, 10 * 23 + 10 * 4 + 2 * 4 + 2 * 10 * 4),
+    ("adapted", {"rank": 2, "form": "fp8"}, 10 * 23 + 10 * 4 + 2 * (23 + 10) * 4),
 ]
 
 
