@@ -31,6 +31,10 @@ ROWS = {
     ),
     "kernel_smoother_construction": ({"dimensions": 5}, "quadratic_regression", {"dimensions": 5, "examples": 24}),
     "nearest_neighbour_construction": ({"dimensions": 5}, "quadratic_regression", {"dimensions": 5, "examples": 24}),
+    "model_selection_construction": (
+        {"dimensions": 5, "steps": 4}, "mixed_regression",
+        {"dimensions": 5, "examples": 24, "families": ("linear", "quadratic")},
+    ),
     "induction_construction": ({"vocabulary": 26, "size": 2}, "markov_chain", {"vocabulary": 26, "length": 128}),
     "copy_construction": ({}, "copy", {}),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from contextlab.constructions.copying import CopyConstruction
 from contextlab.constructions.gradient import GradientDescentConstruction, PreconditionedConstruction
 from contextlab.constructions.lookup import InductionConstruction
 from contextlab.constructions.second_order import GradientDescentPlusPlusConstruction, NewtonConstruction
+from contextlab.constructions.selection import ModelSelectionConstruction
 from contextlab.constructions.softmax import KernelSmootherConstruction, NearestNeighbourConstruction
 from contextlab.lazy import modules_on_demand
 
@@ -25,6 +26,7 @@ __all__ = [
     "GradientDescentPlusPlusConstruction",
     "InductionConstruction",
     "KernelSmootherConstruction",
+    "ModelSelectionConstruction",
     "NearestNeighbourConstruction",
     "NewtonConstruction",
     "PreconditionedConstruction",

@@ -17,6 +17,28 @@ from contextlab.models import Model
 from contextlab.prompt import Task
 
 
+def descent_layer(dimensions: int) -> dict[str, Any]:
+    """The layer that `put_descent` writes, as a ModelSpec says it."""
+    options = {"heads": 1, "key_dim": dimensions, "feature_map": "identity", "normalise": False, "mean": True}
+    return {"mixer": "linear_attention", "options": options}
+
+
+def put_descent(mixer: Any, stream: Stream, matrix: Tensor, target: str) -> None:
+    """A step of gradient descent (see `Descent`), which adds to the part `target` and changes the part "x".
+
+    matrix: A, [d, d].
+    """
+    d, at = len(matrix), stream
+    value = slice(2 * d, None)  # rows of in_proj: the query's, the key's, the value's
+    into, out = weight_of(mixer.in_proj), weight_of(mixer.out_proj)
+    put(into, slice(0, d), at["x"], d**0.5 * matrix)  # the mixer divides by the root
+    put(into, slice(d, 2 * d), at["example"])
+    put(into[value], at["example"], at["example"])
+    put(into[value], at["y"], at["y"])
+    put(out, at["x"], at["example"], -1.0)
+    put(out, at[target], at["y"])
+
+
 class Descent(Construction):
     """Base: w <- w + A (b - S w) from w = 0, S and b the means of x x^T and x y over the examples before.
 
@@ -44,16 +66,13 @@ class Descent(Construction):
         return Stream(x=self.dimensions, example=self.dimensions, y=1, prediction=1)
 
     def fields(self) -> dict[str, Any]:
-        options = {
-            "heads": 1, "key_dim": self.dimensions, "feature_map": "identity", "normalise": False, "mean": True,
-        }  # fmt: skip
         return {
             "width": self.stream().width,
             "depth": 1 if self.looped else self.steps,
             "loops": self.steps if self.looped else 1,
             "input_injection": False,
             "heads": 1,
-            "layers": [{"mixer": "linear_attention", "options": options}],
+            "layers": [descent_layer(self.dimensions)],
             "mlp": "none",
             "norm": "none",
             "position": "none",
@@ -67,16 +86,8 @@ class Descent(Construction):
         d, at = self.dimensions, self.stream()
         put(weight_of(model.read_in), slice(0, 2 * d + 1), slice(0, 2 * d + 1))
         put(weight_of(model.read_out), slice(0, 1), at["prediction"])
-        value = slice(2 * d, None)  # rows of in_proj: the query's, the key's, the value's
         for block in model.blocks:
-            mixer: Any = block.mixer
-            into, out = weight_of(mixer.in_proj), weight_of(mixer.out_proj)
-            put(into, slice(0, d), at["x"], d**0.5 * self.matrix())  # the mixer divides by the root
-            put(into, slice(d, 2 * d), at["example"])
-            put(into[value], at["example"], at["example"])
-            put(into[value], at["y"], at["y"])
-            put(out, at["x"], at["example"], -1.0)
-            put(out, at["prediction"], at["y"])
+            put_descent(block.mixer, at, self.matrix(), "prediction")
 
     def check_task(self, task: Task) -> None:
         require_examples(self.name, task, self.dimensions)

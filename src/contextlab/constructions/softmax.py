@@ -20,6 +20,24 @@ SHARP = 2.0**-30
 """Of the nearest neighbour: its weight is 1 up to e^-40 where the next one's distance squared is 1e-7 larger."""
 
 
+def put_smoothing(mixer: Any, stream: Stream, divisor: float, target: str, gaussian: bool = False) -> None:
+    """A head that adds the mean of the examples' y, weighed as `Smoother` says, to the part `target`.
+
+    mixer: attention of one head of size d + 2. divisor: the temperature. gaussian: whether the keys' lengths count.
+    """
+    at, d = stream, stream["x"].stop - stream["x"].start
+    size = d + 2
+    into, root = weight_of(mixer.qkv_proj), size**0.5  # the mixer divides scores by the root
+    put(into, slice(0, d), at["x"], root / divisor)
+    put(into, slice(size, size + d), at["example"])
+    put(into, slice(d, d + 1), at["one"], root / divisor)
+    put(into, slice(size + d, size + d + 1), at["first"], -REACH)
+    if gaussian:
+        put(into, slice(size + d, size + d + 1), at["square"], -0.5)
+    put(into, slice(2 * size, 2 * size + 1), at["y"])
+    put(weight_of(mixer.out_proj), at[target], slice(0, 1))
+
+
 class Smoother(Construction):
     """Base: one head of softmax attention whose query is x_i and whose keys and values are the examples' x and y.
 
@@ -66,7 +84,7 @@ class Smoother(Construction):
         }
 
     def write(self, model: Model) -> None:
-        d, at, size = self.dimensions, self.stream(), self.dimensions + 2
+        d, at = self.dimensions, self.stream()
         put(weight_of(model.read_in), slice(0, 2 * d + 1), slice(0, 2 * d + 1))
         places = weight_of(model.positions)
         places[:, at["one"]] = 1.0
@@ -78,16 +96,7 @@ class Smoother(Construction):
             put(weight_of(mlp.up), slice(0, d), at["example"])
             put(weight_of(mlp.up), slice(d, 2 * d), at["example"], -1.0)
             weight_of(mlp.out_proj)[at["square"], :] = 1.0
-        mixer: Any = attention.mixer
-        into, root = weight_of(mixer.qkv_proj), size**0.5  # the mixer divides scores by the root
-        put(into, slice(0, d), at["x"], root / self.divisor)
-        put(into, slice(size, size + d), at["example"])
-        put(into, slice(d, d + 1), at["one"], root / self.divisor)
-        put(into, slice(size + d, size + d + 1), at["first"], -REACH)
-        if self.gaussian:
-            put(into, slice(size + d, size + d + 1), at["square"], -0.5)
-        put(into, slice(2 * size, 2 * size + 1), at["y"])
-        put(weight_of(mixer.out_proj), at["prediction"], slice(0, 1))
+        put_smoothing(attention.mixer, at, self.divisor, "prediction", self.gaussian)
 
     def check_task(self, task: Task) -> None:
         require_examples(self.name, task, self.dimensions, self.examples)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from contextlab import registry
 from contextlab.lazy import modules_on_demand
+from contextlab.learners.aggregation import ExponentialWeights
 from contextlab.learners.arithmetic import ArithmeticEvaluator
 from contextlab.learners.automata import AutomataPosterior, AutomatonOracle, BaumWelch, HMMPosterior, Program
 from contextlab.learners.bandits import (
@@ -107,6 +108,7 @@ __all__ = [
     "DecisionTree",
     "EarliestNeighbour",
     "Elimination",
+    "ExponentialWeights",
     "FilteredRidge",
     "GaussianProcess",
     "GaussianSmoother",
