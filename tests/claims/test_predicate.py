@@ -52,9 +52,9 @@ def test_a_quantity_has_one_bound(bounds):
         asked(**bounds)
 
 
-def outcomes(*held):
+def outcomes(*held, repeats=3):
     found = {True: Interval(2, 1, 3), None: Interval(0, -1, 1), False: Interval(-2, -3, -1)}
-    return [Outcome(asked(at_least=0), found[each]) for each in held]
+    return [Outcome(asked(at_least=0), found[each], repeats=repeats) for each in held]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,10 @@ def outcomes(*held):
         ((True, False, None), 3, "fails"),
         ((True,), 2, "unclear"),
         ((False,), 2, "unclear"),
+        ((False,), None, "fails"),
+        ((True,), None, "holds"),
         ((), 3, "unclear"),
     ],
 )
 def test_verdicts(held, seeds, verdict):
-    assert verdict_of(outcomes(*held), seeds) == verdict
+    assert verdict_of(outcomes(*held, repeats=seeds)) == verdict

@@ -1,6 +1,7 @@
 """Run a claim: its experiment in a folder of its own, its predicate, and the record of what was decided.
 
-FOLDER/NAME/run             the run of its recipe, as `contextlab run` leaves it
+FOLDER/NAME/run             the run of its recipe, as `contextlab run` leaves it, where it has one
+FOLDER/NAME/measures        tables of its measures, each named by what it was taken with
 FOLDER/NAME/verdict.json    what was decided, of which recipe and predicate
 """
 
@@ -10,17 +11,25 @@ import hashlib
 import json
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from contextlab.claims.cells import Table
 from contextlab.claims.claim import Budget, Claim
-from contextlab.claims.predicate import Outcome, verdict_of
+from contextlab.claims.measures import Measure
+from contextlab.claims.predicate import Outcome, Quantity, verdict_of
+from contextlab.claims.sums import value_of
 from contextlab.errors import InputError
+from contextlab.evaluation.machine import machine_record
+from contextlab.evaluation.results import read_results, write_results
 from contextlab.experiments import Run, load_recipe, run
 from contextlab.experiments.folder import RunFolder, read_run_record
-from contextlab.files import read_record, write_record
-from contextlab.report.findings import Term, findings
+from contextlab.files import make_folder, read_record, write_record
+from contextlab.report.findings import findings
+from contextlab.training.distributed import resolve
 
 ROOM = Path("runs/claims")
 """Where claims run unless another folder is given."""
@@ -35,8 +44,10 @@ def spec_hash(claim: Claim, budget: Budget = "quick") -> str:
     Words that decide nothing, such as the sentence, may change.
     """
     recipe = {key: value for key, value in claim.data(budget).items() if key not in ("name", "description")}
-    asked = [quantity.model_dump(mode="json", exclude={"said"}) for quantity in claim.predicate]
-    text = json.dumps([recipe, asked], sort_keys=True, default=str)
+    asked: list[Any] = [recipe, [quantity.asked() for quantity in claim.predicate]]
+    if claim.measures:
+        asked.append([dict(claim._changed(budget, ())[1])])
+    text = json.dumps(asked, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -62,25 +73,59 @@ def run_claim(
     known = decided(claim, budget, folder)
     if known is not None:
         return known
-    spec = claim.experiment(budget)
     place = Path(folder) / claim.name
-    at = RunFolder(place / "run")
+    clock, processor = time.perf_counter(), _processor()
+    run, fresh = _run(claim, budget, place / "run", progress, options)
+    tables, taken = _tables(claim.measured(budget), run, place / "measures", options.get("device", "auto"))
+    record = judge(claim, run, tables, budget)
+    took = {
+        "seconds": round(time.perf_counter() - clock, 1),
+        "processor_seconds": round(_processor() - processor, 1),
+        "whole": fresh is not False and taken is not False,
+    }
+    record["cost"] = (None if fresh or taken else _cost_before(place / VERDICT)) or took
+    versions = read_run_record(RunFolder(run.folder).record, {}).get("versions") if run is not None else None
+    record["made_with"] = versions or machine_record()["versions"]
+    write_record(place / VERDICT, record)
+    return read_record(place / VERDICT, OF_VERDICT)
+
+
+def _run(
+    claim: Claim, budget: Budget, path: Path, progress: Any, options: dict[str, Any]
+) -> tuple[Run | None, bool | None]:
+    """The run of a claim's recipe, and whether it was begun here (None: there is no recipe, or it was whole)."""
+    spec = claim.experiment(budget)
+    if spec is None:
+        return None, None
+    at = RunFolder(path)
     begun, whole = at.record.exists(), at.status() == "finished"
     if begun and at.spec.exists() and load_recipe(at.spec) != spec:
         raise InputError(
             f"{at}: is a run of another form of claim {claim.name}; remove it, or choose another folder with --folder"
         )
-    clock, processor = time.perf_counter(), _processor()
     found = run(spec, out=at.path, resume=begun, progress=progress, **options)
-    record = judge(claim, found, budget)
-    record["cost"] = (_cost_before(place / VERDICT) if whole else None) or {
-        "seconds": round(time.perf_counter() - clock, 1),
-        "processor_seconds": round(_processor() - processor, 1),
-        "whole": not begun,
-    }
-    record["made_with"] = read_run_record(at.record, {}).get("versions", {})
-    write_record(place / VERDICT, record)
-    return read_record(place / VERDICT, OF_VERDICT)
+    return found, None if whole else not begun
+
+
+def _tables(
+    measures: Mapping[str, Measure], found: Run | None, folder: Path, device: str
+) -> tuple[dict[str, Table], bool | None]:
+    """The tables of measures by name, and whether all were taken here (None: none was, False: some were).
+
+    Those that no run is read for are kept in `folder`, and taken again only where they are asked with other options.
+    """
+    tables, taken = {}, []
+    for name, made in measures.items():
+        path = folder / f"{name}.{hashlib.sha256(repr(made).encode()).hexdigest()[:16]}.parquet"
+        kept = not made.of_run and path.exists()
+        rows = read_results(path) if kept else made.rows(found, resolve(device))
+        if not made.of_run:
+            taken.append(not kept)
+            if not kept:
+                make_folder(folder)
+                write_results(rows, path)
+        tables[name] = made.table(rows)
+    return tables, None if not any(taken) else all(taken)
 
 
 def run_control(claim: Claim, out: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -88,28 +133,46 @@ def run_control(claim: Claim, out: str | Path, changes: Sequence[str] = ()) -> d
 
     changes: further ones of the recipe, such as smaller sizes.
     """
-    return judge(claim, run(claim.experiment(changes=(*claim.control, *changes)), out=out, progress=False))
+    changes = (*claim.control, *changes)
+    spec = claim.experiment(changes=changes)
+    found = run(spec, out=out, progress=False) if spec is not None else None
+    tables = {
+        name: made.table(made.rows(found, torch.device("cpu")))
+        for name, made in claim.measured("quick", changes).items()
+    }
+    return judge(claim, found, tables)
 
 
-def judge(claim: Claim, found: Run, budget: Budget = "quick") -> dict[str, Any]:
-    """What a claim's predicate says of a run of its recipe, as plain data."""
-    by_task = {each.task: each for each in findings(found.results, found.by_prompt if len(found.by_prompt) else None)}
-    outcomes = []
-    for quantity in claim.predicate:
-        of_task = by_task[quantity.task]
-        metric = quantity.metric or of_task.metric
-        terms = [Term(weight, who, quantity.split, metric) for who, weight in quantity.weights.items()]
-        outcomes.append(Outcome(quantity, of_task.combine(terms)))
-    seeds = min((mean.seeds for each in by_task.values() for mean in each.means if mean.kind == "model"), default=0)
+def judge(
+    claim: Claim, found: Run | None, tables: Mapping[str, Table] | None = None, budget: Budget = "quick"
+) -> dict[str, Any]:
+    """What a claim's predicate says of a run of its recipe and of its measures' tables, as plain data."""
+    known = {**(_of_run(found) if found is not None else {}), **(tables or {})}
+    outcomes = [
+        Outcome(quantity, *value_of(quantity, known), repeats=_repeats(quantity, known)) for quantity in claim.predicate
+    ]
     return {
         "name": claim.name,
         "paper": claim.paper,
-        "verdict": verdict_of(outcomes, seeds),
+        "verdict": verdict_of(outcomes),
         "outcomes": [outcome.told() for outcome in outcomes],
-        "seeds": seeds,
+        "seeds": min((each.repeats for each in outcomes if each.repeats is not None), default=None),
         "budget": budget,
         "spec": spec_hash(claim, budget),
     }
+
+
+def _repeats(quantity: Quantity, tables: Mapping[str, Table]) -> int | None:
+    """The fewest trainings, turns or draws that a quantity rests on; None where all of it is counted."""
+    found = [tables[str(each.task)].repeats for each in quantity.sums().values()]
+    return min((each for each in found if each is not None), default=None)
+
+
+def _of_run(found: Run) -> dict[str, Table]:
+    """A run's results as tables, by task."""
+    told = findings(found.results, found.by_prompt if len(found.by_prompt) else None)
+    of_task = {str(task): rows for task, rows in found.results.groupby("task", sort=False)}
+    return {each.task: Table(of_task[each.task], "trainings", "prompts", each) for each in told}
 
 
 def _cost_before(path: Path) -> dict[str, Any] | None:

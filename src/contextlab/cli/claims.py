@@ -74,11 +74,12 @@ def run(
     chosen = [load_claim(each) for each in (claim_files() if all_ else [str(name)])]
     if all_ and budget == "gpu":
         chosen = [claim for claim in chosen if claim.gpu]
-    for claim in chosen:
-        claim.experiment(budget)  # all are tried before the first one runs
+    for claim in chosen:  # all are tried before the first one runs
+        claim.experiment(budget)
+        claim.measured(budget)
     if check:
         for claim in chosen:
-            print_check(claim.experiment(budget), device, jobs, None)
+            _print_check(claim, budget, device, jobs)
         return
     records = []
     for claim in chosen:
@@ -105,12 +106,24 @@ def report(
     console.print(f"Written: {escape(str(claims_page(out, folder=folder)))}")
 
 
+def _print_check(claim: Any, budget: Any, device: str, jobs: int | None) -> None:
+    """What a claim would train, and what it measures beside."""
+    spec = claim.experiment(budget)
+    if spec is not None:
+        print_check(spec, device, jobs, None)
+    for name, each in claim.measures.items():
+        console.print(f"{escape(claim.name)}: measures {escape(name)} ({escape(each.measure)})", highlight=False)
+    if spec is None:
+        console.print("[dim]nothing is trained[/dim]")
+
+
 def _tested(claim: Any, budget: Any, folder: Path, quiet: bool, **options: Any) -> dict[str, Any]:
     """The record of a claim's verdict; bars are shown while it runs."""
     from contextlab.claims import run_claim
     from contextlab.experiments.jobs import all_jobs
 
-    bars = Bars(all_jobs(claim.experiment(budget)), quiet=quiet)
+    spec = claim.experiment(budget)
+    bars = Bars(all_jobs(spec) if spec is not None else [], quiet=quiet)
     with going_on(lambda: "the same command goes on where it was"), bars:
         return run_claim(claim, budget=budget, folder=folder, progress=bars, **options)
 
@@ -146,8 +159,8 @@ def _tell(claim: Any, record: dict[str, Any]) -> None:
     ]
     print_table("", rows, prose=["quantity"])
     console.print(f"Verdict: [bold]{record['verdict']}[/bold]", highlight=False)
-    if record["seeds"] < LEAST_SEEDS:
-        console.print(f"[dim]{record['seeds']} seeds; fewer than {LEAST_SEEDS} decide nothing[/dim]")
+    if record["seeds"] is not None and record["seeds"] < LEAST_SEEDS:
+        console.print(f"[dim]{record['seeds']} repeats; fewer than {LEAST_SEEDS} decide nothing[/dim]")
     console.print()
 
 

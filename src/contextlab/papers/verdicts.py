@@ -17,10 +17,14 @@ def verdicts() -> Mapping[str, Mapping[str, Any]]:
 
 
 def in_words(outcome: Mapping[str, Any]) -> dict[str, str]:
-    """What was found of a quantity and asked of it: `found` 0.5, `interval` 0.25 to 0.75, `asked` at least 0."""
+    """What was found of a quantity and asked of it: `found` 0.5, `interval` 0.25 to 0.75, `asked` at least 0.
+
+    What must be told with it, such as trainings that did not reach what was asked, stands behind the interval.
+    """
     value, low, high = (None if outcome[key] is None else f"{outcome[key]:.3g}" for key in ("value", "low", "high"))
+    note = f"; {outcome['note']}" if "note" in outcome else ""
     asked = f"at least {outcome['at_least']:g}" if "at_least" in outcome else f"at most {outcome['at_most']:g}"
-    return {"found": value or "?", "interval": f"{low or '?'} to {high or '?'}", "asked": asked}
+    return {"found": value or "?", "interval": f"{low or '?'} to {high or '?'}{note}", "asked": asked}
 
 
 def verdicts_of(paper: str) -> list[Mapping[str, Any]]:
