@@ -75,8 +75,10 @@ def test_a_slope_is_that_of_least_squares_within_each_training():
 
 
 def test_of_counted_values_there_is_no_interval():
-    values = {("a", 8): [64.0], ("a", 16): [128.0]}
-    assert of(asked(length=16, over={"length": 8}), values, "counted") == pytest.approx((2.0, 2.0, 2.0))
+    values = {("a", 8): [64.0], ("a", 16): [128.0], ("a", 32): [448.0]}
+    assert of(asked(length=16, over={"length": 8}), values, "counted") == (2.0, 2.0, 2.0)
+    slopes = asked(slope="length", at=[16, 32], log=True, over={"at": [8, 16]})
+    assert of(slopes, values, "counted") == (5.0, 5.0, 5.0)
     assert of(asked(length=16, less={"length": 8}), values, "counted") == (64.0, 64.0, 64.0)
 
 

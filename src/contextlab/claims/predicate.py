@@ -49,6 +49,8 @@ class Sum(Spec):
     def _one_place(self) -> Sum:
         if self.weights is not None and not self.weights:
             raise InputError("weights: expected at least one predictor")
+        if self.task is None:  # what is not given is the quantity's: held to this when they are put together
+            return self
         if self.slope is None and (self.at or self.log):
             raise InputError(f"{'at' if self.at else 'log'}: is for a slope; give slope, or leave it out")
         if self.slope is not None and getattr(self, self.slope) is not None:
@@ -81,6 +83,7 @@ class Quantity(Sum):
     def _one_bound(self) -> Quantity:
         if (self.at_least is None) == (self.at_most is None):
             raise InputError("expected at_least or at_most, one of them")
+        self.sums()
         return self
 
     def sums(self) -> dict[str, Sum]:

@@ -100,6 +100,8 @@ def _ratio(top: list[Any], bottom: list[Any], of: Callable[[list[Any]], Interval
         top, bottom = [_scaled(each, -1.0) for each in top], [_scaled(each, -1.0) for each in bottom]
         above, below = of(top), of(bottom)
     value = above.value / below.value
+    if above.low == above.high and below.low == below.high:  # both are counted
+        return Interval(value, value, value)
 
     def left(r: float) -> Interval:
         return of([*top, *(_scaled(each, -r) for each in bottom)]) if r else above
