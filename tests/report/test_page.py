@@ -174,6 +174,14 @@ def test_several_runs_keep_their_names(tmp_path, records, run_record):
     assert "two: transformer" in text
 
 
+def test_a_task_that_was_not_measured_as_in_training_still_has_its_section(tmp_path, records, run_record):
+    results = make_results()
+    results = results[results["split"] != "train"]
+    assert len(results[results["metric"].notna() & (results["kind"] == "model")])
+    text = build_report(results, records, [run_record], [{"name": "demo"}], tmp_path / "r.html").read_text()
+    assert "Not measured on prompts as in training" in text
+
+
 def test_a_run_without_finished_models_still_has_a_report(tmp_path, run_record):
     learners = make_results()
     learners = learners[learners["kind"] == "learner"]
