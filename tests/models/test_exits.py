@@ -154,7 +154,7 @@ def test_policies_serve_layers_that_tokens_leave():
     [
         ({"exit": {"threshold": 1.5}}, "exit.threshold: "),
         ({"exit": {"decay": 4}}, "decay and length belong together"),
-        ({"exit": {"first": 9}}, "exit.first: 9 of 4 layers"),
+        ({"exit": {"first": 9}}, "exit.first: at most the model's 4 layers, got 9"),
         ({"exit": {}, "layers": ["fnet"]}, "exit: tokens leave one by one, in models that read forward"),
         ({"exit": {}, "pool": "mean"}, "exit: tokens leave one by one, in models that read forward"),
         ({"exit": {}, "read_in": "vector"}, "exit.by: the predictions of a model that reads vectors are no logits"),

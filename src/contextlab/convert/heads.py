@@ -39,7 +39,7 @@ class Heads(Conversion):
     against the outputs as they were (the papers train gates, or add a bias). Of layers of mixer "attention" with more
     than one key head, positions "rope" or "none", and keys and weights of their own; others stay as they are.
 
-    share: of the key heads that are cut.
+    share: of the key heads that are cut, rounded to whole ones; one at least is left.
     refit: solve the projection out anew.
     """
 
@@ -58,13 +58,13 @@ class Heads(Conversion):
         """By a block's number: query heads, key heads and their size, as they are to be."""
         outline = without_memory(spec)
         found: dict[int, tuple[int, int, int]] = {}
-        pattern, alone, able = spec.pattern(), may_go(spec), False
+        pattern, alone, able = spec.pattern(), may_go(spec), 0
         for i, block in enumerate(outline.blocks if outline is not None else ()):
             mixer = getattr(block, "mixer", None)
             own = i in alone and pattern[i].kv == "own" and pattern[i].share is None
             if own and type(mixer) is Attention and mixer.kv_heads > 1 and mixer.position in ("rope", "none"):
                 left = max(1, mixer.kv_heads - round(self.share * mixer.kv_heads))
-                able = True
+                able = max(able, mixer.kv_heads)
                 if left < mixer.kv_heads:
                     matrices = (mixer.qkv_proj, mixer.out_proj, mixer.gate_proj)
                     if not all(is_plain(each) for each in matrices if each is not None):
@@ -76,6 +76,11 @@ class Heads(Conversion):
             raise InputError(
                 "heads: no layer of mixer 'attention' with several key heads, position 'rope' or 'none', and keys and "
                 "weights of its own"
+            )
+        if self.share and not found:
+            raise InputError(
+                f"heads: share {self.share:g} of {able} key heads is none of them; the least that cuts one is "
+                f"{1 / able:.3g}"
             )
         return found
 

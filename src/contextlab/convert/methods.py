@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,7 @@ def read_method(text: str | Conversion, call: str, **options: Any) -> Conversion
                 f"{text.name}: is made already; give its options where it is made, not {', '.join(options)}"
             )
         return text
-    # YAML reads 2:4 as 124, a number of base 60.
-    name, own = parse_options(re.sub(r"=\s*(\d+:\d+)(?=\s*(?:,|$))", r"='\1'", text), "method")
+    name, own = parse_options(text, "method")
     if name not in registry.names("conversion"):
         if name in registry.names("mixer"):
             raise InputError(f"{name!r} is a mixer: use `contextlab convert --to {name}`")

@@ -65,6 +65,14 @@ def choose(spec: ModelSpec, layers: LayerChoice, kinds: Sequence[str] = ATTENTIO
     return found
 
 
+def require_in_reach(spec: ModelSpec, **tokens: int) -> None:
+    """Refuse options, numbers of tokens, that are more than a model of learned positions reads. Raises InputError."""
+    most = spec.max_length if spec.position == "learned" else None
+    for name, count in tokens.items():
+        if most is not None and count > most:
+            raise InputError(f"{name} {count}: the model reads {most} tokens and no more; expected at most {most}")
+
+
 def _obstacle(pattern: Sequence[LayerSpec], sources: Sequence[int], i: int, kinds: Sequence[str]) -> str:
     """Why a layer cannot be converted, in words; "" where it can."""
     layer = pattern[i]

@@ -295,7 +295,7 @@ class ModelSpec(Spec):
                 "'saturation'"
             )
         if self.exit.first > self.depth * self.loops:
-            raise InputError(f"exit.first: {self.exit.first} of {self.depth * self.loops} layers; give fewer")
+            raise InputError(f"exit.first: at most the model's {self.depth * self.loops} layers, got {self.exit.first}")
 
     @property
     def made(self) -> ModelSpec:

@@ -53,14 +53,14 @@ def cases(entry: registry.Entry) -> Iterator[Component]:
 
 
 def _tried(entry: registry.Entry, options: Mapping[str, Any], mixer: str) -> Tried:
-    conversion = _built(entry, options, mixer)
+    conversion = build(entry, options, mixer)
     model, data = small_model(mixer), calibration()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     return Tried(conversion, model, before, data, conversion(model, data))
 
 
-def _built(entry: registry.Entry, options: Mapping[str, Any], mixer: str) -> Conversion:
-    """The conversion, with another model of the mixer where it needs more than one."""
+def build(entry: registry.Entry, options: Mapping[str, Any], mixer: str) -> Conversion:
+    """The conversion with these options, and with other models of the mixer where it needs any."""
     factory: Any = entry.factory
     more: dict[str, Any] = {"others": (small_model(mixer, seed=1),)} if "models" in factory.needs else {}
     if getattr(factory, "wants_base", False):
@@ -173,7 +173,7 @@ def nothing_to_do(component: Component) -> None:
     """To 1e-6 of the largest answer."""
     entry = registry.lookup("conversion", component.name)
     model = small_model(component.beside)
-    conversion = _built(entry, component.factory.nothing, component.beside)  # type: ignore[attr-defined]
+    conversion = build(entry, component.factory.nothing, component.beside)  # type: ignore[attr-defined]
     close(conversion(model, calibration()).model(tokens()), model(tokens()), 1e-6, "answers")
 
 
@@ -230,7 +230,7 @@ def alone_on_the_first_mixer(component: Component) -> bool:
 def after_another(component: Component) -> None:
     """After all linear layers, or those of MLPs alone, have become whole numbers."""
     entry = registry.lookup("conversion", component.name)
-    conversion = _built(entry, component.options, component.beside)
+    conversion = build(entry, component.options, component.beside)
     for layers in ("*", "*.mlp.*"):
         rounded = registry.lookup("conversion", "rtn").build(group=8, layers=layers)(small_model()).model
         try:
@@ -275,6 +275,6 @@ def options(component: Component) -> None:
 
 def _marks(entry: registry.Entry, mixer: str, options: Mapping[str, Any]) -> Iterator[Any]:
     """What a conversion's options may change."""
-    made = _built(entry, options, mixer)(small_model(mixer), calibration()).model
+    made = build(entry, options, mixer)(small_model(mixer), calibration()).model
     yield made.spec.model_dump()
     yield {name: each.detach() for name, each in made.state_dict().items()}

@@ -11,6 +11,7 @@ from contextlab import registry
 from contextlab.errors import InputError, unknown
 from contextlab.testing import (  # noqa: F401  (importing them makes their laws known)
     adapters,
+    conversion_sizes,
     conversions,
     forms,
     learners,

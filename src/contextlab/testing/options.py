@@ -222,7 +222,7 @@ def others(annotation: Any, value: Any) -> list[Any]:
     """Other values that an option of this type may have; some of them may be refused."""
     if isinstance(value, Tensor):
         return []
-    kinds = _alternatives(annotation)
+    kinds = alternatives(annotation)
     found: list[Any] = []
     for kind in kinds:
         if typing.get_origin(kind) is Literal:
@@ -246,12 +246,13 @@ def others(annotation: Any, value: Any) -> list[Any]:
     return seen
 
 
-def _alternatives(annotation: Any) -> list[Any]:
+def alternatives(annotation: Any) -> list[Any]:
+    """The types of an annotation, each of a union's apart."""
     origin = typing.get_origin(annotation)
     if origin is Annotated:
-        return _alternatives(typing.get_args(annotation)[0])
+        return alternatives(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
-        return [each for part in typing.get_args(annotation) for each in _alternatives(part)]
+        return [each for part in typing.get_args(annotation) for each in alternatives(part)]
     return [annotation]
 
 

@@ -70,7 +70,7 @@ def test_layers_that_a_pattern_does_not_fit_stay_dense():
     told = {line.layer.removeprefix("blocks.0."): line.did for line in lines}
     assert told["mixer.qkv_proj"] == "left dense: 10 inputs are no multiple of 4"
     assert told["mlp.out_proj"] == "0.5 of the weights are zero"
-    with pytest.raises(InputError, match=r"pattern 3:7: divides the inputs of no layer \(10, 16\)"):
+    with pytest.raises(InputError, match=r"7 divides the inputs of no layer \(10, 16\); the nearest pattern is 3:8"):
         build_conversion("magnitude", pattern="3:7").plan(model.spec)
 
 

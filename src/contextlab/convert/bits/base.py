@@ -15,7 +15,7 @@ from contextlab import registry
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.layers import chosen_layers, passed_over, planned_layers, read_by_block
-from contextlab.errors import InputError
+from contextlab.errors import InputError, nearest_divisor
 from contextlab.mixers.forms import LinearForm
 from contextlab.models import LinearSpec, Model, ModelSpec, with_forms
 
@@ -32,6 +32,11 @@ class ToForm(Conversion):
 
     layers: str = "*"
 
+    @property
+    def grouped(self) -> int | None:
+        """Neighbouring inputs that are to share a scale; None where that is no option of the form."""
+        return None
+
     @abstractmethod
     def form(self) -> tuple[str, dict[str, Any]]:
         """The form's name and options."""
@@ -40,6 +45,10 @@ class ToForm(Conversion):
     def fill(self, form: Any, weight: Tensor, moment: Tensor | None) -> None:
         """Take a weight [O, I] into an empty form. moment: [I, I], X^T X of its inputs, where there are data."""
 
+    def also(self, form: Any) -> str:
+        """What a line tells of a form beside its name and its bits."""
+        return ""
+
     @property
     def spec(self) -> LinearSpec:
         """What a model's spec gets."""
@@ -47,8 +56,18 @@ class ToForm(Conversion):
         return LinearSpec(layers=self.layers, form=name, options=options)
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
-        """See `Conversion.plan`: the same with one more entry of `linear`."""
-        planned_layers(spec, self.layers)
+        """See `Conversion.plan`: one more entry of `linear`. Raises InputError for a group that divides no layer.
+
+        Not for the default one, which is to serve any model: where it divides no layer, the lines say what is done.
+        """
+        layers, group = planned_layers(spec, self.layers), self.grouped
+        sizes = sorted({layer.in_features for layer in layers.values()})
+        if sizes and group not in (None, _default_of(self, "group")) and all(size % group for size in sizes):
+            fits = min((nearest_divisor(size, group) for size in sizes), key=lambda each: abs(each - group))
+            raise InputError(
+                f"group {group}: divides the inputs of no layer ({', '.join(map(str, sizes))}); the nearest that does "
+                f"is {fits}, and group=null is one scale for each output"
+            )
         linear = [each.model_dump() for each in (*spec.linear, self.spec)]
         return ModelSpec.parse({**spec.model_dump(), "linear": linear})
 
@@ -80,6 +99,7 @@ class ToForm(Conversion):
         before, size = module_nbytes(layer), module_nbytes(form)
         own = before - layer.weight.nbytes
         did = f"{self.form()[0]}, {8 * (size - own) / layer.weight.numel():.3g} bits a weight"
+        did += _uneven(self.grouped, layer.in_features) + self.also(form)
         return Change(name, did, error, of, before, size)
 
 
@@ -87,7 +107,7 @@ class ToForm(Conversion):
 class ToRounded(ToForm):
     """Base of conversions that round to any of the formats.
 
-    to: the format. bits, group, zero: of whole numbers (see `contextlab show linear int`).
+    to: the format. bits, group, zero: of whole numbers (see `contextlab show linear int`); groups may end unevenly.
     latent: hold the weights, to be healed through the rounding, instead of their codes; the conversion `pack` packs.
     """
 
@@ -99,10 +119,14 @@ class ToRounded(ToForm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        plain = {each.name: each.default for each in dataclasses.fields(self)}
-        changed = [name for name in ("bits", "group", "zero") if getattr(self, name) != plain[name]]
+        changed = [name for name in ("bits", "group", "zero") if getattr(self, name) != _default_of(self, name)]
         if self.to != "int" and changed:
             raise InputError(f"{changed[0]}: of whole numbers only; leave it out for {self.to}, or take to=int")
+
+    @property
+    def grouped(self) -> int | None:
+        """See `ToForm.grouped`."""
+        return self.group if self.to == "int" else None
 
     def rounded(self) -> tuple[str, dict[str, Any]]:
         """The format's name and options."""
@@ -113,3 +137,15 @@ class ToRounded(ToForm):
         """A form around that of the format: its name and options."""
         to, options = self.rounded()
         return name, {**more, "form": to, "options": options}
+
+
+def _default_of(conversion: ToForm, option: str) -> Any:
+    """An option's default; None where it has none of that name."""
+    return next((each.default for each in dataclasses.fields(conversion) if each.name == option), None)
+
+
+def _uneven(group: int | None, inputs: int) -> str:
+    """What a line tells of groups that do not divide a layer's inputs; "" where they do."""
+    if group is None or inputs % group == 0:
+        return ""
+    return f", in one group of {inputs}" if group > inputs else f", the last group of {inputs % group}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from contextlab.convert.base import relative_error
@@ -26,16 +26,17 @@ class Awq(ToRounded):
 
     to: the format: whole numbers, or a form of `contextlab list linears` that has none.
     bits: of a whole number.
-    group: neighbouring inputs that share one scale; null is a scale for each output.
+    group: neighbouring inputs that share one scale; null is a scale for each output. The last group of a row may be
+        smaller.
     zero: whether each group has a least value, too.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
     latent: hold the weights, to be healed through the rounding, instead of their codes; the conversion `pack` packs.
-    grid: values of a that are tried beside 0.
+    grid: values of a that are tried beside 0, at most 1000.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
 
-    grid: PositiveInt = 20
+    grid: Annotated[int, Field(ge=1, le=1000)] = 20
 
     def form(self) -> tuple[str, dict[str, Any]]:
         """See `ToForm.form`."""
@@ -76,7 +77,8 @@ class KeepOutliers(ToRounded):
 
     to: the format: whole numbers, or a form of `contextlab list linears` that has none.
     bits: of a whole number.
-    group: neighbouring inputs that share one scale; null is a scale for each output.
+    group: neighbouring inputs that share one scale; null is a scale for each output. The last group of a row may be
+        smaller.
     zero: whether each group has a least value, too.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
     latent: hold the weights, to be healed through the rounding, instead of their codes; the conversion `pack` packs.
@@ -91,6 +93,10 @@ class KeepOutliers(ToRounded):
     def form(self) -> tuple[str, dict[str, Any]]:
         """See `ToForm.form`."""
         return self.within("outliers", share=self.share)
+
+    def also(self, form: Outliers) -> str:
+        """See `ToForm.also`."""
+        return f", {form.kept.shape[1]} of {form.in_features} inputs dense"
 
     def fill(self, form: Outliers, weight: Tensor, moment: Tensor | None) -> None:
         """See `ToForm.fill`."""

@@ -36,7 +36,8 @@ class Gptq(ToForm):
     all scales are found before.
 
     bits: of a number.
-    group: neighbouring inputs that share one scale; null is a scale for each output.
+    group: neighbouring inputs that share one scale; null is a scale for each output. The last group of a row may be
+        smaller.
     zero: whether each group has a least value, too.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
     order: "activations" begins with the columns that meet the largest inputs (act-order).
@@ -52,6 +53,11 @@ class Gptq(ToForm):
     order: Literal["natural", "activations"] = "natural"
     damping: Annotated[float, Field(gt=0)] = 0.01
     rotate: bool = False
+
+    @property
+    def grouped(self) -> int | None:
+        """See `ToForm.grouped`."""
+        return self.group
 
     def form(self) -> tuple[str, dict[str, Any]]:
         """See `ToForm.form`."""

@@ -26,7 +26,8 @@ class RoundToNearest(ToRounded):
 
     to: the format: whole numbers, or a form of `contextlab list linears` that has none.
     bits: of a whole number.
-    group: neighbouring inputs that share one scale; null is a scale for each output.
+    group: neighbouring inputs that share one scale; null is a scale for each output. The last group of a row may be
+        smaller.
     zero: whether each group has a least value, too.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
     latent: hold the weights, to be healed through the rounding, instead of their codes; the conversion `pack` packs.
@@ -58,7 +59,8 @@ class Rotate(ToRounded):
 
     to: the format: whole numbers, or a form of `contextlab list linears` that has none.
     bits: of a whole number.
-    group: neighbouring inputs that share one scale; null is a scale for each output.
+    group: neighbouring inputs that share one scale; null is a scale for each output. The last group of a row may be
+        smaller.
     zero: whether each group has a least value, too.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
     latent: hold the weights, to be healed through the rounding, instead of their codes; the conversion `pack` packs.

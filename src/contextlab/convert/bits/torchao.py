@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from contextlab.convert.bits.base import Bits, ToForm
 from contextlab.convert.layers import planned_layers
-from contextlab.errors import InputError, ResourceError
+from contextlab.errors import InputError, ResourceError, nearest_divisor
 from contextlab.lazy import without_logs
 from contextlab.mixers.forms.integer import Integers
 from contextlab.models import ModelSpec
@@ -40,6 +41,11 @@ class TorchAo(ToForm):
     group: PositiveInt | None = None
     activations: Literal[8] | None = None
 
+    @property
+    def grouped(self) -> int | None:
+        """See `ToForm.grouped`."""
+        return self.group
+
     def form(self) -> tuple[str, dict[str, Any]]:
         """See `ToForm.form`."""
         own = {"bits": self.bits, "group": self.group, "zero": False}
@@ -48,11 +54,13 @@ class TorchAo(ToForm):
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """See `ToForm.plan`. Raises ResourceError without torchao, InputError for a group that divides no layer."""
         _quantization()
-        for name, layer in planned_layers(spec, self.layers).items():
+        layers = planned_layers(spec, self.layers)
+        for name, layer in layers.items():
             if self.group is not None and layer.in_features % self.group:
+                fits = nearest_divisor(math.gcd(*(each.in_features for each in layers.values())), self.group)
                 raise InputError(
-                    f"torchao: group {self.group} does not divide the {layer.in_features} inputs of {name}; take a "
-                    "divisor, name other layers, or use rtn, which takes any group"
+                    f"torchao: group {self.group} does not divide the {layer.in_features} inputs of {name}; {fits} is "
+                    "the nearest that divides those of all layers; rtn takes groups that end unevenly"
                 )
         return super().plan(spec)
 

@@ -48,12 +48,14 @@ class MergeBlocks(Conversion):
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """With times x (size - 1) blocks less. Raises InputError where there are no such neighbours."""
-        for _ in range(self.times):
+        for done in range(self.times):
             where = _places(spec, self.size)
             if not where:
+                most = next(size for size in range(spec.depth, 0, -1) if size == 1 or _places(spec, size))
+                fits = f"give times={done}" if done else f"give size={most}" if most > 1 else "none can merge"
                 raise InputError(
-                    f"merge_blocks: the model, of {spec.depth} blocks by then, has no {self.size} alike in a row; "
-                    "give a smaller size or times"
+                    f"merge_blocks: size {self.size}, times {self.times}: the model, of {spec.depth} blocks by then, "
+                    f"has at most {most} alike in a row; {fits}"
                 )
             spec = _merged(spec, where[-1], self.size)
         return spec

@@ -128,7 +128,8 @@ class Calm(Conversion):
         bound = "" if self.risk is None else self._bound(model, made, data)
         mean, error = early_answers(model, made, data)
         layers, size = model.spec.depth * model.spec.loops, module_nbytes(model.blocks)
-        did = f"a token goes through {mean:.2f} of {layers} layers{bound}"
+        falls = "" if self.length is None else f"; the threshold falls over {self.length} tokens"
+        did = f"a token goes through {mean:.2f} of {layers} layers{falls}{bound}"
         return Converted(made, [Change("blocks", did, error, "answers", size, size)])
 
     def _bound(self, model: Model, made: Model, data: Calibration) -> str:

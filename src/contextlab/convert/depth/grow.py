@@ -15,6 +15,7 @@ from contextlab.convert.depth.blocks import of_blocks, of_layers
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec
 from contextlab.models.outline import without_memory
+from contextlab.models.spec import MOST_LAYERS
 from contextlab.models.start_plan import LAST, is_identity
 from contextlab.registry import register
 
@@ -35,7 +36,13 @@ class Stack(Conversion):
     times: PositiveInt = 2
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
-        """`times` as deep."""
+        """`times` as deep. Raises InputError for more layers than a model may have."""
+        layers = spec.depth * spec.loops
+        if self.times * layers > MOST_LAYERS:
+            raise InputError(
+                f"times: a model applies at most {MOST_LAYERS} layers, {MOST_LAYERS // layers} times the {layers} of "
+                f"this one, got {self.times}"
+            )
         return of_layers(spec, spec.pattern() * self.times)
 
     def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:

@@ -100,7 +100,8 @@ class MixtureOfDepths(Conversion):
             made,
             [
                 Change(
-                    f"blocks.{i}", f"lets {self.share:.0%} of the tokens through", errors[i], "direction",
+                    f"blocks.{i}", f"lets {self.share:.0%} of the tokens through, and {self.ahead} more at any place",
+                    errors[i], "direction",
                     module_nbytes(model.blocks[i]), module_nbytes(made.blocks[i]),
                 )
                 for i in moves

@@ -44,8 +44,8 @@ class Reoptioned(Conversion):
         """The numbers of the layers that are changed."""
         return choose(model.spec if isinstance(model, Model) else model, self.layers)
 
-    def words(self, layer: int) -> str:
-        """What was done to a layer."""
+    def words(self, data: Calibration | None) -> str:
+        """What was done to a layer. data: those that it was done by."""
         return self.name
 
     def _plan(self, spec: ModelSpec, layers: list[int]) -> ModelSpec:
@@ -73,7 +73,7 @@ class Reoptioned(Conversion):
             assert isinstance(old, nn.Module)
             assert isinstance(made, nn.Module)
             made.load_state_dict({**made.state_dict(), **old.state_dict()})  # what is new stays as it is made
-        return Converted(new, changes_of(model, new, {i: self.words(i) for i in layers}, data))
+        return Converted(new, changes_of(model, new, dict.fromkeys(layers, self.words(data)), data))
 
 
 def require_rope(name: str, old: AttentionMixer, layer: int, factor: float = 1.0) -> str:
@@ -125,9 +125,10 @@ class ScaledRope(Reoptioned):
         RopeScaling.parse(options, "rope_scaling")
         return known, {"rope_scaling": options}
 
-    def words(self, layer: int) -> str:
+    def words(self, data: Calibration | None) -> str:
         """See `Reoptioned.words`."""
-        return f"rope_scaling {self.kind}, factor {self.factor:g}"
+        trained = "" if self.original_length is None else f", of {self.original_length} tokens"
+        return f"rope_scaling {self.kind}, factor {self.factor:g}{trained}"
 
 
 @register("conversion", "drop_position", family="kv", papers=("2512.12167",), cases=({}, {"layers": "half"}))
@@ -153,6 +154,6 @@ class DropPosition(Reoptioned):
             changes["rope_scaling"] = None
         return "attention" if type(old).__name__ == "Attention" else "sliding_window", changes
 
-    def words(self, layer: int) -> str:
+    def words(self, data: Calibration | None) -> str:
         """See `Reoptioned.words`."""
         return "positions dropped"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from contextlab.convert.base import Converted
 from contextlab.convert.calibration import Calibration
@@ -65,7 +65,7 @@ class LongRope(Extended):
 
     factor: new length over that of the training; 1 changes nothing.
     original_length: tokens of the training.
-    trials: how many candidates are measured, the three of the start among them.
+    trials: how many candidates are measured, the three of the start among them; at most 5,000.
     plain_tokens: first tokens of each sequence that keep their plain angles (see `ops.RopeScaling`): a number, or
         "search" for the paper's (0 to 256, those below the training's length) with the factors.
     layers: which attention layers: "all", "half" (the last of each two stays) or numbers such as "0,2,4".
@@ -78,7 +78,7 @@ class LongRope(Extended):
     stages: ClassVar[tuple[Stage, ...]] = (Stage("task", Distil(task=1.0), learning_rate=3e-4),)
 
     factor: PositiveFloat = 4.0
-    trials: PositiveInt = 64
+    trials: Annotated[int, Field(ge=1, le=5_000)] = 64
     plain_tokens: NonNegativeInt | Literal["search"] = 0
 
     def become(self, old: AttentionMixer, layer: int) -> tuple[str, dict[str, Any]]:
@@ -178,6 +178,6 @@ class Clex(Extended):
         options = {"original_length": self.trained(), "max_factor": self.factor, "sample": True}
         return "clex_attention", options
 
-    def words(self, layer: int) -> str:
+    def words(self, data: Calibration | None) -> str:
         """See `Reoptioned.words`."""
         return f"to clex_attention, up to {self.factor} times {self.trained()} tokens"

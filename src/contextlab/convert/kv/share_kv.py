@@ -50,6 +50,8 @@ class ShareKv(Conversion):
     def groups(self, spec: ModelSpec) -> list[list[int]]:
         """The layers that share, in groups of `every`, the rest of the division in one of fewer."""
         found = choose(spec, self.layers, kinds=("attention",))
+        if self.every > len(found) > 1:
+            raise InputError(f"share_kv: every {self.every} is more than the {len(found)} layers that can share")
         groups = [found[i : i + self.every] for i in range(0, len(found), self.every)]
         if max(map(len, groups)) < 2:
             raise InputError(f"share_kv: only layer {found[0]} can share; expected two attention layers or more")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.kv.options import Reoptioned
-from contextlab.convert.mixing import choose
+from contextlab.convert.mixing import choose, require_in_reach
 from contextlab.convert.teacher import read_layers
 from contextlab.errors import InputError
 from contextlab.mixers.softmax.base import AttentionMixer
@@ -78,7 +78,12 @@ class Window(Reoptioned):
             raise InputError(f"window: layer {layer} has position 'xpos', which sliding_window has not")
         return "sliding_window", {"window": self.window, "sinks": self.sinks}
 
-    def words(self, layer: int) -> str:
+    def plan(self, spec: ModelSpec) -> ModelSpec:
+        """See `Conversion.plan`."""
+        require_in_reach(spec, window=self.window, sinks=self.sinks)
+        return super().plan(spec)
+
+    def words(self, data: Calibration | None) -> str:
         """See `Reoptioned.words`."""
         return f"window of {self.window} tokens and {self.sinks} sinks"
 
@@ -119,6 +124,12 @@ class LightTransfer(Window):
         """See `Window.asked`."""
         return self.last
 
+    def words(self, data: Calibration | None) -> str:
+        """See `Reoptioned.words`."""
+        longest = 0 if data is None else max(prompt.length for prompt, _ in data.batches)
+        fewer = f", of which prompts have {longest}" if longest < self.last else ""
+        return f"{super().words(data)}, by the last {self.last} queries{fewer}"
+
 
 @torch.no_grad()
 def lazy_shares(
@@ -148,8 +159,8 @@ def lazy_shares(
             total[i] += float((weights * kept).sum((0, 2, 3)).mean())
     if not count:
         raise InputError(
-            f"window: no prompt of the data is longer than the {window + sinks} tokens that stay in sight; give longer "
-            "ones, or a smaller window"
+            f"window {window} and sinks {sinks}: no prompt of the data is longer than the {window + sinks} tokens that "
+            "stay in sight; give longer ones, or a smaller window"
         )
     return {i: total[i] / count for i in layers}
 

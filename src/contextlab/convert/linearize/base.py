@@ -21,6 +21,7 @@ from contextlab.convert.mixing import (
     choose,
     fit_outputs,
     rebuilt,
+    require_in_reach,
     with_layers,
 )
 from contextlab.convert.teacher import Distil
@@ -29,6 +30,7 @@ from contextlab.mixers.softmax.base import AttentionMixer
 from contextlab.models.outline import without_memory
 from contextlab.models.spec import ModelSpec
 from contextlab.models.stack import Model
+from contextlab.policies.core.parse import write_options
 from contextlab.training.spec import LoraSpec
 
 TRANSFER = Stage("attention", Distil(attention=1.0), trains="new", learning_rate=5e-3)
@@ -74,6 +76,7 @@ class Replacement(Conversion):
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """See `Conversion.plan`."""
         name, given = self.target()
+        require_in_reach(spec, **{key: given[key] for key in ("window",) if key in given})
         changes = {}
         for i in self.changed(spec):
             layer = spec.pattern()[i]
@@ -87,7 +90,9 @@ class Replacement(Conversion):
 
     def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:
         """See `Conversion.apply`; the error of each line is that of what the untrained mixer gives."""
-        name = self.target()[0]
+        name, given = self.target()
+        told = write_options({key: value for key, value in given.items() if value is not None})
+        told = f"{name}:{told}" if told else name
         layers = self.changed(model.spec)
         new = rebuilt(model, self.plan(model.spec), layers, generator)
         words = {}
@@ -95,7 +100,7 @@ class Replacement(Conversion):
             old, made = model.blocks[i].mixer, new.blocks[i].mixer
             assert isinstance(old, AttentionMixer)
             assert isinstance(made, nn.Module)
-            words[i] = "; ".join(filter(None, (f"to {name}: {carry(name, old, made)}", self.begin(old, made))))
+            words[i] = "; ".join(filter(None, (f"to {told}: {carry(name, old, made)}", self.begin(old, made))))
         if data is not None:
             fit_outputs(model, new, layers, data)
         return Converted(new, changes_of(model, new, words, data))

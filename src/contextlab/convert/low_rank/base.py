@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveInt
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from contextlab.convert.base import Change, Conversion, Converted, copied, module_nbytes, relative_error
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.layers import chosen_layers, entries, passed_over, planned_layers, read_by_block
-from contextlab.errors import InputError
+from contextlab.errors import InputError, at_most
 from contextlab.mixers.forms.low_rank import LowRank
 from contextlab.models import Model, ModelSpec
 from contextlab.models.forms import with_forms
@@ -26,17 +26,15 @@ RATIO = 0.5
 class Factored(Conversion):
     """Base of the conversions that store linear layers as products of two narrow matrices (the form `low_rank`).
 
-    Layers that would take no fewer numbers so stay dense, and the lines say so.
+    Layers that would take no fewer numbers so stay dense, and the lines say so; that all would is refused.
 
     rank: values between the two matrices.
-    ratio: in place of a rank, the share of each layer's numbers that the two may take; default 0.5.
+    ratio: in place of a rank, the share of each layer's numbers that the two may take, below 1; default 0.5.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
     """
 
-    nothing: ClassVar[Mapping[str, Any] | None] = {"rank": 1 << 20}
-
     rank: PositiveInt | None = None
-    ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     layers: str = "*"
 
     def __post_init__(self) -> None:
@@ -45,9 +43,18 @@ class Factored(Conversion):
             raise InputError("rank and ratio: each says how large the factors are; give one of the two")
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
-        """With an entry in `linear` for the layers that become narrow. Raises InputError where no layer is meant."""
+        """With an entry in `linear` for the layers that become narrow. Raises InputError where there is none."""
         found = planned_layers(spec, self.layers)
-        linear = (*spec.linear, *entries("low_rank", _options(self._ranks(found)), planned_layers(spec, "*")))
+        ranks = self._ranks(found)
+        if found and not ranks:
+            name, layer = max(found.items(), key=lambda each: _most(each[1]))
+            sizes = f"{layer.out_features} x {layer.in_features}"
+            given = f"ratio {self.ratio or RATIO:g}" if self.rank is None else f"rank {self.rank}"
+            raise InputError(
+                f"{given}: two factors of it take fewer numbers in no layer; {at_most(_most(layer), 'no rank does')}, "
+                f"in {name} ({sizes})"
+            )
+        linear = (*spec.linear, *entries("low_rank", _options(ranks), planned_layers(spec, "*")))
         return ModelSpec.parse({**spec.model_dump(), "linear": [each.model_dump() for each in linear]})
 
     def _ranks(self, layers: Mapping[str, nn.Linear]) -> dict[str, int]:
@@ -112,6 +119,11 @@ def factors(
     if inverse is not None:
         down = down * inverse if inverse.ndim == 1 else down @ inverse
     return up, down
+
+
+def _most(layer: nn.Linear) -> int:
+    """The largest rank whose factors take fewer numbers than the layer; 0 where none does."""
+    return (layer.in_features * layer.out_features - 1) // (layer.in_features + layer.out_features)
 
 
 def _options(ranks: Mapping[str, int]) -> dict[str, dict[str, int]]:

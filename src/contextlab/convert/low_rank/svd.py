@@ -25,10 +25,10 @@ LEAST = 1e-12
 class Svd(Factored):
     """Each weight's nearest of a given rank, by truncated SVD; nothing is read.
 
-    Layers that would take no fewer numbers so stay dense, and the lines say so.
+    Layers that would take no fewer numbers so stay dense, and the lines say so; that all would is refused.
 
     rank: values between the two matrices.
-    ratio: in place of a rank, the share of each layer's numbers that the two may take; default 0.5.
+    ratio: in place of a rank, the share of each layer's numbers that the two may take, below 1; default 0.5.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
     """
 
@@ -46,7 +46,7 @@ class Asvd(Factored):
     one rank, or one ratio.
 
     rank: values between the two matrices.
-    ratio: in place of a rank, the share of each layer's numbers that the two may take; default 0.5.
+    ratio: in place of a rank, the share of each layer's numbers that the two may take, below 1; default 0.5.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
     alpha: how much sizes count.
     """
@@ -77,7 +77,7 @@ class SvdLlm(Factored):
     and there where inputs do not fill the space, too.
 
     rank: values between the two matrices.
-    ratio: in place of a rank, the share of each layer's numbers that the two may take; default 0.5.
+    ratio: in place of a rank, the share of each layer's numbers that the two may take, below 1; default 0.5.
     layers: names of the linear layers, with * for any part: "blocks.*.mlp.*".
     """
 

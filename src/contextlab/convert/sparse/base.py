@@ -15,7 +15,7 @@ from contextlab.convert.base import Change, Conversion, Converted, copied, modul
 from contextlab.convert.calibration import Calibration
 from contextlab.convert.layers import chosen_layers, entries, passed_over, planned_layers, read_by_block
 from contextlab.convert.sparse.masks import Scope, largest, n_of_m, read_pattern
-from contextlab.errors import InputError
+from contextlab.errors import InputError, nearest_divisor
 from contextlab.mixers.forms import LinearForm
 from contextlab.mixers.forms.sparse import SparseForm
 from contextlab.models import Model, ModelSpec
@@ -59,7 +59,12 @@ class Sparse(Conversion):
         found = planned_layers(spec, self.layers)
         if found and not any(self._fits(layer) for layer in found.values()):
             sizes = sorted({layer.in_features for layer in found.values()})
-            raise InputError(f"pattern {self.pattern}: divides the inputs of no layer ({', '.join(map(str, sizes))})")
+            n, m = self._pattern
+            fits = min((nearest_divisor(size, m) for size in sizes), key=lambda each: abs(each - m))
+            raise InputError(
+                f"pattern {self.pattern}: {m} divides the inputs of no layer ({', '.join(map(str, sizes))}); the "
+                f"nearest pattern is {min(n, fits)}:{fits}"
+            )
         packed = self._packed(found)
         linear = (*spec.linear, *entries("sparse", packed, planned_layers(spec, "*"))) if packed else spec.linear
         return ModelSpec.parse({**spec.model_dump(), "linear": [each.model_dump() for each in linear]})

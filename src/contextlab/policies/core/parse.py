@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -14,6 +15,8 @@ from contextlab.policies.core.per_layer import PerLayer
 from contextlab.registry import lookup
 
 _LAYERS = re.compile(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*=(.*)", re.S)
+_TEXT = re.compile(r"\*.*|\d+:\d+")
+"""Values that are text, but not to YAML: there *.mlp.* refers to a name, and 2:4 is 124, a number of base 60."""
 MOST_LAYERS = 10_000
 
 
@@ -31,11 +34,37 @@ def parse_options(text: str, what: str) -> tuple[str, dict[str, Any]]:
         if not equals or not key.strip():
             raise InputError(f"{what} {name}: expected option=value, got {part[:80]!r}")
         try:
-            # To YAML a star refers to a name; here it begins a pattern such as *.mlp.*
-            options[key.strip()] = value.strip() if value.strip().startswith("*") else yaml.safe_load(value)
+            options[key.strip()] = value.strip() if _TEXT.fullmatch(value.strip()) else yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"{what} {name}: the value of {key.strip()} cannot be read: {value[:80]!r}") from None
     return name, options
+
+
+def write_options(options: Mapping[str, Any]) -> str:
+    """Options as `parse_options` reads them: `bits=4,group=null,weights=[0.5,0.5]`."""
+    return ",".join(f"{name}={written(value)}" for name, value in options.items())
+
+
+def written(value: Any) -> str:
+    """A value of an option as a user would type it: `true`, `null`, `[1,2]`, `{heads: 4}`."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{written(key)}: {written(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(written, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value)
+    return text if not isinstance(value, str) or _read(text) == text else "'" + text.replace("'", "''") + "'"
+
+
+def _read(text: str) -> Any:
+    """The value that a text stands for; None where it cannot be read."""
+    if _TEXT.fullmatch(text):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def parse_policy(text: str, budget: Amount = None) -> Policy:
