@@ -50,7 +50,7 @@ def unknown(what: str, name: object, choices: Iterable[str], of: str = "") -> st
     of: what the names belong to: `unknown option 'hads' of mixer 'attention'; did you mean 'heads'? (...)`.
     """
     choices = sorted(choices)
-    near = nearest(str(name), choices)
+    near = nearest(str(name), choices) or (choices[0] if of and len(choices) == 1 else None)
     shown = ", ".join(choices[:30]) + (", ..." if len(choices) > 30 else "")
     hint = f"; did you mean {near!r}?" if near else ""
     whose = f" of {of}" if of else ""

@@ -26,6 +26,20 @@ def modules_on_demand(package: str, folder: Iterable[str]) -> Callable[[str], Mo
 
 
 @contextmanager
+def without_bars() -> Iterator[None]:
+    """Within, transformers shows no bars of its own, such as "Loading weights"; those of downloads are shown."""
+    from transformers.utils import logging as theirs
+
+    shown = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()
+
+
+@contextmanager
 def without_logs() -> Iterator[None]:
     """Within, no warnings are logged: torchao, when imported, logs which of its kernels are for other machines."""
     before = logging.root.manager.disable

@@ -164,7 +164,7 @@ def test_the_key_is_from_wherever_it_is_written(trained, tmp_path):
         ({}, {"tasks": {"r": {"task": "associative_recall", "options": {"vocabulary": 18, "pairs": 2, "length": 8}}}},
          "has input_size 16, but the task needs 18; take another of the two, or give options: {input_size: null}"),
         ({}, {"train": {"freeze": ["blocks.7.*"]}}, "train.freeze: 'blocks.7.*' matches no parameter; did you mean"),
-        ({}, {"train": {"optimizer": "torch.optim.LBFGS"}}, "torch.optim.LBFGS: a step on trial failed"),
+        ({}, {"train": {"optimizer": "torch.optim.LBFGS"}}, "torch.optim.LBFGS: asks for the loss again"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_the_first_step(trained, entry, changes, message):

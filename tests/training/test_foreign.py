@@ -182,7 +182,7 @@ def test_what_could_not_be_resumed_is_refused_before_the_first_step(
         ({"optimizer": "torch.optim.SGD", "optimizer_options": {"momentun": 1}}, "did you mean 'momentum'?"),
         ({"optimizer": "torch.optim.SGD", "optimizer_options": {"momentum": -1}}, "Invalid momentum value"),
         ({"optimizer": "torch.optim.SGD", "optimizer_options": {"lr": 1}}, "give train.learning_rate in its place"),
-        ({"optimizer": "torch.optim.LBFGS"}, "a step on trial failed with TypeError"),
+        ({"optimizer": "torch.optim.LBFGS"}, "LBFGS: asks for the loss again within a step (a closure), which no"),
         ({"optimizer": "torch.optim.Rprop", "weight_decay": 0.1}, "torch.optim.Rprop has none; leave it out"),
         ({"optimizer": "muon", "optimizer_options": {"momentum": 0.5}}, "are for a class such as torch.optim.SGD"),
         ({"optimizer": "a b.C"}, "unknown optimizer 'a b.C'"),

@@ -103,8 +103,11 @@ def advise(
     size, tokens = read_size(memory, "--memory"), read_length(length, "--length")
     where = None if at is None else read_length(at, "--at")
     load_components(plugin, (*PARTS, "conversion"))
+    from contextlab.convert.methods import check_data
+    from contextlab.convert.variants import read_forms
     from contextlab.evaluation.advise import advise as answer
     from contextlab.evaluation.advise.answer import BUDGETS, POLICIES
+    from contextlab.evaluation.compress import check_prompts, check_settings
     from contextlab.experiments import find_model
     from contextlab.files import write_json
     from contextlab.models import Model
@@ -112,16 +115,23 @@ def advise(
     from contextlab.report.advice import advice_record, advice_table, advice_words, told_rows, write_advice_page
     from contextlab.training.distributed import resolve
 
+    methods, kept = WEIGHTS if weights is None else _given(weights), POLICIES if policy is None else _given(policy)
+    wanted = tasks_of(task)
+    check_data(data)
+    read_forms(methods, bool(data))
+    check_settings(kept, budget or BUDGETS)
+    for each in wanted:
+        check_prompts(each)
     chosen = resolve(device)
     name, loaded, tokenizer = find_model(model, chosen, native=True)
     assert isinstance(loaded, Model)
     folder = out or Path("advised") / name
     require_place(folder)
-    forms = list(_forms(loaded, WEIGHTS if weights is None else _given(weights), data, also or [], chosen, seed))
+    forms = list(_forms(loaded, methods, data, also or [], chosen, seed))
     with console.status("measuring ...") as status:
         found = answer(
-            loaded, size, tokens, batch, forms=forms, policies=POLICIES if policy is None else _given(policy),
-            budgets=budget or BUDGETS, tasks=tasks_of(task), at=where, prompts=prompts, seed=seed, name=name,
+            loaded, size, tokens, batch, forms=forms, policies=kept,
+            budgets=budget or BUDGETS, tasks=wanted, at=where, prompts=prompts, seed=seed, name=name,
             tokenizer=tokenizer, folder=folder, progress=lambda text: status.update(escape(text)),
         )  # fmt: skip
     record = advice_record(found)

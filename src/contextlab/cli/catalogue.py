@@ -22,9 +22,12 @@ LISTED = {**KINDS, "recipe": "recipes"}
 LEGENDS = {
     "mixer": "state: how it grows with the T tokens read, and its size after 4096 of them at width 64. sequence: "
     "operations for T tokens at once, and how they are done. token: time of one more after T.",
-    "policy": "needs: what it must have besides the keys and values: queries, training, a second reading of the "
-    "prompt, or what follows it, which no one has who serves a model.",
-    "conversion": "needs: calibration, prompts or text that the model is read on; training; or other models.",
+    "policy": "options: with their defaults, as they are typed after the name and a colon. needs: what it must have "
+    "besides the keys and values: queries, training, a second reading of the prompt, or what follows it, which no one "
+    "has who serves a model.",
+    "conversion": "options: with their defaults, as they are typed after the name and a colon (NAME:KEY=VALUE,...); "
+    "one without a default must be given. needs: calibration, prompts or text that the model is read on; training; or "
+    "other models.",
 }
 
 
@@ -69,7 +72,7 @@ def list_(
     print_table(
         "",
         [_cells(kind, row) for row in rows],
-        prose=["what it is"],
+        prose=["what it is", "options"],
         optional=[] if kind == "recipe" else ["papers (arXiv)"],
         see=f"contextlab show {kind} NAME has them, as a wider terminal and --json.",
         heads="" if kind == "recipe" else "family",
@@ -94,8 +97,17 @@ def facts_of(entry: Entry) -> dict[str, Any]:
         return {**facts, **_mixer_facts(entry)}
     if entry.kind == "conversion":
         needs: frozenset[str] = entry.factory.needs  # type: ignore[attr-defined]
-        return {**facts, "needs": ", ".join(sorted(needs)) or "nothing"}
-    return {**facts, "needs": _needs(entry)} if entry.kind == "policy" else facts
+        return {**facts, "needs": ", ".join(sorted(needs)) or "nothing", "options": options_of(entry)}
+    return {**facts, "needs": _needs(entry), "options": options_of(entry)} if entry.kind == "policy" else facts
+
+
+def options_of(entry: Entry) -> str:
+    """Options with their defaults, as a user types them; those that no text can give (models) are left out."""
+    from contextlab.policies.core.parse import written
+
+    given = ("others", "base", "budget")  # models and budgets have options of the command line for them
+    shown = (each for each in entry.parameters if each.name not in given)
+    return ", ".join(each.name if each.required else f"{each.name}={written(each.default)}" for each in shown)
 
 
 def _recipes(family: str | None, search: str | None) -> list[dict[str, Any]]:
@@ -185,6 +197,7 @@ def _cells(kind: str, row: dict[str, Any]) -> dict[str, str | Text]:
         return {**cells, "what it is": _first_sentence(row["summary"])}
     cells = {"family": row["family"], **cells, "what it is": row["summary"]}
     if kind in ("policy", "conversion"):
+        cells["options"] = row["options"]
         cells["needs"] = row["needs"]
     if kind == "mixer":
         size = row["state_bytes"]

@@ -94,7 +94,7 @@ def compress(
       contextlab compress runs/byte-lm --weights rtn:bits=8 --weights rotate:bits=4 --policy keydiff --budget 25%
     """
     from contextlab.evaluation import write_results
-    from contextlab.evaluation.compress import build_prompts, check_settings
+    from contextlab.evaluation.compress import build_prompts, check_prompts, check_settings
     from contextlab.evaluation.compress import compress as measure
     from contextlab.evaluation.results import COMPRESS_COLUMNS
     from contextlab.experiments import find_model
@@ -108,6 +108,13 @@ def compress(
         raise InputError("compress: expected --policy NAME, such as snapkv, or --weights METHOD, such as rtn:bits=8")
     if data and not weights:
         raise InputError("--data: is what --weights METHOD is calibrated on; give such a method, or leave it out")
+    wanted, sizes = tasks_of(task), read_lengths(lengths)
+    if not skip:
+        check_settings(policy or [], budget or [])
+        for each in wanted:
+            check_prompts(each)
+    if weights:
+        _check(weights, data)
     chosen = resolve(device)
     name, loaded, tokenizer = find_model(model, chosen, native=bool(weights))
     folder = out or Path("compressed") / name
@@ -119,13 +126,12 @@ def compress(
     made: dict[str, Model] = {}
     if weights:
         assert isinstance(loaded, Model)
-        check_settings(policy or [], budget or [])
-        for each, n in itertools.product(tasks_of(task), read_lengths(lengths)):
+        for each, n in itertools.product(wanted, sizes):
             build_prompts(each, n, loaded, tokenizer)  # what is wrong with one is said before anything is made
         made = _made(loaded, weights, data, seed)
     with console.status("measuring ...") as status:
         results = measure(
-            loaded, policy or [], budget or [], tasks_of(task), read_lengths(lengths), prompts=prompts, batch=batch,
+            loaded, policy or [], budget or [], wanted, sizes, prompts=prompts, batch=batch,
             seed=seed, name=name, tokenizer=tokenizer, compare=others, decoded=decoded, fit=fit, left_out=left_out,
             progress=lambda text: status.update(escape(text)), weights=made, sequences=sequences,
         )  # fmt: skip
@@ -151,6 +157,15 @@ def compress(
         held = counted(sequences, "sequence")
         console.print(f"[dim]stored: bytes of the weights. total: of these and of the states of {held}.[/dim]")
     console.print(f"Figure: {folder / 'compress.html'}   Table: {folder / 'results.parquet'}", soft_wrap=True)
+
+
+def _check(weights: list[str], data: list[str] | None) -> None:
+    """Refuse methods and data by their names and options. Raises InputError."""
+    from contextlab.convert.methods import check_data
+    from contextlab.convert.variants import read_forms
+
+    check_data(data)
+    read_forms(weights, bool(data))
 
 
 def _made(model: Model, weights: list[str], data: list[str] | None, seed: int) -> dict[str, Model]:

@@ -18,6 +18,7 @@ from contextlab.cli.converted import (
     require_time,
     show_bytes,
     show_compared,
+    title_of,
 )
 from contextlab.cli.shared import PARTS, PluginOption, SetOption, console, going_on, load_components
 from contextlab.cli.tables import print_table
@@ -42,7 +43,8 @@ def convert(
         typer.Option(
             "--to",
             metavar="MIXER|METHOD[:KEY=VALUE,...]|RECIPE:MODEL",
-            help="What attention layers become; of a recipe's or a run's model, what stands at their place there.",
+            help="What attention layers become; of a recipe's or a run's model, what stands at their place there. "
+            "contextlab list conversions tells the methods, with their options and defaults.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the new model and convert.json; it must not be there yet.")],
@@ -99,20 +101,24 @@ def convert(
     """
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.convert.conversion import convert as run
+    from contextlab.convert.conversion import read_request, steps_of
+    from contextlab.convert.methods import check_data
     from contextlab.experiments import find_own_model
     from contextlab.places import require_free
     from contextlab.training.distributed import resolve
 
     require_free(out)
     aside = _stages_folder(out)
+    target, layers = _target(to, layers)
+    learned, settings, sizes = _stages(stage), _settings(sets), read_lengths(lengths)
+    steps_of(read_request(target, layers)[0], budget, bool(data), bool(learned or settings))
+    check_data(data)
     loaded = find_own_model(model, resolve(device))
     require_time(loaded, time)
-    target, layers = _target(to, layers)
     with going_on(lambda: _kept(aside)):
         found = run(
-            loaded, target, data, layers=layers, budget=budget, stages=_stages(stage), train=_settings(sets),
-            prompts=prompts, lengths=read_lengths(lengths), seed=seed, folder=aside,
-            transformers=bool(transformers), progress=None,
+            loaded, target, data, layers=layers, budget=budget, stages=learned, train=settings, prompts=prompts,
+            lengths=sizes, seed=seed, folder=aside, transformers=bool(transformers), progress=None,
         )  # fmt: skip
     show(found)
     amiss = finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
@@ -161,10 +167,14 @@ def _target(to: str, layers: str | None) -> tuple[str | Conversion, str | None]:
 def _settings(sets: list[str] | None) -> dict[str, Any]:
     """KEY=VALUE of the training."""
     from contextlab.policies.core.parse import parse_options
+    from contextlab.training.spec import TrainSpec
 
     if any(not each.strip() for each in sets or ()):
         raise InputError("--set: expected KEY=VALUE, such as batch=32, got ''")
-    return parse_options(f"train:{','.join(sets)}", "--set")[1] if sets else {}
+    found = parse_options(f"train:{','.join(sets)}", "--set")[1] if sets else {}
+    if stray := [key for key in found if key not in TrainSpec.model_fields]:
+        raise InputError(f"--set: {unknown('key', stray[0], TrainSpec.model_fields, 'train')}")
+    return found
 
 
 def _stages(texts: list[str] | None) -> list[Stage] | None:
@@ -205,8 +215,7 @@ def _stages(texts: list[str] | None) -> list[Stage] | None:
 
 def show(found: Transferred) -> None:
     """What was done, how it learned, how it compares, and what it weighs: a table each."""
-    options = "".join(f" {key}={value}" for key, value in found.options.items() if value not in (None, {}))
-    print_table(found.method + options, _changes(found), prose=["what was done"])
+    print_table(title_of(found.method, found.options), _changes(found), prose=["what was done"])
     if found.choices:
         rows = [{"layer": str(each.layer), **_cost(each), "": "changed" * each.chosen} for each in found.choices]
         print_table("layers, and what each costs", rows)

@@ -92,6 +92,14 @@ def require_time(model: Model, length: int) -> None:
         require_bytes(f"--time {length}: the state of so many tokens", model.state_nbytes(length), "give fewer")
 
 
+def title_of(method: str, options: Mapping[str, Any]) -> str:
+    """A method as a user would type it."""
+    from contextlab.policies.core.parse import write_options
+
+    told = write_options({name: value for name, value in options.items() if value not in (None, {})})
+    return f"{method}:{told}" if told else method
+
+
 def show_times(times: Sequence[Timed]) -> None:
     """A row for prefill and one for decoding."""
     rows = [

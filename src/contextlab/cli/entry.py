@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gc
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -32,10 +33,13 @@ def main() -> None:
         with plain_memory_errors(largest_given(sys.argv[1:])), limited_memory():
             code = app(standalone_mode=False)
     except ClickException as error:
-        error.show()
+        if "\n" in error.format_message():  # a command without any argument: its help
+            error.show()
+        else:
+            _tell(_plainly(error))
         sys.exit(error.exit_code)
     except ContextlabError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        _tell(str(error))
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
@@ -48,10 +52,23 @@ def main() -> None:
         from contextlab.files import short
 
         where = f"{short(error.filename)}: " if error.filename is not None else ""
-        told = f"{where}{error.strerror or error}"
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(told)}", soft_wrap=True, highlight=False)
+        _tell(f"{where}{error.strerror or error}")
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell(message: str) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+
+
+def _plainly(error: Any) -> str:
+    """What is wrong with the words of a command line, in the form of all other messages, and where to read more."""
+    told = re.sub(r"^Invalid value for '(.*?)'( / '.*?')*: ", r"\1: ", error.format_message()).rstrip(".")
+    told = re.sub(r"(\S+) is not in the range ([\d.-]+)<=x<=([\d.]+)$", r"expected \2 to \3, got \1", told)
+    told = re.sub(r"(\S+) is not in the range x>=([\d.-]+)$", r"expected at least \2, got \1", told)
+    told = f"{told[:1].lower()}{told[1:]}".replace(": Input should", ": input should")
+    words = str(getattr(getattr(error, "ctx", None), "command_path", "")).split()[1:]  # after the program's name
+    return f"{told} ({' '.join(('contextlab', *words))} --help tells the options)"
 
 
 def _stop(number: int, frame: object) -> None:

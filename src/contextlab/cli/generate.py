@@ -67,6 +67,7 @@ def generate(
 
       contextlab generate runs/byte-lm --data notes.txt --draft layers=1 --draft layers=2,ahead=6
     """
+    from contextlab.convert.methods import check_data
     from contextlab.evaluation import time_drafts
     from contextlab.experiments import find_model
     from contextlab.models import Model
@@ -79,6 +80,7 @@ def generate(
     if draft and temperature:
         raise InputError("--draft: drafted tokens are the likeliest ones; leave out --temperature or --draft")
     drafts = [_draft(each) for each in draft or ()]
+    check_data([data] if data else None)
     chosen = resolve(device)
     _, loaded, tokenizer = find_model(model, chosen, native=True)
     assert isinstance(loaded, Model)

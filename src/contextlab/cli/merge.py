@@ -19,7 +19,12 @@ def merge(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the new model and its record; it must not be there yet.")],
     method: Annotated[
-        str, typer.Option("--method", metavar="NAME[:KEY=VALUE,...]", help="Of the families merge and growth.")
+        str,
+        typer.Option(
+            "--method",
+            metavar="NAME[:KEY=VALUE,...]",
+            help="Of the families merge and growth of contextlab list conversions, which tells options and defaults.",
+        ),
     ] = "average",
     base: Annotated[
         str | None,
@@ -48,15 +53,18 @@ def merge(
     """
     load_components(plugin, (*PARTS, "conversion"))
     from contextlab.convert.merge import merge as convert
+    from contextlab.convert.methods import check_data, read_method
     from contextlab.experiments import find_own_model
     from contextlab.places import require_free
     from contextlab.training.distributed import resolve
 
     require_free(out)
+    wanted = read_method(method, "merge")
+    check_data(data)
     chosen = resolve(device)
     loaded = [find_own_model(each, chosen) for each in models]
     from_ = None if base is None else find_own_model(base, chosen)
-    found = convert(loaded, method, data, base=from_, prompts=prompts, seed=seed, transformers=bool(transformers))
+    found = convert(loaded, wanted, data, base=from_, prompts=prompts, seed=seed, transformers=bool(transformers))
     show(found)
     amiss = finish(found, out, loaded[0], models[0], time, transformers, source=models, base=base, seed=seed)
     if amiss is not None:

@@ -80,11 +80,13 @@ def _print(entry: Entry) -> None:
             for name, options in presets.items()
         )
         console.print(escape(f"Presets: {shown}\n"))
+    from contextlab.policies.core.parse import written
+
     if entry.parameters and entry.kind != "figure":  # a figure is handed a task's tables; it has no options
         rows = [
             {
                 "parameter": parameter.name,
-                "default": "required" if parameter.required else str(_plain(parameter.default)),
+                "default": "required" if parameter.required else written(parameter.default),
                 "meaning": parameter.help or parameter.type,
             }
             for parameter in entry.parameters
@@ -188,7 +190,9 @@ def _example(entry: Any) -> str:
 
 def _conversion_example(entry: Any, case: dict[str, Any]) -> str:
     """A command."""
-    options = ",".join(f"{key}={list(value) if isinstance(value, tuple) else value}" for key, value in case.items())
+    from contextlab.policies.core.parse import write_options
+
+    options = write_options(case)
     if entry.family in ("linearize", "kv"):
         data = " --data notes.txt" if entry.factory.needs else ""
         return f"contextlab convert runs/mine --to '{entry.name}{':' * bool(options)}{options}'{data} --out cheaper"

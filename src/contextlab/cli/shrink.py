@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from contextlab.cli.converted import TIMED, TimeOption, TransformersOption, finish, require_time, show_compared
+from contextlab.cli.converted import (
+    TIMED,
+    TimeOption,
+    TransformersOption,
+    finish,
+    require_time,
+    show_compared,
+    title_of,
+)
 from contextlab.cli.shared import PARTS, PluginOption, console, load_components
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError
@@ -28,7 +36,10 @@ def shrink(
     method: Annotated[
         list[str],
         typer.Option(
-            "--method", metavar="NAME[:KEY=VALUE,...]", help="What to do; several are done one after the other."
+            "--method",
+            metavar="NAME[:KEY=VALUE,...]",
+            help="What to do; several are done one after the other. contextlab list conversions tells the methods, "
+            "with their options and defaults.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the new model and shrink.json; it must not be there yet.")],
@@ -73,17 +84,22 @@ def shrink(
       contextlab shrink runs/byte-lm --method wanda --data notes.txt --heal 200 --heal-with lora:rank=8 --out small
     """
     load_components(plugin, (*PARTS, "conversion"))
+    from contextlab.convert.methods import check_data, read_method
+    from contextlab.convert.shrink import check_needs
     from contextlab.convert.shrink import shrink as convert
     from contextlab.experiments import find_own_model
     from contextlab.places import require_free
     from contextlab.training.distributed import resolve
 
     require_free(out)
+    methods = [read_method(each, "shrink") for each in method]
+    training = _healing(heal, heal_with, rate)
+    check_needs(methods, bool(data), bool(heal))
+    check_data(data)
     loaded = find_own_model(model, resolve(device))
     require_time(loaded, time)
-    training = _healing(heal, heal_with, rate)
     found = convert(
-        loaded, method, data, heal=training if heal else 0, prompts=prompts, seed=seed,
+        loaded, methods, data, heal=training if heal else 0, prompts=prompts, seed=seed,
         transformers=bool(transformers), progress=None,
     )  # fmt: skip
     show(found)
@@ -95,7 +111,7 @@ def shrink(
 def show(found: Shrunk) -> None:
     """A table a method, then sizes, losses and healing in a line each."""
     for step in found.steps:
-        title = step.method + "".join(f" {key}={value}" for key, value in step.options.items())
+        title = title_of(step.method, step.options)
         if step.lines:
             print_table(title, _rows(step.lines), prose=["what was done"])
         else:

@@ -13,11 +13,11 @@ import torch
 
 from contextlab import registry
 from contextlab.convert.base import Change, Conversion
-from contextlab.convert.choice import Choice, Training, differing, read_choice
+from contextlab.convert.choice import ByData, Choice, Training, differing, read_choice
 from contextlab.convert.divergence import Compared, compare
 from contextlab.convert.linearize.base import DISTIL
 from contextlab.convert.linearize.plain import Linearize
-from contextlab.convert.methods import calibration_of, tasks_of
+from contextlab.convert.methods import as_list, calibration_of, tasks_of
 from contextlab.convert.saving import Origin, check_writable, save_converted
 from contextlab.convert.shrink import LENGTHS, state_bytes
 from contextlab.convert.transfer import Stage, StageResult
@@ -139,25 +139,10 @@ def convert(
     """
     require_own(model, "convert")
     began = time.perf_counter()
-    auto = read_choice(layers)
-    method = read_target(to, None if auto else layers, options)
-    if auto is not None:
-        method = dataclasses.replace(method, layers="all")  # type: ignore[call-arg]
-    if budget is not None and budget < 0:
-        raise InputError(f"budget: expected steps, at least 0, got {budget}")
+    method, auto = read_request(to, layers, options)
+    steps = steps_of(method, budget, bool(as_list(data)), stages is not None or bool(train))
     tasks = tasks_of(data, model)
     learned = tuple(getattr(method, "stages", ()) if stages is None else stages)
-    trains = "training" in method.needs
-    steps = (BUDGET if trains else 0) if budget is None else budget
-    if steps and not tasks:
-        raise InputError(
-            f"{method.name}: trains for {steps} steps, on what? give data (--data TASK or FILE), or budget 0"
-        )
-    if not steps and (stages is not None or train):
-        raise InputError(
-            "budget: 0 steps train nothing, so that what is said of the training (--stage, --set) would be lost; give "
-            f"a budget, for example {BUDGET}, or leave it out"
-        )
     if steps and not learned:
         learned = (DISTIL,)
     planned = method.plan(model.spec)
@@ -185,6 +170,39 @@ def convert(
         state_bytes(model, converted.model, lengths),
         (model.weight_nbytes, converted.model.weight_nbytes), time.perf_counter() - began,
     )  # fmt: skip
+
+
+def read_request(
+    to: str | Conversion, layers: Any = None, options: Mapping[str, Any] | None = None
+) -> tuple[Conversion, ByData | None]:
+    """What `convert` is asked for: the conversion, and what chooses its layers where the data do; see there.
+
+    Raises InputError for names and options that are none, whatever the model.
+    """
+    auto = read_choice(layers)
+    method = read_target(to, None if auto else layers, options)
+    return (method if auto is None else dataclasses.replace(method, layers="all")), auto  # type: ignore[call-arg]
+
+
+def steps_of(method: Conversion, budget: int | None, data: bool, told: bool = False) -> int:
+    """The steps of training that a conversion is given.
+
+    budget: as of `convert`. data: whether there are any. told: whether anything is said of how it is trained.
+    Raises InputError where what it needs is not given, whatever the model.
+    """
+    if budget is not None and budget < 0:
+        raise InputError(f"budget: expected steps, at least 0, got {budget}")
+    steps = (BUDGET if "training" in method.needs else 0) if budget is None else budget
+    if steps and not data:
+        raise InputError(
+            f"{method.name}: trains for {steps} steps, on what? give data (--data TASK or FILE), or budget 0"
+        )
+    if not steps and told:
+        raise InputError(
+            "budget: 0 steps train nothing, so that what is said of the training (--stage, --set) would be lost; give "
+            f"a budget, for example {BUDGET}, or leave it out"
+        )
+    return steps
 
 
 def read_target(to: str | Conversion, layers: Any = None, options: Mapping[str, Any] | None = None) -> Conversion:

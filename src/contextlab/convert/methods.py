@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +64,32 @@ def read_data(text: str | Task, model: Any) -> Task:
     return task
 
 
+def check_data(texts: Iterable[str] | None) -> None:
+    """Refuse data that are neither text nor a task, or have options that the task has not: before a model is loaded.
+
+    Raises InputError.
+    """
+    for text in texts or ():
+        entry, options = _named(text)
+        entry.check(options)
+
+
 def _read_data(text: str, longest: int | None) -> Task:
-    if present(Path(text)):
-        options: dict[str, Any] = {"corpus": text, "length": min(LENGTH, longest or LENGTH)}
-        name = "language_modelling"
-    else:
-        name, options = parse_options(text, "data")
-        if name not in registry.names("task"):
-            raise InputError(
-                f"data: there is no file {text[:80]!r}, and {unknown('task', name, registry.names('task'))}"
-            )
-    task: Task = registry.lookup("task", name).build(**options)
+    entry, options = _named(text)
+    if "corpus" in options and present(Path(text)):
+        options["length"] = min(LENGTH, longest or LENGTH)
+    task: Task = entry.build(**options)
     return task
+
+
+def _named(text: str) -> tuple[registry.Entry, dict[str, Any]]:
+    """The task that a text names, and its options. Raises InputError where it is no name, and no file."""
+    if present(Path(text)):
+        return registry.lookup("task", "language_modelling"), {"corpus": text}
+    name, options = parse_options(text, "data")
+    if name not in registry.names("task"):
+        raise InputError(f"data: there is no file {text[:80]!r}, and {unknown('task', name, registry.names('task'))}")
+    return registry.lookup("task", name), options
 
 
 def tasks_of(data: Any, model: Any) -> list[Task]:

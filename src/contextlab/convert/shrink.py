@@ -207,6 +207,18 @@ def planned(methods: Sequence[Conversion], spec: ModelSpec, calibrated: bool, he
     Raises InputError on methods that make nothing smaller, that need data or training where there is none, or that do
     not fit.
     """
+    check_needs(methods, calibrated, healed)
+    for each in methods:
+        try:
+            spec = each.plan(spec)
+        except InputError as error:
+            told = str(error)
+            raise InputError(told if told.startswith(each.name) else f"{each.name}: {told}") from None
+    return spec
+
+
+def check_needs(methods: Sequence[Conversion], calibrated: bool, healed: bool = False) -> None:
+    """Refuse methods that need what is not given, whatever the model; see `planned`. Raises InputError."""
     for each in methods:
         if "models" in each.needs or each.family == "growth":
             raise InputError(f"{each.name}: makes no model smaller; use `contextlab merge`, `convert.merge`")
@@ -217,9 +229,3 @@ def planned(methods: Sequence[Conversion], spec: ModelSpec, calibrated: bool, he
                 f"{each.name}: what it makes must be trained; use `contextlab convert --to {each.name}`, where it "
                 "learns from the old model, or shrink with --heal STEPS"
             )
-        try:
-            spec = each.plan(spec)
-        except InputError as error:
-            told = str(error)
-            raise InputError(told if told.startswith(each.name) else f"{each.name}: {told}") from None
-    return spec

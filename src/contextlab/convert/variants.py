@@ -8,7 +8,7 @@ from typing import Any
 
 from contextlab.convert.base import Conversion
 from contextlab.convert.methods import as_list, calibration_of, read_method, tasks_of
-from contextlab.convert.shrink import planned, shrink
+from contextlab.convert.shrink import check_needs, planned, shrink
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec
 from contextlab.models.io import require_own
@@ -48,10 +48,22 @@ def read_variants(
     """
     require_own(model, "shrink")
     tasks = tasks_of(data, model)
-    found: list[Variant] = []
+    return [
+        Variant(text, planned(methods, model.spec, bool(tasks)), model, methods, tasks, prompts, seed)
+        for text, methods in read_forms(texts, bool(tasks))
+    ]
+
+
+def read_forms(texts: Sequence[str], calibrated: bool) -> list[tuple[str, tuple[Conversion, ...]]]:
+    """The texts of `read_variants`, each with its methods. calibrated: whether there are data.
+
+    Raises InputError as that does, but for what does not fit a model.
+    """
+    found: list[tuple[str, tuple[Conversion, ...]]] = []
     for text in as_list(texts):
         methods = tuple(read_method(part.strip(), "shrink") for part in text.split("|"))
-        if same := next((other.text for other in found if other.methods == methods), None):
+        if same := next((other for other, known in found if known == methods), None):
             raise InputError(f"weights: {text} is given twice{f' (it is {same})' * (text != same)}; leave one out")
-        found.append(Variant(text, planned(methods, model.spec, bool(tasks)), model, methods, tasks, prompts, seed))
+        check_needs(methods, calibrated)
+        found.append((text, methods))
     return found

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from contextlab.errors import InputError, ResourceError, nearest
 from contextlab.files import read_json
-from contextlab.lazy import without_logs
+from contextlab.lazy import without_bars, without_logs
 from contextlab.models.draws import OwnDraws
 from contextlab.models.hub_model import HuggingFaceModel
 from contextlab.models.hub_state import HuggingFaceSpec
@@ -59,7 +59,10 @@ def load(
     transformers = _transformers()
     _known(transformers, str(folder), kind)
     try:
-        with without_logs():  # transformers imports torchao where that is installed; `_check_tensors` says what matters
+        with (
+            without_logs(),
+            without_bars(),
+        ):  # transformers imports torchao where that is installed; `_check_tensors` says what matters
             theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype or "auto",

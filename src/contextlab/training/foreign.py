@@ -254,7 +254,13 @@ def require_resumable(spec: TrainSpec, ndims: set[int], device: torch.device) ->
 
     ndims: dimensions of the parameters. Raises InputError.
     """
-    optimizer_class(spec.optimizer)  # the message for a class that is not there is not kept
+    kind = optimizer_class(spec.optimizer)  # the message for a class that is not there is not kept
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputError(
+            f"train.optimizer: {spec.optimizer}: asks for the loss again within a step (a closure), which no training "
+            "here gives; expected muon, adamw, or a class that takes gradients alone, such as torch.optim.NAdam"
+        )
     read = spec.model_dump_json(include={"optimizer", "optimizer_options", "learning_rate", "weight_decay"})
     fault = _fault(read, tuple(sorted(ndims)), str(device))
     if fault:

@@ -171,9 +171,9 @@ def test_merged_blocks_are_the_first_plus_all_differences():
     assert found.lines[0].error == pytest.approx(choices[at][0])
     assert found.lines[0].did == f"merged with blocks.{at + 1}, blocks.{at + 2}"
     torch.testing.assert_close(found.model(tokens()), choices[at][1](tokens()))
-    with pytest.raises(InputError, match="merge_blocks: the model, of 2 blocks by then, has no 3 alike in a row"):
+    with pytest.raises(InputError, match="times 2: the model, of 2 blocks by then, has at most 2 alike in"):
         build_conversion("merge_blocks", times=2).plan(model.spec)
-    with pytest.raises(InputError, match="has no 3 alike in a row"):
+    with pytest.raises(InputError, match="has at most 2 alike in a row"):
         build_conversion("merge_blocks").plan(mixed().spec)
 
 

@@ -67,6 +67,17 @@ class Carried:
         return "; ".join(f"{what} {', '.join(names)}" for what, names in parts.items() if names)
 
 
+def check_mixer(name: str, given: Mapping[str, Any]) -> registry.Entry:
+    """The mixer of this name. Raises InputError where attention cannot become it, or it has no such options."""
+    entry = registry.lookup("mixer", name)
+    factory: Any = entry.factory
+    if not factory.causal or factory.reads_tokens:
+        why = "reads both ways" if not factory.causal else "reads token ids"
+        raise InputError(f"{name!r} {why}, so attention cannot become it; take one of {', '.join(TARGETS)}")
+    entry.check(given, path=name, given=("width",))
+    return entry
+
+
 def target_options(
     name: str, given: Mapping[str, Any], layer: Mapping[str, Any], old: AttentionMixer
 ) -> dict[str, Any]:
@@ -75,13 +86,8 @@ def target_options(
     layer: the attention layer's own options, which mixers that know them keep.
     Raises InputError where the mixer cannot take the weights whatever its options.
     """
-    entry = registry.lookup("mixer", name)
-    factory: Any = entry.factory
-    if not factory.causal or factory.reads_tokens:
-        why = "reads both ways" if not factory.causal else "reads token ids"
-        raise InputError(f"{name!r} {why}, so attention cannot become it; take one of {', '.join(TARGETS)}")
+    entry = check_mixer(name, given)
     known = {each.name for each in entry.parameters}
-    entry.check(given, path=name, given=("width",))
     options = {key: value for key, value in layer.items() if key in known}
     inner = old.heads * old.head_dim
     if (target := TARGETS.get(name)) is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contextlab.convert.linearize.base import Replacement
+from contextlab.convert.linearize.carry import check_mixer
 from contextlab.registry import register
 
 
@@ -39,6 +40,10 @@ class Linearize(Replacement):
 
     mixer: str = "gated_delta_net"
     mixer_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_mixer(self.mixer, self.mixer_options)
 
     def target(self) -> tuple[str, Mapping[str, Any]]:
         """See `Replacement.target`."""

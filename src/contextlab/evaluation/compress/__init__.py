@@ -1,7 +1,7 @@
 """What is lost, in quality, when a policy keeps a part of a model's context, and what is won."""
 
 from contextlab.evaluation.compress.measuring import compress, measure
-from contextlab.evaluation.compress.prompts import build_prompts, is_text
+from contextlab.evaluation.compress.prompts import build_prompts, check_prompts, is_text
 from contextlab.evaluation.compress.settings import (
     FULL,
     OWN,
@@ -20,6 +20,7 @@ __all__ = [
     "Refusals",
     "Setting",
     "build_prompts",
+    "check_prompts",
     "check_settings",
     "compress",
     "is_text",

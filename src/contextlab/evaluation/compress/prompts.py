@@ -23,6 +23,25 @@ DECODED = 128
 """Tokens that are read one by one, at most, where no question says where to begin: it takes long."""
 
 
+def check_prompts(text: str) -> None:
+    """Refuse a text that `build_prompts` would refuse for any model: by its name or its options. Raises InputError."""
+    entry, options = _named(text)
+    entry.check(options)
+
+
+def _named(text: str) -> tuple[registry.Entry, dict[str, Any]]:
+    """The task that a text names, and its options. Raises InputError."""
+    name, options = parse_options(text, "task")
+    name = ALIASES.get(name, name)
+    if name not in registry.names("task"):
+        raise InputError(unknown("task", name, [*registry.names("task"), *ALIASES]))
+    if "length" in options:
+        raise InputError(
+            f"task {name}: length is no option here; give it as --lengths {options['length']} (advise: --at)"
+        )
+    return registry.lookup("task", name), options
+
+
 def build_prompts(text: str, length: int, model: AnyModel, tokenizer: Any = None, part: str = "test") -> Task:
     """The task that a text such as "needle:depth=0.5" names, its prompts of about `length` tokens.
 
@@ -31,21 +50,14 @@ def build_prompts(text: str, length: int, model: AnyModel, tokenizer: Any = None
 
     Raises InputError where it has no length, or the model cannot read it.
     """
-    name, options = parse_options(text, "task")
-    name = ALIASES.get(name, name)
-    if name not in registry.names("task"):
-        raise InputError(unknown("task", name, [*registry.names("task"), *ALIASES]))
-    entry = registry.lookup("task", name)
+    entry, options = _named(text)
+    name = entry.name
     known = {each.name for each in entry.parameters}
     read_in, size = entry.factory.read_in, model.spec.input_size or 0  # type: ignore[attr-defined]
     if model.spec.read_in != "token":
         raise InputError("compress: the model reads vectors; expected one that reads tokens, such as recipe byte-lm's")
     if read_in != "token":
         raise InputError(f"task {name!r} shows vectors, and the model reads tokens; needle, kv_retrieval, mqar do")
-    if "length" in options:
-        raise InputError(
-            f"task {name}: length is no option here; give it as --lengths {options['length']} (advise: --at)"
-        )
     if "part" in known:
         options.setdefault("part", part)
     if "tokenizer" in known and tokenizer is not None:
