@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Any
 
 
 def modules_on_demand(package: str, folder: Iterable[str]) -> Callable[[str], ModuleType]:
@@ -28,8 +29,7 @@ def modules_on_demand(package: str, folder: Iterable[str]) -> Callable[[str], Mo
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Within, transformers shows no bars of its own, such as "Loading weights"; those of downloads are shown."""
-    from transformers.utils import logging as theirs
-
+    theirs: Any = import_module("transformers.utils.logging")
     shown = theirs.is_progress_bar_enabled()
     theirs.disable_progress_bar()
     try:

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from contextlab.cli.converted import title_of
 from contextlab.models import load_model, save_model
 
 from ..convert.teachers import teacher, tokens
@@ -43,7 +44,7 @@ def test_a_conversion_without_training_is_exact_where_it_can_be(call, tmp_path):
     model = teacher().float()
     save_model(model, tmp_path / "old")
     code, out, _ = call("convert", "old", "--to", "window:window=32,sinks=0", "--out", "new", "--time", "0")
-    assert (code, "window of 32 tokens" in out) == (0, True)
+    assert (code, "window of 32 tokens" in out, "window:window=32,sinks=0\n" in out) == (0, True, True)
     with torch.no_grad():
         torch.testing.assert_close(load_model(tmp_path / "new").eval()(tokens()), model(tokens()))
 
@@ -138,6 +139,7 @@ def test_a_recipes_model_says_what_layers_become(call, tmp_path):
     code, out, err = call(*start, "mine.yaml:keep", "--out", "new")
     assert (code, err) == (0, "")
     assert "window of 64 tokens" in out
+    assert "like:mixers=[attention,sliding_window],layers=all" in out
     assert [each.mixer for each in load_model(tmp_path / "new").spec.pattern()] == ["attention", "sliding_window"]
     assert call(*start, "new", "--out", "again")[0] == 0  # as a saved model has them
     for to, message in (
@@ -190,3 +192,38 @@ def test_a_folder_of_transformers_comes_back_as_one(call, tmp_path, monkeypatch)
     assert "transformers: not written in that form, as weights of layer 0 are stored in few bits, packed or in" in err
     assert "our own form is in other" in err
     load_model(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("convert nowhere --to mqa --out new", "to: 'mqa' is called 'gqa:kv_heads=1' here"),
+        ("convert nowhere --to gated_delta_net:short_con=2 --data d --out new", "did you mean 'short_conv'?"),
+        ("convert nowhere --to gru --out new", "trains for 600 steps, on what?"),
+        ("convert nowhere --to gqa --set batch=4 --out new", "budget: 0 steps train nothing"),
+        ("convert nowhere --to gqa --set bach=4 --budget 9 --out new", "did you mean 'batch'?"),
+        ("convert nowhere --to gqa --layers auto:x --out new", "layers: expected auto:N"),
+        ("convert nowhere --to gqa --data nedle:depth=1 --out new", "did you mean 'needle'?"),
+        ("convert nowhere --to gqa --data needle:dept=1 --out new", "did you mean 'depth'?"),
+        ("shrink nowhere --method wand --out new", "did you mean 'wanda'?"),
+        ("shrink nowhere --method rtn:bits=3 --out new", "bits: "),
+        ("shrink nowhere --method wanda --out new", "wanda: needs data to calibrate on"),
+        ("shrink nowhere --method rtn --heal-with lora --out new", "of how many steps?"),
+        ("merge nowhere other --method slrp --out new", "did you mean 'slerp'?"),
+        ("compress nowhere --policy snapkv:windw=2 --budget 10%", "did you mean 'window'?"),
+        ("compress nowhere --policy snapkv --budget 10% --task nedle", "did you mean 'needle'?"),
+        ("compress nowhere --weights wanda", "wanda: needs data to calibrate on"),
+        ("advise nowhere --memory 1MB --length 1k --weights rtn:bit=4", "did you mean 'bits'?"),
+        ("advise nowhere --memory 1MB --length 1k --policy snapkv:windw=2", "did you mean 'window'?"),
+        ("generate nowhere --data nedle", "there is no file 'nedle'"),
+    ],
+)
+def test_names_and_options_are_told_before_a_model_is_looked_for(call, arguments, message):
+    code, _, err = call(*arguments.split())
+    assert (code, message in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_a_title_is_what_a_user_would_type():
+    assert title_of("average", {"weights": (0.5, 0.5)}) == "average:weights=[0.5,0.5]"
+    assert title_of("gptq", {"group": None, "rotate": True}) == "gptq:group=null,rotate=true"
+    assert title_of("stack", {}) == "stack"

@@ -246,3 +246,13 @@ def test_a_hub_name_that_cannot_be_had_is_one_line(monkeypatch):
     with pytest.raises(InputError, match="no such folder, and the hub gave no checkpoint") as caught:
         load("someone/some-model")
     assert "\n" not in str(caught.value)
+
+
+def test_no_bar_of_transformers_is_shown_and_theirs_are_left_as_they_were(tmp_path, capfd):
+    checkpoint("llama", tmp_path)
+    transformers.logging.enable_progress_bar()
+    capfd.readouterr()
+    load(tmp_path)
+    shown = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    assert (shown, capfd.readouterr().err) == (True, "")

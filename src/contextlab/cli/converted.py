@@ -96,8 +96,7 @@ def title_of(method: str, options: Mapping[str, Any]) -> str:
     """A method as a user would type it."""
     from contextlab.policies.core.parse import write_options
 
-    told = write_options({name: value for name, value in options.items() if value not in (None, {})})
-    return f"{method}:{told}" if told else method
+    return f"{method}:{write_options(options)}" if options else method
 
 
 def show_times(times: Sequence[Timed]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from contextlab.errors import InputError
 from contextlab.policies import EvictionPolicy, PerLayer, parse_options, parse_policy, takes_budget
+from contextlab.policies.core.parse import write_options
 
 
 def test_names_options_and_parts_are_read() -> None:
@@ -71,3 +74,19 @@ def test_what_is_no_policy_is_refused_in_one_line(text: str, message: str) -> No
         parse_policy(text, "10%")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"weights": [0.5, 1.0]}, "weights=[0.5,1.0]"),
+        ({"group": None, "zero": True, "layers": "*.mlp.*"}, "group=null,zero=true,layers=*.mlp.*"),
+        ({"pattern": "2:4", "packed": False}, "pattern=2:4,packed=false"),
+        ({"layers": "0,2", "mixers": ["gla", "attention"]}, "layers=0,2,mixers=[gla,attention]"),
+        ({"mixer_options": {"heads": 2, "gate": None}}, "mixer_options={heads: 2, gate: null}"),
+        ({"name": "yes", "other": "it's", "empty": ""}, "name='yes',other=it's,empty=''"),
+    ],
+)
+def test_options_are_written_as_they_are_read(options: dict[str, Any], text: str) -> None:
+    assert write_options(options) == text
+    assert parse_options(f"x:{text}", "method") == ("x", options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,14 +61,9 @@ class ToForm(Conversion):
 
         Not for the default one, which is to serve any model: where it divides no layer, the lines say what is done.
         """
-        layers, group = planned_layers(spec, self.layers), self.grouped
-        sizes = sorted({layer.in_features for layer in layers.values()})
-        if sizes and group not in (None, _default_of(self, "group")) and all(size % group for size in sizes):
-            fits = min((nearest_divisor(size, group) for size in sizes), key=lambda each: abs(each - group))
-            raise InputError(
-                f"group {group}: divides the inputs of no layer ({', '.join(map(str, sizes))}); the nearest that does "
-                f"is {fits}, and group=null is one scale for each output"
-            )
+        sizes = sorted({layer.in_features for layer in planned_layers(spec, self.layers).values()})
+        if self.grouped is not None and self.grouped != _default_of(self, "group"):
+            _require_fitting(self.grouped, sizes)
         linear = [each.model_dump() for each in (*spec.linear, self.spec)]
         return ModelSpec.parse({**spec.model_dump(), "linear": linear})
 
@@ -142,6 +138,16 @@ class ToRounded(ToForm):
 def _default_of(conversion: ToForm, option: str) -> Any:
     """An option's default; None where it has none of that name."""
     return next((each.default for each in dataclasses.fields(conversion) if each.name == option), None)
+
+
+def _require_fitting(group: int, sizes: Sequence[int]) -> None:
+    """Refuse a group that divides none of the layers' inputs, where any are known. Raises InputError."""
+    if sizes and all(size % group for size in sizes):
+        fits = min((nearest_divisor(size, group) for size in sizes), key=lambda each: abs(each - group))
+        raise InputError(
+            f"group {group}: divides the inputs of no layer ({', '.join(map(str, sizes))}); the nearest that does is "
+            f"{fits}, and group=null is one scale for each output"
+        )
 
 
 def _uneven(group: int | None, inputs: int) -> str:
