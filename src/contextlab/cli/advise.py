@@ -107,7 +107,8 @@ def advise(
     from contextlab.convert.variants import read_forms
     from contextlab.evaluation.advise import advise as answer
     from contextlab.evaluation.advise.answer import BUDGETS, POLICIES
-    from contextlab.evaluation.compress import check_prompts, check_settings
+    from contextlab.evaluation.advise.foretell import read_ways
+    from contextlab.evaluation.compress import check_prompts
     from contextlab.experiments import find_model
     from contextlab.files import write_json
     from contextlab.models import Model
@@ -119,7 +120,7 @@ def advise(
     wanted = tasks_of(task)
     check_data(data)
     read_forms(methods, bool(data))
-    check_settings(kept, budget or BUDGETS)
+    read_ways(kept, budget or BUDGETS)
     for each in wanted:
         check_prompts(each)
     chosen = resolve(device)

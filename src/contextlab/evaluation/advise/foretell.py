@@ -80,8 +80,7 @@ def foretell(
 
     Ways that cannot be are left out with the reason. Raises InputError on policies and budgets that cannot be read.
     """
-    parts = sorted((_part(each) for each in budgets), key=lambda each: -each[0])
-    read = [(text, parse_policy(text)) for text in policies]
+    parts, read = read_ways(policies, budgets)
     found = []
     for form in forms:
         weights = weight_nbytes(form.spec, dtype)
@@ -92,8 +91,14 @@ def foretell(
             continue
         found.append(dataclasses.replace(plain, state_bytes=_outline(form.spec).state_nbytes(length, batch, dtype)))
         for text, policy in read if form.kind != "model" else ():
-            found += _under(plain, text, policy, [each for _, each in parts], length, batch, dtype)
+            found += _under(plain, text, policy, parts, length, batch, dtype)
     return found
+
+
+def read_ways(policies: Sequence[str], budgets: Sequence[str]) -> tuple[list[str], list[tuple[str, Policy]]]:
+    """The budgets, the largest first, and the policies with their texts. Raises InputError as `foretell` does."""
+    parts = sorted((_part(each) for each in budgets), key=lambda each: -each[0])
+    return [text for _, text in parts], [(text, parse_policy(text)) for text in policies]
 
 
 def _part(text: str) -> tuple[float, str]:
