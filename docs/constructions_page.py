@@ -37,6 +37,7 @@ ROWS = {
     ),
     "induction_construction": ({"vocabulary": 26, "size": 2}, "markov_chain", {"vocabulary": 26, "length": 128}),
     "copy_construction": ({}, "copy", {}),
+    "subleq_construction": ({"lines": 8, "cells": 4, "steps": 16}, "subleq", {"steps": 16}),
 }  # fmt: skip
 """Construction -> its options, a task that it fits, the task's options."""
 

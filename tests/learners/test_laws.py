@@ -22,6 +22,9 @@ from contextlab.learners import (
     BigramBackcopyLearner,
     ChainLearner,
     ClassPosterior,
+    ExponentialWeights,
+    GradientDescent,
+    KernelSmoother,
     MarkovOracle,
     SampledFormulas,
     ThompsonSampling,
@@ -37,7 +40,15 @@ TASKS = [
 ]
 OPTIONS = "options"
 LAWS = {law.name: law for law in laws("learner") if law.name != OPTIONS}
-UNNAMED = ("gaussian_smoother", "gd_plus_plus", "kernel_ridge", "omp", "pool_posterior", "preconditioned_gd")
+UNNAMED = (
+    "exponential_weights",
+    "gaussian_smoother",
+    "gd_plus_plus",
+    "kernel_ridge",
+    "omp",
+    "pool_posterior",
+    "preconditioned_gd",
+)
 """Learners that no task's registered case names."""
 
 
@@ -64,7 +75,7 @@ def modes() -> dict[type, dict[object, Component]]:
 def test_every_option_of_a_learner_counts(entry: registry.Entry) -> None:
     law = next(law for law in laws("learner") if law.name == OPTIONS)
     found = [] if entry.name in UNNAMED else list(modes()[entry.factory].values())
-    if entry.name == "pool_posterior":
+    if entry.name in ("exponential_weights", "pool_posterior"):
         found = named_by_none(entry.name)
     elif not found:
         task = build_task("linear_regression", dimensions=4, examples=10, noise=0.3)
@@ -78,6 +89,10 @@ def named_by_none(name: str) -> list[Component]:
     if name == "pool_posterior":  # it needs a pool
         task = build_task("linear_regression", dimensions=3, examples=6, pool=4)
         return [component for component in of_task("pool", task) if component.name == name]
+    if name == "exponential_weights":  # it needs members
+        learner = ExponentialWeights((GradientDescent(2, 0.1), KernelSmoother()), 0.5)
+        task = build_task("mixed_regression", dimensions=3, examples=6)
+        return [Component("learner", name, ExponentialWeights, {}, lambda: learner, task)]
     return list(itertools.islice(cases(registry.lookup("learner", name)), 4))  # on the first tasks that it answers
 
 

@@ -11,6 +11,7 @@ from contextlab.constructions.base import Construction, construction
 from contextlab.constructions.copying import CopyConstruction
 from contextlab.constructions.gradient import GradientDescentConstruction, PreconditionedConstruction
 from contextlab.constructions.lookup import InductionConstruction
+from contextlab.constructions.machine import SubleqConstruction
 from contextlab.constructions.second_order import GradientDescentPlusPlusConstruction, NewtonConstruction
 from contextlab.constructions.selection import ModelSelectionConstruction
 from contextlab.constructions.softmax import KernelSmootherConstruction, NearestNeighbourConstruction
@@ -30,5 +31,6 @@ __all__ = [
     "NearestNeighbourConstruction",
     "NewtonConstruction",
     "PreconditionedConstruction",
+    "SubleqConstruction",
     "construction",
 ]

@@ -72,6 +72,7 @@ from contextlab.learners.regression import (
 )
 from contextlab.learners.single_index import SingleIndexFits, SingleIndexProcess
 from contextlab.learners.sparse import OrthogonalMatchingPursuit
+from contextlab.learners.subleq import SubleqInterpreter
 from contextlab.learners.superposition import SuperpositionPosterior
 from contextlab.learners.text import ContextNgram, ListOpsEvaluator, Reader
 from contextlab.learners.time_series import ARLeastSquares, ARPosterior, LastValue
@@ -165,6 +166,7 @@ __all__ = [
     "SingleIndexProcess",
     "SoftmaxRegression",
     "SparsePosterior",
+    "SubleqInterpreter",
     "SuperpositionPosterior",
     "Taught",
     "TaughtParity",

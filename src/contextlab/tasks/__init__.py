@@ -46,6 +46,7 @@ from contextlab.tasks.series import FourierSeries, MonomialRegression, Polynomia
 from contextlab.tasks.sliding_window import SlidingWindow
 from contextlab.tasks.spec import TaskSpec, preset_options
 from contextlab.tasks.state_tracking import Counters, GroupWord
+from contextlab.tasks.subleq import Subleq
 from contextlab.tasks.superposition import Superposition
 from contextlab.tasks.templates import SymbolTemplates
 from contextlab.tasks.text import (
@@ -132,6 +133,7 @@ __all__ = [
     "SelectiveCopy",
     "SlidingWindow",
     "SoftmaxClassification",
+    "Subleq",
     "Superposition",
     "SymbolTemplates",
     "Task",
