@@ -143,7 +143,8 @@ class SubleqConstruction(Construction):
         _put_units(moving, at, [*_gated(jump, ("jumps", "run"), "next"), ({"run": 1.0}, "next", 1.0)])
         told = {"b_now": "target", "to": "result", "from": "result"}
         _put_head(telling, at, 0, [{"one": APART}], [{"run": 1.0}], told)
-        weight_of(telling.mixer.out_proj)[at["result"], 2] = -1.0  # the result is to - from
+        to_all: Any = telling.mixer
+        weight_of(to_all.out_proj)[at["result"], 2] = -1.0  # the result is to - from
         # of cells, max(n + 1, 0) - 2 max(n, 0) + max(n - 1, 0) of n = address - target is 1 at n = 0, else 0
         apart = {"address": 1.0, "target": -1.0, "cell": OFF}
         bends = ((1.0, 1.0), (0.0, -2.0), (-1.0, 1.0))
