@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab.mixers import build_mixer
 from contextlab.mixers.base import state_growth
-from contextlab.ops.log_linear import fenwick_levels, log_linear_chunk, naive_log_linear_attention
+from contextlab.ops.log_linear import (
+    fenwick_levels,
+    log_linear_chunk,
+    log_linear_chunks,
+    naive_log_linear_attention,
+)
 
 
 def test_levels_part_the_past_as_binary_digits_do() -> None:
@@ -41,6 +50,42 @@ def test_a_chunk_is_the_sum_over_pairs() -> None:
         S = g[:, t].exp()[..., None, None] * S + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
     torch.testing.assert_close(state, S, rtol=0, atol=1e-10)
     torch.testing.assert_close(decayed[:, -1], g.sum(1).exp())
+
+
+@given(first=st.integers(0, 7), more=st.integers(1, 9), partial=st.booleans(), reset=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_many_chunks_at_once_are_the_sum_over_pairs_wherever_they_are_cut(first, more, partial, reset) -> None:
+    """In two calls of whole chunks of 2 tokens; the last may be left out of the states. With a hard reset."""
+    count = first + more
+    tensors = inputs(2 * count)
+    if reset:
+        tensors[3][:, ::5] = -math.inf
+    chunks = [x.unflatten(1, (count, 2)) for x in tensors]
+    digits = count.bit_length()
+    matrices = torch.zeros(2, digits, 3, 4, 5, dtype=torch.float64)
+    found = []
+    if first:
+        o, matrices = log_linear_chunks(*(x[:, :first] for x in chunks), matrices, 0, first)
+        found.append(o)
+    o, after = log_linear_chunks(*(x[:, first:] for x in chunks), matrices, first, more - partial)
+    expected = naive_log_linear_attention(*tensors)
+    torch.testing.assert_close(torch.cat([*found, o], 1).flatten(1, 2), expected, rtol=0, atol=1e-10)
+    _, k, v, g, _ = tensors
+    held = count - partial
+    for j in range(digits):  # the state of each digit by its recurrence
+        S = torch.zeros(2, 3, 4, 5, dtype=torch.float64)
+        if held >> j & 1:
+            begin = (held >> j + 1) << j + 1
+            for t in range(2 * begin, 2 * held):
+                write = k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2) if t < 2 * (begin + (1 << j)) else 0.0
+                S = g[:, t].exp()[..., None, None] * S + write
+        torch.testing.assert_close(after[:, j], S, rtol=0, atol=1e-10)
+
+
+def test_gradients_of_many_chunks() -> None:
+    leaves = [x[:1, :6, :1].unflatten(1, (3, 2)).clone().requires_grad_() for x in inputs(6)]
+    matrices = torch.randn(1, 2, 1, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *given: log_linear_chunks(*given, 1, 2), [*leaves, matrices])
 
 
 def test_gradients() -> None:

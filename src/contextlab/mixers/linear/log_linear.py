@@ -14,7 +14,7 @@ from contextlab.mixers.base import head_size
 from contextlab.mixers.layers import Linear, RMSNorm, multiplications, project_wide
 from contextlab.mixers.segment.base import SegmentMixer
 from contextlab.ops.linear import working_dtype
-from contextlab.ops.log_linear import log_linear_chunk
+from contextlab.ops.log_linear import log_linear_chunk, log_linear_chunks
 from contextlab.ops.precision import roomy, wide_einsum
 from contextlab.registry import register
 from contextlab.state import tensor_bytes
@@ -41,7 +41,7 @@ class LogLinearAttention(SegmentMixer):
     levels: levels with weights of their own; what lies farther back than they reach has the weight of the last.
     """
 
-    parallel_form = "loop over chunks"
+    parallel_form = "chunks"
 
     def __init__(
         self,
@@ -83,14 +83,8 @@ class LogLinearAttention(SegmentMixer):
         return {**memory, "matrices": torch.cat((matrices, new), 1)}
 
     def _read(self, tokens: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        inner = self.heads * self.head_dim
-        qkv, gate, decay, weights = tokens.split((3 * inner, inner, self.heads, self.heads * self.levels), -1)
         matrices, chunks = memory["matrices"], memory["chunks"]
-        qkv, decay, weights = (y.to(matrices.dtype) for y in (qkv, decay, weights))
-        q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
-        q = q * self.head_dim**-0.5
-        g = F.logsigmoid(decay + self.decay_bias)
-        weights = F.softplus(self.level_scale * weights.unflatten(-1, (self.heads, self.levels)))
+        q, k, v, g, weights, gate = self._parts(tokens, matrices.dtype)
         o, made, decayed = log_linear_chunk(q, k, v, g, weights)
         bits = [(chunks >> j & 1).bool() for j in range(matrices.shape[1])]
         first = self.segment.bit_length()  # the level of one complete chunk
@@ -105,9 +99,33 @@ class LogLinearAttention(SegmentMixer):
             here, on = (moving & ~bit)[:, None, None, None], (moving & bit)[:, None, None, None]
             after.append(torch.where(here, carry, torch.where(on, 0.0, kept)))
             carry, moving = torch.where(on, carry + kept, carry), moving & bit
-        y = self.norm(o.to(roomy(tokens.dtype))).flatten(2) * F.silu(gate)
         written = torch.stack(after, 1) if after else matrices
-        return project_wide(y, self.out_proj, tokens.dtype), {"matrices": written, "chunks": chunks + 1}
+        return self._answer(o, gate), {"matrices": written, "chunks": chunks + 1}
+
+    def _read_line(
+        self, line: Tensor, memory: dict[str, Tensor], done: int, complete: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        count, matrices = line.shape[1] // self.segment, memory["matrices"]
+        if count == 1:  # as in decoding: the state is read, and no tree is made
+            return super()._read_line(line, memory, done, complete)
+        *parts, gate = self._parts(line, matrices.dtype)
+        by_chunk = (part.unflatten(1, (count, self.segment)) for part in parts)
+        o, written = log_linear_chunks(*by_chunk, matrices, done, complete)
+        return self._answer(o.flatten(1, 2), gate), {"matrices": written, "chunks": memory["chunks"] + complete}
+
+    def _parts(self, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """q, k, v, log decays and the levels' weights in this dtype, and the output gate, of tokens [B, T, values]."""
+        inner = self.heads * self.head_dim
+        qkv, gate, decay, weights = tokens.split((3 * inner, inner, self.heads, self.heads * self.levels), -1)
+        qkv, decay, weights = (y.to(dtype) for y in (qkv, decay, weights))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
+        weights = F.softplus(self.level_scale * weights.unflatten(-1, (self.heads, self.levels)))
+        return q * self.head_dim**-0.5, k, v, F.logsigmoid(decay + self.decay_bias), weights, gate
+
+    def _answer(self, o: Tensor, gate: Tensor) -> Tensor:
+        """o [B, T, H, V] and its gate [B, T, H V], in the dtype of the input -> [B, T, width]."""
+        y = self.norm(o.to(roomy(gate.dtype))).flatten(2) * F.silu(gate)
+        return project_wide(y, self.out_proj, gate.dtype)
 
     def _memory_nbytes(self, length: int, batch: int, dtype: torch.dtype) -> int:
         count = (length // self.segment).bit_length()

@@ -55,6 +55,31 @@ class SegmentMixer(Mixer):
         A segment may be filled with zeros at its end: the memory is then not kept.
         """
 
+    def _read_line(
+        self, line: Tensor, memory: dict[str, Tensor], done: int, complete: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """All segments of rows that are alike: line [B, n segment, values] -> [B, n segment, width] and the memory.
+
+        done: segments that were read before. complete: of the n, those whose tokens are all there; at most the last is
+        not, and its memory is not kept. Here one after another, which a mixer may do better.
+        """
+        outputs = []
+        for n, tokens in enumerate(line.split(self.segment, 1)):
+            y, written = self._read(tokens, memory)
+            outputs.append(y)
+            memory = written if n < complete else memory
+        return torch.cat(outputs, 1), memory
+
+    def _read_rows(self, line: Tensor, memory: dict[str, Tensor], total: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same of rows of which each has as many tokens as `total` [B] says."""
+        outputs = []
+        for n, tokens in enumerate(line.split(self.segment, 1)):
+            y, written = self._read(tokens, memory)
+            outputs.append(y)
+            complete = (n + 1) * self.segment <= total
+            memory = {name: _where(complete, written[name], memory[name]) for name in memory}
+        return torch.cat(outputs, 1), memory
+
     def forward(
         self, x: Tensor, state: State | None = None, mask: Tensor | None = None, keep_state: bool = True
     ) -> tuple[Tensor, State | None]:
@@ -82,19 +107,15 @@ class SegmentMixer(Mixer):
             line = torch.cat((old[:, :count], tokens), 1)
             total = waiting + length
         line = F.pad(line, (0, 0, 0, -line.shape[1] % size))
-        outputs = []
-        for n in range(line.shape[1] // size):
-            y, written = self._read(line[:, n * size : (n + 1) * size], memory)
-            outputs.append(y)
-            if padded:
-                complete = (n + 1) * size <= total
-                memory = {name: _where(complete, written[name], memory[name]) for name in memory}
-            elif (n + 1) * size <= count + length:
-                memory = written
-        y = torch.cat(outputs, 1) if outputs else x
+        some = line.shape[1] > 0
+        y = x
+        if some and padded:
+            y, memory = self._read_rows(line, memory, total)
+        elif some:
+            y, memory = self._read_line(line, memory, read // size, (count + length) // size)
         if padded:
             back = torch.arange(length, device=x.device) - (length - total + waiting)[:, None] + waiting[:, None]
-            y = _taken(y, back.clamp(0, y.shape[1] - 1)) if outputs else y
+            y = _taken(y, back.clamp(0, y.shape[1] - 1)) if some else y
         else:
             y = y[:, count : count + length]
         if not keep_state:
