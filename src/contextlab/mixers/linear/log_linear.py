@@ -109,8 +109,8 @@ class LogLinearAttention(SegmentMixer):
         if count == 1:  # as in decoding: the state is read, and no tree is made
             return super()._read_line(line, memory, done, complete)
         *parts, gate = self._parts(line, matrices.dtype)
-        by_chunk = (part.unflatten(1, (count, self.segment)) for part in parts)
-        o, written = log_linear_chunks(*by_chunk, matrices, done, complete)
+        q, k, v, g, weights = (part.unflatten(1, (count, self.segment)) for part in parts)
+        o, written = log_linear_chunks(q, k, v, g, weights, matrices, done, complete)
         return self._answer(o.flatten(1, 2), gate), {"matrices": written, "chunks": memory["chunks"] + complete}
 
     def _parts(self, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
