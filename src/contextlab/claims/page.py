@@ -25,12 +25,22 @@ def claims_page(path: str | Path, *, folder: str | Path = ROOM) -> Path:
     folder: where they were run; of those that were not run there the published verdicts are told.
     """
     told = [_told(claim, decided(claim, folder=folder) or published(claim)) for claim in map(load_claim, claim_files())]
+    told.sort(key=lambda each: each["verdict"] == VERDICTS[-1])  # what was decided first
     counts = {verdict: sum(each["verdict"] == verdict for each in told) for verdict in VERDICTS}
     text = template("claims.html.j2").render(
-        title="Claims of papers, tested", claims=told, counts={key: n for key, n in counts.items() if n}, pieces=()
+        title="Claims of papers, tested",
+        claims=told,
+        counts={key: _counted(n, key) for key, n in counts.items() if n},
+        pieces=(),
     )
     write_atomic(Path(path), text)
     return Path(path)
+
+
+def _counted(number: int, verdict: str) -> str:
+    """`13 hold`, `1 fails`, `2 unclear`."""
+    verb = verdict.endswith("s") and number != 1
+    return f"{number} {verdict.removesuffix('s') if verb else verdict}"
 
 
 def published(claim: Claim) -> Mapping[str, Any] | None:
