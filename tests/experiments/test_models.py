@@ -53,7 +53,7 @@ def test_runs_trainings_checkpoints_and_saved_models_are_found(tmp_path, finishe
 
 @pytest.mark.parametrize("command", [("compress", "--weights", "rtn"), ("advise", "--memory", "1MB", "--length", "8")])
 def test_a_command_loads_a_model_once(command, tmp_path, monkeypatch):
-    """It is found by its name, and in our own stack, in one go."""
+    """It is found by its name, and in our own stack, in one go; then a task of more tokens than it knows is refused."""
     save_model(build_model("transformer", read_in="token", input_size=8, output_size=8), tmp_path / "small")
     read: list[Path] = []
 
@@ -65,10 +65,13 @@ def test_a_command_loads_a_model_once(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr("contextlab.models.io.read_tensors", once)
     monkeypatch.setattr(
-        sys, "argv", ["contextlab", command[0], str(tmp_path / "small"), *command[1:], "--task", "none"]
+        sys,
+        "argv",
+        ["contextlab", command[0], str(tmp_path / "small"), *command[1:], "--task", "associative_recall:vocabulary=64"],
     )
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main()
+    assert ended.value.code == 2
     assert read == [tmp_path / "small" / "model.safetensors"]
 
 

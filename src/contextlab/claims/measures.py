@@ -117,7 +117,10 @@ def built(models: Mapping[str, Mapping[str, Any]], device: torch.device) -> dict
 
 
 def apart(said: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The greatest difference over the greatest size of what is wanted; infinite where something is no number."""
+    """The greatest difference over the greatest size of what is wanted; infinite where something is no number.
+
+    said, wanted: [...] of one shape.
+    """
     return float(((said - wanted).abs().max() / wanted.abs().max()).nan_to_num(nan=math.inf))
 
 
