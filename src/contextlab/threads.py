@@ -1,10 +1,12 @@
-"""How torch's threads wait; chosen before torch is loaded."""
+"""Torch's threads: how they wait, which is chosen before torch is loaded, and how many they are."""
 
 from __future__ import annotations
 
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -20,6 +22,19 @@ def yield_cores() -> None:
     """
     if not any(name in os.environ for name in OWN) and _busy():
         os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within, torch has so many threads in this process; afterwards as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def warn_of_spinning(threads: int) -> None:

@@ -73,12 +73,8 @@ class AnswerAgreement(Measure):
         for name, each in self.models.items():
             given = spec_of(each, f"models.{name}")
             fits = given.for_task(task)
-            if given.construction is not None:
-                found[name] = given.construction.made().build(torch.float64)
-            else:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(0)
-                    found[name] = build_model(fits).double()
+            written = given.construction
+            found[name] = build_model(fits).double() if written is None else written.made().build(torch.float64)
         for name, other in self.learners.items():
             entry = registry.lookup("learner", other.learner)
             found[name] = entry.factory(**entry.check(other.options, path=f"learners.{name}.options"))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,8 +13,9 @@ from pydantic import PositiveInt
 
 from contextlab.claims.measures import Measure, built, measure, spec_of, told
 from contextlab.errors import InputError
-from contextlab.evaluation.cost import DECODED, drawn_inputs, seconds_of, static_cost
+from contextlab.evaluation.cost import DECODED, drawn_inputs, read_on, seconds_of, static_cost
 from contextlab.experiments import ExperimentSpec, Run
+from contextlab.threads import torch_threads
 
 What = Literal["prefill", "decode", "train"]
 Models = dict[str, dict[str, Any]]
@@ -67,16 +67,16 @@ class Time(OfModels):
     def rows(self, run: Run | None, device: torch.device) -> pd.DataFrame:
         models = built(self.models, device)
         todo = [(name, length, what) for what in self.what for length in self.lengths for name in models]
-        found = []
-        with threads(self.threads):
-            for turn in range(-1, self.turns):
-                first = max(turn, 0) % len(todo)
-                for name, length, what in (*todo[first:], *todo[:first]):
-                    batch = max(1, self.tokens // length)
-                    seconds = TIMED[what](models[name], length, batch, device)
-                    if turn >= 0:
-                        found.append({"model": name, "seed": turn, "metric": what, "length": length, "value": seconds})
-        return told(found)
+
+        def seconds(name: str, length: int, what: What) -> float:
+            return TIMED[what](models[name], length, max(1, self.tokens // length), device)
+
+        with torch_threads(self.threads):
+            timed = by_turns(todo, seconds, self.turns)
+        return told(
+            {"model": name, "seed": turn, "metric": what, "length": length, "value": value}
+            for turn, (name, length, what), value in timed
+        )
 
 
 @measure("size")
@@ -124,15 +124,18 @@ def taken(work: Callable[[], Any], device: torch.device) -> float:
     return time.process_time() - began
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads of torch, as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def by_turns(
+    todo: Sequence[tuple[Any, ...]], seconds: Callable[..., float], turns: int
+) -> list[tuple[int, tuple[Any, ...], float]]:
+    """(turn, what was timed, its seconds): all of `todo` in each turn, of which another one is first each time.
+
+    seconds: times what it is given. One turn before the others is not counted.
+    """
+    found = []
+    for turn in range(-1, turns):
+        first = max(turn, 0) % len(todo)
+        found += [(turn, each, seconds(*each)) for each in (*todo[first:], *todo[:first])]
+    return found[len(todo) :]
 
 
 def _prefill(model: Any, length: int, batch: int, device: torch.device) -> float:
@@ -145,13 +148,7 @@ def _decode(model: Any, length: int, batch: int, device: torch.device) -> float:
     inputs = drawn_inputs(model, batch, length, device)
     with torch.no_grad():
         state = model.read(inputs)[1]
-
-        def decoding() -> None:
-            nonlocal state
-            for _ in range(DECODED):
-                state = model.read(inputs[:, -1:], state)[1]
-
-        return taken(decoding, device) / (batch * DECODED)
+        return taken(lambda: read_on(model, inputs[:, -1:], state, DECODED), device) / (batch * DECODED)
 
 
 def _train(model: Any, length: int, batch: int, device: torch.device) -> float:

@@ -12,12 +12,13 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from contextlab import ops
-from contextlab.claims.costs import taken, threads
+from contextlab.claims.costs import by_turns, taken
 from contextlab.claims.measures import Measure, apart, measure, told
 from contextlab.errors import InputError, unknown
 from contextlab.experiments import ExperimentSpec, Run
 from contextlab.ops.linear import lightning_decay, retention_decay
 from contextlab.ops.merge import attention_with_lse, merge_attention
+from contextlab.threads import torch_threads
 
 Dtype = Literal["float64", "float32"]
 
@@ -196,15 +197,13 @@ class FormTime(OfForms):
     def rows(self, run: Run | None, device: torch.device) -> pd.DataFrame:
         inputs = {n: drawn(n, self.heads, self.dim, 1, 0, getattr(torch, self.dtype), device) for n in self.lengths}
         todo = [(name, length) for length in self.lengths for name in FORMS[self.op]]
-        found = []
-        with threads(self.threads):
-            for turn in range(-1, self.turns):
-                first = max(turn, 0) % len(todo)
-                for name, length in (*todo[first:], *todo[:first]):
-                    form, x = FORMS[self.op][name], inputs[length]
-                    seconds = taken(lambda form=form, x=x: form(x), device) / length  # type: ignore[misc]
-                    if turn >= 0:
-                        found.append(
-                            {"model": name, "seed": turn, "metric": "seconds", "length": length, "value": seconds}
-                        )
-        return told(found)
+
+        def seconds(name: str, length: int) -> float:
+            return taken(lambda: FORMS[self.op][name](inputs[length]), device) / length
+
+        with torch_threads(self.threads):
+            timed = by_turns(todo, seconds, self.turns)
+        return told(
+            {"model": name, "seed": turn, "metric": "seconds", "length": length, "value": value}
+            for turn, (name, length), value in timed
+        )

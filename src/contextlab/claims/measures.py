@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pandas as pd
@@ -108,12 +108,7 @@ def built(models: Mapping[str, Mapping[str, Any]], device: torch.device) -> dict
     """The models by name, with weights drawn from seed 0, not in training."""
     from contextlab.models import build_model
 
-    found = {}
-    for name, each in models.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            found[name] = build_model(spec_of(each, name)).to(device).eval()
-    return found
+    return {name: build_model(spec_of(each, name)).to(device).eval() for name, each in models.items()}
 
 
 def apart(said: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -124,7 +119,7 @@ def apart(said: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(((said - wanted).abs().max() / wanted.abs().max()).nan_to_num(nan=math.inf))
 
 
-def told(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def told(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The table of rows that have model, seed, metric, value and perhaps length, ci_low, ci_high."""
     return table(
         {"run": "", "kind": "model", "task": "", "split": "train", "n": 1, "ci_low": row["value"],

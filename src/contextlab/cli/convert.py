@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,10 +120,7 @@ def convert(
             lengths=sizes, seed=seed, folder=aside, transformers=bool(transformers), progress=None,
         )  # fmt: skip
     show(found)
-    amiss = finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
-    shutil.rmtree(aside, ignore_errors=True)
-    if amiss is not None:
-        raise amiss
+    finish(found, out, loaded, model, time, transformers, aside, source=model, seed=seed)
 
 
 def _kept(aside: Path) -> str:

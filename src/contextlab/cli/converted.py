@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,14 +54,16 @@ def finish(
     made_of: str,
     length: int,
     transformers: bool | None,
+    aside: Path | None = None,
     **more: Any,
-) -> InputError | None:
+) -> None:
     """Save what was found, time the model before and after, add the times to the record, and say all.
 
     made_of: the model before, as it was named. length: of the context; 0 times nothing. transformers: whether
-        to write that form, too; None: where that is or has one. more: further keys of the record.
+        to write that form, too; None: where that is or has one. aside: what is removed
+        once the model is saved. more: further keys of the record.
 
-    Returns what there is to raise where that form was asked for and the weights have no place in it; all else is saved.
+    Raises InputError, at the end, where that form was asked for and the weights have no place in it.
     """
     from contextlab.evaluation.cost_pair import time_pair
     from contextlab.files import read_record, write_record
@@ -69,6 +72,8 @@ def finish(
     origin = None if transformers is False else origin_of(made_of)
     wanted = origin or bool(transformers)
     found.save(out, transformers=wanted, times=[], **more)  # first of all, so that nothing that follows can lose it
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
     if length and (times := time_pair(before, found.model, length)):
         told = {"times": [dataclasses.asdict(each) for each in times]}
         write_record(out / found.file, {**read_record(out / found.file), **told})
@@ -78,8 +83,7 @@ def finish(
         show_transformers(form, out / THEIRS)
     console.print(f"Model and record: {out}", soft_wrap=True)
     if transformers and "why_not" in form:
-        return InputError(f"transformers: not written in that form, as {form['why_not']}; our own form is in {out}")
-    return None
+        raise InputError(f"transformers: not written in that form, as {form['why_not']}; our own form is in {out}")
 
 
 def require_time(model: Model, length: int) -> None:

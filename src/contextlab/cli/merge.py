@@ -66,6 +66,4 @@ def merge(
     from_ = None if base is None else find_own_model(base, chosen)
     found = convert(loaded, wanted, data, base=from_, prompts=prompts, seed=seed, transformers=bool(transformers))
     show(found)
-    amiss = finish(found, out, loaded[0], models[0], time, transformers, source=models, base=base, seed=seed)
-    if amiss is not None:
-        raise amiss
+    finish(found, out, loaded[0], models[0], time, transformers, source=models, base=base, seed=seed)

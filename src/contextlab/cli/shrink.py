@@ -103,9 +103,7 @@ def shrink(
         transformers=bool(transformers), progress=None,
     )  # fmt: skip
     show(found)
-    amiss = finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
-    if amiss is not None:
-        raise amiss
+    finish(found, out, loaded, model, time, transformers, source=model, seed=seed)
 
 
 def show(found: Shrunk) -> None:

@@ -95,6 +95,18 @@ class Stream:
         return self.at[name]
 
 
+def reads_examples(dimensions: int, examples: int | None = None) -> dict[str, Any]:
+    """What a ModelSpec says of a model of mixers alone that reads (x_i, x_{i-1}, y_{i-1}) and predicts y.
+
+    examples: the most in a prompt, each of which has a position of its own; None for no positions.
+    """
+    positions = {"position": "none"} if examples is None else {"position": "learned", "max_length": examples}
+    return {
+        "heads": 1, "mlp": "none", "norm": "none", **positions, "read_in": "vector", "input_size": 2 * dimensions + 1,
+        "output_size": 1,
+    }  # fmt: skip
+
+
 def put(weight: Tensor, rows: slice, columns: slice, value: float | Tensor = 1.0) -> None:
     """Set a part of weight [outputs, inputs]: to value times the identity, or to a matrix [rows, columns]."""
     part = weight[rows, columns]

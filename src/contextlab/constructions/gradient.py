@@ -10,7 +10,15 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from contextlab.constructions.base import Construction, Stream, construction, put, require_examples, weight_of
+from contextlab.constructions.base import (
+    Construction,
+    Stream,
+    construction,
+    put,
+    reads_examples,
+    require_examples,
+    weight_of,
+)
 from contextlab.errors import InputError
 from contextlab.learners import GradientDescent, Learner, PreconditionedGradientDescent
 from contextlab.models import Model
@@ -71,14 +79,8 @@ class Descent(Construction):
             "depth": 1 if self.looped else self.steps,
             "loops": self.steps if self.looped else 1,
             "input_injection": False,
-            "heads": 1,
+            **reads_examples(self.dimensions),
             "layers": [descent_layer(self.dimensions)],
-            "mlp": "none",
-            "norm": "none",
-            "position": "none",
-            "read_in": "vector",
-            "input_size": 2 * self.dimensions + 1,
-            "output_size": 1,
             "read_out_bias": False,
         }
 

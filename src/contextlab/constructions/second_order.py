@@ -8,7 +8,15 @@ from typing import Any
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from contextlab.constructions.base import Construction, Stream, construction, put, require_examples, weight_of
+from contextlab.constructions.base import (
+    Construction,
+    Stream,
+    construction,
+    put,
+    reads_examples,
+    require_examples,
+    weight_of,
+)
 from contextlab.errors import InputError
 from contextlab.learners import GradientDescentPlusPlus, Learner, Newton
 from contextlab.models import Model
@@ -42,14 +50,8 @@ class Both(Construction):
         return {
             "width": self.stream().width,
             "depth": self.depth,
-            "heads": 1,
+            **reads_examples(self.dimensions),
             "layers": [{"mixer": "encoder_linear_attention", "options": options}],
-            "mlp": "none",
-            "norm": "none",
-            "position": "none",
-            "read_in": "vector",
-            "input_size": 2 * self.dimensions + 1,
-            "output_size": 1,
             "pool": "last",
         }
 

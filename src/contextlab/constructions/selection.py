@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
-from contextlab.constructions.base import Construction, Stream, construction, put, require_examples, weight_of
+from contextlab.constructions.base import (
+    Construction,
+    Stream,
+    construction,
+    put,
+    reads_examples,
+    require_examples,
+    weight_of,
+)
 from contextlab.constructions.gradient import descent_layer, put_descent
 from contextlab.constructions.lookup import APART, put_head_of_place, put_places
 from contextlab.constructions.softmax import put_smoothing
@@ -79,15 +87,8 @@ class ModelSelectionConstruction(Construction):
         return {
             "width": width,
             "depth": len(layers),
-            "heads": 1,
+            **reads_examples(d, self.examples),
             "layers": layers,
-            "mlp": "none",
-            "norm": "none",
-            "position": "learned",
-            "max_length": self.examples,
-            "read_in": "vector",
-            "input_size": 2 * d + 1,
-            "output_size": 1,
             "read_out_bias": False,
         }
 

@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from contextlab.constructions.base import Construction, Stream, construction, put, require_examples, weight_of
+from contextlab.constructions.base import (
+    Construction,
+    Stream,
+    construction,
+    put,
+    reads_examples,
+    require_examples,
+    weight_of,
+)
 from contextlab.learners import GaussianSmoother, KernelSmoother, Learner, NearestNeighbours
 from contextlab.models import Model
 from contextlab.prompt import Task
@@ -71,15 +79,8 @@ class Smoother(Construction):
         return {
             "width": width,
             "depth": 1 + self.gaussian,
-            "heads": 1,
+            **reads_examples(d, self.examples),
             "layers": [squares, attention] if self.gaussian else [attention],
-            "mlp": "none",
-            "norm": "none",
-            "position": "learned",
-            "max_length": self.examples,
-            "read_in": "vector",
-            "input_size": 2 * d + 1,
-            "output_size": 1,
             "read_out_bias": False,
         }
 

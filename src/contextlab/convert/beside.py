@@ -14,7 +14,7 @@ from contextlab.mixers.forms.adapted import Adapted
 from contextlab.models import LinearSpec, Model
 from contextlab.models.forms import around_forms, formed_layers, linear_layers, spec_of
 from contextlab.training import TrainSpec
-from contextlab.training.adapters import adapter_targets
+from contextlab.training.adapters import adapter_targets, check_rank
 from contextlab.training.freeze import matching
 from contextlab.training.spec import LoraSpec
 
@@ -34,12 +34,7 @@ def split_targets(model: nn.Module, lora: LoraSpec) -> tuple[list[str], list[str
     if lora.dora:
         kind = name_of_form(forms[formed[0]])
         raise InputError(f"{WHERE}.dora: needs dense layers, and {formed[0]} is stored as {kind}; leave dora out")
-    sizes = {name: (each.in_features, each.out_features) for name, each in (dense | forms).items()}
-    most = max(min(sizes[name]) for name in targets)
-    if lora.rank > most:
-        raise InputError(
-            f"{WHERE}.rank: {lora.rank} is more than any matrix of these layers has; expected at most {most}"
-        )
+    check_rank(lora, [(dense | forms)[name] for name in targets], WHERE)
     return [name for name in targets if name in dense], formed
 
 

@@ -68,17 +68,17 @@ def check_healing(spec: ModelSpec, training: TrainSpec, keep_zeros: bool = False
     if model is None or training.adapter is None:
         return
     where = f"heal.{training.adapter.kind}"
-    dense = [where]
     if training.lora is not None:
         dense, _ = split_targets(model, training.lora)
-    else:
-        try:
-            adapter_targets(model, training.adapter, where)
-        except InputError as error:
-            hint = "; linear layers with a form take none: heal with full or lora" if spec.linear else ""
-            raise InputError(f"{error}{hint}") from None
-    if dense:
-        require_peft(where)
+        if dense:  # adapters beside a form are ours
+            require_peft(where)
+        return
+    try:
+        adapter_targets(model, training.adapter, where)
+    except InputError as error:
+        hint = "; linear layers with a form take none: heal with full or lora" if spec.linear else ""
+        raise InputError(f"{error}{hint}") from None
+    require_peft(where)
 
 
 def heal_model(

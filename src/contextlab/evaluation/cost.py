@@ -162,14 +162,7 @@ def measure(job: dict[str, Any]) -> dict[str, list[float]]:
     prefill, decode = [], []
     for _ in range(job["repeats"]):
         prefill.append(seconds_of(lambda: model.read(inputs), device))
-        after = state
-
-        def decoding() -> None:
-            nonlocal after
-            for _ in range(DECODED):
-                after = model.read(step, after)[1]
-
-        decode.append(seconds_of(decoding, device) / DECODED)
+        decode.append(seconds_of(lambda: read_on(model, step, state, DECODED), device) / DECODED)
     return {
         "parameters": [model.parameter_count],
         "flops": [model.flops(length)],
@@ -187,6 +180,12 @@ def drawn_inputs(model: Model | HuggingFaceModel, batch: int, length: int, devic
     if model.spec.read_in == "token":
         return torch.randint(size, (batch, length), generator=generator, device=device)
     return torch.randn(batch, length, size, generator=generator, device=device)
+
+
+def read_on(model: Any, token: torch.Tensor, state: Any, count: int) -> None:
+    """Read a token, [B, 1] or [B, 1, d], so many times one after another from a state on: what decoding costs."""
+    for _ in range(count):
+        state = model.read(token, state)[1]
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:

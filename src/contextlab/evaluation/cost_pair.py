@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from contextlab.errors import check_whole
-from contextlab.evaluation.cost import DECODED, drawn_inputs, seconds_of
+from contextlab.evaluation.cost import DECODED, drawn_inputs, read_on, seconds_of
 
 LEAST, MOST = 3, 25
 """Turns, whatever the time."""
@@ -91,12 +91,8 @@ def _turn(model: Any, inputs: torch.Tensor, decoded: int, device: torch.device) 
         nonlocal state
         state = model.read(inputs)[1]
 
-    def decoding() -> None:
-        nonlocal state
-        for _ in range(decoded):
-            state = model.read(inputs[:, -1:], state)[1]
-
-    return seconds_of(reading, device), seconds_of(decoding, device) / decoded
+    read = seconds_of(reading, device)
+    return read, seconds_of(lambda: read_on(model, inputs[:, -1:], state, decoded), device) / decoded
 
 
 def _timed(what: str, length: int, batch: int, before: list[float], after: list[float]) -> Timed:

@@ -26,6 +26,7 @@ from contextlab.experiments.spec import ExperimentSpec
 from contextlab.models import build_model
 from contextlab.models.outline import one_of_each, without_memory
 from contextlab.prompt import Learner, Prompt, Task
+from contextlab.threads import torch_threads
 from contextlab.training.examples import CHUNK
 from contextlab.training.schedule import Turns
 
@@ -93,9 +94,7 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
     work on the machine too, it takes longer.
     """
     at_once, each = shares(most_at_once(spec), device, jobs, threads)
-    before = torch.get_num_threads()
-    torch.set_num_threads(each)
-    try:
+    with torch_threads(each):
         groups: dict[tuple[str, ...], list[Training]] = {}
         for training in spec.trainings():
             same = training.train.model_dump_json(exclude=FREE)
@@ -104,8 +103,6 @@ def estimate(spec: ExperimentSpec, device: torch.device, jobs: int | None = 1, t
         timer = _Timer(spec, device, max(LEAST_SECONDS, SECONDS / (len(groups) + len(spec.tasks))))
         trainings = [timer.training(members) for members in groups.values()]
         learners = {name: timer.learners(name) for name in spec.tasks}
-    finally:
-        torch.set_num_threads(before)
     start = WORKER_START if at_once > 1 else 0.0
     stages, count, steps = planned(spec, trainings)
     stages[0] += learners.values()

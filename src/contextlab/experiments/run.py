@@ -52,6 +52,7 @@ from contextlab.experiments.work import do_job, trained
 from contextlab.experiments.workers import Workers
 from contextlab.plugins import load_plugins, plugin_options
 from contextlab.progress import Steps
+from contextlab.threads import torch_threads
 from contextlab.training.distributed import resolve
 
 __all__ = ["Interrupted", "Progress", "Run", "Silent", "evaluate_run", "open_run", "run"]
@@ -324,16 +325,5 @@ def _team(
         for job in todo:
             do_job(folder, spec, job, torch.device(record["device"]), tell, training)
 
-    with _threads(record["threads"]):
+    with torch_threads(record["threads"]):
         yield do
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads of torch in this process, as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

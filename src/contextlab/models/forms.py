@@ -49,6 +49,11 @@ def linear_layers(model: nn.Module, ends: bool = False) -> dict[str, nn.Linear]:
     }
 
 
+def with_linear(spec: ModelSpec, entries: Iterable[LinearSpec]) -> ModelSpec:
+    """The spec with these entries as its `linear`. Raises InputError where they cannot be."""
+    return ModelSpec.parse({**spec.model_dump(), "linear": [each.model_dump() for each in entries]})
+
+
 def place_forms(model: Model, empty: bool) -> None:
     """Put the forms of `model.spec.linear` into a model whose layers are dense.
 
@@ -97,8 +102,7 @@ def formed(model: Model, specs: Iterable[LinearSpec]) -> Model:
 
     specs: the entries of its `ModelSpec.linear` from then on. Raises InputError where one names no layer.
     """
-    linear = [each.model_dump() for each in specs]
-    model.spec = ModelSpec.parse({**model.spec.model_dump(), "linear": linear})
+    model.spec = with_linear(model.spec, specs)
     place_forms(model, empty=False)
     return model
 
@@ -109,8 +113,7 @@ def around_forms(model: Model, forms: Mapping[str, LinearForm], specs: Iterable[
     forms: by the names that `formed_layers` gives. specs: what `ModelSpec.linear` gets before the entries that it has,
         of which the first that means a layer counts.
     """
-    linear = [each.model_dump() for each in (*specs, *model.spec.linear)]
-    model.spec = ModelSpec.parse({**model.spec.model_dump(), "linear": linear})
+    model.spec = with_linear(model.spec, (*specs, *model.spec.linear))
     before = formed_layers(model)
     _put(model, {id(before[name]): form for name, form in forms.items()})
 
@@ -135,7 +138,7 @@ def with_forms(model: Model, forms: Mapping[str, LinearForm], specs: Iterable[Li
                              f"{form.out_features}")  # fmt: skip
     linear = (*model.spec.linear, *specs)
     _require_layers(linear, layers.keys() | formed_layers(model).keys())
-    spec = ModelSpec.parse({**model.spec.model_dump(), "linear": [each.model_dump() for each in linear]})
+    spec = with_linear(model.spec, linear)
     for name, layer in layers.items():
         _require_described(name, layer, forms.get(name), spec_of(name, linear))
     memo: dict[int, object] = {id(layers[name]): form for name, form in forms.items()}

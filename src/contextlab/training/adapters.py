@@ -7,7 +7,7 @@ holds beside it what training goes on from: the weights below the adapters, and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -67,16 +67,21 @@ def adapter_targets(model: nn.Module, spec: LoraSpec | Ia3Spec, where: str | Non
         raise InputError(f"{where}: the model has no dense linear layer, on which alone an adapter can be merged")
     targets = matching(spec.targets, layers, f"{where}.targets", "linear layer")
     if isinstance(spec, LoraSpec):
-        most = max(min(layers[name].weight.shape) for name in targets)
-        if spec.rank > most:
-            raise InputError(
-                f"{where}.rank: {spec.rank} is more than any matrix of these layers has; expected at most {most}"
-            )
+        check_rank(spec, [layers[name] for name in targets], where)
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for name in matching(spec.also, names, f"{where}.also", "parameter"):
         if name.removesuffix(".weight") in targets:
             raise InputError(f"{where}.also: {name} has an adapter; leave it out here or in targets")
     return targets
+
+
+def check_rank(spec: LoraSpec, layers: Iterable[Any], where: str) -> None:
+    """Raises InputError for a rank that none of the layers, which have `in_features` and `out_features`, can have."""
+    most = max(min(layer.in_features, layer.out_features) for layer in layers)
+    if spec.rank > most:
+        raise InputError(
+            f"{where}.rank: {spec.rank} is more than any matrix of these layers has; expected at most {most}"
+        )
 
 
 def _config(spec: LoraSpec | Ia3Spec, targets: list[str]) -> Any:

@@ -18,7 +18,8 @@ from contextlab.convert.calibration import Calibration
 from contextlab.convert.layers import chosen_layers, passed_over, planned_layers, read_by_block
 from contextlab.errors import InputError, nearest_divisor
 from contextlab.mixers.forms import LinearForm
-from contextlab.models import LinearSpec, Model, ModelSpec, with_forms
+from contextlab.models import LinearSpec, Model, ModelSpec
+from contextlab.models.forms import with_forms, with_linear
 
 Bits = Literal[2, 4, 8]
 Rounded = Literal["int", "ternary", "binary", "fp8", "fp4", "mxfp4", "nvfp4"]
@@ -64,8 +65,7 @@ class ToForm(Conversion):
         sizes = sorted({layer.in_features for layer in planned_layers(spec, self.layers).values()})
         if self.grouped is not None and self.grouped != _default_of(self, "group"):
             _require_fitting(self.grouped, sizes)
-        linear = [each.model_dump() for each in (*spec.linear, self.spec)]
-        return ModelSpec.parse({**spec.model_dump(), "linear": linear})
+        return with_linear(spec, (*spec.linear, self.spec))
 
     @torch.no_grad()
     def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:

@@ -17,7 +17,7 @@ from contextlab.convert.layers import chosen_layers, entries, passed_over, plann
 from contextlab.errors import InputError, at_most
 from contextlab.mixers.forms.low_rank import LowRank
 from contextlab.models import Model, ModelSpec
-from contextlab.models.forms import with_forms
+from contextlab.models.forms import with_forms, with_linear
 
 RATIO = 0.5
 
@@ -55,7 +55,7 @@ class Factored(Conversion):
                 f"in {name} ({sizes})"
             )
         linear = (*spec.linear, *entries("low_rank", _options(ranks), planned_layers(spec, "*")))
-        return ModelSpec.parse({**spec.model_dump(), "linear": [each.model_dump() for each in linear]})
+        return with_linear(spec, linear)
 
     def _ranks(self, layers: Mapping[str, nn.Linear]) -> dict[str, int]:
         """The rank of each layer that becomes narrow."""

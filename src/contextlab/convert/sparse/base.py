@@ -19,7 +19,7 @@ from contextlab.errors import InputError, nearest_divisor
 from contextlab.mixers.forms import LinearForm
 from contextlab.mixers.forms.sparse import SparseForm
 from contextlab.models import Model, ModelSpec
-from contextlab.models.forms import with_forms
+from contextlab.models.forms import with_forms, with_linear
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 HALF = 0.5
@@ -67,7 +67,7 @@ class Sparse(Conversion):
             )
         packed = self._packed(found)
         linear = (*spec.linear, *entries("sparse", packed, planned_layers(spec, "*"))) if packed else spec.linear
-        return ModelSpec.parse({**spec.model_dump(), "linear": [each.model_dump() for each in linear]})
+        return with_linear(spec, linear)
 
     def _packed(self, layers: Mapping[str, nn.Linear]) -> dict[str, dict[str, int]]:
         """The form's options of each layer that is packed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ from contextlab.mixers.convolution import without_padding
 from contextlab.mixers.layers import Linear, multiplications
 from contextlab.ops.position import rope_table, rotary_size, rotate
 from contextlab.state import RecurrentState, State, own, tensor_bytes
+
+Memory = dict[str, Tensor]
+"""A mixer's memory by name, each [B, ...]."""
 
 
 @dataclass
@@ -63,21 +67,17 @@ class SegmentMixer(Mixer):
         done: segments that were read before. complete: of the n, those whose tokens are all there; at most the last is
         not, and its memory is not kept. Here one after another, which a mixer may do better.
         """
-        outputs = []
-        for n, tokens in enumerate(line.split(self.segment, 1)):
-            y, written = self._read(tokens, memory)
-            outputs.append(y)
-            memory = written if n < complete else memory
-        return torch.cat(outputs, 1), memory
+        return self._one_by_one(line, memory, lambda n, before, written: written if n < complete else before)
 
-    def _read_rows(self, line: Tensor, memory: dict[str, Tensor], total: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same of rows of which each has as many tokens as `total` [B] says."""
+    def _one_by_one(
+        self, line: Tensor, memory: Memory, after: Callable[[int, Memory, Memory], Memory]
+    ) -> tuple[Tensor, Memory]:
+        """The segments in a loop. after: the memory after the nth, from that before it and what it wrote."""
         outputs = []
         for n, tokens in enumerate(line.split(self.segment, 1)):
             y, written = self._read(tokens, memory)
             outputs.append(y)
-            complete = (n + 1) * self.segment <= total
-            memory = {name: _where(complete, written[name], memory[name]) for name in memory}
+            memory = after(n, memory, written)
         return torch.cat(outputs, 1), memory
 
     def forward(
@@ -110,7 +110,12 @@ class SegmentMixer(Mixer):
         some = line.shape[1] > 0
         y = x
         if some and padded:
-            y, memory = self._read_rows(line, memory, total)
+
+            def of_rows(n: int, before: Memory, written: Memory) -> Memory:
+                complete = (n + 1) * size <= total
+                return {name: _where(complete, written[name], before[name]) for name in before}
+
+            y, memory = self._one_by_one(line, memory, of_rows)
         elif some:
             y, memory = self._read_line(line, memory, read // size, (count + length) // size)
         if padded:
