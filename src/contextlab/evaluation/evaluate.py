@@ -19,6 +19,7 @@ from contextlab.errors import InputError, unknown
 from contextlab.evaluation.intervals import TELLS, alike_half, bounds_of, share_bounds, t95, usual
 from contextlab.evaluation.results import Results, table
 from contextlab.evaluation.spec import EvaluateSpec
+from contextlab.evaluation.splits import chosen_splits
 from contextlab.memory import require_room
 from contextlab.models.answer import answer
 from contextlab.prompt import HIGHER_IS_BETTER, Learner, Predictor, Prompt, Task
@@ -82,7 +83,7 @@ def evaluate(
         "task": task_name or type(task).__name__,
     }
     rows: list[dict[str, Any]] = []
-    for split, index, shifted in _splits(task, spec):
+    for split, index, shifted in chosen_splits(task, spec):
         tally = _Tally(shifted, spec.prompts)
         best = next(iter(shifted.learners().values()))
         try:
@@ -127,7 +128,7 @@ def evaluate_learners(
         if name not in known:
             raise InputError(f"evaluate.learners: {unknown('learner of this task', name, known)}")
     rows: list[dict[str, Any]] = []
-    for split, index, shifted in _splits(task, spec):
+    for split, index, shifted in chosen_splits(task, spec):
         learners = shifted.learners()
         wanted = [name for name in learners if spec.learners is None or name in spec.learners]
         chosen = {name: _Tally(shifted, spec.prompts) for name in wanted}
@@ -153,29 +154,6 @@ def evaluate_learners(
 def _spec(spec: EvaluateSpec | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> EvaluateSpec:
     given = spec.model_dump(exclude_unset=True) if isinstance(spec, EvaluateSpec) else dict(spec or {})
     return EvaluateSpec.parse({**given, **changes}, "evaluate")
-
-
-def _splits(task: Task, spec: EvaluateSpec) -> Iterator[tuple[str, int, Task]]:
-    """Name, number and task of each split that is wanted.
-
-    One beside 'train' that is the task itself, such as recall's of as many pairs as in training, is no shift of it: it
-    is measured only where it is asked for by name.
-    """
-    splits = task.splits()
-    for name in spec.splits or ():
-        if name not in splits:
-            raise InputError(f"evaluate.splits: {unknown('split', name, splits)}")
-    for index, (name, shifted) in enumerate(splits.items()):
-        if name in spec.splits if spec.splits is not None else index == 0 or not _same(shifted, task):
-            yield name, index, shifted
-
-
-def _same(one: Task, other: Task) -> bool:
-    """Whether two tasks are equal; those that cannot be compared, as they hold arrays, are taken to differ."""
-    try:
-        return type(one) is type(other) and bool(one == other)
-    except (RuntimeError, ValueError):
-        return False
 
 
 def _prompts(task: Task, spec: EvaluateSpec, index: int, device: torch.device | str) -> Iterator[Prompt]:

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from contextlab.errors import InputError, unknown
 from contextlab.evaluation.comparisons import Probe, compare_predictions, compare_weights
-from contextlab.evaluation.evaluate import _evaluating, _kept_prompts, _spec, _splits, predict
+from contextlab.evaluation.evaluate import _evaluating, _kept_prompts, _spec, predict
 from contextlab.evaluation.spec import EvaluateSpec
+from contextlab.evaluation.splits import chosen_splits
 from contextlab.models import Model
 from contextlab.prompt import Learner, Predictor, Task
 from contextlab.tasks.base import LabelTask
@@ -75,7 +76,7 @@ def similarity(
         first = next(predictor.parameters(), None) if isinstance(predictor, nn.Module) else None
         device = first.device if first is not None else "cpu"
     rows: list[dict[str, Any]] = []
-    for split, index, shifted in _splits(task, spec):
+    for split, index, shifted in chosen_splits(task, spec):
         try:
             with _evaluating(predictor):
                 drawn = spec.model_copy(update={"prompts": pool * spec.prompts})
@@ -118,7 +119,7 @@ def matching_steps(
     if not steps:
         raise InputError("steps: give at least one number of steps")
     named = {str(count): dataclasses.replace(chosen, steps=count) for count in steps}
-    ((_, index, shifted),) = _splits(task, spec)
+    ((_, index, shifted),) = chosen_splits(task, spec)
     with _evaluating(predictor):
         prompts = _kept_prompts(shifted, spec, index, device)
         predictions = (predict(predictor, prompt) for prompt in prompts)

@@ -15,7 +15,8 @@ class EvaluateSpec(Spec):
     prompts: prompts drawn for each split; every predictor answers the same ones.
     batch: prompts answered at once.
     seed: of the prompts; never that of training.
-    splits: names of the task's splits to measure; None for all.
+    splits: the task's splits to measure, by name; None for all. "length=512", or another option with a value, is one
+        of any task that has the option.
     learners: names of the task's learners to compare with; None for all.
     similarity: prompts of the train split, at most, on which each model is compared with every learner (see
         `similarity`); fewer where they would hold more than 16,384 tokens. 0 for none.

@@ -11,6 +11,7 @@ from torch import Tensor
 from contextlab.errors import ContextlabError, InputError, first_line, unknown
 from contextlab.evaluation import predict
 from contextlab.evaluation.compress import build_prompts
+from contextlab.evaluation.splits import check_splits
 from contextlab.experiments.jobs import Training
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.memory import lack_of_memory
@@ -140,9 +141,7 @@ def _try_task(spec: ExperimentSpec, name: str) -> Prompt:
 
     with _trying(f"tasks.{name}: its splits"):
         splits = task.splits()
-    for split in wanted.splits or ():
-        if split not in splits:
-            raise InputError(f"{where('splits')}: {unknown('split', split, splits)}")
+    check_splits(task, wanted.splits, where("splits"))
     if wanted.learners is not None:
         with _trying(f"tasks.{name}: its learners"):
             known = {each for shifted in splits.values() for each in shifted.learners()}
