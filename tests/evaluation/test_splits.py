@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from contextlab.evaluation.spec import EvaluateSpec
 from contextlab.evaluation.splits import STREAMS, chosen_splits, split_of
 from contextlab.experiments import ExperimentSpec
 from contextlab.experiments.check import check
+from contextlab.policies.core.parse import written
 
 RECALL = build_task("associative_recall", vocabulary=32, pairs=2, length=16)
 
@@ -28,6 +31,16 @@ def test_an_option_with_a_value_is_a_split():
 def test_every_split_that_tasks_name_has_its_own_stream_of_prompts(name):
     found = list(registry.lookup("task", name).build(**registry.lookup("task", name).cases[0]).splits())
     assert len(found) < STREAMS
+
+
+@pytest.mark.parametrize("name", registry.names("task"))
+def test_every_option_of_every_task_is_read_as_it_is_written(name):
+    entry = registry.lookup("task", name)
+    task = entry.build(**entry.cases[0])
+    for option in (each.name for each in dataclasses.fields(task) if each.init):
+        value = getattr(task, option)
+        if isinstance(value, int | float | str | None):
+            assert getattr(split_of(task, f"{option}={written(value)}"), option) == value
 
 
 def test_the_prompts_of_an_option_do_not_depend_on_what_else_is_measured():
