@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args
@@ -68,6 +70,21 @@ def test_bad_options_are_refused_in_one_line(example, options, message):
         example.build(**options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_dataclass_makes_anew_is_its_default(example):
+    @dataclass(frozen=True)
+    class Made:
+        """One. options: of it."""
+
+        size: int = 3
+        options: dict[str, int] = field(default_factory=lambda: {"a": 1})
+
+    entry = dataclasses.replace(example, factory=Made)
+    assert {each.name: each.default for each in entry.parameters} == {"size": 3, "options": {"a": 1}}
+    for kind in registry.kinds():
+        for other in registry.entries(kind):
+            assert not any("factory>" in repr(each.default) for each in other.parameters), other.name
 
 
 def test_unknown_names_suggest_the_nearest(example):

@@ -32,6 +32,10 @@ def experiment(**changes):
     ("data", "message"),
     [
         (experiment(nmae="x"), "nmae: unknown key; did you mean 'name'?"),
+        (
+            {key: value for key, value in experiment(modells={}).items() if key != "models"},
+            "modells: unknown key; did you mean 'models'?",
+        ),
         (experiment(train={"stepz": 3}), "train.stepz: unknown key; did you mean 'steps'?"),
         (experiment(train={"steps": 0}), "train.steps: expected at least 1, got 0: transformer starts fresh"),
         (experiment(train={"steps": "many"}), "train.steps: input should be a valid integer"),

@@ -8,6 +8,7 @@ class Attention(Mixer): ...
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -158,7 +159,17 @@ class Entry:
     @cached_property
     def _options(self) -> tuple[inspect.Parameter, ...]:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return tuple(p for p in self.signature.parameters.values() if p.kind in kinds and p.name != "self")
+        made = {}  # what a dataclass makes anew for each, such as {}; its signature has a mark in their places
+        if dataclasses.is_dataclass(self.factory):
+            every = dataclasses.fields(self.factory)
+            made = {
+                each.name: each.default_factory for each in every if each.default_factory is not dataclasses.MISSING
+            }
+        return tuple(
+            p.replace(default=made[p.name]()) if p.name in made else p
+            for p in self.signature.parameters.values()
+            if p.kind in kinds and p.name != "self"
+        )
 
     def check(self, options: Mapping[str, Any], *, path: str = "", given: Iterable[str] = ()) -> dict[str, Any]:
         """Validated copies of `options`. Raises InputError that names the key's path and the nearest valid name.

@@ -139,7 +139,10 @@ def picture(value: Any) -> str:
 def explain(error: ValidationError, model: type[BaseModel] | None = None, path: str = "") -> str:
     """The first fault of a pydantic error as one line: path, what was wrong, what was expected."""
     faults = error.errors(include_url=False)
-    first = faults[0]
+    # A key that is not known is likely the one that is missing, misspelt.
+    first = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
+    if faults[0]["type"] != "missing":
+        first = faults[0]
     location = [_shown(part) for part in first["loc"] if not _is_tag(part)]
     if first["type"] == "extra_forbidden" and _is_tag(first["loc"][-1]):
         location.append(repr(first["loc"][-1]))  # the user's own key, however odd

@@ -62,6 +62,9 @@ def test_prompts_of_a_task_are_drawn_and_read_as_its_symbols(call, models):
         (("bytes", "--prompt", ""), "--prompt: expected a text of at least one token"),
         (("bytes", "--prompt", "a", "--draft", "2"), "--draft: expected layers=E or layers=E,ahead=D"),
         (("bytes", "--prompt", "a", "--draft", "layers=3"), "draft.layers: 3 of 3 layers; 1 to 2 can draft for all"),
+        (("bytes", "--prompt", "a", "--draft", "layer=1"), "draft.layer: unknown key; did you mean 'layers'?"),
+        (("bytes", "--prompt", "a", "--prompts", "3"), "--prompts: are drawn of --data; leave it out"),
+        (("bytes", "--prompt", "a", "--time", "3"), "--time: is how long a draft is timed; leave it out"),
         (("bytes", "--prompt", "a", "--draft", "layers=1", "--temperature", "1"), "leave out --temperature or --draft"),
         (("bytes", "--prompt", "abcd"), "4 tokens and 64 more are too many for a model of 24 positions; give fewer, "
                                         "such as --tokens 21"),

@@ -83,6 +83,8 @@ def test_compress_measures_prints_and_writes(call, tmp_path):
         ("compress linear --policy h2o --budget 20%", "needs a model with a KV state"),
         ("compress small --policy h2o --budget 0%", "budget: 0% keeps nothing"),
         ("compress small --policy h2o --budget 20% --compare small", "two models have the same name"),
+        ("compress small --weights rtn --budget 20%", "--budget: is what a --policy keeps; give one"),
+        ("compress small --policy quantize --budget 20%", "--budget: quantize takes none; leave it out"),
         ("compress small --policy h2o --budget 20% --lengths x", "expected numbers of tokens"),
     ):
         code, _, err = call(*wrong.split())

@@ -34,9 +34,8 @@ def read(model):
 def test_adapters_stand_beside_every_form_and_are_all_that_is_trained(name, options, tmp_path):
     model = model_of({"layers": "blocks.1.*", "form": name, "options": options})
     before, state = read(model), {key: each.clone() for key, each in model.state_dict().items()}
-    training, lines = put_beside(
-        model, heal_spec({"steps": 3, "batch": 8, "warmup": 1, "lora": {"rank": 2, "targets": "blocks.1.*"}})
-    )
+    lora = {"targets": "blocks.1.*", **({} if name == "adapted" else {"rank": 2})}  # one that is there keeps its rank
+    training, lines = put_beside(model, heal_spec({"steps": 3, "batch": 8, "warmup": 1, "lora": lora}))
     assert torch.equal(read(model), before), "B is zero"
     assert {line.layer for line in lines} == set(formed_layers(model))
     assert all(isinstance(each, Adapted) for each in formed_layers(model).values())
@@ -50,7 +49,7 @@ def test_adapters_stand_beside_every_form_and_are_all_that_is_trained(name, opti
     assert sum(line.bytes_after - line.bytes_before for line in lines) == model.weight_nbytes - sum(
         each.nbytes for each in state.values()
     )
-    again, lines = put_beside(model, heal_spec({"steps": 1, "lora": {"rank": 2, "targets": "blocks.1.*"}}))
+    again, lines = put_beside(model, heal_spec({"steps": 1, "lora": lora}))
     assert all("trained on" in line.did for line in lines) or name == "adapted"
     assert again.lora is None
 
@@ -94,8 +93,18 @@ def test_what_cannot_be_done_is_refused_before_the_work(options, message, monkey
 
 
 def test_factors_of_ia3_need_dense_layers():
-    with pytest.raises(InputError, match="linear layers with a form take none: heal with full or lora"):
+    told = r"heal.ia3.targets: blocks.* is stored as int, which no adapter can be merged into; .*--heal-with lora"
+    with pytest.raises(InputError, match=told):
         shrink(build_model(SPEC), "rtn", TASK, heal={"steps": 1, "ia3": {}})
+
+
+@pytest.mark.parametrize("lora", [{"rank": 3}, {"alpha": 5.0}, {"rank": 2, "alpha": 5.0}])
+def test_an_adapter_that_is_there_is_trained_on_as_it_is_or_refused(lora):
+    entry = {"layers": "*", "form": "adapted", "options": {"rank": 2, "alpha": 6.0, "form": "int"}}
+    with pytest.raises(InputError, match="has an adapter of rank 2 that counts 3 times already.*leave rank and alpha"):
+        shrink(model_of(entry), "drop_blocks:count=1", TASK, heal={"steps": 1, "lora": lora})
+    for same in ({}, {"rank": 2}, {"alpha": 6.0, "rank": 2}):
+        assert put_beside(model_of(entry), heal_spec({"steps": 1, "lora": same}))[1]
 
 
 def test_low_bits_need_no_peft(monkeypatch):

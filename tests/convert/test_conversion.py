@@ -121,6 +121,15 @@ def test_names_of_mixers_and_of_methods_are_read():
     assert read_target("gqa:kv_heads=2,layers=half") == Gqa(kv_heads=2, layers="half")
 
 
+def test_layers_are_told_once():
+    for layers in ([0], "0", "auto:1", "gates:1"):
+        with pytest.raises(InputError, match="layers: told twice, .*; leave one out") as found:
+            convert(teacher().float(), "gqa:layers=half", TASK, layers=layers, budget=0)
+        assert "\n" not in str(found.value)
+    with pytest.raises(InputError, match="layers: told twice"):
+        read_target("gqa", [0], {"layers": "all"})
+
+
 def test_names_of_papers_lead_to_conversions_that_are_made():
     assert not set(OTHER_NAMES) & {*registry.names("conversion"), *registry.names("mixer")}
     for name in OTHER_NAMES.values():

@@ -232,6 +232,17 @@ def test_what_cannot_be_is_one_line(lora: dict[str, Any], message: str) -> None:
     assert same(bits(model), bits(build_model(FORM)))
 
 
+@pytest.mark.parametrize(("pattern", "hint"), [("*.mlp.*", "name layers that are dense, such as .*, or "), ("*", "")])
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_layers_with_a_form_are_not_left_out_in_silence(kind: str, pattern: str, hint: str) -> None:
+    model = build_model(ModelSpec.parse(FORM.model_dump() | {"linear": [{"layers": pattern, "form": "int"}]}))
+    told = rf"train.{kind}.targets: blocks.* is stored as int, .*{hint}put LoRA beside"
+    with pytest.raises(InputError, match=told):
+        train(model, TASK, {**STEPS, kind: {}})
+    if hint and kind == "lora":
+        train(model, TASK, {**STEPS, "lora": {"targets": "*.mixer.*"}})
+
+
 def test_adapters_are_not_trained_together_nor_twice_nor_with_freeze() -> None:
     members = [Member(build_model(FORM, seed=seed), TASK, spec(), seed) for seed in (0, 1)]
     with pytest.raises(InputError, match="puts adapters into one model; train each alone"):

@@ -94,7 +94,7 @@ def compress(
       contextlab compress runs/byte-lm --weights rtn:bits=8 --weights rotate:bits=4 --policy keydiff --budget 25%
     """
     from contextlab.evaluation import write_results
-    from contextlab.evaluation.compress import build_prompts, check_prompts, check_settings
+    from contextlab.evaluation.compress import build_prompts, check_prompts, check_settings, takes_budgets
     from contextlab.evaluation.compress import compress as measure
     from contextlab.evaluation.results import COMPRESS_COLUMNS
     from contextlab.experiments import find_model
@@ -109,8 +109,12 @@ def compress(
     if data and not weights:
         raise InputError("--data: is what --weights METHOD is calibrated on; give such a method, or leave it out")
     wanted, sizes = tasks_of(task), read_lengths(lengths)
+    if budget and not policy:
+        raise InputError("--budget: is what a --policy keeps; give one, such as snapkv, or leave the budget out")
     if not skip:
         check_settings(policy or [], budget or [])
+        if budget and not takes_budgets(policy or []):
+            raise InputError(f"--budget: {', '.join(policy or [])} takes none; leave it out")
         for each in wanted:
             check_prompts(each)
     if weights:

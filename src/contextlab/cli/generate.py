@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SHOWN = 64
 """Tokens of a prompt that are shown, the last ones."""
+PROMPTS, SECONDS = 4, 1.0
+"""What is drawn of --data, and how long a draft is timed, unless told."""
 
 
 def generate(
@@ -41,7 +43,9 @@ def generate(
             "--data", metavar="FILE|TASK[:KEY=VALUE,...]", help="Text or a task to draw prompts of, not --prompt."
         ),
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, max=LARGEST_WHOLE, help="Drawn of --data.")] = 4,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST_WHOLE, help="Drawn of --data.", show_default=str(PROMPTS))
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, max=LARGEST_WHOLE, help="To write after each prompt.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="Of the draw of each token; 0 takes the likeliest.")] = 0.0,
     draft: Annotated[
@@ -53,7 +57,9 @@ def generate(
             "may be given many times.",
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option("--time", min=0, help="Seconds to time each draft.")] = 1.0,
+    seconds: Annotated[
+        float | None, typer.Option("--time", min=0, help="Seconds to time each draft.", show_default=str(SECONDS))
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Of the prompts and of what is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: JsonOption = False,
@@ -79,6 +85,10 @@ def generate(
         raise InputError("generate: expected --prompt TEXT or --data FILE|TASK, one of the two")
     if draft and temperature:
         raise InputError("--draft: drafted tokens are the likeliest ones; leave out --temperature or --draft")
+    if prompts is not None and data is None:
+        raise InputError("--prompts: are drawn of --data; leave it out, or give --data in the place of --prompt")
+    if seconds is not None and not draft:
+        raise InputError("--time: is how long a draft is timed; leave it out, or give --draft layers=E")
     drafts = [_draft(each) for each in draft or ()]
     check_data([data] if data else None)
     chosen = resolve(device)
@@ -86,12 +96,12 @@ def generate(
     assert isinstance(loaded, Model)
     if loaded.spec.read_in != "token":
         raise InputError("generate: this model reads vectors; only a model that reads tokens can generate")
-    rows, read = _texts(prompt, tokenizer, loaded) if prompt else _drawn(str(data), prompts, seed, loaded)
+    rows, read = _texts(prompt, tokenizer, loaded) if prompt else _drawn(str(data), prompts or PROMPTS, seed, loaded)
     for each in drafts:
         check_draft(loaded, each)
     rows = [row.to(chosen) for row in rows]
     _require_room(loaded, rows, tokens)
-    told = time_drafts(loaded, rows, max(2, tokens), drafts, seconds=seconds)
+    told = time_drafts(loaded, rows, max(2, tokens), drafts, seconds=SECONDS if seconds is None else seconds)
     written = []
     for place, row in enumerate(rows):
         draws = seeded("generate", seed, place, device=chosen)

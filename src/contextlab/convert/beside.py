@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from contextlab.convert.base import Change, module_nbytes
-from contextlab.convert.layers import entries, name_of_form
+from contextlab.convert.layers import entries
 from contextlab.errors import InputError
 from contextlab.mixers.forms.adapted import Adapted
 from contextlab.models import LinearSpec, Model
-from contextlab.models.forms import around_forms, formed_layers, linear_layers, spec_of
+from contextlab.models.forms import around_forms, formed_layers, linear_layers, name_of_form, spec_of
 from contextlab.training import TrainSpec
 from contextlab.training.adapters import adapter_targets, check_rank
 from contextlab.training.freeze import matching
@@ -24,7 +24,8 @@ WHERE = "heal.lora"
 def split_targets(model: nn.Module, lora: LoraSpec) -> tuple[list[str], list[str]]:
     """Names of the dense layers and of those with a form that get an adapter.
 
-    Raises InputError as `adapter_targets` does, and for DoRA where a layer has a form.
+    Raises InputError as `adapter_targets` does, for DoRA where a layer has a form, and where a form has an adapter that
+    is not the one that is asked for.
     """
     dense, forms = linear_layers(model, ends=True), formed_layers(model)
     targets = matching(lora.targets, [*dense, *forms], f"{WHERE}.targets", "linear layer")
@@ -35,6 +36,10 @@ def split_targets(model: nn.Module, lora: LoraSpec) -> tuple[list[str], list[str
         kind = name_of_form(forms[formed[0]])
         raise InputError(f"{WHERE}.dora: needs dense layers, and {formed[0]} is stored as {kind}; leave dora out")
     check_rank(lora, [(dense | forms)[name] for name in targets], WHERE)
+    for name in formed:
+        form = forms[name]
+        if isinstance(form, Adapted):
+            _require_same(name, form, lora)
     return [name for name in targets if name in dense], formed
 
 
@@ -64,6 +69,18 @@ def put_beside(model: Model, training: TrainSpec, seed: int = 0) -> tuple[TrainS
         lines.append(Change(name, did, 0.0, "weights", before, module_nbytes(form)))
     around_forms(model, made, entries("adapted", options, known))
     return _trained(model, training, lora, dense, formed), lines
+
+
+def _require_same(name: str, form: Adapted, lora: LoraSpec) -> None:
+    """Raises InputError where the adapter that a layer has is not the one that is asked for."""
+    given = {key: getattr(lora, key) for key in ("rank", "alpha") if key in lora.model_fields_set}
+    rank = min(lora.rank, form.in_features, form.out_features)
+    scale = 1.0 if lora.alpha is None else lora.alpha / lora.rank
+    if ("rank" in given and rank != len(form.down)) or ("alpha" in given and scale != form.scale):
+        own = f"rank {len(form.down)} that counts {form.scale:g} times"
+        raise InputError(
+            f"{WHERE}: {name} has an adapter of {own} already, which is trained on; leave rank and alpha out"
+        )
 
 
 def _options(stored: LinearSpec | None, lora: LoraSpec) -> dict[str, Any]:

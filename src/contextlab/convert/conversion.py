@@ -180,6 +180,8 @@ def read_request(
     Raises InputError for names and options that are none, whatever the model.
     """
     auto = read_choice(layers)
+    if auto is not None and isinstance(to, str) and "layers" in {**parse_options(to, "to")[1], **(options or {})}:
+        raise InputError(f"layers: told twice, by {to!r} and as {layers!r}; leave one out")
     method = read_target(to, None if auto else layers, options)
     return (method if auto is None else dataclasses.replace(method, layers="all")), auto  # type: ignore[call-arg]
 
@@ -199,8 +201,8 @@ def steps_of(method: Conversion, budget: int | None, data: bool, told: bool = Fa
         )
     if not steps and told:
         raise InputError(
-            "budget: 0 steps train nothing, so that what is said of the training (--stage, --set) would be lost; give "
-            f"a budget, for example {BUDGET}, or leave it out"
+            f"budget: {method.name} trains for 0 steps{'' if budget == 0 else ' unless told'}, so that what is said "
+            f"of the training (--stage, --set) would be lost; give a budget, for example {BUDGET}, or leave that out"
         )
     return steps
 
@@ -217,6 +219,8 @@ def read_target(to: str | Conversion, layers: Any = None, options: Mapping[str, 
     name, given = parse_options(to, "to")
     own = {**given, **(options or {})}
     if layers is not None:
+        if "layers" in own:
+            raise InputError(f"layers: told twice, as {own['layers']!r} and as {layers!r}; leave one out")
         own["layers"] = layers if isinstance(layers, str) else list(layers)
     known = {entry.name: entry for entry in registry.entries("conversion") if entry.family in FAMILIES}
     if name in known:

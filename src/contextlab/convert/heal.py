@@ -73,11 +73,7 @@ def check_healing(spec: ModelSpec, training: TrainSpec, keep_zeros: bool = False
         if dense:  # adapters beside a form are ours
             require_peft(where)
         return
-    try:
-        adapter_targets(model, training.adapter, where)
-    except InputError as error:
-        hint = "; linear layers with a form take none: heal with full or lora" if spec.linear else ""
-        raise InputError(f"{error}{hint}") from None
+    adapter_targets(model, training.adapter, where)
     require_peft(where)
 
 

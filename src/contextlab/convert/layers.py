@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from contextlab import registry
 from contextlab.convert.base import Change, module_nbytes
 from contextlab.convert.calibration import Calibration
 from contextlab.errors import InputError, nearest
 from contextlab.mixers.forms import LinearForm
 from contextlab.models import LinearSpec, Model, ModelSpec
-from contextlab.models.forms import ENDS, formed_layers, linear_layers, means
+from contextlab.models.forms import ENDS, formed_layers, linear_layers, means, name_of_form
 from contextlab.models.outline import without_memory
 
 
@@ -60,12 +59,6 @@ def _formed(model: nn.Module, layers: str) -> dict[str, LinearForm]:
     """The layers that a pattern means and that have a form."""
     known = formed_layers(model)
     return {name: form for name, form in known.items() if means(layers, name)}
-
-
-def name_of_form(form: LinearForm) -> str:
-    """As it is registered."""
-    entry = registry.entry_of("linear", form)
-    return type(form).__name__ if entry is None else entry.name
 
 
 def by_block(names: Iterable[str]) -> list[list[str]]:

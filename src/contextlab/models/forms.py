@@ -183,6 +183,12 @@ def spec_of(name: str, specs: Iterable[LinearSpec]) -> LinearSpec | None:
     return None if found is None or found.form == "dense" else found
 
 
+def name_of_form(form: LinearForm) -> str:
+    """As it is registered."""
+    entry = registry.entry_of("linear", form)
+    return type(form).__name__ if entry is None else entry.name
+
+
 def means(layers: str, name: str) -> bool:
     """Whether a pattern means the layer of this name; the read-in and the read-out only where it begins with theirs."""
     return fnmatchcase(name, layers) and (not name.startswith(ENDS) or layers.startswith(ENDS))

@@ -20,7 +20,7 @@ from contextlab.errors import InputError, ResourceError
 from contextlab.files import write_tensors
 from contextlab.lazy import without_logs
 from contextlab.models.draws import OwnDraws
-from contextlab.models.forms import linear_layers
+from contextlab.models.forms import formed_layers, linear_layers, name_of_form
 from contextlab.training.freeze import matching
 from contextlab.training.spec import Ia3Spec, LoraSpec
 
@@ -62,10 +62,17 @@ def adapter_targets(model: nn.Module, spec: LoraSpec | Ia3Spec, where: str | Non
     where = where or f"train.{spec.kind}"
     if hasattr(model, "peft_config"):
         raise InputError(f"{where}: the model has adapters of its own; merge them first (merge_and_unload)")
-    layers = linear_layers(model, ends=True)
-    if not layers:
+    layers, forms = linear_layers(model, ends=True), formed_layers(model)
+    if not layers and not forms:
         raise InputError(f"{where}: the model has no dense linear layer, on which alone an adapter can be merged")
-    targets = matching(spec.targets, layers, f"{where}.targets", "linear layer")
+    targets = matching(spec.targets, [*layers, *forms], f"{where}.targets", "linear layer")
+    for name in targets:
+        if name in forms:
+            dense = next((f"name layers that are dense, such as {each!r}, or " for each in layers), "")
+            raise InputError(
+                f"{where}.targets: {name} is stored as {name_of_form(forms[name])}, which no adapter can be merged "
+                f"into; {dense}put LoRA beside it (contextlab shrink --heal-with lora)"
+            )
     if isinstance(spec, LoraSpec):
         check_rank(spec, [layers[name] for name in targets], where)
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]

@@ -7,14 +7,16 @@ import math
 import pytest
 import torch
 
-from contextlab import load_model, save_model
+from contextlab import build_model, load_model, registry, save_model
 from contextlab.convert import build_conversion, merge
 from contextlab.convert.merging.methods import Ties, slerp, trimmed
 from contextlab.errors import InputError
 from contextlab.files import read_record
+from contextlab.models import ModelSpec
 from contextlab.testing.conversions import calibration, small_model, tokens
 from tests.cli.conftest import call  # noqa: F401
 
+FORMS = [(name, options) for name in registry.names("linear") for options in registry.lookup("linear", name).cases]
 A, B, C = (small_model(seed=seed) for seed in (0, 1, 2))
 
 
@@ -100,8 +102,8 @@ def test_what_does_not_fit_together_is_refused_in_one_line():
         (lambda: merge([A, B, C], "slerp"), "slerp: merges 2 models, got 3"),
         (lambda: merge([A, B], "ties"), r"ties: needs the model that all were trained on from \(--base MODEL\)"),
         (lambda: merge([A, B], "average", base=C), "average: takes no base"),
-        (lambda: merge([A, other], "average"), "of one spec; depth is 3, in model 2 2"),
-        (lambda: merge([A, B], "ties", base=other), "depth is 3, in the base 2"),
+        (lambda: merge([A, other], "average"), "of one spec; depth is 3, in model 2 it is 2"),
+        (lambda: merge([A, B], "ties", base=other), "depth is 3, in the base it is 2"),
         (lambda: merge([A, B], "average:weights=[1]"), r"weights: expected 2, one for each model, not all 0, got \[1"),
         (lambda: merge([A, B], "magnitude"), "magnitude makes one model smaller; use `contextlab shrink`"),
         (lambda: merge([A, B], "stack"), "stack takes one model and no base; got 2 models"),
@@ -110,6 +112,30 @@ def test_what_does_not_fit_together_is_refused_in_one_line():
         with pytest.raises(InputError, match=message) as found:
             call_()
         assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("method", ["average", "slerp"])
+@pytest.mark.parametrize(("name", "options"), FORMS, ids=lambda each: each if isinstance(each, str) else "")
+def test_models_whose_layers_have_a_form_are_merged_by_their_weights_or_refused(name, options, method):
+    spec = A.spec.model_dump() | {"linear": [{"layers": "*.mlp.up", "form": name, "options": options}]}
+    first, second = (build_model(ModelSpec.parse(spec), seed=seed) for seed in (0, 1))
+    form = first.blocks[0].mlp.up
+    if set(dict(form.named_parameters())) <= {"weight", "bias"} and "weight" in dict(form.named_parameters()):
+        made = merge([first, second], method).model.blocks[0].mlp.up.weight
+        other = merge([second, first], method).model.blocks[0].mlp.up.weight
+        torch.testing.assert_close(made, other)
+        if method == "average":
+            torch.testing.assert_close(made, (form.weight + second.blocks[0].mlp.up.weight) / 2)
+        return
+    with pytest.raises(InputError, match=rf"{method}: blocks.0.mlp.up is stored as {name}, in which weights cannot be"):
+        merge([first, second], method)
+
+
+def test_what_is_told_of_two_specs_is_short():
+    spec = A.spec.model_dump() | {"linear": [{"layers": f"blocks.{i}.mlp.*", "form": "int"} for i in range(3)]}
+    with pytest.raises(InputError, match="of one spec; linear") as found:
+        merge([A, build_model(ModelSpec.parse(spec))], "average")
+    assert len(str(found.value)) < 250
 
 
 def test_the_command_merges_saved_models(call, tmp_path):  # noqa: F811

@@ -104,7 +104,7 @@ class ScaledRope(Reoptioned):
     the new length.
 
     kind: "linear" (position interpolation, 2306.15595), "ntk" or "yarn" (2309.00071).
-    factor: new length over that of the training; 1 changes nothing but in yarn, nor there.
+    factor: new length over that of the training; 1 changes nothing.
     original_length: tokens of the training, for yarn.
     layers: which attention layers: "all", "half" (the last of each two stays) or numbers such as "0,2,4".
     """

@@ -14,7 +14,9 @@ from contextlab.convert.base import Change, Conversion, Converted, copied, relat
 from contextlab.convert.calibration import Calibration
 from contextlab.errors import InputError
 from contextlab.models import Model, ModelSpec
+from contextlab.models.forms import formed_layers, name_of_form
 from contextlab.models.io import require_own
+from contextlab.spec import picture
 from contextlab.training.checkpoint import differences
 
 Tensors = dict[str, Tensor]
@@ -52,13 +54,21 @@ class Merge(Conversion):
                 which = "the base" if number == len(self.others) else f"model {number + 2}"
                 where, first, here = found[0]
                 raise InputError(
-                    f"{self.name}: models are to be of one spec; {where} is {first!r}, in {which} {here!r}"
+                    f"{self.name}: models are to be of one spec; {where} is {picture(first)}, in {which} it is "
+                    f"{picture(here)}"
                 )
+            for layer, form in formed_layers(other).items():
+                if not form.holds_weight:
+                    raise InputError(
+                        f"{self.name}: {layer} is stored as {name_of_form(form)}, in which weights cannot be merged; "
+                        "merge the models that were shrunk, and shrink what comes out"
+                    )
         return spec
 
     @torch.no_grad()
     def apply(self, model: Model, data: Calibration | None, generator: torch.Generator) -> Converted:
-        """See `Conversion.apply`: floating-point tensors are merged, in float64; others are the first model's."""
+        """See `Conversion.apply`: floating-point tensors are merged, in float64; others, such as the numbers of
+        places, are the first model's."""
         made = copied(model)
         names = [name for name, tensor in made.named_parameters()]
         names += [n for n, t in made.named_buffers() if t.is_floating_point() and n in made.state_dict()]

@@ -10,6 +10,7 @@ from contextlab.evaluation.compress.settings import (
     Setting,
     check_settings,
     settings_of,
+    takes_budgets,
     weight_bytes,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "is_text",
     "measure",
     "settings_of",
+    "takes_budgets",
     "weight_bytes",
 ]

@@ -117,6 +117,12 @@ def check_settings(policies: Policies, budgets: Sequence[str]) -> None:
         pass
 
 
+def takes_budgets(policies: Policies) -> bool:
+    """Whether any of the policies, which `check_settings` let pass, takes a budget beside its own options."""
+    made = [parse_policy(each) if isinstance(each, str) else each for each in policies]
+    return any(each.takes_budget and not each.limits for each in made)
+
+
 def _labelled(policies: Policies, budgets: Sequence[str]) -> Iterator[tuple[str, Policy, Sequence[str]]]:
     """Each policy's label, the policy, and the budgets that it takes; one that was made with its own keeps that."""
     named = policies.items() if isinstance(policies, Mapping) else ((None, each) for each in policies)

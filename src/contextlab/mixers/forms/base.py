@@ -88,6 +88,11 @@ class LinearForm(nn.Module, ABC):
         return self.dense() if own is None else own
 
     @property
+    def holds_weight(self) -> bool:
+        """Whether its weight is a parameter, as a dense layer's is, and nothing else is held but a bias."""
+        return set(self.state_dict()) <= {"weight", "bias"}
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of its floating numbers, in which it computes."""
         like = self._buffers["like"]
