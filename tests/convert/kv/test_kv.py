@@ -211,6 +211,12 @@ def test_positions_are_stretched_and_dropped():
 @pytest.mark.parametrize(
     ("name", "given", "options", "message"),
     [
+        (
+            "gqa",
+            {},
+            {"kv_heads": 8},
+            "kv_heads 8 does not divide the 4 key heads of layer 0; the nearest that does is 2",
+        ),
         ("gqa", {}, {"kv_heads": 3}, "kv_heads 3 does not divide the 4 key heads of layer 0; the nearest that does is"),
         ("mla", {}, {"rank": 40}, "rank 40 is more than keys and values of layer 0 have; the most is 16"),
         ("mla", {"qk_norm": True}, {}, "mla: layer 0 has qk_norm, which latent attention has not"),

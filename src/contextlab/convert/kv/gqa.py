@@ -42,7 +42,8 @@ class Gqa(Conversion):
         for i in choose(spec, self.layers):
             old, layer = attention_of(spec, i), spec.pattern()[i]
             if old.kv_heads % self.kv_heads:
-                fits = nearest_divisor(old.kv_heads, self.kv_heads)
+                fewer = min(self.kv_heads, max(1, old.kv_heads // 2))  # as many as there are would change nothing
+                fits = nearest_divisor(old.kv_heads, fewer)
                 raise InputError(
                     f"kv_heads {self.kv_heads} does not divide the {old.kv_heads} key heads of layer {i}; the nearest "
                     f"that does is {fits}"
