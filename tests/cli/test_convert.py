@@ -200,7 +200,7 @@ def test_a_folder_of_transformers_comes_back_as_one(call, tmp_path, monkeypatch)
         ("convert nowhere --to mqa --out new", "to: 'mqa' is called 'gqa:kv_heads=1' here"),
         ("convert nowhere --to gated_delta_net:short_con=2 --data d --out new", "did you mean 'short_conv'?"),
         ("convert nowhere --to gru --out new", "trains for 600 steps, on what?"),
-        ("convert nowhere --to gqa --set batch=4 --out new", "budget: 0 steps train nothing"),
+        ("convert nowhere --to gqa --set batch=4 --out new", "budget: gqa trains for 0 steps unless told"),
         ("convert nowhere --to gqa --set bach=4 --budget 9 --out new", "did you mean 'batch'?"),
         ("convert nowhere --to gqa --layers auto:x --out new", "layers: expected auto:N"),
         ("convert nowhere --to gqa --data nedle:depth=1 --out new", "did you mean 'needle'?"),
