@@ -33,7 +33,7 @@ LESS = {
     "learners": ["--prompts", "4"],
     "similarity": ["--prompts", "8"],
     "cost": ["--lengths", "64"],
-    "generate": ["--tokens", "4", "--time", "0"],
+    "generate": ["--tokens", "4"],
 }
 SMALL = {
     "demo": [
