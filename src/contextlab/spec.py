@@ -139,10 +139,9 @@ def picture(value: Any) -> str:
 def explain(error: ValidationError, model: type[BaseModel] | None = None, path: str = "") -> str:
     """The first fault of a pydantic error as one line: path, what was wrong, what was expected."""
     faults = error.errors(include_url=False)
-    # A key that is not known is likely the one that is missing, misspelt.
-    first = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
-    if faults[0]["type"] != "missing":
-        first = faults[0]
+    first = faults[0]
+    if first["type"] == "missing":  # a key that is not known is likely the one that is missing, misspelt
+        first = next((each for each in faults if each["type"] == "extra_forbidden"), first)
     location = [_shown(part) for part in first["loc"] if not _is_tag(part)]
     if first["type"] == "extra_forbidden" and _is_tag(first["loc"][-1]):
         location.append(repr(first["loc"][-1]))  # the user's own key, however odd

@@ -180,8 +180,8 @@ def read_request(
     Raises InputError for names and options that are none, whatever the model.
     """
     auto = read_choice(layers)
-    if auto is not None and isinstance(to, str) and "layers" in {**parse_options(to, "to")[1], **(options or {})}:
-        raise InputError(f"layers: told twice, by {to!r} and as {layers!r}; leave one out")
+    if auto is not None and isinstance(to, str):
+        _require_once({**parse_options(to, "to")[1], **(options or {})}, layers)
     method = read_target(to, None if auto else layers, options)
     return (method if auto is None else dataclasses.replace(method, layers="all")), auto  # type: ignore[call-arg]
 
@@ -219,8 +219,7 @@ def read_target(to: str | Conversion, layers: Any = None, options: Mapping[str, 
     name, given = parse_options(to, "to")
     own = {**given, **(options or {})}
     if layers is not None:
-        if "layers" in own:
-            raise InputError(f"layers: told twice, as {own['layers']!r} and as {layers!r}; leave one out")
+        _require_once(own, layers)
         own["layers"] = layers if isinstance(layers, str) else list(layers)
     known = {entry.name: entry for entry in registry.entries("conversion") if entry.family in FAMILIES}
     if name in known:
@@ -234,6 +233,12 @@ def read_target(to: str | Conversion, layers: Any = None, options: Mapping[str, 
     if (plain := name.lower().replace("-", "_")) in OTHER_NAMES:
         raise InputError(f"to: {name!r} is called {OTHER_NAMES[plain]!r} here")
     raise InputError(unknown("conversion or mixer", name, [*known, *registry.names("mixer")]))
+
+
+def _require_once(options: Mapping[str, Any], layers: Any) -> None:
+    """Raises InputError where options tell the layers that are told beside them."""
+    if "layers" in options:
+        raise InputError(f"layers: told twice, as {options['layers']!r} and as {layers!r}; leave one out")
 
 
 def _told(method: Conversion) -> dict[str, Any]:

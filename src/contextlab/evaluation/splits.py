@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from contextlab.errors import InputError, unknown
 from contextlab.evaluation.spec import EvaluateSpec
@@ -15,19 +15,21 @@ STREAMS = 1_000
 """Streams of prompts that are kept for the splits that tasks name; `evaluate` has 1,000,003 for each seed."""
 
 
-def split_of(task: Task, name: str) -> Task:
+def split_of(task: Task, name: str, named: Mapping[str, Task] | None = None) -> Task:
     """The task of a split: of a name that the task gives, or of "option=value", such as "length=512".
+
+    named: the splits that the task gives, where they are made already.
 
     Raises InputError for another name, a value that the option does not take, and one with which the tokens or the
     answers are of another size, which models of the task cannot read.
     """
-    named = task.splits()
+    named = task.splits() if named is None else named
     if name in named:
         return named[name]
     option, equals, _ = name.partition("=")
     options = [each.name for each in dataclasses.fields(task) if each.init]
     if not equals or option.strip() not in options:
-        lead = f"{unknown('split', name, named)}"
+        lead = unknown("split", name, named)
         raise InputError(f"{lead}, or option=value: {unknown('option', option.strip(), options)}" if equals else lead)
     shifted: Task = task.replace(**parse_options(f"split:{name}", "split")[1])
     for key in ("read_in", "input_size", "output_size"):
@@ -37,13 +39,15 @@ def split_of(task: Task, name: str) -> Task:
     return shifted
 
 
-def check_splits(task: Task, names: Iterable[str] | None, where: str) -> None:
-    """Raises InputError, which begins with `where`, for a name that is no split of the task."""
-    for name in names or ():
-        try:
-            split_of(task, name)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+def wanted_splits(task: Task, names: Iterable[str] | None, named: Mapping[str, Task], where: str) -> dict[str, Task]:
+    """The tasks of the splits that are asked for, by name. named: those that the task gives.
+
+    Raises InputError, which begins with `where`, for a name that is no split of the task.
+    """
+    try:
+        return {name: split_of(task, name, named) for name in names or ()}
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def chosen_splits(task: Task, spec: EvaluateSpec) -> Iterator[tuple[str, int, Task]]:
@@ -53,14 +57,14 @@ def chosen_splits(task: Task, spec: EvaluateSpec) -> Iterator[tuple[str, int, Ta
     is measured only where it is asked for by name. The prompts of an "option=value" depend on its name, not on what
     else is measured.
     """
-    check_splits(task, spec.splits, "evaluate.splits")
     named = task.splits()
+    wanted = wanted_splits(task, spec.splits, named, "evaluate.splits")
     for index, (name, shifted) in enumerate(named.items()):
-        if name in spec.splits if spec.splits is not None else index == 0 or not _same(shifted, task):
+        if name in wanted if spec.splits is not None else index == 0 or not _same(shifted, task):
             yield name, index, shifted
-    for name in dict.fromkeys(spec.splits or ()):
+    for name, shifted in wanted.items():
         if name not in named:
-            yield name, STREAMS + zlib.crc32(name.encode()) % (1_000_003 - STREAMS), split_of(task, name)
+            yield name, STREAMS + zlib.crc32(name.encode()) % (1_000_003 - STREAMS), shifted
 
 
 def _same(one: Task, other: Task) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from contextlab.errors import ContextlabError, InputError, first_line, unknown
 from contextlab.evaluation import predict
 from contextlab.evaluation.compress import build_prompts
-from contextlab.evaluation.splits import check_splits
+from contextlab.evaluation.splits import wanted_splits
 from contextlab.experiments.jobs import Training
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.memory import lack_of_memory
@@ -141,7 +141,7 @@ def _try_task(spec: ExperimentSpec, name: str) -> Prompt:
 
     with _trying(f"tasks.{name}: its splits"):
         splits = task.splits()
-    check_splits(task, wanted.splits, where("splits"))
+    wanted_splits(task, wanted.splits, splits, where("splits"))
     if wanted.learners is not None:
         with _trying(f"tasks.{name}: its learners"):
             known = {each for shifted in splits.values() for each in shifted.learners()}
