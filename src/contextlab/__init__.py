@@ -28,6 +28,8 @@ _HOMES = {
     "train": "training",
     "evaluate": "evaluation",
     "cost": "evaluation",
+    "capture": "inspect",
+    "patch": "inspect",
     "run": "experiments",
     "open_run": "experiments",
     "register": "registry",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from contextlab import evaluation as evaluation
     from contextlab import experiments as experiments
     from contextlab import files as files
+    from contextlab import inspect as inspect
     from contextlab import kinds as kinds
     from contextlab import learners as learners
     from contextlab import memory as memory
@@ -98,6 +101,8 @@ if TYPE_CHECKING:
     from contextlab.experiments import ExperimentSpec as ExperimentSpec
     from contextlab.experiments import open_run as open_run
     from contextlab.experiments import run as run  # type: ignore[no-redef]
+    from contextlab.inspect import capture as capture
+    from contextlab.inspect import patch as patch
     from contextlab.learners import build_learner as build_learner
     from contextlab.mixers import Mixer as Mixer
     from contextlab.mixers import build_mixer as build_mixer

@@ -84,9 +84,33 @@ def test_gated_features_mix_values_linearly(name, options):
     assert torch.allclose(sums, torch.ones_like(sums)) == (name == "lawcat")
 
 
-def test_who_tells_nothing_says_so():
-    assert {each.name for each in registry.entries("mixer") if each.factory.tells_mixing} == {
-        "attention", "lawcat", "linear_attention", "lizard", "mamba2", "sliding_window", "window_linear",
-    }  # fmt: skip
-    with pytest.raises(InputError, match="Gru does not tell by which matrices it mixes tokens"):
-        build_mixer("gru", width=8).mixing(torch.randn(1, 3, 8))
+CASES = [(entry, case) for entry in registry.entries("mixer") for case in entry.cases]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("entry", "case"), CASES, ids=[f"{entry.name}-{case}" for entry, case in CASES])
+def test_every_matrix_that_is_told_gives_the_heads_answers(entry, case):
+    """What flows through place "heads" is the told matrix times what flows through "v"."""
+    mixer, seen = noisy(build_mixer(entry.name, **{"width": 24, **case})).double(), {}
+    mixer.tap = lambda name, value: seen.setdefault(name, value)
+    x = torch.randn(2, T, 24, dtype=torch.float64)
+    tokens = torch.randint(0, 5, (2, T)) if mixer.reads_tokens else None
+    mixer(x, keep_state=False, tokens=tokens)
+    mixer.tap = None
+    if not mixer.tells_mixing:
+        assert entry.name == "core_context" or not {"v", "heads"} <= seen.keys()
+        with pytest.raises(InputError, match="does not tell by which matrices it mixes tokens"):
+            mixer.mixing(x)
+        return
+    found = mixer.mixing(x)
+    v = seen["v"].repeat_interleave(found.shape[1] // seen["v"].shape[2], 2)
+    expected = torch.einsum("bhts,bshd->bthd", found, v)
+    torch.testing.assert_close(seen["heads"], expected, rtol=1e-9, atol=1e-9)
+    assert not mixer.causal or torch.equal(found, found.tril())
+    assert mixer.tap is None
+
+
+def test_those_that_tell_are_of_every_linear_family():
+    told = {each.name for each in registry.entries("mixer") if each.factory.tells_mixing}
+    assert len(told) >= 40
+    assert {"attention", "gla", "gated_delta_net", "kda", "rwkv7", "mamba2", "mlstm", "titans", "mesa_net"} <= told

@@ -16,6 +16,7 @@ from contextlab.cli.compress import compress
 from contextlab.cli.convert import convert
 from contextlab.cli.cost import cost
 from contextlab.cli.generate import generate
+from contextlab.cli.inspect import inspect_
 from contextlab.cli.learners import learners, similarity
 from contextlab.cli.merge import merge
 from contextlab.cli.papers import PAPERS
@@ -28,7 +29,7 @@ from contextlab.cli.sweep import sweep
 
 for command in (
     run, sweep, list_, show, learners, similarity, evaluate, report, cost, compress, advise, convert, shrink, merge,
-    generate, check, doctor, schema,
+    generate, inspect_, check, doctor, schema,
 ):  # fmt: skip
     # Escaped: in a docstring [train] is a value, where rich sees a style and leaves it out.
     app.command(command.__name__.rstrip("_"), help=escape(inspect.getdoc(command) or ""))(command)

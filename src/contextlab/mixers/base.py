@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contextlab.errors import InputError, nearest_divisor
+from contextlab.mixers.sites import Sited
 from contextlab.ops.documents import Documents, Side, documents
 from contextlab.state import RecurrentState, State
 
 
-class Mixer(nn.Module, ABC):
+class Mixer(Sited, ABC):
     """Base of every token mixer.
 
     width: D, the size of a token's vector.
@@ -150,9 +151,27 @@ class Mixer(nn.Module, ABC):
     def mixing(self, x: Tensor) -> Tensor:
         """The matrices by which values are mixed, [B, H, T, T]: o_t = sum_j M[t, j] v_j in each head.
 
-        x: [B, T, D], a whole text. Of mixers that declare `tells_mixing`; others raise InputError.
+        x: [B, T, D], a whole text. They are what place "heads" answers where the values at place "v" are the rows of a
+        unit matrix, in which that answer is linear. Of mixers that declare `tells_mixing`; others raise InputError.
         """
-        raise InputError(f"{type(self).__name__} does not tell by which matrices it mixes tokens")
+        if not self.tells_mixing:
+            raise InputError(f"{type(self).__name__} does not tell by which matrices it mixes tokens")
+
+        def units(name: str, value: Tensor) -> Tensor:
+            if name == "heads":
+                raise _Answered(value)
+            if name != "v":
+                return value
+            return torch.eye(x.shape[1], dtype=value.dtype, device=x.device)[:, None].expand(*value.shape[:3], -1)
+
+        before, self.tap = self.tap, units
+        try:
+            self(x, None, None, False)
+        except _Answered as answer:
+            return answer.heads.transpose(1, 2)
+        finally:
+            self.tap = before
+        raise InputError(f"{type(self).__name__} declares tells_mixing, but has no place called heads")
 
     @abstractmethod
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
@@ -161,6 +180,14 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def flops(self, length: int) -> int:
         """Multiply-adds x 2 of one forward over `length` tokens of one sequence, matrix products counted."""
+
+
+class _Answered(Exception):
+    """The heads' answers [B, T, H, V] are known; nothing after them is asked for."""
+
+    def __init__(self, heads: Tensor) -> None:
+        super().__init__()
+        self.heads = heads
 
 
 @dataclass(frozen=True)

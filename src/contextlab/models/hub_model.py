@@ -50,6 +50,8 @@ class HuggingFaceModel(nn.Module):
     model: for example what `AutoModelForCausalLM.from_pretrained` returns.
     """
 
+    heard: Callable[[int], None] | None = None  # told of each reading, and how many tokens stand before it
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
@@ -280,6 +282,8 @@ class HuggingFaceModel(nn.Module):
     def _check(self, inputs: Tensor, state: State | None) -> None:
         if inputs.ndim != 2 or inputs.is_floating_point():
             raise InputError(f"expected token ids [B, T] int64, got {inputs.dtype} {list(inputs.shape)}")
+        if self.heard is not None:
+            self.heard(0 if state is None else state.length)
         if state is None:
             return
         if not isinstance(state, HuggingFaceState | RaggedState):

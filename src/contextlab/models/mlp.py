@@ -17,12 +17,13 @@ from torch.nn import functional as F
 from contextlab import registry
 from contextlab.errors import InputError, nearest_divisor
 from contextlab.mixers.layers import Linear, multiplications
+from contextlab.mixers.sites import Sited
 from contextlab.registry import register
 
 Structure = Literal["dense", "low_rank", "block_dense", "block_shuffle"]
 
 
-class Mlp(nn.Module, ABC):
+class Mlp(Sited, ABC):
     """Base of the MLPs.
 
     width: size of a token's vector. ratio: hidden width over `width`.
@@ -123,7 +124,7 @@ class FeedForward(Mlp):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, width] -> [B, T, width]."""
-        return self.out_proj(self.activation(self.up(x)))
+        return self.out_proj(self.site("units", self.activation(self.up(x))))
 
     @staticmethod
     def activation(h: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class Model(nn.Module):
         dense layers that are drawn.
     """
 
+    heard: Callable[[int], None] | None = None  # told of each reading, and how many tokens stand before it
+
     def __init__(self, spec: ModelSpec, empty_forms: bool = False) -> None:
         super().__init__()
         spec = spec.made
@@ -208,6 +210,8 @@ class Model(nn.Module):
         within: Within | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         self._check(inputs)
+        if self.heard is not None:
+            self.heard(0 if state is None else state.length)
         spec, within = self.spec, Within() if within is None else within
         padded = padding(mask, inputs, state is not None and state.length > 0, state.waiting if state else None)
         inputs, mask = padded.moved(inputs), padded.mask

@@ -36,6 +36,8 @@ class DeltaNet(MatrixMixer):
         eigenvalues.
     """
 
+    tells_mixing = True
+
     gated = False
 
     def __init__(
@@ -68,18 +70,13 @@ class DeltaNet(MatrixMixer):
         qk, v = qkv.split((2 * self.parts[0], self.parts[2]), -1)
         qk = qk.unflatten(-1, (2, self.heads, self.key))
         q, k = unit_length(qk).unbind(2)
-        beta = rest[0].sigmoid() * self.strongest
-        o, matrix = gated_delta_rule(
-            q,
-            k,
-            v.unflatten(-1, (self.heads, self.value)),
-            self._decay(rest),
-            beta,
-            None,
-            None if before is None else before["matrix"],
-            keep_state,
-        )
-        o = self.norm(o).flatten(2)
+        v = v.unflatten(-1, (self.heads, self.value))
+        q, k, v, beta = self.sites(q=q, k=k, v=v, beta=rest[0].sigmoid() * self.strongest)
+        g = self._decay(rest)
+        g = g if g is None else self.site("g", g)
+        initial = None if before is None else before["matrix"]
+        o, matrix = gated_delta_rule(q, k, v, g, beta, None, initial, keep_state)
+        o = self.norm(self.site("heads", o)).flatten(2)
         o = o * F.silu(rest[1]) if self.gated else o
         return self._answer(o, x), self._kept(x, before, matrix, conv) if keep_state else None
 

@@ -36,6 +36,8 @@ class KimiDeltaAttention(MatrixMixer):
     allow_neg_eigval: strengths up to 2 instead of 1, so that the state's transition can have negative eigenvalues.
     """
 
+    tells_mixing = True
+
     def __init__(
         self,
         width: PositiveInt,
@@ -74,17 +76,10 @@ class KimiDeltaAttention(MatrixMixer):
         q, k = unit_length(qk).unbind(2)
         # g = -exp(A) softplus(f + bias), as in Mamba-2 but for each channel
         g = F.softplus(self.decay_proj(decay) + self.dt_bias).unflatten(-1, (self.heads, self.key))
-        o, matrix = kda(
-            q,
-            k,
-            v.unflatten(-1, (self.heads, self.value)),
-            g * -self.A_log.exp().unsqueeze(-1),
-            beta.sigmoid() * self.strongest,
-            None,
-            None if before is None else before["matrix"],
-            keep_state,
-        )
-        o = self.norm(o).flatten(2) * self.gate_proj(gate).sigmoid()
+        v, g = v.unflatten(-1, (self.heads, self.value)), g * -self.A_log.exp().unsqueeze(-1)
+        q, k, v, g, beta = self.sites(q=q, k=k, v=v, g=g, beta=beta.sigmoid() * self.strongest)
+        o, matrix = kda(q, k, v, g, beta, None, None if before is None else before["matrix"], keep_state)
+        o = self.norm(self.site("heads", o)).flatten(2) * self.gate_proj(gate).sigmoid()
         return self._answer(o, x), self._kept(x, before, matrix, conv) if keep_state else None
 
     def _op_flops(self, length: int) -> int:

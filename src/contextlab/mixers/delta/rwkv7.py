@@ -39,6 +39,8 @@ class Rwkv7(MatrixMixer):
     gate_rank: rank of the map to the output gate.
     """
 
+    tells_mixing = True
+
     def __init__(
         self,
         width: PositiveInt,
@@ -84,8 +86,10 @@ class Rwkv7(MatrixMixer):
         removed = unit_length(removed, eps=1e-12)
         k = k * (1 + (rate - 1) * self.replacement)
         r, k, v, g, rate = (y.unflatten(-1, (self.heads, -1)) for y in (r, k, v, g, rate))
+        r, k, v, g = self.sites(q=r, k=k, v=v, g=g)
         initial = None if before is None else before["matrix"]
         o, matrix = dplr_delta_rule(r, k, v, -removed, removed * rate, g, 1.0, initial, keep_state)
+        o = self.site("heads", o)
         o = F.layer_norm(o, o.shape[-1:], eps=GROUP_EPS).flatten(2) * self.norm_weight + self.norm_bias
         o = o + ((r * k * self.bonus).sum(-1, keepdim=True) * v).flatten(2)
         y = self._answer(o * gate, x)

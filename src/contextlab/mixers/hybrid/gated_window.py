@@ -72,7 +72,6 @@ class GatedWindow(SlidingWindow):
     """
 
     parallel_form = "chunks"
-    tells_mixing = False
 
     def __init__(
         self,
@@ -113,9 +112,10 @@ class GatedWindow(SlidingWindow):
         qk, v, before, last = self._project_in(x, state, mask, keep_state)
         assert before is None or isinstance(before, GatedWindowState)
         local = None if before is None else before.local
-        near, after = self._attend(Tokens(x, *self._encode(x, qk, local, mask), v, mask), local, keep_state)
+        q, k, v = self.sites(**dict(zip("qk", self._encode(x, qk, local, mask), strict=True)), v=v)
+        near, after = self._attend(Tokens(x, q, k, v, mask), local, keep_state)
         far, matrix = self._linear(qk, v, mask, None if before is None else before.matrix, keep_state)
-        y = self._project_out(x, ((near + far) / 2).reshape(*x.shape[:2], -1))
+        y = self._project_out(x, self.site("heads", (near + far) / 2).reshape(*x.shape[:2], -1))
         if after is None or matrix is None:
             return y, None
         assert isinstance(after, WindowState)

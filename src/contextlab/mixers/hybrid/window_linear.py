@@ -75,7 +75,6 @@ class WindowLinear(AttentionMixer):
     """
 
     parallel_form = "chunks"
-    tells_mixing = True
 
     def __init__(
         self,

@@ -49,6 +49,8 @@ class GatedLinearAttention(ChannelDecayMixer):
     short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
     """
 
+    tells_mixing = True
+
     def __init__(
         self,
         width: PositiveInt,
@@ -77,16 +79,11 @@ class GatedLinearAttention(ChannelDecayMixer):
         qkv, conv = self._convolved(qkv, before, keep_state, "silu" if self.conv is not None else None)
         qk, v = qkv.split((2 * self.heads * self.key, self.width), -1)
         q, k = qk.unflatten(-1, (2, self.heads, self.key)).unbind(2)
-        o, matrix = gla(
-            q,
-            without_padding(k, mask),
-            v.unflatten(-1, (self.heads, self.value)),
-            F.logsigmoid(self.decay_proj(low)).unflatten(-1, (self.heads, self.key)) / self.gate_scale,
-            None,
-            None if before is None else before["matrix"],
-            keep_state,
-        )
-        y = self._answer(self.norm(o).flatten(2) * F.silu(gate), x)
+        g = F.logsigmoid(self.decay_proj(low)).unflatten(-1, (self.heads, self.key)) / self.gate_scale
+        v = v.unflatten(-1, (self.heads, self.value))
+        q, k, v, g = self.sites(q=q, k=without_padding(k, mask), v=v, g=g)
+        o, matrix = gla(q, k, v, g, None, None if before is None else before["matrix"], keep_state)
+        y = self._answer(self.norm(self.site("heads", o)).flatten(2) * F.silu(gate), x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
     def _gate_products(self) -> int:
@@ -111,6 +108,8 @@ class Hgrn2(ChannelDecayMixer):
     short_conv: width of the causal convolution before q, gate and v; 0 for none, as in the paper.
     """
 
+    tells_mixing = True
+
     def __init__(
         self,
         width: PositiveInt,
@@ -132,16 +131,9 @@ class Hgrn2(ChannelDecayMixer):
         projected, conv = self._convolved(self.in_proj(without_padding(x, mask)), before, keep_state, None)
         q, forget, v = projected.unflatten(-1, (3, self.heads, -1)).unbind(2)
         k, log_f = bounded_forget(forget, self.lower_bound)
-        o, matrix = gla(
-            F.silu(q),
-            without_padding(k, mask),
-            v,
-            log_f,
-            None,
-            None if before is None else before["matrix"],
-            keep_state,
-        )
-        y = self._answer(self.norm(o.flatten(2)), x)
+        q, k, v, g = self.sites(q=F.silu(q), k=without_padding(k, mask), v=v, g=log_f)
+        o, matrix = gla(q, k, v, g, None, None if before is None else before["matrix"], keep_state)
+        y = self._answer(self.norm(self.site("heads", o).flatten(2)), x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
 
@@ -160,6 +152,8 @@ class Rwkv6(ChannelDecayMixer):
     shift_rank: rank of the maps that mix a token with the one before it (ddlerp).
     decay_rank: rank of the map to the decays.
     """
+
+    tells_mixing = True
 
     def __init__(
         self,
@@ -196,7 +190,9 @@ class Rwkv6(ChannelDecayMixer):
         r, k, v, gate = each_its_part(mixed[:, :, 1:], self.in_proj).unbind(2)
         decay = -exp_of_decay(self.decay + self.decay_in(mixed[:, :, 0]).tanh() @ self.decay_out)
         r, k, v, decay = (with_room(y).unflatten(-1, (self.heads, -1)) for y in (r, k, v, decay))
+        r, k, v, decay = self.sites(q=r, k=k, v=v, g=decay)
         o, matrix = rwkv6(r, k, v, decay, self.bonus, None, None if before is None else before["matrix"], keep_state)
+        o = self.site("heads", o)
         o = F.layer_norm(o, o.shape[-1:], eps=64e-5).flatten(2) * self.norm_weight
         y = self._answer(o * F.silu(gate), x)
         if not keep_state:

@@ -54,7 +54,6 @@ class Lawcat(AttentionMixer):
     """
 
     parallel_form = "chunks"
-    tells_mixing = True
 
     def __init__(
         self,

@@ -87,6 +87,7 @@ class LinearAttention(MatrixMixer):
         """See `Mixer.forward`."""
         before = recurrent(state)
         q, k, v, conv = self._features(x, before, mask, keep_state)
+        q, k, v = self.sites(q=q, k=k, v=v)
         o, matrix = self._read(q, k, v, _matrix(before), keep_state)
         count = None
         if self.mean:
@@ -95,7 +96,7 @@ class LinearAttention(MatrixMixer):
         after = self._kept(x, before, matrix, conv) if keep_state else None
         if after is not None and count is not None:
             after.memory["count"] = own(count)
-        return self._answer(o.flatten(2), x), after
+        return self._answer(self.site("heads", o).flatten(2), x), after
 
     def _features(
         self, x: Tensor, before: RecurrentState | None, mask: Tensor | None, keep: bool
@@ -116,13 +117,6 @@ class LinearAttention(MatrixMixer):
         # The denominator is the read-out of a column of ones; in half precision the floor were nothing.
         o, matrix = simple_gla(q, k, with_ones(v), None, None, 1.0, matrix, keep)
         return divided(o, self.feature.floor).to(v.dtype), matrix
-
-    def mixing(self, x: Tensor) -> Tensor:
-        """See `Mixer.mixing`: the lower triangle of phi(q) phi(k)^T, divided by its rows' sums where they are."""
-        q, k, v, _ = self._features(x, None, None, False)
-        units = torch.eye(x.shape[1], dtype=v.dtype, device=x.device)[:, None].expand(len(x), -1, self.heads, -1)
-        mixed = self._read(q, k, units, None, False)[0].transpose(1, 2)
-        return mixed / _counts(x, None, None)[0].clamp_min(1)[:, None, :, None] if self.mean else mixed
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """See `Mixer.state_nbytes`."""
@@ -148,6 +142,8 @@ class LightningAttention(MatrixMixer):
     short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
     """
 
+    tells_mixing = True
+
     decay: Tensor
 
     def __init__(self, width: PositiveInt, heads: PositiveInt = 4, short_conv: NonNegativeInt = 0) -> None:
@@ -165,8 +161,9 @@ class LightningAttention(MatrixMixer):
         qkv, gate = self.in_proj(without_padding(x, mask)).split((3 * self.width, self.width), -1)
         qkv, conv = self._convolved(qkv, before, keep_state, "silu")
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = self.sites(q=q, k=k, v=v)
         o, matrix = simple_gla(q, k, v, None, self.decay, None, _matrix(before), keep_state)
-        y = self._answer(self.norm(o.flatten(2)) * gate.sigmoid(), x)
+        y = self._answer(self.norm(self.site("heads", o).flatten(2)) * gate.sigmoid(), x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
 
@@ -185,6 +182,8 @@ class Retention(MatrixMixer):
     expand_v: size of a head's value over that of its key.
     short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
     """
+
+    tells_mixing = True
 
     decay: Tensor
 
@@ -215,8 +214,9 @@ class Retention(MatrixMixer):
         start = 0 if before is None else before.length
         places = torch.arange(start, start + x.shape[1], device=x.device)
         q, k = rotate(qk, rope_table(places, self.key, dtype=x.dtype)).chunk(2, 2)
+        q, k, v = self.sites(q=q, k=k, v=v)
         o, matrix = simple_gla(q, k, v, None, self.decay, None, _matrix(before), keep_state)
-        o = F.layer_norm(o, (self.value,), eps=1e-6)
+        o = F.layer_norm(self.site("heads", o), (self.value,), eps=1e-6)
         return (
             self._answer(o.flatten(2) * F.silu(gate), x),
             self._kept(x, before, matrix, conv) if keep_state else None,

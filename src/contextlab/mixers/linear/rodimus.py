@@ -38,6 +38,8 @@ class Rodimus(ChannelDecayMixer):
     short_conv: width of the causal convolution, with SiLU, before q, k and the gates; 0 for neither.
     """
 
+    tells_mixing = True
+
     def __init__(
         self,
         width: PositiveInt,
@@ -68,8 +70,9 @@ class Rodimus(ChannelDecayMixer):
         v = with_room(self.gate_out(self.gate_in(up)).sigmoid() * up)
         initial = None if before is None else before["matrix"]
         q, k, v, decay = (y.unsqueeze(2) for y in (q, k, v, -g * tau))
+        q, k, v, decay = self.sites(q=q, k=k, v=v, g=decay)
         o, matrix = gla(q, k, v, decay, None, initial, keep_state)
-        o = (o.squeeze(2) + shifted * self.residual) * F.silu(gate)
+        o = (self.site("heads", o).squeeze(2) + shifted * self.residual) * F.silu(gate)
         y = self._answer(F.rms_norm(o, o.shape[-1:], eps=1e-5) * self.norm_weight, x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 

@@ -44,6 +44,8 @@ class Supra(MatrixMixer):
     short_conv: width of the causal convolution before q, k and v; 0 for none, as in the paper.
     """
 
+    tells_mixing = True
+
     decay: Tensor
 
     def __init__(
@@ -85,7 +87,8 @@ class Supra(MatrixMixer):
             qk = rotate(qk, rope_table(places, self.rotary, self.rope_base, x.dtype, self.rope_scaling))
         q, k = qk.chunk(2, 2)
         matrix = None if before is None else before["matrix"]
+        q, k, v = self.sites(q=q, k=k, v=v)
         o, matrix = simple_gla(q, k, v, None, self.decay, None, matrix, keep_state)
-        o = F.layer_norm(o, (self.value,), eps=1e-6).flatten(2)
+        o = F.layer_norm(self.site("heads", o), (self.value,), eps=1e-6).flatten(2)
         y = self._answer(o * self.norm_weight.to(o.dtype) + self.norm_bias.to(o.dtype), x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None

@@ -36,6 +36,8 @@ class Mlstm(MatrixMixer):
     gate_cap: c of the soft cap c tanh(x / c) of both gates (xLSTM 7B).
     """
 
+    tells_mixing = True
+
     def __init__(
         self,
         width: PositiveInt,
@@ -65,16 +67,11 @@ class Mlstm(MatrixMixer):
         i, f = (self.gate_cap * torch.tanh((gates + self.gate_bias) / self.gate_cap)).chunk(2, -1)
         if mask is not None:  # gates that write nothing and forget nothing
             i, f = (x.masked_fill(~mask.unsqueeze(-1), closed) for x, closed in ((i, -1e4), (f, 1e4)))
-        h, last = mlstm(
-            q,
-            k,
-            with_room(v).unflatten(-1, (self.heads, -1)),
-            i,
-            f,
-            None,
-            None if before is None else (before["matrix"], before["max"]),
-            keep_state,
-        )
+        v = with_room(v).unflatten(-1, (self.heads, -1))
+        q, k, v, i, f = self.sites(q=q, k=k, v=v, i=i, f=f)
+        initial = None if before is None else (before["matrix"], before["max"])
+        h, last = mlstm(q, k, v, i, f, None, initial, keep_state)
+        h = self.site("heads", h)
         y = F.layer_norm(h, h.shape[-1:], eps=1e-6).flatten(2) * self.norm_weight
         y = self._answer(y * gate.sigmoid(), x)
         if last is None:

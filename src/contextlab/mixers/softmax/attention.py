@@ -75,7 +75,6 @@ class Attention(AttentionMixer):
         at least 16. The state holds keys that have not faded, so that a stream may be of any length.
     """
 
-    tells_mixing = True
     policies_may_serve: ClassVar[bool] = True
 
     def __init__(

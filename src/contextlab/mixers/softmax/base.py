@@ -108,6 +108,7 @@ class AttentionMixer(Mixer):
     """
 
     parallel_form = "attention"
+    tells_mixing = True
     policies_may_serve: ClassVar[bool] = False  # whether all is as in `Attention` but for what is projected
 
     state_class: ClassVar[type[KVState]] = KVState  # what holds the keys and values
@@ -150,16 +151,10 @@ class AttentionMixer(Mixer):
         """See `Mixer.forward`. x: [B, T, width]."""
         qk, v, before, last = self._project_in(x, state, mask, keep_state)
         q, k = self._encode(x, qk, before, mask)
+        q, k, v = self.sites(q=q, k=k, v=v)
         y, after = self._attend(Tokens(x, q, k, v, mask), before, keep_state)
+        y = self.site("heads", y)
         return self._project_out(x, y.reshape(*x.shape[:2], -1)), with_conv(after, last)
-
-    def mixing(self, x: Tensor) -> Tensor:
-        """See `Mixer.mixing`: the weights of the attention, found as its answers to the values of a unit matrix."""
-        qk, _, _, _ = self._project_in(x, None, None, False)
-        q, k = self._encode(x, qk, None, None)
-        length = x.shape[1]
-        units = torch.eye(length, dtype=q.dtype, device=q.device)[:, None].expand(len(x), -1, self.kv_heads, -1)
-        return self._attend(Tokens(x, q, k, units, None), None, False)[0].transpose(1, 2)
 
     def _read_in(self, x: Tensor) -> Tensor:
         """What queries, keys and values are projected from. x: [B, T, width] -> the same shape."""

@@ -116,7 +116,9 @@ class CaropeAttention(AttentionMixer):
         table = rotations(angles, x.dtype)
         q, k = qk.split((self.heads, self.kv_heads), 2)
         q, k = rotate(q, table.repeat_interleave(self.heads // self.kv_heads, 2)), rotate(k, table)
+        q, k, v = self.sites(q=q, k=k, v=v)
         y, after = self._attend(Tokens(x, q, k, v, mask), attended, keep_state)
+        y = self.site("heads", y)
         if after is not None:
             after = with_conv(PhaseState(after, own(phase), length=after.length), last)
         return self._project_out(x, y.flatten(2)), after

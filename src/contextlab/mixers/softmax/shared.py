@@ -49,10 +49,11 @@ class SharedKeys(Attention):
             q = self.q_norm(q)
         if self.rotary:
             q = rotate(q, self._rotations(x, state.length - length, row_start(state)))
+        q = self.site("q", q)
         k, v = state.cached()
         at = state.positions()
         y = self._score(Tokens(x, q, k, v, mask), k, v, None if at is None else at[:, state.length - length :], at)
-        return self._project_out(x, y.reshape(batch, length, -1)), None
+        return self._project_out(x, self.site("heads", y).reshape(batch, length, -1)), None
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
         """0: the other layer holds the keys and values."""

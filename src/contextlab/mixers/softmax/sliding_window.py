@@ -62,8 +62,6 @@ class SlidingWindow(AttentionMixer):
     short_conv: width of a causal depthwise convolution over q, k and v (Primer, 2109.08668); 0 for none.
     """
 
-    tells_mixing = True
-
     def __init__(
         self,
         width: PositiveInt,

@@ -63,6 +63,8 @@ class CoreContextAttention(AttentionMixer):
     rope_base: base of the rotary frequencies.
     """
 
+    tells_mixing = False
+
     def __init__(
         self,
         width: PositiveInt,

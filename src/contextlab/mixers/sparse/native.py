@@ -86,6 +86,8 @@ class NativeSparseAttention(SparseAttention):
     rope_base: base of the rotary frequencies.
     """
 
+    tells_mixing = False
+
     def __init__(
         self,
         width: PositiveInt,

@@ -70,10 +70,10 @@ class Mamba2(MatrixMixer):
         """See `Mixer.forward`. At padding the values are zero, so that the state stays as it started."""
         before = recurrent(state)
         z, values, dt, B, C, conv = self._parts(without_padding(x, mask), before, keep_state)
-        values = without_padding(values, mask)
+        C, B, values, dt = self.sites(q=C, k=B, v=without_padding(values, mask), dt=dt)
         matrix = None if before is None else before["matrix"]
         o, matrix = ssd(values, dt, -self.A_log.exp(), B, C, self.D, matrix, keep_state)
-        gated = (o.flatten(2) * F.silu(z)).unflatten(-1, (self.groups, -1))
+        gated = (self.site("heads", o).flatten(2) * F.silu(z)).unflatten(-1, (self.groups, -1))
         y = F.rms_norm(gated, gated.shape[-1:], eps=1e-5).flatten(2) * self.norm_weight
         return self._answer(y, x), self._kept(x, before, matrix, conv) if keep_state else None
 
@@ -87,9 +87,3 @@ class Mamba2(MatrixMixer):
         values, B, C = xBC.split((self.inner, BC, BC), -1)
         B, C = (each.unflatten(-1, (self.groups, self.key)) for each in (B, C))
         return z, values.unflatten(-1, (self.heads, self.value)), F.softplus(dt + self.dt_bias), B, C, conv
-
-    def mixing(self, x: Tensor) -> Tensor:
-        """See `Mixer.mixing`: the lower triangle of C B^T with its decays, times the steps, and D on the diagonal."""
-        _, values, dt, B, C, _ = self._parts(x, None, False)
-        units = torch.eye(x.shape[1], dtype=values.dtype, device=x.device)[:, None].expand(len(x), -1, self.heads, -1)
-        return ssd(units, dt, -self.A_log.exp(), B, C, self.D)[0].transpose(1, 2)

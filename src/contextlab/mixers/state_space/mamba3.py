@@ -52,6 +52,8 @@ class Mamba3(MatrixMixer):
     output_norm: RMS-normalise what each head reads, before the gate; off by default, as in the authors' implementation.
     """
 
+    tells_mixing = True
+
     slowest: ClassVar[float] = 1e-4  # A is at most -slowest, so that every memory fades
 
     def __init__(
@@ -90,18 +92,21 @@ class Mamba3(MatrixMixer):
         before = recurrent(state)
         work = working_dtype(x.dtype)
         z, values, B, C, dt, A, mix, theta = self.in_proj(without_padding(x, mask)).split(self.sizes, -1)
+        q, k = self._per_head(self.C_norm, C, self.C_bias), self._per_head(self.B_norm, B, self.B_bias)
+        q, k, v = self.sites(q=q, k=k, v=with_room(values).unflatten(-1, (self.heads, self.value)))
         o, after = mamba3(
-            with_room(values).unflatten(-1, (self.heads, self.value)),
+            v,
             F.softplus((dt + self.dt_bias).to(work)),
             -F.softplus(A.to(work)).clamp_min(self.slowest),
-            self._per_head(self.B_norm, B, self.B_bias),
-            self._per_head(self.C_norm, C, self.C_bias),
+            k,
+            q,
             mix.to(work).sigmoid(),
             math.pi * theta.to(work).tanh().unsqueeze(2) if self.angles else None,
             self.D,
             None if before is None else _from_memory(before),
             keep_state,
         )
+        o = self.site("heads", o)
         if self.norm_weight is not None:
             o = F.rms_norm(o, o.shape[-1:], eps=1e-5) * self.norm_weight.view(self.heads, self.value)
         y = self._answer(o.flatten(2) * F.silu(z), x)

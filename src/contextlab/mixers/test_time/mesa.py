@@ -38,6 +38,8 @@ class MesaNet(MatrixMixer):
     short_conv: width of the causal convolution before q and k; 0 for none.
     """
 
+    tells_mixing = True
+
     trains_alone = "its solver's backward holds on to the tensors of the forward, which vmap does not take"
 
     def __init__(
@@ -72,8 +74,9 @@ class MesaNet(MatrixMixer):
         beta, g = (y + bias for y, bias in zip((beta, g), self.gate_bias, strict=True))
         initial = None if before is None else (before["keys"], before["matrix"])
         ridge = F.softplus(self.ridge) + self.least_ridge
-        o, after = mesa(q, k, v, F.logsigmoid(g), beta.sigmoid(), ridge, initial, keep_state, self.steps)
-        y = self._answer(self.norm(o).flatten(2), x)
+        q, k, v, g, beta = self.sites(q=q, k=k, v=v, g=F.logsigmoid(g), beta=beta.sigmoid())
+        o, after = mesa(q, k, v, g, beta, ridge, initial, keep_state, self.steps)
+        y = self._answer(self.norm(self.site("heads", o)).flatten(2), x)
         if after is None:
             return y, None
         kept = self._kept(x, before, after[1], conv)

@@ -38,6 +38,8 @@ class Titans(MatrixMixer):
     short_conv: width of the causal convolution before q, k and v; 0 for none.
     """
 
+    tells_mixing = True
+
     def __init__(
         self,
         width: PositiveInt,
@@ -66,9 +68,11 @@ class Titans(MatrixMixer):
         qkv, conv = self._convolved(qkv, before, keep_state, "silu")
         q, k, v = _unit_queries_and_keys(qkv, self.heads, self.key)
         theta, m, g = (y + bias for y, bias in zip(steps, self.gate_bias, strict=True))
+        q, k, v, theta = self.sites(q=q, k=k, v=v, beta=theta.sigmoid())
+        m, g = self.sites(momentum=F.logsigmoid(m), g=F.logsigmoid(g))
         initial = None if before is None else before["matrix"]
-        o, matrix = titans(q, k, v, theta.sigmoid(), F.logsigmoid(m), F.logsigmoid(g), None, initial, keep_state)
-        y = self._answer(self.norm(o).flatten(2) * F.silu(gate), x)
+        o, matrix = titans(q, k, v, theta, m, g, None, initial, keep_state)
+        y = self._answer(self.norm(self.site("heads", o)).flatten(2) * F.silu(gate), x)
         return y, self._kept(x, before, matrix, conv) if keep_state else None
 
     def state_nbytes(self, length: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:

@@ -1,0 +1,37 @@
+"""Looking inside models: take what flows through named places (`capture`), and put other values there (`patch`).
+
+```python
+import torch, contextlab
+
+model = contextlab.build_model("gated_delta_net", width=32, depth=2, read_in="token", input_size=16, output_size=16)
+tokens = torch.randint(0, 16, (1, 12))
+with contextlab.capture(model, ["blocks.*.output", "blocks.1.mixer.k"]) as taken:
+    model(tokens)
+print(taken["blocks.0.output"].shape, taken["blocks.1.mixer.k"].shape)
+
+with contextlab.patch(model, {"blocks.0.mixer.heads": contextlab.inspect.only(torch.zeros_like, heads=[1])}):
+    without_head = model(tokens)
+```
+"""
+
+from contextlab.inspect.capture import Taken, capture, patch, run_with_cache, states_after
+from contextlab.inspect.edits import Edit, only, ranks
+from contextlab.inspect.listing import listing
+from contextlab.inspect.maps import head_scores, mixing
+from contextlab.inspect.sites import Site, sites
+
+__all__ = [
+    "Edit",
+    "Site",
+    "Taken",
+    "capture",
+    "head_scores",
+    "listing",
+    "mixing",
+    "only",
+    "patch",
+    "ranks",
+    "run_with_cache",
+    "sites",
+    "states_after",
+]

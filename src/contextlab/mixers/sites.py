@@ -1,0 +1,24 @@
+"""Places inside a layer that have a name: what flows through them can be taken or replaced (`contextlab.inspect`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+Tap = Callable[[str, Tensor], Tensor]
+"""(name, value) -> what goes on in its place; the value itself where it is only looked at."""
+
+
+class Sited(nn.Module):
+    """A module that lets its `tap`, where it has one, see and replace what flows through the places that it names."""
+
+    tap: Tap | None = None
+
+    def site(self, name: str, value: Tensor) -> Tensor:
+        """What goes on at a place: `value` of any shape, or what the tap puts there."""
+        return value if self.tap is None else self.tap(name, value)
+
+    def sites(self, **values: Tensor) -> tuple[Tensor, ...]:
+        """The same of several places, in the order given."""
+        return tuple(values.values() if self.tap is None else (self.tap(*each) for each in values.items()))

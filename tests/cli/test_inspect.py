@@ -1,0 +1,52 @@
+"""`contextlab inspect`: the places of a model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from contextlab import build_model, save_model
+from contextlab.inspect import sites
+
+
+def test_every_place_is_listed_and_layers_that_are_alike_share_a_row(call, tmp_path):
+    model = build_model("mambaformer", width=16, depth=4, heads=2, input_size=8, output_size=8, read_in="token")
+    save_model(model, tmp_path / "saved")
+    code, out, _ = call("inspect", "saved", "--sites", "--json")
+    assert code == 0
+    rows = json.loads(out)
+    named = {
+        name
+        for row in rows
+        for name in ([row["pattern"]] if not row["layers"] else [_named(row["pattern"], n) for n in row["layers"]])
+    }
+    assert named == set(sites(model))
+    assert all(row["what"] and row["shape"] for row in rows)
+    shapes = {(row["pattern"], tuple(row["layers"])): row["shape"] for row in rows}
+    assert shapes["blocks.*.output", tuple(range(len(model.blocks)))] == "[B, T, 16]"
+    assert shapes["embedded", ()] == "[B, T, 16]"
+    assert shapes["logits", ()] == "[B, T, 8]"
+    code, out, _ = call("inspect", "saved", "--sites", "--only", "blocks.1.mixer.*")
+    assert code == 0
+    assert "blocks.1.mixer.heads" in out
+    assert "mlp" not in out
+
+
+def _named(pattern, number):
+    return pattern.replace("blocks.*", f"blocks.{number}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("transformer",), "say what to look at: --sites"),
+        (("transformr", "--sites"), "did you mean 'transformer'"),
+        (("transformer", "--sites", "--only", "blks.*"), "no site matches 'blks.*'"),
+        (("transformer", "--sites", "--only", "blocks.0.mixer.w"), "unknown site 'blocks.0.mixer.w'; did you mean"),
+    ],
+)
+def test_what_is_not_there_is_told(call, arguments, said):
+    code, out, err = call("inspect", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
