@@ -120,7 +120,7 @@ def run_with_cache(
 ) -> tuple[Tensor, Taken]:
     """The model's predictions for inputs, and what flowed through places: all that are listed, or those asked for.
 
-    inputs, given: as `Model.forward` takes them. Called as TransformerLens' method of this name is.
+    inputs: [B, T] or [B, T, d]. given: as `Model.forward` takes it. Called as TransformerLens' method of this name is.
     """
     with capture(model, sites) as taken:
         return model(inputs, **given), taken
