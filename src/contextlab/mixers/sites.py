@@ -16,9 +16,9 @@ class Sited(nn.Module):
     tap: Tap | None = None
 
     def site(self, name: str, value: Tensor) -> Tensor:
-        """What goes on at a place: `value` of any shape, or what the tap puts there."""
+        """What goes on at a place: `value` [B, T, ...], or what the tap puts there."""
         return value if self.tap is None else self.tap(name, value)
 
     def sites(self, **values: Tensor) -> tuple[Tensor, ...]:
-        """The same of several places, in the order given."""
+        """The same of several places, in the order given. values: [B, T, ...] each."""
         return tuple(values.values() if self.tap is None else (self.tap(*each) for each in values.items()))
