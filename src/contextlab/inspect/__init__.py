@@ -15,6 +15,7 @@ with contextlab.patch(model, {"blocks.0.mixer.heads": contextlab.inspect.only(to
 """
 
 from contextlab.inspect.capture import Taken, capture, patch, run_with_cache, states_after
+from contextlab.inspect.causal import attribution_effects, patch_effects
 from contextlab.inspect.edits import Edit, only, ranks
 from contextlab.inspect.listing import listing
 from contextlab.inspect.maps import head_scores, mixing
@@ -24,12 +25,14 @@ __all__ = [
     "Edit",
     "Site",
     "Taken",
+    "attribution_effects",
     "capture",
     "head_scores",
     "listing",
     "mixing",
     "only",
     "patch",
+    "patch_effects",
     "ranks",
     "run_with_cache",
     "sites",

@@ -1,0 +1,188 @@
+"""What causes an answer: where what flowed in a clean text, put into a corrupted one, brings the clean answer back.
+
+`patch_effects` puts it there and reads on, many places at once as rows of one batch; `attribution_effects` estimates
+the same from one gradient (attribution patching, 2310.10348).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from contextlab.errors import InputError, unknown
+from contextlab.inspect.capture import capture, patch
+
+Score = Callable[[Tensor], Tensor]
+"""Predictions [B, T, k] -> how much of the answer is there, [B]."""
+By = Literal["places", "heads"]
+COLUMNS = ("site", "place", "head", "score", "effect")
+AT_ONCE = 2**14
+"""Tokens that are read in one batch, about."""
+
+
+@dataclass(frozen=True)
+class _Case:
+    """The two texts, read: what flows through each place in either, and what the answers score."""
+
+    clean: dict[str, Tensor]
+    corrupted: dict[str, Tensor]
+    clean_score: Tensor
+    corrupted_score: Tensor
+
+    def rows(self, site: str, parts: Sequence[tuple[int | None, int | None]], scores: Iterable[float]) -> Iterator[Any]:
+        """Rows of a table; scores: of the patched text, means over its rows."""
+        low, high = self.corrupted_score.mean().item(), self.clean_score.mean().item()
+        for (place, head), score in zip(parts, scores, strict=True):
+            effect = (score - low) / (high - low)
+            yield {"site": site, "place": place, "head": head, "score": score, "effect": effect}
+
+
+def patch_effects(
+    model: nn.Module,
+    clean: Tensor,
+    corrupted: Tensor,
+    score: Score,
+    sites: str | Iterable[str] = "blocks.*.mixer.heads",
+    by: Sequence[By] = ("places", "heads"),
+) -> pd.DataFrame:
+    """How much of the clean answer each place brings back, put into the corrupted text (activation patching).
+
+    model: of ours. clean, corrupted: inputs of one shape, [B, T] or [B, T, d].
+    score: predictions [B, T, k] -> [B], such as the logit of the clean text's answer less that of the other's.
+    sites: places, or patterns of them, that hold tensors [B, T, ...]; see `contextlab.inspect.sites`.
+    by: what is put in alone: each place of the text, each head, both; () a site as a whole.
+
+    Returns a row a site, place and head: `score`, the mean over rows of the patched text's, and `effect`, 0 where that
+    is the corrupted text's and 1 where it is the clean one's. Many are read at once, as rows of one batch.
+    Raises InputError where the two texts score alike, or a site has no heads.
+    """
+    with torch.no_grad():
+        case = _read(model, clean, corrupted, score, sites)
+        found: list[dict[str, Any]] = []
+        for site, value in case.clean.items():
+            parts = _parts(site, value, by)
+            at_once = max(1, AT_ONCE // (value.shape[0] * value.shape[1]))
+            scores: list[float] = []
+            for first in range(0, len(parts), at_once):
+                some = parts[first : first + at_once]
+                with patch(model, {site: _put_in(value, some)}):
+                    predicted = model(corrupted.repeat(len(some), *(1 for _ in corrupted.shape[1:])))
+                scores += [score(each).mean().item() for each in predicted.unflatten(0, (len(some), -1))]
+            found += case.rows(site, parts, scores)
+    return _table(found)
+
+
+def attribution_effects(
+    model: nn.Module,
+    clean: Tensor,
+    corrupted: Tensor,
+    score: Score,
+    sites: str | Iterable[str] = "blocks.*.mixer.heads",
+    by: Sequence[By] = ("places", "heads"),
+) -> pd.DataFrame:
+    """An estimate of `patch_effects` from two readings and one gradient (attribution patching, 2310.10348).
+
+    The score is taken to be linear between the two texts: its gradient in the corrupted one times what differs. Where
+    it is not, as behind a softmax that is sure of itself, the estimate is wrong. Arguments, table and errors as there.
+    """
+    parameters = [each.requires_grad for each in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        case = _read(model, clean, corrupted, score, sites, gradients=True)
+        names = list(case.corrupted)
+        gradients = torch.autograd.grad(
+            case.corrupted_score.sum(), [case.corrupted[name] for name in names], allow_unused=True
+        )
+    finally:
+        for each, needed in zip(model.parameters(), parameters, strict=True):
+            each.requires_grad_(needed)
+    low = case.corrupted_score.mean().item()
+    found: list[dict[str, Any]] = []
+    for name, gradient in zip(names, gradients, strict=True):
+        value = case.clean[name]
+        parts = _parts(name, value, by)
+        moved = torch.zeros_like(value) if gradient is None else gradient * (value - case.corrupted[name].detach())
+        each = moved.flatten(3).sum(-1) if "heads" in by else moved.flatten(2).sum(-1)[..., None]
+        each = each.double().mean(0)  # [T, H or 1]
+        each = each if "places" in by else each.sum(0, keepdim=True)
+        found += case.rows(name, parts, [low + more for more in each.flatten().tolist()])
+    return _table(found)
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.astype({"place": "Int64", "head": "Int64"})
+
+
+def _read(
+    model: nn.Module,
+    clean: Tensor,
+    corrupted: Tensor,
+    score: Score,
+    sites: str | Iterable[str],
+    gradients: bool = False,
+) -> _Case:
+    if clean.shape != corrupted.shape:
+        raise InputError(f"expected two texts of one shape, got {list(clean.shape)} and {list(corrupted.shape)}")
+    with torch.no_grad(), capture(model, sites) as taken:
+        high = _scored(score, model(clean), len(clean))
+    first = dict(taken)
+    starts = {"embedded": lambda value: value.detach().requires_grad_()} if gradients else {}  # of the graph
+    with torch.set_grad_enabled(gradients), patch(model, starts), capture(model, sites) as taken:
+        low = _scored(score, model(corrupted), len(corrupted))
+    second = dict(taken)
+    for name, value in first.items():
+        if not isinstance(value, Tensor) or value.ndim < 3:
+            raise InputError(f"{name}: is no tensor [B, T, ...]; leave it out")
+    if abs(high.mean().item() - low.mean().item()) < 1e-9:
+        raise InputError(
+            f"the clean and the corrupted text score alike, {high.mean().item():g}: nothing can be brought back"
+        )
+    return _Case(first, second, high, low)
+
+
+def _scored(score: Score, prediction: Tensor, rows: int) -> Tensor:
+    found = score(prediction)
+    if not isinstance(found, Tensor) or found.shape != (rows,):
+        told = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"score: expected a value for each of the {rows} rows, [{rows}], got {told}")
+    return found
+
+
+def _parts(site: str, value: Tensor, by: Sequence[By]) -> list[tuple[int | None, int | None]]:
+    """(place, head) of all that is put in alone."""
+    for each in by:
+        if each not in ("places", "heads"):
+            raise InputError(f"by: {unknown('part', each, ('places', 'heads'))}")
+    if "heads" in by and value.ndim < 4:
+        raise InputError(f"{site}: has no heads, but is {list(value.shape)}; leave heads out of by")
+    places = range(value.shape[1]) if "places" in by else (None,)
+    heads = range(value.shape[2]) if "heads" in by else (None,)
+    return list(product(places, heads))
+
+
+def _put_in(clean: Tensor, parts: Sequence[tuple[int | None, int | None]]) -> Callable[[Tensor], Tensor]:
+    """Puts the clean value in for one part in each copy of the rows."""
+
+    def edit(value: Tensor) -> Tensor:
+        copies = value.unflatten(0, (len(parts), -1)).clone()  # [N, B, T, ...]
+        number = torch.arange(len(parts), device=value.device)
+        places = slice(None) if parts[0][0] is None else torch.tensor([p for p, _ in parts], device=value.device)
+        heads = slice(None) if parts[0][1] is None else torch.tensor([h for _, h in parts], device=value.device)
+        if isinstance(places, slice) and isinstance(heads, slice):
+            copies[:] = clean
+        elif isinstance(heads, slice):
+            copies[number, :, places] = clean[:, places].transpose(0, 1)
+        elif isinstance(places, slice):
+            copies[number, :, :, heads] = clean[:, :, heads].movedim(2, 0)
+        else:
+            copies[number, :, places, heads] = clean[:, places, heads].transpose(0, 1)
+        return copies.flatten(0, 1)
+
+    return edit
