@@ -64,12 +64,14 @@ def _model(name: str) -> Any:
     from contextlab import registry
     from contextlab.cli.cost import model_spec
     from contextlab.experiments import find_model
-    from contextlab.models import build_model
+    from contextlab.models import ModelSpec, build_model
 
     if not present(Path(name)):
         presets = registry.names("model")
         if name in presets:
-            return build_model(model_spec(name, [])).eval()
+            spec = model_spec(name, [])
+            assert isinstance(spec, ModelSpec)
+            return build_model(spec).eval()
         if nearest(name, presets):
             raise InputError(unknown("model", name, presets))
     return find_model(name)[1]

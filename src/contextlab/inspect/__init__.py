@@ -14,12 +14,12 @@ with contextlab.patch(model, {"blocks.0.mixer.heads": contextlab.inspect.only(to
 ```
 """
 
-from contextlab.inspect.capture import Taken, capture, patch, run_with_cache, states_after
+from contextlab.inspect.capturing import Taken, capture, patch, run_with_cache, states_after
 from contextlab.inspect.causal import attribution_effects, patch_effects
 from contextlab.inspect.edits import Edit, only, ranks
-from contextlab.inspect.listing import listing
+from contextlab.inspect.layout import Site, sites
+from contextlab.inspect.listed import listing
 from contextlab.inspect.maps import head_scores, mixing
-from contextlab.inspect.sites import Site, sites
 
 __all__ = [
     "Edit",

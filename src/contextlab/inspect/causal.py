@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError, unknown
-from contextlab.inspect.capture import capture, patch
+from contextlab.inspect.capturing import capture, patch
 
 Score = Callable[[Tensor], Tensor]
 """Predictions [B, T, k] -> how much of the answer is there, [B]."""
@@ -91,7 +91,7 @@ def attribution_effects(
     The score is taken to be linear between the two texts: its gradient in the corrupted one times what differs. Where
     it is not, as behind a softmax that is sure of itself, the estimate is wrong. Arguments, table and errors as there.
     """
-    parameters = [each.requires_grad for each in model.parameters()]
+    needed = [each.requires_grad for each in model.parameters()]
     try:
         model.requires_grad_(False)
         case = _read(model, clean, corrupted, score, sites, gradients=True)
@@ -100,8 +100,8 @@ def attribution_effects(
             case.corrupted_score.sum(), [case.corrupted[name] for name in names], allow_unused=True
         )
     finally:
-        for each, needed in zip(model.parameters(), parameters, strict=True):
-            each.requires_grad_(needed)
+        for parameter, need in zip(model.parameters(), needed, strict=True):
+            parameter.requires_grad_(need)
     low = case.corrupted_score.mean().item()
     found: list[dict[str, Any]] = []
     for name, gradient in zip(names, gradients, strict=True):
@@ -173,13 +173,12 @@ def _put_in(clean: Tensor, parts: Sequence[tuple[int | None, int | None]]) -> Ca
     def edit(value: Tensor) -> Tensor:
         copies = value.unflatten(0, (len(parts), -1)).clone()  # [N, B, T, ...]
         number = torch.arange(len(parts), device=value.device)
-        places = slice(None) if parts[0][0] is None else torch.tensor([p for p, _ in parts], device=value.device)
-        heads = slice(None) if parts[0][1] is None else torch.tensor([h for _, h in parts], device=value.device)
-        if isinstance(places, slice) and isinstance(heads, slice):
+        places, heads = ([part[i] for part in parts] for i in (0, 1))
+        if places[0] is None and heads[0] is None:
             copies[:] = clean
-        elif isinstance(heads, slice):
+        elif heads[0] is None:
             copies[number, :, places] = clean[:, places].transpose(0, 1)
-        elif isinstance(places, slice):
+        elif places[0] is None:
             copies[number, :, :, heads] = clean[:, :, heads].movedim(2, 0)
         else:
             copies[number, :, places, heads] = clean[:, places, heads].transpose(0, 1)

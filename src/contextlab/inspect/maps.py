@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError
-from contextlab.inspect.capture import capture
-from contextlab.inspect.sites import Plan
+from contextlab.inspect.capturing import capture
+from contextlab.inspect.layout import Plan
 from contextlab.mixers import Mixer
 
 SCORES = ("previous", "same", "duplicate", "induction", "first")

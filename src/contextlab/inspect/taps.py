@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError
-from contextlab.inspect.sites import STATE, Site, quiet
+from contextlab.inspect.layout import STATE, Site, quiet
 from contextlab.mixers.sites import Sited
 
 Value = Any

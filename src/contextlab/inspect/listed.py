@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from contextlab.inspect.sites import PROBED, STATE, chosen, read_some, sites
+from contextlab.inspect.layout import PROBED, STATE, chosen, read_some, sites
 from contextlab.inspect.taps import Taps, Value
 from contextlab.state import State
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError
 from contextlab.inspect.edits import Edit, edit_of
-from contextlab.inspect.sites import chosen
-from contextlab.inspect.sites import sites as sites_of
+from contextlab.inspect.layout import chosen
+from contextlab.inspect.layout import sites as sites_of
 from contextlab.inspect.taps import Handler, Taps, Value, joined
 from contextlab.state import State
 
