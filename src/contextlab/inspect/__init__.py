@@ -20,6 +20,7 @@ from contextlab.inspect.edits import Edit, only, ranks
 from contextlab.inspect.layout import Site, sites
 from contextlab.inspect.listed import listing
 from contextlab.inspect.maps import head_scores, mixing
+from contextlab.inspect.probing import linear_probe
 
 __all__ = [
     "Edit",
@@ -28,6 +29,7 @@ __all__ = [
     "attribution_effects",
     "capture",
     "head_scores",
+    "linear_probe",
     "listing",
     "mixing",
     "only",

@@ -149,7 +149,10 @@ class LinearRegression(Task):
         return 1
 
     def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
-        """Draw prompts, float32; T = examples ("paired") or 2 * examples ("interleaved")."""
+        """Draw prompts, float32; T = examples ("paired") or 2 * examples ("interleaved").
+
+        hidden: "weights" [B, d, 1].
+        """
         weights = self._draw_weights(batch, generator, device)
         xs = self._draw_xs(batch, generator, device)
         scored = torch.ones(batch, self.examples, dtype=torch.bool, device=device)
@@ -158,7 +161,7 @@ class LinearRegression(Task):
         ys = (xs * weights.unsqueeze(1)).sum(-1, keepdim=True)
         if self.noise:
             ys = ys + self.noise * torch.randn(ys.shape, generator=generator, device=device)
-        return lay_out(Drawn(xs, ys, scored), self.layout)
+        return lay_out(Drawn(xs, ys, scored, {"weights": weights.unsqueeze(-1)}), self.layout)
 
     def _draw_weights(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """[batch, d]."""

@@ -1,0 +1,199 @@
+"""What can be read off what a model holds, by a linear map: ridge regression and classes, beside controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from contextlab.errors import InputError, unknown
+from contextlab.evaluation.intervals import Z95, share_bounds
+from contextlab.inspect.capturing import capture, states_after
+from contextlab.inspect.layout import STATE, chosen
+from contextlab.models import Model, build_model
+from contextlab.prompt import Prompt, Task
+from contextlab.state import KVState, State
+
+COLUMNS = ("site", "place", "measure", "value", "ci_low", "ci_high", "shuffled", "untrained", "n")
+STRENGTHS = tuple(10.0**power for power in range(-6, 5))
+"""Of ridge regression on features of unit variance, for each prompt; the best on held-out prompts is taken."""
+BATCH = 256
+TARGET = "target"
+
+
+class _Read(NamedTuple):
+    """Features of each site, and what is to be read off them: values [N, k] float, or classes [N] int64."""
+
+    features: dict[str, Tensor]
+    wanted: Tensor
+
+
+@torch.no_grad()
+def linear_probe(
+    model: Model,
+    task: Task,
+    what: str = TARGET,
+    sites: str | Iterable[str] = "blocks.*.output",
+    *,
+    place: int = -1,
+    prompts: int = 1024,
+    test: int = 512,
+    untrained: bool = True,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well a linear map reads something off what a model holds after one token, beside two controls.
+
+    model: of ours. task: whose prompts it reads.
+    what: a name in the task's `Prompt.hidden`, such as "weights" of regressions, or "target", what is to be predicted
+        at the place. Numbers are read by ridge regression, classes by least squares on their indicators; the strength
+        is that which does best on a fifth of the prompts.
+    sites: places that hold tensors [B, T, ...], or states whose size does not depend on the text; all of one is read.
+    place: of the token, from the beginning, or from the end where it is below 0.
+    prompts: to fit on. test: fresh ones to measure on. seed: of both.
+    untrained: whether to read the same off a model of the same form with fresh weights.
+
+    Returns a row a site: `measure`, "r2" (the share of the variance over prompts that is told) or "accuracy"; its value
+    with a 95% interval over the test prompts; `shuffled`, the same where the map was fitted to what belongs to other
+    prompts; `untrained`. What is read off is there, not necessarily used.
+
+    Raises InputError where the model does not read such prompts, the task does not know `what`, the place is beyond the
+    prompt, or a site grows with the text.
+    """
+    theirs, ours = (task.read_in, task.input_size), (model.spec.read_in, model.spec.input_size)
+    if theirs != ours:
+        raise InputError(
+            f"the task's tokens are {_tokens(*theirs)}, and the model reads {_tokens(*ours)}; take its own task"
+        )
+    if prompts < 10 or test < 2:
+        raise InputError(f"prompts: expected at least 10 to fit on and 2 to test on, got {prompts} and {test}")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = task.sample(prompts + test, generator)
+    wanted = _wanted(drawn, what, place)
+    read = _Read(_features(model, drawn, sites, place), wanted)
+    fresh = None
+    if untrained:
+        fresh = _Read(_features(build_model(model.spec, seed=seed + 1).eval(), drawn, sites, place), wanted)
+    order = torch.randperm(prompts, generator=generator)
+    rows = []
+    for site, features in read.features.items():
+        value, low, high = _measured(features, wanted, wanted[:prompts])
+        told: dict[str, Any] = {
+            "site": site,
+            "place": place % drawn.length,
+            "value": value,
+            "ci_low": low,
+            "ci_high": high,
+        }
+        told["measure"] = "r2" if wanted.is_floating_point() else "accuracy"
+        told["shuffled"] = _measured(features, wanted, wanted[:prompts][order])[0]
+        told["untrained"] = math.nan if fresh is None else _measured(fresh.features[site], wanted, wanted[:prompts])[0]
+        rows.append({**told, "n": test})
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _tokens(read_in: str, size: int | None) -> str:
+    return f"of {size} kinds" if read_in == "token" else f"vectors of {size} numbers"
+
+
+def _wanted(prompt: Prompt, what: str, place: int) -> Tensor:
+    """What is to be read off: values [N, k] in float64, or classes [N] int64."""
+    if not -prompt.length <= place < prompt.length:
+        raise InputError(f"place: expected one from {-prompt.length} to {prompt.length - 1}, got {place}")
+    known = {TARGET: prompt.targets, **(prompt.hidden or {})}
+    if what not in known:
+        raise InputError(f"what: {unknown('thing that this task hides', what, known)}")
+    if what == TARGET and not bool(prompt.scored[:, place].all()):
+        scored = prompt.scored.all(0).nonzero()[:, 0].tolist()
+        at = f"; those that are in every prompt are {', '.join(map(str, scored[-5:]))}" if scored else ""
+        raise InputError(f"place: what is predicted at {place} does not count in every prompt{at}")
+    found = known[what][:, place] if what == TARGET else known[what]
+    if found.is_floating_point():
+        return found.flatten(1).double() if found.ndim > 1 else found[:, None].double()
+    if found.ndim > 1 and found.flatten(1).shape[1] > 1:
+        raise InputError(f"what: {what!r} is {list(found.shape)} whole numbers; expected one class for each prompt")
+    return found.flatten().long()
+
+
+def _features(model: Model, prompt: Prompt, sites: str | Iterable[str], place: int) -> dict[str, Tensor]:
+    """Site -> what it holds after the token, [N, features] float64."""
+    named = chosen(model, sites)
+    streams = [name for name, site in named.items() if site.point != STATE]
+    found: dict[str, list[Tensor]] = {name: [] for name in named}
+    at, dtype = place % prompt.length, next(model.parameters()).dtype
+    for first in range(0, prompt.batch, BATCH):
+        inputs = prompt.inputs[first : first + BATCH, : at + 1]
+        if not all(getattr(layer.mixer, "causal", True) for layer in model.blocks):  # they see the text whole
+            inputs = prompt.inputs[first : first + BATCH]
+        inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+        if streams:
+            with capture(model, streams) as taken:
+                model(inputs)
+            for name in streams:
+                value = taken[name]
+                if not isinstance(value, Tensor) or value.ndim < 3 or value.shape[1] != inputs.shape[1]:
+                    raise InputError(f"{name}: holds nothing for each token; leave it out")
+                found[name].append(value[:, at].flatten(1).double())
+        if len(streams) < len(named):
+            with capture(model, [name for name in named if name not in streams]) as taken:
+                states_after(model, inputs, [at])
+            for name in taken:
+                found[name].append(_of_state(name, taken[name]))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _of_state(name: str, state: State) -> Tensor:
+    """All numbers of a state, [N, features]."""
+    if isinstance(state, KVState):
+        raise InputError(f"{name}: grows with the text, so that no map reads all of it; probe blocks.*.output")
+    floats = [tensor.reshape(len(tensor), -1).double() for tensor in state.tensors() if tensor.is_floating_point()]
+    if not floats:
+        raise InputError(f"{name}: a {type(state).__name__} holds no numbers")
+    return torch.cat(floats, 1)
+
+
+def _measured(features: Tensor, wanted: Tensor, taught: Tensor) -> tuple[float, float, float]:
+    """R^2 or the accuracy on what follows the prompts that were taught, with its interval."""
+    count = len(taught)
+    classes = not wanted.is_floating_point()
+    labels = taught.unique() if classes else None
+    goal = (taught[:, None] == labels).double() if labels is not None else taught
+    mean, spread = features[:count].mean(0), features[:count].std(0)
+    x = torch.where(spread > 1e-12, (features - mean) / spread.clamp_min(1e-12), 0.0)
+    held = max(2, count // 5)
+    scale, offset = goal[: count - held].std(0).clamp_min(1e-12), goal[: count - held].mean(0)
+    answers = _ridge(x[: count - held], goal[: count - held] - offset, x[count - held : count])
+    errors = ((answers + offset - goal[count - held :]) / scale).square().mean((1, 2))
+    strength = STRENGTHS[int(errors.argmin())]
+    offset = goal.mean(0)
+    said = _ridge(x[:count], goal - offset, x[count:], (strength,))[0] + offset
+    truth = wanted[count:]
+    if labels is not None:
+        right = (labels[said.argmax(-1)] == truth).double()
+        half = Z95 * right.std().item() / math.sqrt(len(right))
+        ends = share_bounds(*(np.array([each]) for each in (right.mean().item(), half, len(right))))
+        return right.mean().item(), float(ends[0][0]), float(ends[1][0])
+    return _told_variance((said - truth).square().sum(-1), (truth - truth.mean(0)).square().sum(-1))
+
+
+def _ridge(x: Tensor, y: Tensor, queries: Tensor, strengths: tuple[float, ...] = STRENGTHS) -> Tensor:
+    """Ridge regression's answers [strengths, Q, k] for y [N, k] on x [N, F], whichever of N and F is smaller."""
+    by_prompts = x.shape[0] < x.shape[1]
+    gram = x @ x.mT if by_prompts else x.mT @ x
+    values, vectors = torch.linalg.eigh(gram)
+    left, right = (
+        (queries @ x.mT @ vectors, vectors.mT @ y) if by_prompts else (queries @ vectors, vectors.mT @ (x.mT @ y))
+    )
+    scales = torch.stack([1 / (values.clamp_min(0) + strength * len(x)) for strength in strengths])
+    return torch.einsum("qf,sf,fk->sqk", left, scales, right)
+
+
+def _told_variance(errors: Tensor, variances: Tensor) -> tuple[float, float, float]:
+    """1 - sum of errors / sum of variances, with the interval of a ratio of means over prompts. errors: [N]."""
+    share = (errors.sum() / variances.sum()).item()
+    spread = (errors - share * variances).std().item() / (math.sqrt(len(errors)) * variances.mean().item())
+    return 1 - share, 1 - share - Z95 * spread, 1 - share + Z95 * spread
