@@ -89,7 +89,9 @@ def attribution_effects(
     """An estimate of `patch_effects` from two readings and one gradient (attribution patching, 2310.10348).
 
     The score is taken to be linear between the two texts: its gradient in the corrupted one times what differs. Where
-    it is not, as behind a softmax that is sure of itself, the estimate is wrong. Arguments, table and errors as there.
+    it is not, as behind a softmax that is sure of itself, the estimate is wrong.
+
+    clean, corrupted: [B, T] or [B, T, d]. Other arguments, table and errors as there.
     """
     needed = [each.requires_grad for each in model.parameters()]
     try:
