@@ -38,7 +38,8 @@ def in_pieces(model, x):
     return torch.cat(found, 1), state
 
 
-MIXERS = [(entry.name, dict(entry.cases[-1] if entry.cases else {})) for entry in registry.entries("mixer")]
+# One of each family: the laws of mixers hold all of them to it, without a model.
+MIXERS = {entry.family: (entry.name, dict(entry.cases[-1])) for entry in registry.entries("mixer")}.values()
 
 
 @torch.no_grad()

@@ -229,6 +229,25 @@ class OverflowsUnderAutocast(Sum):
         return ((y.float() * 2000) @ torch.eye(WIDTH) / 2000).to(x.dtype), after
 
 
+class NoticesWhoLooks(Sum):
+    """Answers otherwise when its places are looked at."""
+
+    def forward(self, x: Tensor, state: Any = None, mask: Any = None, keep_state: bool = True) -> Any:
+        y, after = super().forward(x, state, mask, keep_state)
+        return y if self.tap is None else y + 1e-12, after
+
+
+class TellsOtherMatrices(Sum):
+    """Its heads' answers are no linear function of its values."""
+
+    tells_mixing = True
+
+    def forward(self, x: Tensor, state: Any = None, mask: Any = None, keep_state: bool = True) -> Any:
+        v = self.site("v", x.unsqueeze(2))
+        heads = self.site("heads", (v * v.abs()).cumsum(1))
+        return heads.flatten(2), super().forward(x, state, mask, keep_state)[1]
+
+
 class Lawful(Sum):
     """Keeps all laws."""
 
@@ -307,6 +326,8 @@ CAUGHT: list[tuple[type[Mixer], str]] = [
     (ReadsItsWeight, "int8"),
     (ReadsItsWeight, "linear forms"),
     (Mixes, "packed"),
+    (NoticesWhoLooks, "places"),
+    (TellsOtherMatrices, "mixing"),
 ]
 
 

@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from contextlab import registry
-from contextlab.errors import InputError
 from contextlab.mixers import build_mixer
 from contextlab.ops import rope
 from contextlab.testing.readings import noisy
@@ -82,32 +81,6 @@ def test_gated_features_mix_values_linearly(name, options):
     assert torch.equal(found, found.tril())
     sums = found.sum(-1)
     assert torch.allclose(sums, torch.ones_like(sums)) == (name == "lawcat")
-
-
-CASES = [(entry, case) for entry in registry.entries("mixer") for case in entry.cases]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("entry", "case"), CASES, ids=[f"{entry.name}-{case}" for entry, case in CASES])
-def test_every_matrix_that_is_told_gives_the_heads_answers(entry, case):
-    """What flows through place "heads" is the told matrix times what flows through "v"."""
-    mixer, seen = noisy(build_mixer(entry.name, **{"width": 24, **case})).double(), {}
-    mixer.tap = lambda name, value: seen.setdefault(name, value)
-    x = torch.randn(2, T, 24, dtype=torch.float64)
-    tokens = torch.randint(0, 5, (2, T)) if mixer.reads_tokens else None
-    mixer(x, keep_state=False, tokens=tokens)
-    mixer.tap = None
-    if not mixer.tells_mixing:
-        assert entry.name == "core_context" or not {"v", "heads"} <= seen.keys()
-        with pytest.raises(InputError, match="does not tell by which matrices it mixes tokens"):
-            mixer.mixing(x)
-        return
-    found = mixer.mixing(x)
-    v = seen["v"].repeat_interleave(found.shape[1] // seen["v"].shape[2], 2)
-    expected = torch.einsum("bhts,bshd->bthd", found, v)
-    torch.testing.assert_close(seen["heads"], expected, rtol=1e-9, atol=1e-9)
-    assert not mixer.causal or torch.equal(found, found.tril())
-    assert mixer.tap is None
 
 
 def test_those_that_tell_are_of_every_linear_family():

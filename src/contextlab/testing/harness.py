@@ -22,6 +22,7 @@ from contextlab.testing import (  # noqa: F401  (importing them makes their laws
     objective,
     packed,
     policies,
+    sited,
     tasks,
 )
 from contextlab.testing.law import Component, Law, LawBroken, known_laws
