@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError, unknown
 from contextlab.inspect.capturing import capture, patch
+from contextlab.models import Model
+from contextlab.models.within import Within
 
 Score = Callable[[Tensor], Tensor]
 """Predictions [B, T, k] -> how much of the answer is there, [B]."""
 By = Literal["places", "heads"]
 COLUMNS = ("site", "place", "head", "score", "effect")
-AT_ONCE = 2**14
+AT_ONCE = 2**12
 """Tokens that are read in one batch, about."""
 
 
@@ -65,14 +67,19 @@ def patch_effects(
     with torch.no_grad():
         case = _read(model, clean, corrupted, score, sites)
         found: list[dict[str, Any]] = []
+        streams = _streams(model, corrupted)
         for site, value in case.clean.items():
             parts = _parts(site, value, by)
+            begin = int(site.split(".")[1]) if streams and site.startswith("blocks.") else 0
             at_once = max(1, AT_ONCE // (value.shape[0] * value.shape[1]))
             scores: list[float] = []
             for first in range(0, len(parts), at_once):
                 some = parts[first : first + at_once]
+                copies = _copied(corrupted, len(some))
+                # No layer before the patched one is read again: what it is given is known.
+                given = {"within": Within(stream=_copied(streams[begin], len(some)), begin=begin)} if begin else {}
                 with patch(model, {site: _put_in(value, some)}):
-                    predicted = model(corrupted.repeat(len(some), *(1 for _ in corrupted.shape[1:])))
+                    predicted = model(copies, **given)
                 scores += [score(each).mean().item() for each in predicted.unflatten(0, (len(some), -1))]
             found += case.rows(site, parts, scores)
     return _table(found)
@@ -115,6 +122,24 @@ def attribution_effects(
         each = each if "places" in by else each.sum(0, keepdim=True)
         found += case.rows(name, parts, [low + more for more in each.flatten().tolist()])
     return _table(found)
+
+
+def _copied(x: Tensor, times: int) -> Tensor:
+    """x [B, T, ...], so many times below itself."""
+    return x.repeat(times, *(1 for _ in x.shape[1:]))
+
+
+def _streams(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """What each layer is given, [B, T, D]; [] of a model that cannot go on from there."""
+    if not isinstance(model, Model):
+        return []
+    spec = model.spec
+    apart = all(layer.share is None and layer.kv == "own" for layer in spec.pattern())
+    if not apart or spec.loops != 1 or spec.exit is not None:
+        return []
+    within = Within(given=[])
+    model(inputs, within=within)
+    return within.given or []
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
