@@ -3,9 +3,9 @@
 - capture: a forward of each preset in which all residual streams are taken, over a plain one (width 64, depth 4, 64
   prompts of 32 tokens, no gradients).
 - patching: activation patching of all heads and places of the demo's transformer (4 layers, 4 heads, prompts of 16
-  tokens), many at once, against one patch after the other by PyTorch's own hooks, the same values; of 1 and of 8 prompts.
+  tokens), many at once, against one patch after the other by PyTorch's own hooks; of 1 and of 8 prompts.
 - maps: bytes that the matrices of one layer of 4 heads take at 4,096 tokens, at the most that the process holds.
-- estimate (with --run, a finished run of the demo): of attention patching's ten largest effects on associative recall,
+- estimate (with --run, a finished run of the demo): of activation patching's ten largest effects on associative recall,
   how many attribution patching has among its ten largest, and its time over that of patching; for each model, mean over
   prompts. A corrupted prompt is one in which the key that is asked for last had another value.
 
