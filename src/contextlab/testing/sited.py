@@ -68,7 +68,7 @@ def named_places(component: Component) -> None:
 @law(
     "mixer",
     "mixing",
-    "The matrices by which it tells that it mixes tokens give its heads' answers; else it tells none.",
+    "The matrices that it tells give its heads' answers; else it tells none.",
 )
 @torch.no_grad()
 def told_matrices(component: Component) -> None:
