@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 SCRIPTS = (
-    "training.py", "ops.py", "scan.py", "naive.py", "learners.py", "learners.py --all", "tasks.py", "decode.py", "inside.py",
-    "stream_policies.py --tokens 100000",
+    "training.py", "ops.py", "scan.py", "naive.py", "learners.py", "learners.py --all", "tasks.py", "decode.py",
+    "inside.py", "stream_policies.py --tokens 100000",
 )  # fmt: skip
 
 
