@@ -11,7 +11,6 @@ import typer
 from contextlab.cli.shared import JsonOption, PluginOption, console, load_components
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError, nearest, unknown
-from contextlab.files import present
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +63,7 @@ def _model(name: str) -> Any:
     from contextlab import registry
     from contextlab.cli.cost import model_spec
     from contextlab.experiments import find_model
+    from contextlab.files import present
     from contextlab.models import ModelSpec, build_model
 
     if not present(Path(name)):
