@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from contextlab.errors import InputError
-from contextlab.inspect.edits import Edit, edit_of
-from contextlab.inspect.layout import chosen
+from contextlab.errors import InputError, unknown
+from contextlab.inspect.edits import Edit, edit_of, whole_numbers
+from contextlab.inspect.layout import Site, chosen
 from contextlab.inspect.layout import sites as sites_of
-from contextlab.inspect.taps import Handler, Taps, Value, joined
+from contextlab.inspect.taps import Handler, Taps, Value, joined, unkept
+from contextlab.spec import describe
 from contextlab.state import State
 
 
@@ -20,37 +21,55 @@ class Taken(Mapping[str, Any]):
     """What was taken, by the name of the place.
 
     A place's value is what flowed through it, [B, T, ...], of the text that was begun last: of pieces one after the
-    other in time. Of a place "state" it is the last `State`. `calls` has what each call gave alone, of all texts.
+    other in time; where a piece goes on from an earlier token, it takes the place of what followed that. Of a place
+    "state" it is the last `State`. `calls` has what each call gave alone, of all texts. Places through which nothing
+    flowed are left out of its names, and raise InputError when they are asked for.
     Values are part of the graph, where one is made. Of rows that are padded on the right they stand as the model reads
-    them: with the padding on the left.
+    them: with the padding on the left; in a plain call of a model of transformers with the padding on the right.
+    Inside a layer that some tokens skip (`LayerSpec.skip`) only those that go through are there.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._calls: dict[str, list[Value]] = {name: [] for name in names}
-        self._first = dict.fromkeys(self._calls, 0)
+    def __init__(self, sites: Mapping[str, Site]) -> None:
+        self._sites = dict(sites)
+        self._calls: dict[str, list[Value]] = {name: [] for name in sites}
+        self._text: dict[str, list[tuple[int, Value]]] = {name: [] for name in sites}  # with the tokens before each
 
     def __getitem__(self, name: str) -> Value:
         if name not in self._calls:
             raise KeyError(name)
-        return joined(name, self._calls[name][self._first[name] :])
+        values = [value for _, value in self._text[name]]
+        if len(values) > 1 and self._sites[name].routed:
+            raise InputError(f"{name}: tokens that skip the layer are not in it; `calls` gives each call alone")
+        return joined(name, values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._text and bool(self._text[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._calls)
+        return (name for name, values in self._text.items() if values)
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return sum(map(bool, self._text.values()))
 
     def calls(self, name: str) -> list[Value]:
         """What was taken at a place, call by call."""
+        if name not in self._calls:
+            raise InputError(unknown("site", name, self._calls))
         return list(self._calls[name])
 
-    def _begun(self, read: int) -> None:
-        if not read:
-            self._first = {name: len(calls) for name, calls in self._calls.items()}
+    def _begun(self, read: int, first: int) -> None:
+        if not read and not first:
+            self._text = {name: [] for name in self._calls}
 
     def _taker(self, name: str) -> Handler:
         def take(value: Value, read: int) -> Value:
             self._calls[name].append(value)
+            text = self._text[name]
+            while text and text[-1][0] >= read:  # a text that goes on from an earlier token than was read
+                text.pop()
+            if text and isinstance(text[-1][1], Tensor):
+                text[-1] = text[-1][0], text[-1][1][:, : read - text[-1][0]]
+            text.append((read, value))
             return value
 
         return take
@@ -79,28 +98,40 @@ def patch(model: nn.Module, edits: Mapping[str, Tensor | State | Edit | Callable
 
     Gradients flow through what is put in, and through what functions make of what was there.
     Raises InputError where there is no such place (naming the nearest), where a value has another shape, and at the end
-    of the block where a place of the text that was to be edited was never read.
+    of the block where a model was read and an edit never took place, or a place of the text was never read.
     """
-    handlers, made, known = [], [], sites_of(model)
+    if not isinstance(edits, Mapping):
+        raise InputError(f"patch: expected a mapping of sites to what goes there, got {describe(edits)}")
+    handlers, made, known = [], dict[str, list[_Reached]](), sites_of(model)
     for name, value in edits.items():
         edit = edit_of(value)
         for site_name, site in chosen(model, name, known).items():
-            reached = _Reached(site_name, edit)
-            made.append(reached)
+            reached = _Reached(site_name, edit, site.routed)
+            made.setdefault(name, []).append(reached)
             handlers.append((site, reached))
-    with Taps(model, handlers):
+    readings: list[int] = []
+    with Taps(model, handlers, lambda read, first: readings.append(read)):
         yield
-    for each in made:
-        each.check()
+    for name, each in made.items():
+        if readings and not any(reached.called for reached in each):
+            raise InputError(f"{name}: no reading came there, so nothing was put in{unkept(name)}")
+        for reached in each:
+            reached.check()
 
 
 class _Reached:
     """An edit at one place, and how far the texts reached."""
 
-    def __init__(self, name: str, edit: Edit) -> None:
-        self.name, self.edit, self.read = name, edit, 0
+    def __init__(self, name: str, edit: Edit, routed: bool) -> None:
+        self.name, self.edit, self.read, self.called = name, edit, 0, False
+        if routed and not (callable(edit.change) and edit.rows is None and edit.places is None):
+            raise InputError(
+                f"{name}: tokens that skip the layer are not there, so rows and places cannot be told; "
+                "put in a function of all of it, or patch the layer's output"
+            )
 
     def __call__(self, value: Value, read: int) -> Value:
+        self.called = True
         if isinstance(value, Tensor) and value.ndim > 1:
             self.read = max(self.read, read + value.shape[1])
         return self.edit(value, read, self.name)
@@ -132,8 +163,11 @@ def states_after(model: Any, inputs: Tensor, places: Sequence[int], state: Any =
     inputs: [B, T] or [B, T, d]. state: of what was read before; its tokens do not count. Returns a state a place.
     """
     found, begin = [], 0
-    if list(places) != sorted(set(places)) or any(not 0 <= place < inputs.shape[1] for place in places):
-        raise InputError(f"places: expected rising ones from 0 to {inputs.shape[1] - 1}, got {list(places)}")
+    if not isinstance(inputs, Tensor) or inputs.ndim < 2:
+        raise InputError(f"states_after: expected inputs [B, T] or [B, T, d], got {describe(inputs)}")
+    places = whole_numbers("places", places)
+    if places != sorted(set(places)) or any(not 0 <= place < inputs.shape[1] for place in places):
+        raise InputError(f"places: expected rising ones from 0 to {inputs.shape[1] - 1}, got {places}")
     for place in places:
         _, state = model.read(inputs[:, begin : place + 1], state)
         found.append(state)

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError, unknown
 from contextlab.inspect.capturing import capture, patch
+from contextlab.inspect.layout import chosen
 from contextlab.models import Model
 from contextlab.models.within import Within
+from contextlab.spec import describe
 
 Score = Callable[[Tensor], Tensor]
 """Predictions [B, T, k] -> how much of the answer is there, [B]."""
@@ -100,14 +102,16 @@ def attribution_effects(
 
     clean, corrupted: [B, T] or [B, T, d]. Other arguments, table and errors as there.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError("attribution_effects: there are no gradients within torch.inference_mode; call it outside")
     needed = [each.requires_grad for each in model.parameters()]
     try:
         model.requires_grad_(False)
         case = _read(model, clean, corrupted, score, sites, gradients=True)
         names = list(case.corrupted)
-        gradients = torch.autograd.grad(
-            case.corrupted_score.sum(), [case.corrupted[name] for name in names], allow_unused=True
-        )
+        with torch.enable_grad():
+            total = case.corrupted_score.sum()
+        gradients = torch.autograd.grad(total, [case.corrupted[name] for name in names], allow_unused=True)
     finally:
         for parameter, need in zip(model.parameters(), needed, strict=True):
             parameter.requires_grad_(need)
@@ -155,19 +159,31 @@ def _read(
     sites: str | Iterable[str],
     gradients: bool = False,
 ) -> _Case:
+    for text in (clean, corrupted):
+        if not isinstance(text, Tensor) or text.ndim < 2:
+            raise InputError(f"expected texts [B, T] or [B, T, d], got {describe(text)}")
+    if not callable(score):
+        raise InputError(f"score: expected a function of the predictions, got {describe(score)}")
+    asked = chosen(model, sites)
+    if not asked:
+        raise InputError("sites: expected one or more")
+    if skipped := [name for name, site in asked.items() if site.routed]:
+        raise InputError(f"{skipped[0]}: tokens that skip the layer are not there; take blocks.*.output")
     if clean.shape != corrupted.shape:
         raise InputError(f"expected two texts of one shape, got {list(clean.shape)} and {list(corrupted.shape)}")
-    with torch.no_grad(), capture(model, sites) as taken:
+    with torch.no_grad(), capture(model, asked) as taken:
         high = _scored(score, model(clean), len(clean))
-    first = dict(taken)
+    first = {name: taken[name] for name in asked}
     starts = {"embedded": lambda value: value.detach().requires_grad_()} if gradients else {}  # of the graph
-    with torch.set_grad_enabled(gradients), patch(model, starts), capture(model, sites) as taken:
+    with torch.set_grad_enabled(gradients), patch(model, starts), capture(model, asked) as taken:
         low = _scored(score, model(corrupted), len(corrupted))
-    second = dict(taken)
+    second = {name: taken[name] for name in asked}
     for name, value in first.items():
         if not isinstance(value, Tensor) or value.ndim < 3:
             raise InputError(f"{name}: is no tensor [B, T, ...]; leave it out")
-    if abs(high.mean().item() - low.mean().item()) < 1e-9:
+    # Readings with and without gradients differ by rounding, of float32 at most.
+    apart, rounding = (high - low).mean().abs().item(), min(2e-6, 16 * torch.finfo(high.dtype).eps)
+    if torch.equal(clean, corrupted) or apart <= rounding * max(high.abs().mean().item(), low.abs().mean().item()):
         raise InputError(
             f"the clean and the corrupted text score alike, {high.mean().item():g}: nothing can be brought back"
         )
@@ -184,7 +200,7 @@ def _scored(score: Score, prediction: Tensor, rows: int) -> Tensor:
 
 def _parts(site: str, value: Tensor, by: Sequence[By]) -> list[tuple[int | None, int | None]]:
     """(place, head) of all that is put in alone."""
-    for each in by:
+    for each in by if isinstance(by, list | tuple) else (by,):
         if each not in ("places", "heads"):
             raise InputError(f"by: {unknown('part', each, ('places', 'heads'))}")
     if "heads" in by and value.ndim < 4:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from contextlab.errors import InputError
+from contextlab.spec import describe
 from contextlab.state import RecurrentState, State
 
 PARTS = ("rows", "places", "heads", "channels")
@@ -32,7 +34,9 @@ class Edit:
         if not isinstance(value, Tensor):
             if any(getattr(self, part) is not None for part in PARTS):
                 raise InputError(f"{name}: a state is edited as a whole; leave out rows, places, heads and channels")
-            return self.change(value) if callable(self.change) else self.change
+            made = self.change(value) if callable(self.change) else self.change
+            _alike(value, made, name)
+            return made
         at = self._at(value, read, name)
         if isinstance(self.change, State):
             raise InputError(f"{name}: expected a value {list(value.shape)} or a function of it, got a State")
@@ -96,12 +100,36 @@ def only(
     rows: of the batch. places: of the text, from 0, whatever the pieces that it is read in.
     heads: of values [B, T, H, ...]. channels: of the last dimension. None for all.
     """
-    parts = {"rows": rows, "places": places, "heads": heads, "channels": channels}
-    for name, part in parts.items():
-        if part is not None and (not len(part) or any(each < 0 for each in part)):
-            raise InputError(f"{name}: expected one or more from 0 on, got {list(part)}")
-    chosen: dict[str, Any] = {name: None if part is None else tuple(part) for name, part in parts.items()}
-    return replace(edit_of(change), **chosen)
+    edit, chosen = edit_of(change), dict[str, Any]()
+    for name, part in zip(PARTS, (rows, places, heads, channels), strict=True):
+        if part is None:
+            continue
+        found = whole_numbers(name, part)
+        if not found or min(found) < 0:
+            raise InputError(f"{name}: expected one or more from 0 on, got {found}")
+        if getattr(edit, name) is not None:
+            raise InputError(f"{name}: this edit is of {name} {list(getattr(edit, name))} already; give them once")
+        chosen[name] = tuple(found)
+    return replace(edit, **chosen)
+
+
+def whole_numbers(name: str, given: Any) -> list[int]:
+    """Whole numbers as a list; name: what they are. Raises InputError of anything else."""
+    found = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    if not isinstance(found, str) and isinstance(found, Iterable):
+        found = list(found)
+        if all(isinstance(each, int | np.integer) and not isinstance(each, bool) for each in found):
+            return [int(each) for each in found]
+    raise InputError(f"{name}: expected whole numbers in a list, got {describe(given)}")
+
+
+def _alike(value: Any, made: Any, name: str) -> None:
+    """Raises InputError where a state of tensors whose size is fixed gets others."""
+    if not (isinstance(value, RecurrentState) and isinstance(made, RecurrentState)):
+        return
+    shapes, found = ({key: list(each.shape) for key, each in state.memory.items()} for state in (value, made))
+    if shapes != found:
+        raise InputError(f"{name}: expected a state of {shapes}, got one of {found}")
 
 
 def ranks(count: int) -> Callable[[State], State]:
@@ -109,8 +137,8 @@ def ranks(count: int) -> Callable[[State], State]:
 
     Of states of linear attention, delta rules and state-space mixers, whose tensors [B, H, K, V] are matrices.
     """
-    if count < 0:
-        raise InputError(f"ranks: expected at least 0, got {count}")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise InputError(f"ranks: expected a whole number from 0 on, got {describe(count)}")
 
     def cut(tensor: Tensor) -> Tensor:
         if tensor.ndim != 4:

@@ -15,6 +15,7 @@ output of every module inside are places, too: blocks.0.mixer.in_proj.output.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError, unknown
 from contextlab.mixers.sites import Sited, Tap
+from contextlab.spec import describe
 
 ENDS = ("input", "output")
 STATE = "state"
@@ -49,6 +51,8 @@ class Site:
 
     name: as it is asked for. module: whose place it is. point: "input", "output", "state", or what the module names.
     use: which of the module's calls in one reading is meant, of `uses`: layers may share a module.
+    layers: of these calls.
+    routed: whether it is inside a layer that some tokens skip (`LayerSpec.skip`).
     """
 
     name: str
@@ -56,6 +60,8 @@ class Site:
     point: str
     use: int = 0
     uses: int = 1
+    layers: tuple[int, ...] = ()
+    routed: bool = False
 
 
 class Layer(NamedTuple):
@@ -96,7 +102,13 @@ class Plan:
         """A place of a root, or of a module inside it."""
         module = self.roots[root]
         users = self.users[id(module)]
-        return Site(name, module if inside is None else inside, point, users.index(root), len(users))
+        layers = tuple(int(user.split(".")[1]) for user in users)
+        block: Any = self.layers[int(root.split(".")[1])].block
+        if getattr(block, "router", None) is None:
+            return Site(name, module if inside is None else inside, point, users.index(root), len(users), layers)
+        if point == STATE and inside is None:  # the layer's: its mixer is called for some rows at a time
+            return Site(name, block, point)
+        return Site(name, module if inside is None else inside, point, routed=module is not block)
 
 
 Parts = tuple[nn.Module, nn.Module, list[Layer]]
@@ -114,6 +126,11 @@ def _ours(model: Any) -> Parts | None:
     if spec.exit is not None and len({id(layer.mixer) for layer in found}) < len(found):
         raise InputError(
             "inspect: tokens leave this model early, and its layers share weights: no call can be told apart"
+        )
+    routed = [id(layer.block) for layer in found if getattr(layer.block, "router", None) is not None]
+    if len(set(routed)) < len(routed):
+        raise InputError(
+            "inspect: tokens skip layers of this model that share weights: no call of these can be told apart"
         )
     return model.read_in, model.read_out, found
 
@@ -146,6 +163,7 @@ def sites(model: nn.Module) -> dict[str, Site]:
     """
     plan = Plan(model)
     places = _places(model, plan)
+    kept = getattr(getattr(model, "spec", None), "pool", None) is None  # a model that answers once keeps no state
     found = {"embedded": Site("embedded", plan.read_in, "output")}
 
     def add(root: str, point: str, name: str | None = None, inside: nn.Module | None = None) -> None:
@@ -158,7 +176,7 @@ def sites(model: nn.Module) -> dict[str, Site]:
             add(root, "input")
             for name, inside, point in places.get(id(module), ()):
                 add(root, point, root + name, inside)
-            if getattr(module, "causal", False):
+            if getattr(module, "causal", False) and kept and not getattr(layer.block, "reads_shared", False):
                 add(root, STATE)
             add(root, "output")
         add(layer.name, "output")
@@ -207,25 +225,40 @@ def quiet() -> bool:
     return _quiet
 
 
+@contextmanager
+def unnoticed() -> Iterator[None]:
+    """Within it nobody is told of what flows."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def probed(model: Any) -> int:
+    """How many tokens of a model are read to find its places: as many as it can read where that is less."""
+    return min(PROBED, getattr(getattr(model, "spec", None), "max_length", None) or PROBED)
+
+
 @torch.no_grad()
 def read_some(model: Any, keep_state: bool = False) -> None:
     """Read a few tokens, as a model that is not in training, unnoticed by what looks on.
 
     keep_state: as a text that may go on.
     """
-    global _quiet
     spec: Any = getattr(model, "spec", None)
     like = next(model.parameters())
-    tokens = torch.zeros(1, PROBED, dtype=torch.int64, device=like.device)
+    length = probed(model)
+    tokens = torch.zeros(1, length, dtype=torch.int64, device=like.device)
     if spec is not None and spec.read_in == "vector":
-        tokens = like.new_zeros(1, PROBED, spec.input_size)
+        tokens = like.new_zeros(1, length, spec.input_size)
     training = [module for module in model.modules() if module.training]
     model.eval()
-    before, _quiet = _quiet, True
     try:
-        model.read(tokens) if keep_state else model(tokens)
+        with unnoticed():
+            model.read(tokens) if keep_state else model(tokens)
     finally:
-        _quiet = before
         for module in training:
             module.training = True
 
@@ -240,7 +273,10 @@ def chosen(model: nn.Module, asked: str | Iterable[str], known: dict[str, Site] 
     """
     known = sites(model) if known is None else known
     found: dict[str, Site] = {}
-    for name in [asked] if isinstance(asked, str) else asked:
+    names = [asked] if isinstance(asked, str) else list(asked) if isinstance(asked, Iterable) else [asked]
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"sites: expected names such as 'blocks.0.output', got {describe(name)}")
         matching = [each for each in known if name == "*" or _matches(each.split("."), name.split("."))]
         if name in known or not matching:
             found[name] = known[name] if name in known else _inside(model, name, list(known))
@@ -269,4 +305,7 @@ def _inside(model: nn.Module, name: str, known: list[str]) -> Site:
             pass
     if any(sign in name for sign in "*?["):
         raise InputError(f"no site matches {name!r}; `contextlab inspect MODEL --sites` lists them")
+    if root is not None:
+        inside = (path for path, _ in plan.roots[root].named_modules() if path)
+        known = list({*known, *(f"{root}.{path}.{end}" for path in inside for end in ENDS)})
     raise InputError(unknown("site", name, known))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from contextlab.inspect.layout import PROBED, STATE, chosen, read_some, sites
+from contextlab.inspect.layout import STATE, chosen, probed, read_some, sites
 from contextlab.inspect.taps import Taps, Value
 from contextlab.state import State
 
@@ -79,11 +79,11 @@ def _what(tail: str) -> str:
 
 def _shapes(model: nn.Module) -> dict[str, str]:
     """Each place's shape in words, found by reading a few tokens; of states by reading them with a state."""
-    found: dict[str, str] = {}
+    found, length = dict[str, str](), probed(model)
 
     def see(name: str) -> Any:
         def handler(value: Value, read: int) -> Value:
-            found[name] = _shape(value)
+            found[name] = _shape(value, length)
             return value
 
         return handler
@@ -96,10 +96,11 @@ def _shapes(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _shape(value: Value) -> str:
+def _shape(value: Value, length: int) -> str:
     if isinstance(value, State):
         return f"{type(value).__name__}, {value.nbytes} bytes"
     if not isinstance(value, Tensor):
         return type(value).__name__
     sizes = [str(size) for size in value.shape]
-    return "[" + ", ".join(["B", *(["T"] if value.shape[1] == PROBED else sizes[1:2]), *sizes[2:]]) + "]"
+    tokens = ["T"] if value.shape[1] == length and value.ndim > 2 else sizes[1:2]
+    return "[" + ", ".join(["B", *tokens, *sizes[2:]]) + "]"

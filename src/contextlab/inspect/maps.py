@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError
 from contextlab.inspect.capturing import capture
-from contextlab.inspect.layout import Plan
+from contextlab.inspect.edits import whole_numbers
+from contextlab.inspect.layout import Plan, unnoticed
 from contextlab.mixers import Mixer
+from contextlab.spec import describe
 
 SCORES = ("previous", "same", "duplicate", "induction", "first")
 
@@ -26,11 +28,18 @@ def mixing(model: nn.Module, inputs: Tensor, layers: Iterable[int] | None = None
     model: of ours. inputs: [B, T] or [B, T, d]. layers: those that are wanted; default all that tell.
     Returns "blocks.N.mixer" -> [B, H, T, T], in the order of the layers.
 
+    They are made anew of what each mixer reads: what is patched before a layer is in them, what is patched inside its
+    mixer is not. A layer that some tokens skip tells none.
+
     Raises InputError where a layer that is asked for tells no matrices, or none does.
     """
     plan = Plan(model)
-    telling = {layer.name: layer.mixer for layer in plan.layers if getattr(layer.mixer, "tells_mixing", False)}
-    wanted = list(telling) if layers is None else [f"blocks.{number}" for number in layers]
+    telling = {
+        layer.name: layer.mixer
+        for layer in plan.layers
+        if getattr(layer.mixer, "tells_mixing", False) and getattr(layer.block, "router", None) is None
+    }
+    wanted = list(telling) if layers is None else [f"blocks.{n}" for n in whole_numbers("layers", layers)]
     for name in wanted:
         if name not in telling:
             raise InputError(f"mixing: {name} tells no matrices; those that do are {', '.join(telling) or 'none'}")
@@ -42,7 +51,8 @@ def mixing(model: nn.Module, inputs: Tensor, layers: Iterable[int] | None = None
     for name in wanted:
         mixer = telling[name]
         assert isinstance(mixer, Mixer)
-        found[f"{name}.mixer"] = mixer.mixing(taken[f"{name}.mixer.input"])
+        with unnoticed():
+            found[f"{name}.mixer"] = mixer.mixing(taken[f"{name}.mixer.input"])
     return found
 
 
@@ -62,8 +72,9 @@ def head_scores(model: nn.Module, tokens: Tensor, layers: Iterable[int] | None =
     model: of ours, that reads tokens. tokens: [B, T] int64, in which symbols come again. layers: see `mixing`.
     Returns columns layer, head, score, value.
     """
-    if tokens.ndim != 2 or tokens.is_floating_point():
-        raise InputError(f"head_scores: expected token ids [B, T] int64, got {tokens.dtype} {list(tokens.shape)}")
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
+        told = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else describe(tokens)
+        raise InputError(f"head_scores: expected token ids [B, T] int64, got {told}")
     places = _places(tokens)
     rows: list[dict[str, Any]] = []
     for name, matrix in mixing(model, tokens, layers).items():

@@ -16,7 +16,9 @@ from contextlab.evaluation.intervals import Z95, share_bounds
 from contextlab.inspect.capturing import capture, states_after
 from contextlab.inspect.layout import STATE, chosen
 from contextlab.models import Model, build_model
+from contextlab.models.routing import RoutedState
 from contextlab.prompt import Prompt, Task
+from contextlab.spec import describe
 from contextlab.state import KVState, State
 
 COLUMNS = ("site", "place", "measure", "value", "ci_low", "ci_high", "shuffled", "untrained", "n")
@@ -64,11 +66,18 @@ def linear_probe(
     Raises InputError where the model does not read such prompts, the task does not know `what`, the place is beyond the
     prompt, or a site grows with the text.
     """
+    if not isinstance(model, Model):
+        raise InputError(f"linear_probe: expected a Model, got {type(model).__name__}")
+    if not hasattr(task, "read_in"):
+        raise InputError(f"linear_probe: expected a task (contextlab.build_task makes one), got {describe(task)}")
     theirs, ours = (task.read_in, task.input_size), (model.spec.read_in, model.spec.input_size)
     if theirs != ours:
         raise InputError(
             f"the task's tokens are {_tokens(*theirs)}, and the model reads {_tokens(*ours)}; take its own task"
         )
+    for name, given in (("place", place), ("prompts", prompts), ("test", test), ("seed", seed)):
+        if not isinstance(given, int):
+            raise InputError(f"{name}: expected a whole number, got {describe(given)}")
     if prompts < 10 or test < 2:
         raise InputError(f"prompts: expected at least 10 to fit on and 2 to test on, got {prompts} and {test}")
     generator = torch.Generator().manual_seed(seed)
@@ -148,7 +157,7 @@ def _features(model: Model, prompt: Prompt, sites: str | Iterable[str], place: i
 
 def _of_state(name: str, state: State) -> Tensor:
     """All numbers of a state, [N, features]."""
-    if isinstance(state, KVState):
+    if isinstance(state, KVState | RoutedState):
         raise InputError(f"{name}: grows with the text, so that no map reads all of it; probe blocks.*.output")
     floats = [tensor.reshape(len(tensor), -1).double() for tensor in state.tensors() if tensor.is_floating_point()]
     if not floats:

@@ -22,7 +22,8 @@ class Taps:
     """Within a `with` block, what flows through places is given to their handlers, and what these return goes on.
 
     model: whose readings begin a text, or go on with one. handlers: (site, handler).
-    begun: told of each reading how many tokens stand before it. aloud: whether a reading that only finds places is one.
+    begun: told of each reading how many tokens stand before it, and its first layer.
+    aloud: whether a reading that only finds places is one.
     Where several `with` blocks stand within one another, the outer ones come first.
     """
 
@@ -30,7 +31,7 @@ class Taps:
         self,
         model: Any,
         handlers: Iterable[tuple[Site, Handler]],
-        begun: Callable[[int], None] | None = None,
+        begun: Callable[[int, int], None] | None = None,
         aloud: bool = False,
     ) -> None:
         self._model, self._begun, self._aloud = model, begun, aloud
@@ -40,15 +41,15 @@ class Taps:
     def __enter__(self) -> Taps:
         before = self._model.heard
 
-        def heard(read: int) -> None:
+        def heard(read: int, first: int) -> None:
             if quiet() and not self._aloud:
                 return
             if before is not None:
-                before(read)
+                before(read, first)
             for each in self._counted:
-                each.begin(read)
+                each.begin(read, first)
             if self._begun is not None:
-                self._begun(read)
+                self._begun(read, first)
 
         def undo() -> None:
             self._model.heard = before
@@ -75,9 +76,9 @@ class _Counted:
         self.site, self.handler, self.aloud = site, handler, aloud
         self.calls, self.read = 0, 0
 
-    def begin(self, read: int) -> None:
-        """A reading begins, after so many tokens."""
-        self.calls, self.read = 0, read
+    def begin(self, read: int, first: int) -> None:
+        """A reading begins, after so many tokens, with this layer."""
+        self.calls, self.read = sum(layer < first for layer in self.site.layers), read
 
     def __call__(self, value: Value) -> Value:
         if quiet() and not self.aloud:
@@ -143,11 +144,15 @@ def _tapped(module: nn.Module, point: str, see: _Counted) -> Callable[[], None]:
     return undo
 
 
+def unkept(name: str) -> str:
+    """Why there may be nothing at a place."""
+    return "; a plain call keeps no state, `Model.read` does" if name.endswith(f".{STATE}") else ""
+
+
 def joined(name: str, values: Sequence[Value]) -> Value:
     """What was taken at a place in one call or several: tensors one after the other in time, of states the last."""
     if not values:
-        kept = "; a plain call keeps no state, `Model.read` does" if name.endswith(f".{STATE}") else ""
-        raise InputError(f"{name}: nothing was taken there yet{kept}")
+        raise InputError(f"{name}: nothing was taken there yet{unkept(name)}")
     if len(values) == 1 or not isinstance(values[0], Tensor):
         return values[-1]
     if any(each.shape[:1] + each.shape[2:] != values[0].shape[:1] + values[0].shape[2:] for each in values):

@@ -25,7 +25,7 @@ from contextlab.models.hub_rows import (
     row_by_row,
 )
 from contextlab.models.hub_state import HuggingFaceSpec, HuggingFaceState, RaggedState
-from contextlab.models.packing import of_row, packed
+from contextlab.models.packing import of_row, packed, unwatched
 from contextlab.models.padding import Padding, padding, tokens_first
 from contextlab.state import State
 
@@ -50,7 +50,8 @@ class HuggingFaceModel(nn.Module):
     model: for example what `AutoModelForCausalLM.from_pretrained` returns.
     """
 
-    heard: Callable[[int], None] | None = None  # told of each reading, and how many tokens stand before it
+    # Told of each reading: how many tokens stand before it, and the number of the first layer that is read.
+    heard: Callable[[int, int], None] | None = None
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -108,6 +109,7 @@ class HuggingFaceModel(nn.Module):
         if cu_seqlens is not None or position_ids is not None:
             documents = packed(inputs, mask, cu_seqlens, position_ids)
             if documents is not None:
+                unwatched(self)
                 batches = documents.batches("right")
                 return documents.back(batches, [self._answer(each.of(inputs), each.mask) for each in batches])
         return self._answer(inputs, mask)
@@ -168,6 +170,7 @@ class HuggingFaceModel(nn.Module):
                     "cu_seqlens: packed documents are read from the start; leave out the state, or cu_seqlens"
                 )
             documents = of_row(cu_seqlens, inputs, mask)
+            unwatched(self)
             batch = documents.rows("left")
             logits, after = self.read(batch.of(inputs), None, batch.mask)
             return documents.back([batch], [logits]), after
@@ -283,7 +286,7 @@ class HuggingFaceModel(nn.Module):
         if inputs.ndim != 2 or inputs.is_floating_point():
             raise InputError(f"expected token ids [B, T] int64, got {inputs.dtype} {list(inputs.shape)}")
         if self.heard is not None:
-            self.heard(0 if state is None else state.length)
+            self.heard(0 if state is None else state.length, 0)
         if state is None:
             return
         if not isinstance(state, HuggingFaceState | RaggedState):

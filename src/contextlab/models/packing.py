@@ -50,6 +50,12 @@ def of_row(cu_seqlens: Tensor, inputs: Tensor, mask: Tensor | None) -> Documents
     return documents(cu_seqlens, inputs)
 
 
+def unwatched(model: Any) -> None:
+    """Raises InputError where somebody looks at what flows: each batch of documents would be a text of its own."""
+    if model.heard is not None:
+        raise InputError("capture and patch: not for packed documents; give them as rows of a batch, with a mask")
+
+
 def by_document(model: Model, inputs: Tensor, found: Documents, within: Within | None) -> Tensor:
     """What a model predicts in each document as if it stood alone: [B, T, k], or [N, k] from a pooled read-out.
 

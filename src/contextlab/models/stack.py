@@ -18,7 +18,7 @@ from contextlab.models.faults import finite, first_fault
 from contextlab.models.forms import EmptyForms, place_forms
 from contextlab.models.generation import generate
 from contextlab.models.head import PooledHead
-from contextlab.models.packing import by_document, of_row, packed
+from contextlab.models.packing import by_document, of_row, packed, unwatched
 from contextlab.models.padding import padding
 from contextlab.models.spec import ModelSpec
 from contextlab.models.within import Within as Within
@@ -57,7 +57,8 @@ class Model(nn.Module):
         dense layers that are drawn.
     """
 
-    heard: Callable[[int], None] | None = None  # told of each reading, and how many tokens stand before it
+    # Told of each reading: how many tokens stand before it, and the number of the first layer that is read.
+    heard: Callable[[int, int], None] | None = None
 
     def __init__(self, spec: ModelSpec, empty_forms: bool = False) -> None:
         super().__init__()
@@ -126,6 +127,7 @@ class Model(nn.Module):
             self._check(inputs)
             documents = packed(inputs, mask, cu_seqlens, position_ids)
             if documents is not None:
+                unwatched(self)
                 return by_document(self, inputs, documents, within)
         return self._run(inputs, None, mask, keep_state=False, within=within)[0]
 
@@ -154,6 +156,7 @@ class Model(nn.Module):
             raise InputError("cu_seqlens: packed documents are read from the start; leave out the state, or cu_seqlens")
         self._check(inputs)
         documents = of_row(cu_seqlens, inputs, mask)
+        unwatched(self)
         batch = documents.rows("left")
         prediction, after = self._read(batch.of(inputs), None, batch.mask)
         return documents.back([batch], [prediction]), after
@@ -211,7 +214,7 @@ class Model(nn.Module):
     ) -> tuple[Tensor, ModelState | None]:
         self._check(inputs)
         if self.heard is not None:
-            self.heard(0 if state is None else state.length)
+            self.heard(0 if state is None else state.length, 0 if within is None else within.begin)
         spec, within = self.spec, Within() if within is None else within
         padded = padding(mask, inputs, state is not None and state.length > 0, state.waiting if state else None)
         inputs, mask = padded.moved(inputs), padded.mask

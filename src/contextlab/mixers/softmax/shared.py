@@ -23,6 +23,7 @@ class SharedKeys(Attention):
     layer left after the same tokens. Options are those of `Attention`; keys must be of the same shape and rotation.
     """
 
+    tells_mixing = False  # what it reads is not in its input alone
     reads_other_keys = True  # which tells policies that they cannot serve the model
 
     def __init__(self, width: int, heads: int = 4, **options: Any) -> None:
