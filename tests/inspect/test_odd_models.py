@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from contextlab import ModelSpec, build_model, build_task, capture, patch
 from contextlab.errors import InputError
@@ -134,6 +137,16 @@ def test_effects_are_told_wherever_gradients_are_off():
         assert attribution_effects(model, x, y, lambda p: p[:, -1, 0]).equals(expected)
     with torch.inference_mode(), pytest.raises(InputError, match=r"no gradients within torch\.inference_mode"):
         attribution_effects(model, x, y, lambda p: p[:, -1, 0])
+
+
+def test_gradients_of_a_patched_model_are_those_without_recomputing():
+    model, x, found = model_of(loops=2).train(), tokens(), []
+    for recompute in (None, partial(checkpoint, use_reentrant=False)):
+        model.recompute = recompute
+        with patch(model, {"blocks.3.mixer.output": torch.zeros_like}):
+            answer = model(x).sum()
+        found.append(torch.autograd.grad(answer, model.read_in.weight)[0])
+    assert torch.equal(*found)
 
 
 def take(model, names):

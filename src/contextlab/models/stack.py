@@ -232,6 +232,8 @@ class Model(nn.Module):
         count, total = len(self.blocks), len(self.blocks) * spec.loops
         states: list[Any] = [None] * total if state is None else list(state.layers)
         made: dict[int, State] = {}  # the states that later layers read the keys and values of
+        # Not while somebody looks: what is made again in the backward pass would go past what was put in.
+        made_again = self.recompute is not None and self.training and not keep_state and self.heard is None
         for number in range(within.begin, total if within.end is None else within.end):
             loop, i = divmod(number, count)
             block: Any = self.blocks[i]
@@ -255,7 +257,8 @@ class Model(nn.Module):
                 made[i] = after
             elif within.dropped is not None and not keep_state:
                 x, after = some_rows(block, within.dropped[number], x, mask, embedded, tokens), None
-            elif self.recompute and self.training and not keep_state and i % self.recompute_every == 0:
+            elif made_again and i % self.recompute_every == 0:
+                assert self.recompute is not None
                 x, after = self.recompute(block, x, before, mask, keep_state, embedded, tokens)
             else:
                 x, after = block(x, before, mask, keep_state, embedded, tokens)
