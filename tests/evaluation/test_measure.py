@@ -38,6 +38,20 @@ def test_results_are_those_of_evaluate_with_one_pass_over_the_prompts() -> None:
     assert learners.similarity.empty
 
 
+@pytest.mark.parametrize("task", [RECALL, REGRESSION, BANDIT], ids=["recall", "regression", "bandit"])
+def test_every_mean_over_prompts_has_its_values_by_prompt(task) -> None:
+    spec = EvaluateSpec(prompts=24, batch=16, rollouts=0)
+    for found in (measure(model_for(task), task, spec, name="m"), measure_learners(task, spec)):
+        keys = ["model", "split", "metric"]
+        means = found.results[found.results["shot"].isna() & (found.results["split"] != "online")].set_index(keys)[
+            "value"
+        ]
+        by_prompt = found.by_prompt[found.by_prompt["split"] != "online"].set_index(keys)["values"]
+        assert set(means.index) == set(by_prompt.index)
+        for key, values in by_prompt.items():
+            assert values.mean() == pytest.approx(means[key], rel=1e-5, abs=1e-6)
+
+
 @pytest.mark.parametrize("facet", ["distance", "position"])
 def test_facets_are_those_of_breakdown(facet: str) -> None:
     spec = EvaluateSpec(prompts=48, batch=48, splits=("train",))

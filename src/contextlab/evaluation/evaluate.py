@@ -265,10 +265,10 @@ class _Tally:
                     }
 
     def by_prompt(self) -> Iterator[dict[str, Any]]:
-        """The means of each prompt, [prompts] float32, nan where it was left out, of the main metric and its excess."""
+        """The means of each prompt, [prompts] float32, nan where it was left out, of each metric and its excess."""
         kept, chance = np.concatenate(self.kept), self.task.chance()
-        for metric in (self.task.metric, f"excess_{self.task.metric}"):
+        for metric, parts in self.values.items():
             values = np.full(len(kept), np.nan, dtype=np.float32)
-            values[kept] = torch.cat([part[:, 0] for part in self.values[metric]]).numpy()
+            values[kept] = torch.cat([part[:, 0] for part in parts]).numpy()
             named = {"metric": metric, "prompts": self.drawn.hexdigest(), "chance": chance.get(metric, math.nan)}
             yield {**named, "values": values}

@@ -44,7 +44,7 @@ class Measured:
     results: see `results.COLUMNS`; of decision tasks, "online" is one of the splits.
     facets: errors by facets of the task (`FACET_COLUMNS`), such as the distance of the fact.
     similarity: of models' predictions to those of each learner (`SIMILARITY_COLUMNS`).
-    by_prompt: a row a predictor and split: the value of each prompt, by which differences are paired
+    by_prompt: a row a predictor, split and metric: the value of each prompt, by which differences are paired
         (`BY_PROMPT_COLUMNS`).
     """
 
