@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 
+import pandas as pd
 import pytest
 import torch
 
@@ -186,3 +188,61 @@ def test_what_cannot_be_measured_is_refused_in_one_line(written, changes, told):
         load_claim(written(**changes))
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+COMPRESSED = {
+    "tasks": {"recall": {"task": "associative_recall", "options": {"vocabulary": 16, "pairs": 2, "length": 32}}},
+    "models": {"one": {"preset": "transformer", "options": {"width": 8, "depth": 1, "heads": 2}}},
+    "train": {"steps": 1, "batch": 2},
+    "evaluate": {"prompts": 4, "splits": ["train"]},
+    "seeds": [0, 1, 2],
+    "compress": {
+        "model": "one", "policies": ["chai:clusters=1,tokens=2", "random:sinks=0,window=1"], "prompts": 6,
+        "tasks": ["mqar:pairs=2"], "lengths": [32], "budgets": ["50%"],
+    },
+}  # fmt: skip
+
+
+def asked(metric, name, **bound):
+    return {"said": f"{metric} of {name}", "task": "kept", "metric": metric, "weights": {name: 1}, **bound}
+
+
+def test_policies_are_told_beside_the_full_cache_of_the_same_training(written, tmp_path):
+    predicate = [
+        asked("accuracy", "full", at_least=0),
+        asked("excess_accuracy", "random:sinks=0,window=1", at_most=1),
+        asked("excess_accuracy", "full", at_most=0),
+        asked("bytes", "chai:clusters=1,tokens=2", at_most=0.8),
+    ]
+    measures = {"kept": {"measure": "policies", "options": {"task": "mqar:pairs=2", "budget": "50%"}}}
+    claim = load_claim(written("kept", recipe=COMPRESSED, measures=measures, predicate=predicate))
+    record = run_claim(claim, folder=tmp_path / "runs", progress=False)
+    found = pd.read_parquet(tmp_path / "runs" / "kept" / "run" / "compress.parquet")
+    means = found.groupby(["model", "metric"])["value"].mean()
+    own, lost, nothing, size = record["outcomes"]
+    assert own["value"] == pytest.approx(means["full", "accuracy"])
+    assert lost["value"] == pytest.approx(
+        means["full", "accuracy"] - means["random:sinks=0,window=1", "accuracy"], abs=1e-6
+    )
+    assert lost["low"] < lost["value"] < lost["high"]
+    assert nothing["value"] == 0
+    assert size["value"] == pytest.approx(
+        means["chai:clusters=1,tokens=2", "state_bytes"] / means["full", "state_bytes"]
+    )
+    assert 0.75 < size["value"] < 0.8  # of two heads one keeps its keys, both their values; and which is told
+    assert record["seeds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "recipe", "said"),
+    [
+        ({"task": "mqar"}, COMPRESSED, "did you mean 'mqar:pairs=2'"),
+        ({"task": "mqar:pairs=2", "budget": "5%"}, COMPRESSED, "unknown budget of compress '5%'"),
+        ({"task": "mqar:pairs=2", "length": 64}, COMPRESSED, "unknown length of compress '64'"),
+        ({"task": "mqar:pairs=2"}, TINY["recipe"], "expected a recipe with compress"),
+    ],
+)
+def test_policies_that_the_recipe_does_not_measure_are_refused(written, options, recipe, said):
+    measures = {"kept": {"measure": "policies", "options": options}}
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_claim(written("kept", recipe=recipe, measures=measures, predicate=[asked("bytes", "full", at_most=1)]))

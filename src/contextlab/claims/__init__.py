@@ -18,7 +18,7 @@ from contextlab.claims.page import claims_page
 from contextlab.claims.predicate import Outcome, Quantity, Sum, verdict_of
 from contextlab.claims.sums import value_of
 
-for _module in ("answers", "costs", "forms", "steps"):
+for _module in ("answers", "costs", "forms", "policies", "steps"):
     import_module(f"contextlab.claims.{_module}")  # each registers its measures
 
 __all__ = [

@@ -51,14 +51,17 @@ def _whole(each: Sum, table: Table) -> bool:
 
 
 def _terms(signed: Sequence[tuple[float, Sum]], tables: Mapping[str, Table]) -> list[tuple[str, Term]]:
-    """(task, term) of sums of what prompts score in all."""
+    """(task, term) of sums of what prompts score in all. Raises InputError where something was not measured."""
     terms = []
     for sign, each in signed:
         found = tables[str(each.task)].found
         assert found is not None
+        metric, split = each.metric or found.metric, str(each.split)
+        known = {mean.label for mean in found.means if (mean.split, mean.metric) == (split, metric)}
         for who, weight in (each.weights or {}).items():
-            term = Term(sign * weight, who, str(each.split), each.metric or found.metric)
-            terms.append((str(each.task), term))
+            if who not in known:
+                raise InputError(f"{each.task}: no {metric} was measured of {who!r} on {split}")
+            terms.append((str(each.task), Term(sign * weight, who, split, metric)))
     return terms
 
 
