@@ -72,12 +72,13 @@ class Policies(Measure):
         seeds = here.groupby("model")["seed"].nunique()
         here = here[here["model"].map(seeds) == seeds[FULL]]  # what some training could not be served by has no mean
         found: list[dict[str, Any]] = []
-        for seed, rows in here.groupby("seed", sort=False):
-            by = rows.set_index(["model", "metric"])
-            for name in rows["model"].unique():
-                who = {"run": "", "model": str(name), "kind": "model", "task": self.task, "split": "train"}
-                at = {"seed": int(seed), "prompts": by.loc[(FULL, metric), "prompts"]}
-                found += ({**who, **at, **row} for row in _of(by.loc[name], by.loc[FULL], metric))
+        for seed in here["seed"].unique().tolist():
+            rows = here[here["seed"] == seed]
+            by = {str(name): rows[rows["model"] == name].set_index("metric") for name in rows["model"].unique()}
+            for name, own in by.items():
+                who = {"run": "", "model": name, "kind": "model", "task": self.task, "split": "train"}
+                at = {"seed": seed, "prompts": by[FULL]["prompts"].loc[metric]}
+                found += ({**who, **at, **row} for row in _of(own, by[FULL], metric))
         return table(found, COMPRESS_COLUMNS)
 
     def table(self, rows: pd.DataFrame) -> Table:
@@ -94,5 +95,6 @@ def _of(own: pd.DataFrame, full: pd.DataFrame, metric: str) -> Iterator[dict[str
     mean, half = worse.mean(), t95(len(worse) - 1) * worse.std(ddof=1) / len(worse) ** 0.5
     ends = {"value": mean, "ci_low": mean - half, "ci_high": mean + half, "n": len(worse)}
     yield {"metric": f"excess_{metric}", **ends, "values": worse.astype(np.float32)}
-    share = float(own.loc["state_bytes", "value"] / full.loc["state_bytes", "value"])
+    held, whole = (float(each["value"].loc["state_bytes"]) for each in (own, full))
+    share = held / whole
     yield {"metric": BYTES, "value": share, "ci_low": share, "ci_high": share, "n": 1, "values": None}
