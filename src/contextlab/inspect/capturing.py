@@ -82,9 +82,15 @@ def capture(model: nn.Module, sites: str | Iterable[str]) -> Iterator[Taken]:
     sites: names of places, or patterns: "blocks.*.output", "blocks.1.mixer.state"; see `contextlab.inspect.sites`.
     Capturing changes nothing that the model answers. Raises InputError where there is no such place, with the nearest.
     """
-    found = chosen(model, sites)
-    taken = Taken(found)
-    with Taps(model, [(site, taken._taker(name)) for name, site in found.items()], taken._begun):
+    with taking(model, chosen(model, sites)) as taken:
+        yield taken
+
+
+@contextmanager
+def taking(model: nn.Module, sites: Mapping[str, Site]) -> Iterator[Taken]:
+    """`capture` of places that are known."""
+    taken = Taken(sites)
+    with Taps(model, [(site, taken._taker(name)) for name, site in sites.items()], taken._begun):
         yield taken
 
 

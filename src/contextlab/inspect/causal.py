@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError, unknown
-from contextlab.inspect.capturing import capture, patch
-from contextlab.inspect.layout import chosen
+from contextlab.inspect.capturing import patch, taking
+from contextlab.inspect.layout import Site, chosen
+from contextlab.inspect.taps import Handler, Taps
 from contextlab.models import Model
 from contextlab.models.within import Within
 from contextlab.spec import describe
@@ -32,8 +33,9 @@ AT_ONCE = 2**12
 
 @dataclass(frozen=True)
 class _Case:
-    """The two texts, read: what flows through each place in either, and what the answers score."""
+    """The two texts, read: what flows through each of the sites in either, and what the answers score."""
 
+    sites: dict[str, Site]
     clean: dict[str, Tensor]
     corrupted: dict[str, Tensor]
     clean_score: Tensor
@@ -80,7 +82,7 @@ def patch_effects(
                 copies = _copied(corrupted, len(some))
                 # No layer before the patched one is read again: what it is given is known.
                 given = {"within": Within(stream=_copied(streams[begin], len(some)), begin=begin)} if begin else {}
-                with patch(model, {site: _put_in(value, some)}):
+                with Taps(model, [(case.sites[site], _put_in(value, some))]):
                     predicted = model(copies, **given)
                 scores += [score(each).mean().item() for each in predicted.unflatten(0, (len(some), -1))]
             found += case.rows(site, parts, scores)
@@ -171,11 +173,11 @@ def _read(
         raise InputError(f"{skipped[0]}: tokens that skip the layer are not there; take blocks.*.output")
     if clean.shape != corrupted.shape:
         raise InputError(f"expected two texts of one shape, got {list(clean.shape)} and {list(corrupted.shape)}")
-    with torch.no_grad(), capture(model, asked) as taken:
+    with torch.no_grad(), taking(model, asked) as taken:
         high = _scored(score, model(clean), len(clean))
     first = {name: taken[name] for name in asked}
     starts = {"embedded": lambda value: value.detach().requires_grad_()} if gradients else {}  # of the graph
-    with torch.set_grad_enabled(gradients), patch(model, starts), capture(model, asked) as taken:
+    with torch.set_grad_enabled(gradients), patch(model, starts), taking(model, asked) as taken:
         low = _scored(score, model(corrupted), len(corrupted))
     second = {name: taken[name] for name in asked}
     for name, value in first.items():
@@ -187,7 +189,7 @@ def _read(
         raise InputError(
             f"the clean and the corrupted text score alike, {high.mean().item():g}: nothing can be brought back"
         )
-    return _Case(first, second, high, low)
+    return _Case(asked, first, second, high, low)
 
 
 def _scored(score: Score, prediction: Tensor, rows: int) -> Tensor:
@@ -210,10 +212,10 @@ def _parts(site: str, value: Tensor, by: Sequence[By]) -> list[tuple[int | None,
     return list(product(places, heads))
 
 
-def _put_in(clean: Tensor, parts: Sequence[tuple[int | None, int | None]]) -> Callable[[Tensor], Tensor]:
+def _put_in(clean: Tensor, parts: Sequence[tuple[int | None, int | None]]) -> Handler:
     """Puts the clean value in for one part in each copy of the rows."""
 
-    def edit(value: Tensor) -> Tensor:
+    def edit(value: Tensor, read: int) -> Tensor:
         copies = value.unflatten(0, (len(parts), -1)).clone()  # [N, B, T, ...]
         number = torch.arange(len(parts), device=value.device)
         places, heads = ([part[i] for part in parts] for i in (0, 1))

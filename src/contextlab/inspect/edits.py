@@ -124,7 +124,9 @@ def whole_numbers(name: str, given: Any) -> list[int]:
 
 
 def _alike(value: Any, made: Any, name: str) -> None:
-    """Raises InputError where a state of tensors whose size is fixed gets others."""
+    """Raises InputError where a state is replaced by something else, or tensors whose size is fixed by others."""
+    if type(made) is not type(value):
+        raise InputError(f"{name}: expected a {type(value).__name__}, got {type(made).__name__}")
     if not (isinstance(value, RecurrentState) and isinstance(made, RecurrentState)):
         return
     shapes, found = ({key: list(each.shape) for key, each in state.memory.items()} for state in (value, made))

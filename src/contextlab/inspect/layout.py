@@ -15,20 +15,22 @@ output of every module inside are places, too: blocks.0.mixer.in_proj.output.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from contextlab.errors import InputError, unknown
-from contextlab.mixers.sites import Sited, Tap
+from contextlab.mixers.sites import Sited, Tap, tapped
 from contextlab.spec import describe
 
 ENDS = ("input", "output")
 STATE = "state"
+WHOLE = ("embedded", "final", "logits")
 PROBED = 4
 """Tokens by which it is found what places a mixer names."""
 THEIR_MIXERS = (
@@ -50,8 +52,8 @@ class Site:
     """One place.
 
     name: as it is asked for. module: whose place it is. point: "input", "output", "state", or what the module names.
-    use: which of the module's calls in one reading is meant, of `uses`: layers may share a module.
-    layers: of these calls.
+    use: which of the module's calls in one reading is meant: layers may share a module.
+    layers: that call it, in this order; none of what is no layer's.
     routed: whether it is inside a layer that some tokens skip (`LayerSpec.skip`).
     """
 
@@ -59,7 +61,6 @@ class Site:
     module: nn.Module
     point: str
     use: int = 0
-    uses: int = 1
     layers: tuple[int, ...] = ()
     routed: bool = False
 
@@ -105,7 +106,7 @@ class Plan:
         layers = tuple(int(user.split(".")[1]) for user in users)
         block: Any = self.layers[int(root.split(".")[1])].block
         if getattr(block, "router", None) is None:
-            return Site(name, module if inside is None else inside, point, users.index(root), len(users), layers)
+            return Site(name, module if inside is None else inside, point, users.index(root), layers)
         if point == STATE and inside is None:  # the layer's: its mixer is called for some rows at a time
             return Site(name, block, point)
         return Site(name, module if inside is None else inside, point, routed=module is not block)
@@ -155,14 +156,15 @@ def _theirs(model: Any) -> Parts:
     return inner.get_input_embeddings(), inner.get_output_embeddings(), found
 
 
-def sites(model: nn.Module) -> dict[str, Site]:
+def sites(model: nn.Module, named: bool = True) -> dict[str, Site]:
     """Every place that has a name of its own, by name, in the order of the layers.
 
     The inputs and outputs of modules further inside (blocks.0.mixer.in_proj.output) are places, too, and not listed.
+    named: with those that mixers and MLPs name themselves, for which the model reads a few tokens.
     Raises InputError where the model has no layers.
     """
     plan = Plan(model)
-    places = _places(model, plan)
+    places = _places(model, plan) if named else {}
     kept = getattr(getattr(model, "spec", None), "pool", None) is None  # a model that answers once keeps no state
     found = {"embedded": Site("embedded", plan.read_in, "output")}
 
@@ -191,29 +193,21 @@ def _places(model: nn.Module, plan: Plan) -> dict[int, list[tuple[str, nn.Module
     They are found by reading a few tokens.
     """
     found: dict[int, list[tuple[str, nn.Module, str]]] = {}
-    before: list[tuple[Sited, Tap | None]] = []
 
-    def listen(root: nn.Module, path: str, module: Sited) -> None:
+    def listening(root: nn.Module, path: str, part: Sited) -> Tap:
         def tap(name: str, value: Tensor) -> Tensor:
-            told = (f".{path}.{name}" if path else f".{name}", module, name)
+            told = (f".{path}.{name}" if path else f".{name}", part, name)
             names = found.setdefault(id(root), [])
             if told not in names:
                 names.append(told)
             return value
 
-        before.append((module, module.tap))
-        module.tap = tap
+        return tap
 
-    parts = {id(module): module for layer in plan.layers for _, module in layer.parts()}
-    try:
-        for root in parts.values():
-            for path, module in root.named_modules():
-                if isinstance(module, Sited):
-                    listen(root, path, module)
+    with ExitStack() as stack:
+        for root in {id(module): module for layer in plan.layers for _, module in layer.parts()}.values():
+            stack.enter_context(tapped(root, partial(listening, root)))
         read_some(model)
-    finally:
-        for module, tap in before:
-            module.tap = tap
     return found
 
 
@@ -271,15 +265,17 @@ def chosen(model: nn.Module, asked: str | Iterable[str], known: dict[str, Site] 
     known: the model's `sites`, where they are at hand. Raises InputError where there is none of this name, with the
     nearest.
     """
-    known = sites(model) if known is None else known
-    found: dict[str, Site] = {}
     names = [asked] if isinstance(asked, str) else list(asked) if isinstance(asked, Iterable) else [asked]
     for name in names:
         if not isinstance(name, str):
             raise InputError(f"sites: expected names such as 'blocks.0.output', got {describe(name)}")
+    if known is None:  # the model need not be read to find what every layer has
+        known = sites(model, named=any(name.rpartition(".")[2] not in (*WHOLE, *ENDS, STATE) for name in names))
+    found: dict[str, Site] = {}
+    for name in names:
         matching = [each for each in known if name == "*" or _matches(each.split("."), name.split("."))]
         if name in known or not matching:
-            found[name] = known[name] if name in known else _inside(model, name, list(known))
+            found[name] = known[name] if name in known else _inside(model, name)
         else:
             found |= {each: known[each] for each in matching}
     return found
@@ -293,7 +289,7 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _inside(model: nn.Module, name: str, known: list[str]) -> Site:
+def _inside(model: nn.Module, name: str) -> Site:
     """The input or output of a module inside a layer, which is not listed."""
     path, _, point = name.rpartition(".")
     plan = Plan(model)
@@ -305,6 +301,7 @@ def _inside(model: nn.Module, name: str, known: list[str]) -> Site:
             pass
     if any(sign in name for sign in "*?["):
         raise InputError(f"no site matches {name!r}; `contextlab inspect MODEL --sites` lists them")
+    known = list(sites(model))
     if root is not None:
         inside = (path for path, _ in plan.roots[root].named_modules() if path)
         known = list({*known, *(f"{root}.{path}.{end}" for path in inside for end in ENDS)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,13 +26,6 @@ STRENGTHS = tuple(10.0**power for power in range(-6, 5))
 """Of ridge regression on features of unit variance, for each prompt; the best on held-out prompts is taken."""
 BATCH = 256
 TARGET = "target"
-
-
-class _Read(NamedTuple):
-    """Features of each site, and what is to be read off them: values [N, k] float, or classes [N] int64."""
-
-    features: dict[str, Tensor]
-    wanted: Tensor
 
 
 @torch.no_grad()
@@ -83,13 +76,11 @@ def linear_probe(
     generator = torch.Generator().manual_seed(seed)
     drawn = task.sample(prompts + test, generator)
     wanted = _wanted(drawn, what, place)
-    read = _Read(_features(model, drawn, sites, place), wanted)
-    fresh = None
-    if untrained:
-        fresh = _Read(_features(build_model(model.spec, seed=seed + 1).eval(), drawn, sites, place), wanted)
+    held = _features(model, drawn, sites, place)
+    fresh = _features(build_model(model.spec, seed=seed + 1).eval(), drawn, sites, place) if untrained else None
     order = torch.randperm(prompts, generator=generator)
     rows = []
-    for site, features in read.features.items():
+    for site, features in held.items():
         value, low, high = _measured(features, wanted, wanted[:prompts])
         told: dict[str, Any] = {
             "site": site,
@@ -100,7 +91,7 @@ def linear_probe(
         }
         told["measure"] = "r2" if wanted.is_floating_point() else "accuracy"
         told["shuffled"] = _measured(features, wanted, wanted[:prompts][order])[0]
-        told["untrained"] = math.nan if fresh is None else _measured(fresh.features[site], wanted, wanted[:prompts])[0]
+        told["untrained"] = math.nan if fresh is None else _measured(fresh[site], wanted, wanted[:prompts])[0]
         rows.append({**told, "n": test})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -22,3 +23,20 @@ class Sited(nn.Module):
     def sites(self, **values: Tensor) -> tuple[Tensor, ...]:
         """The same of several places, in the order given. values: [B, T, ...] each."""
         return tuple(values.values() if self.tap is None else (self.tap(*each) for each in values.items()))
+
+
+@contextmanager
+def tapped(root: nn.Module, tap: Callable[[str, Sited], Tap]) -> Iterator[None]:
+    """Within it the module and all parts of it that name places have taps, and afterwards those that they had.
+
+    tap: of a part's path in the module, "" for the module itself, and the part.
+    """
+    parts = [(path, part) for path, part in root.named_modules() if isinstance(part, Sited)]
+    before = [part.tap for _, part in parts]
+    for path, part in parts:
+        part.tap = tap(path, part)
+    try:
+        yield
+    finally:
+        for (_, part), had in zip(parts, before, strict=True):
+            part.tap = had

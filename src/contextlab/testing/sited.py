@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.mixers.base import Mixer
-from contextlab.mixers.sites import Sited, Tap
+from contextlab.mixers.sites import Sited, Tap, tapped
 from contextlab.testing.law import Component, close, law, require
 from contextlab.testing.readings import WIDTH, Reading, read
 
@@ -19,33 +17,20 @@ TOKENS = 19
 """Of the text: more than one chunk of the mixers that read in small ones."""
 
 
-@contextmanager
-def _tapped(mixer: Mixer, tap: Callable[[str], Tap]) -> Iterator[None]:
-    """Within it every part of the mixer that names places has a tap: `tap` of the part's name."""
-    parts = [(name, part) for name, part in mixer.named_modules() if isinstance(part, Sited)]
-    for name, part in parts:
-        part.tap = tap(name)
-    try:
-        yield
-    finally:
-        for _, part in parts:
-            part.tap = None
-
-
 Values = dict[tuple[str, str], list[Tensor]]
-"""(part, place) -> what flowed there, [B, T, ...], call by call."""
+"""(path of the part, place) -> what flowed there, [B, T, ...], call by call."""
 
 
-def _taking(taken: Values, part: str) -> Tap:
+def _taking(taken: Values, path: str, part: Sited) -> Tap:
     def tap(name: str, value: Tensor) -> Tensor:
-        taken.setdefault((part, name), []).append(value)
+        taken.setdefault((path, name), []).append(value)
         return value
 
     return tap
 
 
-def _putting(values: Values, part: str) -> Tap:
-    return lambda name, value: values[part, name].pop(0)
+def _putting(values: Values, path: str, part: Sited) -> Tap:
+    return lambda name, value: values[path, name].pop(0)
 
 
 @law("mixer", "places", "What flows through its named places can be taken, and put back, and nothing changes.")
@@ -58,10 +43,10 @@ def named_places(component: Component) -> None:
         ways["in pieces"] = lambda: read(mixer, Reading(x, [5, 6], None))[0]
     for way, answer in ways.items():
         expected, taken = answer(), Values()
-        with _tapped(mixer, partial(_taking, taken)):
+        with tapped(mixer, partial(_taking, taken)):
             require(torch.equal(answer(), expected), f"answers {way} change when its places are looked at")
         own = {place: [value.clone() for value in values] for place, values in taken.items()}
-        with _tapped(mixer, partial(_putting, own)):
+        with tapped(mixer, partial(_putting, own)):
             require(torch.equal(answer(), expected), f"answers {way} change when its places get their own values")
 
 
