@@ -92,6 +92,16 @@ def test_what_cannot_be_probed_is_told_in_one_line(task, options, said):
     assert "\n" not in str(caught.value)
 
 
+def test_the_model_is_read_as_one_that_is_not_in_training():
+    model = build_model("lstm", width=8, depth=1, input_size=REGRESSION.input_size, output_size=1, read_in="vector")
+    modes = []
+    model.blocks[0].register_forward_pre_hook(lambda module, given: modes.append(module.training))
+    model.train()
+    linear_probe(model, REGRESSION, "weights", prompts=20, test=10, untrained=False)
+    assert modes == [False]
+    assert model.training
+
+
 def test_the_untrained_model_is_a_control():
     sizes = {"input_size": REGRESSION.input_size, "output_size": 1, "read_in": "vector"}
     model = build_model("gated_delta_net", width=16, depth=1, heads=2, **sizes)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError, unknown
+from contextlab.evaluation.evaluate import _evaluating
 from contextlab.evaluation.intervals import Z95, share_bounds
 from contextlab.inspect.capturing import capture, states_after
 from contextlab.inspect.layout import STATE, chosen
@@ -56,6 +57,8 @@ def linear_probe(
     with a 95% interval over the test prompts; `shuffled`, the same where the map was fitted to what belongs to other
     prompts; `untrained`. What is read off is there, not necessarily used.
 
+    The model is read as one that is not in training.
+
     Raises InputError where the model does not read such prompts, the task does not know `what`, the place is beyond the
     prompt, or a site grows with the text.
     """
@@ -76,7 +79,8 @@ def linear_probe(
     generator = torch.Generator().manual_seed(seed)
     drawn = task.sample(prompts + test, generator)
     wanted = _wanted(drawn, what, place)
-    held = _features(model, drawn, sites, place)
+    with _evaluating(model):
+        held = _features(model, drawn, sites, place)
     fresh = _features(build_model(model.spec, seed=seed + 1).eval(), drawn, sites, place) if untrained else None
     order = torch.randperm(prompts, generator=generator)
     rows = []
