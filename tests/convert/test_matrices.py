@@ -50,6 +50,14 @@ def test_matrices_are_learned():
     assert torch.allclose(moved, values, atol=1e-2)  # values are no part of the matrices
 
 
+@pytest.mark.parametrize("mixer", ["gla", "gated_delta_net", "kda", "retention"])
+def test_matrices_of_decays_and_delta_rules_are_learned_too(mixer):
+    model = teacher(depth=1).float()
+    student = Linearize(mixer=mixer)(model).model
+    (found,) = transfer(model, student, [TASK], [MATRIX], layers=[0], budget=12, train_spec={"batch": 8})
+    assert found.last < found.first
+
+
 @pytest.mark.parametrize(
     ("to", "message"),
     [
