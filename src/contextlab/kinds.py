@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy", "conversion", "linear", "figure"]
+Kind = Literal["mixer", "mlp", "model", "task", "learner", "policy", "conversion", "linear", "probe", "figure"]
 
 Page = Literal["task", "overview", "cost", "compress"]
 
@@ -25,11 +25,18 @@ KINDS: dict[str, str] = {
     "policy": "policies",
     "conversion": "conversions",
     "linear": "linears",
+    "probe": "probes",
     "figure": "figures",
 }
 """Each kind and its plural, in the order in which they are listed."""
 
-ROOMS: dict[str, str] = {"mlp": "models", "conversion": "convert", "linear": "mixers.forms", "figure": "report"}
+ROOMS: dict[str, str] = {
+    "mlp": "models",
+    "conversion": "convert",
+    "linear": "mixers.forms",
+    "probe": "inspect.probes",
+    "figure": "report",
+}
 """The room, a subpackage of contextlab, that registers our components of a kind, where it is not the plural."""
 
 MORE_ROOMS: dict[str, tuple[str, ...]] = {"model": ("contextlab.constructions",)}
@@ -41,6 +48,7 @@ MARKS: dict[str, tuple[str, str]] = {
     "policy": ("bounds", "contextlab.policies.Policy"),
     "conversion": ("nothing", "contextlab.convert.Conversion"),
     "linear": ("nbytes", "contextlab.mixers.forms.LinearForm"),
+    "probe": ("drawing", "contextlab.inspect.Probe"),
 }
 """An attribute that every class of a kind has from its base, and that base: what else is registered is refused."""
 

@@ -14,27 +14,38 @@ with contextlab.patch(model, {"blocks.0.mixer.heads": contextlab.inspect.only(to
 ```
 """
 
+from contextlab.inspect import probes
 from contextlab.inspect.capturing import Taken, capture, patch, run_with_cache, states_after
 from contextlab.inspect.causal import attribution_effects, patch_effects
 from contextlab.inspect.edits import Edit, only, ranks
 from contextlab.inspect.layout import Site, sites
 from contextlab.inspect.listed import listing
+from contextlab.inspect.looking import Looked, look
 from contextlab.inspect.maps import head_scores, mixing
+from contextlab.inspect.probe import Drawing, Probe, Subject, parse_probe, probe_table
 from contextlab.inspect.probing import linear_probe
 
 __all__ = [
+    "Drawing",
     "Edit",
+    "Looked",
+    "Probe",
     "Site",
+    "Subject",
     "Taken",
     "attribution_effects",
     "capture",
     "head_scores",
     "linear_probe",
     "listing",
+    "look",
     "mixing",
     "only",
+    "parse_probe",
     "patch",
     "patch_effects",
+    "probe_table",
+    "probes",
     "ranks",
     "run_with_cache",
     "sites",

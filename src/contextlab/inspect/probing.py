@@ -36,7 +36,7 @@ def linear_probe(
     what: str = TARGET,
     sites: str | Iterable[str] = "blocks.*.output",
     *,
-    place: int = -1,
+    place: int | None = -1,
     prompts: int = 1024,
     test: int = 512,
     untrained: bool = True,
@@ -49,7 +49,8 @@ def linear_probe(
         at the place. Numbers are read by ridge regression, classes by least squares on their indicators; the strength
         is that which does best on a fifth of the prompts.
     sites: places that hold tensors [B, T, ...], or states whose size does not depend on the text; all of one is read.
-    place: of the token, from the beginning, or from the end where it is below 0.
+    place: of the token, from the beginning, or from the end where it is below 0; None: of each prompt its last one
+        whose prediction counts.
     prompts: to fit on. test: fresh ones to measure on. seed: of both.
     untrained: whether to read the same off a model of the same form with fresh weights.
 
@@ -72,23 +73,24 @@ def linear_probe(
             f"the task's tokens are {_tokens(*theirs)}, and the model reads {_tokens(*ours)}; take its own task"
         )
     for name, given in (("place", place), ("prompts", prompts), ("test", test), ("seed", seed)):
-        if not isinstance(given, int):
+        if not isinstance(given, int) and (given, name) != (None, "place"):
             raise InputError(f"{name}: expected a whole number, got {describe(given)}")
     if prompts < 10 or test < 2:
         raise InputError(f"prompts: expected at least 10 to fit on and 2 to test on, got {prompts} and {test}")
     generator = torch.Generator().manual_seed(seed)
     drawn = task.sample(prompts + test, generator)
-    wanted = _wanted(drawn, what, place)
+    at = _places(drawn, place)
+    wanted = _wanted(drawn, what, place, at)
     with _evaluating(model):
-        held = _features(model, drawn, sites, place)
-    fresh = _features(build_model(model.spec, seed=seed + 1).eval(), drawn, sites, place) if untrained else None
+        held = _features(model, drawn, sites, at)
+    fresh = _features(build_model(model.spec, seed=seed + 1).eval(), drawn, sites, at) if untrained else None
     order = torch.randperm(prompts, generator=generator)
     rows = []
     for site, features in held.items():
         value, low, high = _measured(features, wanted, wanted[:prompts])
         told: dict[str, Any] = {
             "site": site,
-            "place": place % drawn.length,
+            "place": None if place is None else place % drawn.length,
             "value": value,
             "ci_low": low,
             "ci_high": high,
@@ -97,25 +99,44 @@ def linear_probe(
         told["shuffled"] = _measured(features, wanted, wanted[:prompts][order])[0]
         told["untrained"] = math.nan if fresh is None else _measured(fresh[site], wanted, wanted[:prompts])[0]
         rows.append({**told, "n": test})
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"place": "Int64"})
+
+
+def readable(prompt: Prompt, what: str) -> bool:
+    """Whether a linear map can be fitted to what the prompts hide by this name: numbers, or one class a prompt."""
+    found = (prompt.hidden or {})[what]
+    return found.is_floating_point() or found[0].numel() == 1
 
 
 def _tokens(read_in: str, size: int | None) -> str:
     return f"of {size} kinds" if read_in == "token" else f"vectors of {size} numbers"
 
 
-def _wanted(prompt: Prompt, what: str, place: int) -> Tensor:
-    """What is to be read off: values [N, k] in float64, or classes [N] int64."""
+def _places(prompt: Prompt, place: int | None) -> Tensor:
+    """Of each prompt the token that is meant, [N] int64."""
+    if place is None:
+        if not bool(prompt.scored.any(1).all()):
+            raise InputError("place: in some prompts no prediction counts; say which place is meant")
+        at = torch.arange(prompt.length, device=prompt.scored.device)
+        return (prompt.scored * at).amax(1)
     if not -prompt.length <= place < prompt.length:
         raise InputError(f"place: expected one from {-prompt.length} to {prompt.length - 1}, got {place}")
+    return torch.full((prompt.batch,), place % prompt.length, device=prompt.scored.device)
+
+
+def _wanted(prompt: Prompt, what: str, place: int | None, at: Tensor) -> Tensor:
+    """What is to be read off: values [N, k] in float64, or classes [N] int64."""
     known = {TARGET: prompt.targets, **(prompt.hidden or {})}
     if what not in known:
         raise InputError(f"what: {unknown('thing that this task hides', what, known)}")
-    if what == TARGET and not bool(prompt.scored[:, place].all()):
+    rows = torch.arange(prompt.batch, device=at.device)
+    if what == TARGET and not bool(prompt.scored[rows, at].all()):
         scored = prompt.scored.all(0).nonzero()[:, 0].tolist()
-        at = f"; those that are in every prompt are {', '.join(map(str, scored[-5:]))}" if scored else ""
-        raise InputError(f"place: what is predicted at {place} does not count in every prompt{at}")
-    found = known[what][:, place] if what == TARGET else known[what]
+        those = f"; those that are in every prompt are {', '.join(map(str, scored[-5:]))}" if scored else ""
+        raise InputError(
+            f"place: what is predicted at {place} does not count in every prompt{those}; None takes each prompt's last"
+        )
+    found = known[what][rows, at] if what == TARGET else known[what]
     if found.is_floating_point():
         return found.flatten(1).double() if found.ndim > 1 else found[:, None].double()
     if found.ndim > 1 and found.flatten(1).shape[1] > 1:
@@ -123,16 +144,18 @@ def _wanted(prompt: Prompt, what: str, place: int) -> Tensor:
     return found.flatten().long()
 
 
-def _features(model: Model, prompt: Prompt, sites: str | Iterable[str], place: int) -> dict[str, Tensor]:
-    """Site -> what it holds after the token, [N, features] float64."""
+def _features(model: Model, prompt: Prompt, sites: str | Iterable[str], at: Tensor) -> dict[str, Tensor]:
+    """Site -> what it holds after each prompt's token, [N, features] float64. at: [N]."""
     named = chosen(model, sites)
     streams = [name for name, site in named.items() if site.point != STATE]
     found: dict[str, list[Tensor]] = {name: [] for name in named}
-    at, dtype = place % prompt.length, next(model.parameters()).dtype
+    dtype = next(model.parameters()).dtype
+    whole = not all(getattr(layer.mixer, "causal", True) for layer in model.blocks)  # they see the text whole
     for first in range(0, prompt.batch, BATCH):
-        inputs = prompt.inputs[first : first + BATCH, : at + 1]
-        if not all(getattr(layer.mixer, "causal", True) for layer in model.blocks):  # they see the text whole
-            inputs = prompt.inputs[first : first + BATCH]
+        places = at[first : first + BATCH]
+        rows = torch.arange(len(places), device=places.device)
+        inputs = prompt.inputs[first : first + BATCH]
+        inputs = inputs if whole else inputs[:, : int(places.max()) + 1]
         inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
         if streams:
             with capture(model, streams) as taken:
@@ -141,13 +164,27 @@ def _features(model: Model, prompt: Prompt, sites: str | Iterable[str], place: i
                 value = taken[name]
                 if not isinstance(value, Tensor) or value.ndim < 3 or value.shape[1] != inputs.shape[1]:
                     raise InputError(f"{name}: holds nothing for each token; leave it out")
-                found[name].append(value[:, at].flatten(1).double())
-        if len(streams) < len(named):
-            with capture(model, [name for name in named if name not in streams]) as taken:
-                states_after(model, inputs, [at])
-            for name in taken:
-                found[name].append(_of_state(name, taken[name]))
+                found[name].append(value[rows, places].flatten(1).double())
+        states = [name for name in named if name not in streams]
+        if states:
+            for name, value in _of_states(model, states, inputs, places).items():
+                found[name].append(value)
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _of_states(model: Model, states: list[str], inputs: Tensor, places: Tensor) -> dict[str, Tensor]:
+    """What states hold after each row's token, [B, features]; the text is read on from one such place to the next."""
+    found: dict[str, Tensor] = {}
+    state, begin = None, 0
+    for place in places.unique().tolist():
+        with capture(model, states) as taken:
+            (state,) = states_after(model, inputs[:, begin : place + 1], [place - begin], state)
+        begin = place + 1
+        here = places == place
+        for name in taken:
+            value = _of_state(name, taken[name])
+            found.setdefault(name, torch.empty_like(value))[here] = value[here]
+    return found
 
 
 def _of_state(name: str, state: State) -> Tensor:

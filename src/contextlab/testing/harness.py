@@ -22,6 +22,7 @@ from contextlab.testing import (  # noqa: F401  (importing them makes their laws
     objective,
     packed,
     policies,
+    probes,
     sited,
     tasks,
 )
@@ -36,11 +37,12 @@ CASES: dict[str, Callable[[registry.Entry], Iterator[Component]]] = {
     "policy": policies.cases,
     "conversion": conversions.cases,
     "linear": forms.cases,
+    "probe": probes.cases,
 }
 
 
 def laws(kind: str) -> list[Law]:
-    """The laws of a kind: "mixer", "mlp", "model", "task", "learner", "policy", "conversion" or "linear"."""
+    """The laws of a kind: "mixer", "mlp", "model", "task", "learner", "policy", "conversion", "linear" or "probe"."""
     if kind not in CASES:
         raise InputError(unknown("kind of component", kind, CASES))
     return known_laws(kind)
@@ -57,7 +59,7 @@ def components(kind: str, *names: str) -> list[Component]:
 def parametrize_with_laws(kind: str, *names: str, leave_out: Collection[str] = ()) -> Any:
     """Decorator of a pytest function with an argument `law`: one test for each law and option case.
 
-    kind: "mixer", "mlp", "model", "task", "learner", "policy", "conversion" or "linear".
+    kind: "mixer", "mlp", "model", "task", "learner", "policy", "conversion", "linear" or "probe".
     names: registered names; none for all.
     leave_out: names of laws.
 
