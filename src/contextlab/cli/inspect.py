@@ -1,4 +1,4 @@
-"""`contextlab inspect`: looking inside a model."""
+"""`contextlab inspect`: looking inside models: their places, and what probes find."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from contextlab.cli.shared import JsonOption, PluginOption, console, load_components
+from contextlab.cli.shared import PARTS, JsonOption, PluginOption, console, load_components
 from contextlab.cli.tables import print_table
 from contextlab.errors import InputError, nearest, unknown
+from contextlab.memory import LARGEST_WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +22,31 @@ def inspect_(
     model: Annotated[
         str,
         typer.Argument(
-            help="A saved model, a run with one trained model, a checkpoint, a transformers folder, a preset."
+            help="A run, RUN:MODEL, a saved model, a checkpoint, a transformers folder; for --sites a preset, too."
         ),
     ],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:KEY=VALUE,...]",
+            help="On whose prompts: of a run one of its tasks, else a registered one.",
+            show_default="all of the run",
+        ),
+    ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            metavar="NAME[:KEY=VALUE,...]",
+            help="What is measured; may be given many times.",
+            show_default="all that apply",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_WHOLE, help="Of the prompts.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for inspect.parquet and inspect.html.", show_default="inspected/MODEL")
+    ] = None,
     sites: Annotated[
         bool, typer.Option("--sites", help="List the places at which values can be captured and patched.")
     ] = False,
@@ -35,15 +59,69 @@ def inspect_(
     as_json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Look inside a model: the places that contextlab.capture and contextlab.patch take, in any mixer.
+    """What happens inside a trained model, in any mixer? Puts probes to it and answers in words, figures and a table.
 
-    Example: contextlab inspect gated_delta_net --sites
+    Examples:
+
+      contextlab inspect runs/demo --task recall
+
+      contextlab inspect runs/demo:transformer --task regression --probe linear:what=weights
+
+      contextlab inspect gated_delta_net --sites
     """
+    load_components(plugin, (*PARTS, "probe"))
+    if sites:
+        for name, given in (("--task", task), ("--probe", probe), ("--out", out)):
+            if given:
+                raise InputError(f"{name}: --sites lists places and measures nothing; leave one of them out")
+        _list_sites(model, only, as_json)
+        return
+    if only:
+        raise InputError("--only: is of --sites, which lists places; give --sites, too, or leave it out")
+    _look(model, task, probe, seed, device, out, as_json)
+
+
+def _look(
+    model: str, task: str | None, probes: list[str] | None, seed: int, device: str, out: Path | None, as_json: bool
+) -> None:
+    from contextlab.experiments.subjects import find_subjects
+    from contextlab.inspect.looking import Looked, named_probes, write_looked
+    from contextlab.places import require_place
+    from contextlab.report.looked import write_looked_page
+    from contextlab.training.distributed import resolve
+
+    named_probes(probes)
+    subjects = find_subjects(model, task, resolve(device))
+    folder = out or Path("inspected") / Path(model).name.replace(":", "-")
+    require_place(folder)
+    parts = []
+    with console.status("looking ...") as status:
+        for each in subjects:
+            at = each.title
+
+            def progress(text: str, at: str = at) -> None:
+                status.update(escape(f"{at}: {text} ..."))
+
+            parts.append(each.look(probes, seed, progress))
+    found = Looked.join(parts)
+    if found.table.empty:
+        raise InputError(f"inspect: no probe could be put to it: {found.left_out[0]}")
+    write_looked(found.table, folder / "inspect.parquet")
+    page = write_looked_page(found, folder / "inspect.html", f"Inside {Path(model).name}")
+    if as_json:
+        print(found.table.to_json(orient="records", indent=2))
+        return
+    for sentence in found.words:
+        console.print(f"• {escape(sentence)}")
+    for line in found.left_out:
+        console.print(f"[dim]left out: {escape(line)}[/dim]", soft_wrap=True)
+    console.print("[dim]Brackets: 95% intervals. Control: the same where there is nothing to be found.[/dim]")
+    console.print(f"Figures: {page}   Table: {folder / 'inspect.parquet'}", soft_wrap=True)
+
+
+def _list_sites(model: str, only: list[str] | None, as_json: bool) -> None:
     from contextlab.inspect import listing
 
-    load_components(plugin)
-    if not sites:
-        raise InputError("inspect: say what to look at: --sites lists the places that can be captured and patched")
     rows = listing(_model(model), only or ("*",))
     if as_json:
         print(json.dumps([row._asdict() for row in rows], indent=2))

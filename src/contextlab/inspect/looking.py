@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from torch import nn
 
 from contextlab import registry
-from contextlab.errors import InputError
+from contextlab.errors import InputError, first_line
 from contextlab.evaluation.evaluate import _evaluating
 from contextlab.evaluation.intervals import t95
+from contextlab.files import write_atomic
 from contextlab.inspect.probe import COLUMNS, DTYPES, Probe, Subject, parse_probe, records
 from contextlab.models import Model
 from contextlab.prompt import Task
@@ -120,6 +124,28 @@ def registered_name(task: Task) -> str:
 def typed(table: pd.DataFrame) -> pd.DataFrame:
     """A table with the types of its columns."""
     return table.astype({**dict.fromkeys(("run", "model", "task", "probe"), "string"), "seed": "Int64", **DTYPES})
+
+
+def write_looked(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table of `look` to a Parquet file, atomically."""
+    buffer = io.BytesIO()
+    typed(table[list(ALL)]).to_parquet(buffer, index=False)
+    write_atomic(Path(path), buffer.getvalue())
+    return Path(path)
+
+
+def read_looked(paths: Iterable[str | Path]) -> pd.DataFrame:
+    """Tables that `write_looked` wrote, as one. Raises InputError for files that are none."""
+    tables = []
+    for path in paths:
+        try:
+            found = pd.read_parquet(path)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: damaged or not Parquet ({first_line(error)})") from None
+        if lacking := [name for name in ALL if name not in found]:
+            raise InputError(f"{path}: is no table of probes: it lacks the columns {', '.join(lacking)}")
+        tables.append(typed(found[list(ALL)]))
+    return pd.concat(tables, ignore_index=True) if tables else _empty()
 
 
 def _empty() -> pd.DataFrame:

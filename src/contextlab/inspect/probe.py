@@ -159,9 +159,8 @@ def parse_probe(text: str) -> Probe:
 
 def records(table: pd.DataFrame) -> list[Row]:
     """A table's rows, what is missing as None."""
-    return [
-        {str(name): None if pd.isna(value) else value for name, value in row.items()} for row in table.to_dict("records")
-    ]
+    plain = table.astype(object).where(table.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
 
 
 def by(rows: Iterable[Row], *names: str) -> dict[Any, list[Row]]:

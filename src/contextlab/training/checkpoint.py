@@ -46,6 +46,11 @@ def newest(folder: Path) -> Path | None:
     return next(iter(_steps(folder)), None)
 
 
+def steps(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their steps, in rising order."""
+    return {step_of(path): path for path in reversed(_steps(folder))}
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is a checkpoint's folder, by its name."""
     return re.fullmatch(r"step_\d{8,}", path.name) is not None and path.is_dir()
