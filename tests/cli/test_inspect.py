@@ -40,7 +40,7 @@ def _named(pattern, number):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("transformer",), "say what to look at: --sites"),
+        (("transformer",), "--task: on whose prompts?"),
         (("transformr", "--sites"), "did you mean 'transformer'"),
         (("transformer", "--sites", "--only", "blks.*"), "no site matches 'blks.*'"),
         (("transformer", "--sites", "--only", "blocks.0.mixer.w"), "unknown site 'blocks.0.mixer.w'; did you mean"),
