@@ -102,7 +102,7 @@ def _look(
             def progress(text: str, at: str = at) -> None:
                 status.update(escape(f"{at}: {text} ..."))
 
-            parts.append(each.look(probes, seed, progress))
+            parts.append(each.look(probes, seed, progress, skip=len(subjects) > 1))
     found = Looked.join(parts)
     if found.table.empty:
         raise InputError(f"inspect: no probe could be put to it: {found.left_out[0]}")

@@ -55,6 +55,7 @@ def report(
         similarity=whole.similarity,
         by_prompt=whole.by_prompt,
         compressed={name: each.compressed for each, name in zip(opened, names, strict=True)},
+        inspected={name: each.inspected for each, name in zip(opened, names, strict=True)},
     )
     for sentence in apart:
         console.print(f"• {sentence}", soft_wrap=True, markup=False)

@@ -243,6 +243,7 @@ def print_check(spec: Any, device: str, jobs: int | None, threads: int | None) -
     )
     left_out = [
         *(["what compress measures"] if spec.compress is not None else []),
+        *(["what inspect looks at"] if spec.inspect is not None else []),
         *(["online play"] if any(_plays(spec.build_task(t), spec.evaluate_spec(t)) for t in spec.tasks) else []),
         *(["compiling"] if any(t.train.compile == "on" for t in spec.trainings()) else []),
     ]
@@ -310,6 +311,12 @@ def _print_summary(done: Any) -> None:
         for line in not_served(done.compressed):
             console.print(f"[dim]not served: {escape(line)}[/dim]", soft_wrap=True)
         console.print(f"\nPolicies: {done.folder / 'compress.html'}", soft_wrap=True)
+    if not done.inspected.empty:
+        from contextlab.inspect.looking import looked_words
+
+        for sentence in looked_words(done.inspected):
+            console.print(f"• {escape(sentence)}")
+        console.print(f"\nInside:  {done.folder / 'inspect.html'}", soft_wrap=True)
     if plugins := done.record.get("plugins"):
         from contextlab.plugins import plugin_options
 

@@ -14,6 +14,9 @@ from contextlab.evaluation.compress import build_prompts
 from contextlab.evaluation.splits import wanted_splits
 from contextlab.experiments.jobs import Training
 from contextlab.experiments.spec import ExperimentSpec
+from contextlab.inspect.looking import named_probes
+from contextlab.inspect.probe import Subject
+from contextlab.inspect.spec import InspectSpec
 from contextlab.memory import lack_of_memory
 from contextlab.models import build_model
 from contextlab.models.draws import OwnDraws
@@ -62,6 +65,7 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
         tried: set[tuple[str, ...]] = set()
         readers: dict[str, _Reader] = {}
         sets: set[tuple[str, int]] = set()  # those tried
+        refused: dict[str, list[str]] = {}  # probe -> why, "" where it can be put to a model
         for training in spec.trainings():
             key = training.model.model_dump_json()
             halving = spec.halving_of(training.model_name)
@@ -106,6 +110,10 @@ def check(spec: ExperimentSpec, device: torch.device) -> None:
                 _try_model(training, reader, first, prompt)
             if spec.compress is not None and training.model_name in (spec.compress.model, *spec.compress.compare):
                 _try_compress(spec, training, reader)
+            if spec.inspect is not None and training.model_name in (spec.inspect.models or (training.model_name,)):
+                _try_probes(spec, training, reader, refused)
+        if spec.inspect is not None:
+            _require_probes(spec.inspect, refused)
 
 
 class _Reader:
@@ -210,6 +218,26 @@ def _try_compress(spec: ExperimentSpec, training: Training, reader: _Reader) -> 
                 prompt = task.sample(1, torch.Generator().manual_seed(0))
                 _require_known_tokens(task, prompt)
                 reader(prompt)
+
+
+def _try_probes(spec: ExperimentSpec, training: Training, reader: _Reader, refused: dict[str, list[str]]) -> None:
+    """Note of each probe why it cannot be put to the model, by what the two declare; "" where it can."""
+    assert spec.inspect is not None
+    for name, task in training.tasks.items():
+        if name not in (spec.inspect.tasks or (name,)):
+            continue
+        steps = range(training.train.steps)[:3]
+        subject = Subject(reader.model, task, checkpoints={step: lambda: reader.model for step in steps})
+        for text, probe in named_probes(spec.inspect.probes).items():
+            with _trying(f"inspect.probes: {text}, put to {training.model_name} on {name}"):
+                refused.setdefault(text, []).append(probe.refusal(subject))
+
+
+def _require_probes(wanted: InspectSpec, refused: dict[str, list[str]]) -> None:
+    """Refuse probes that can be put to none of the models: nobody waits for a training to hear so."""
+    for text in wanted.probes:
+        if all(reasons := refused.get(text) or ["no model is trained on these tasks"]):
+            raise InputError(f"inspect.probes: {text} can be put to no model of this recipe: {reasons[0]}")
 
 
 def _taught(training: Training) -> str:

@@ -13,7 +13,7 @@ from contextlab.errors import InputError, ResourceError
 from contextlab.evaluation import Measured, write_results
 from contextlab.evaluation.results import COMPRESS_COLUMNS, read_compressed
 from contextlab.experiments.folder import FINAL, RunFolder, read_run_record
-from contextlab.experiments.jobs import Job, all_jobs, chosen_jobs, compress_jobs, measuring_jobs
+from contextlab.experiments.jobs import Job, all_jobs, chosen_jobs, compress_jobs, inspect_jobs, measuring_jobs
 from contextlab.experiments.opened import Run, read_sweep
 from contextlab.experiments.record import write_status
 from contextlab.experiments.rungs import PAUSED, words
@@ -21,7 +21,9 @@ from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.trial import let_go
 from contextlab.experiments.trials_table import sweep_table
 from contextlab.files import read_json, write_atomic
+from contextlab.inspect.looking import Looked, read_looked, write_looked
 from contextlab.report import build_report, write_compress_page
+from contextlab.report.looked import write_looked_page
 
 
 def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Run:
@@ -50,6 +52,7 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
     try:
         found = Measured.read(tables)
         compressed = _close_compressed(folder, spec, done)
+        inspected = _close_inspected(folder, spec, done)
     except InputError as error:  # a job's table is damaged
         raise InputError(f"{error}; delete it, and contextlab run {folder} --resume makes it again") from None
     found.write(folder.results)
@@ -66,6 +69,7 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
         similarity=found.similarity,
         by_prompt=found.by_prompt,
         compressed={spec.name: compressed},
+        inspected={spec.name: inspected},
     )
     record["files"] = folder.checksums(p for p in folder.path.glob("*.*") if p.suffix in (".parquet", ".html"))
     write_status(folder, record, status)  # last: what it says is there is on disk
@@ -79,6 +83,7 @@ def close(folder: RunFolder, spec: ExperimentSpec, record: dict[str, Any]) -> Ru
         compressed,
         tried,
         found.by_prompt,
+        inspected,
     )
 
 
@@ -120,3 +125,16 @@ def _close_compressed(folder: RunFolder, spec: ExperimentSpec, done: set[Job]) -
     left_out = {line.partition(": ")[0]: line for line in lines}  # each setting once, whatever the seeds
     write_compress_page(found, folder.compress_page, left_out=list(left_out.values()))
     return found
+
+
+def _close_inspected(folder: RunFolder, spec: ExperimentSpec, done: set[Job]) -> pd.DataFrame:
+    """Put what probes found together and write its page; empty where nothing was looked at."""
+    jobs = [job for job in inspect_jobs(spec) if job in done]
+    if not jobs:
+        return pd.DataFrame()
+    paths = [folder.left_out(job) for job in jobs]
+    lines = dict.fromkeys(line for path in paths if path.exists() for line in read_json(path))
+    found = Looked(read_looked([folder.table(job) for job in jobs]), list(lines))
+    write_looked(found.table, folder.inspected)
+    write_looked_page(found, folder.inspect_page, f"Inside the models of {spec.name}")
+    return found.table

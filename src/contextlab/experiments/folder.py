@@ -12,6 +12,8 @@ similarity.parquet          how alike models' predictions are to learners'
 by_prompt.parquet           the value of each prompt, by which differences are paired
 compress/                   tables of what a model loses under policies, one a seed, and what was left out
 compress.parquet            these together, and compress.html, where the recipe asks for it
+inspect/                    tables of what probes found, one a task, model and seed, and what was left out
+inspect.parquet             these together, and inspect.html, where the recipe asks for it
 report.html                 the report
 """
 
@@ -40,6 +42,7 @@ TRAINED = ("training", "trial")
 SPEC, RECORD, RESULTS, REPORT = "experiment.yaml", "record.json", "results.parquet", "report.html"
 SWEEP = "sweep.parquet"
 COMPRESSED, COMPRESS_PAGE = "compress.parquet", "compress.html"
+INSPECTED, INSPECT_PAGE = "inspect.parquet", "inspect.html"
 LOCK = ".lock"
 STATUS: Mapping[str, type] = {"status": str}
 OF_RUN: Mapping[str, type] = {**STATUS, "name": str, "device": str, "jobs": int, "threads": int}
@@ -61,6 +64,7 @@ class RunFolder:
         self.results, self.report = self.path / RESULTS, self.path / REPORT
         self.sweep = self.path / SWEEP
         self.compressed, self.compress_page = self.path / COMPRESSED, self.path / COMPRESS_PAGE
+        self.inspected, self.inspect_page = self.path / INSPECTED, self.path / INSPECT_PAGE
 
     def __str__(self) -> str:
         return str(self.path)
@@ -76,7 +80,7 @@ class RunFolder:
         return self._beside(job, "parquet")
 
     def left_out(self, job: Job) -> Path:
-        """What policies did not allow, in a job of kind "compress"."""
+        """What policies did not allow, in a job of kind "compress", or where probes could not serve, in "inspect"."""
         return self._beside(job, "left_out.json")
 
     def job_record(self, job: Job) -> Path:
@@ -94,6 +98,7 @@ class RunFolder:
 
     def _beside(self, job: Job, end: str) -> Path:
         name = job.task if job.kind == "learners" else f"{job.model}.seed{job.seed}"
+        name = f"{job.task}.{name}" if job.kind == "inspect" else name
         return self.path / job.kind / f"{name}.{end}"
 
     def status(self) -> str | None:
@@ -136,6 +141,7 @@ class RunFolder:
     def whole(self, spec: ExperimentSpec) -> bool:
         """Whether all files of a run that has finished are there. Raises InputError when one has changed since."""
         pages = [self.results, self.report] + ([self.compressed, self.compress_page] if spec.compress else [])
+        pages += [self.inspected, self.inspect_page] if spec.inspect else []
         pages += [self.sweep] if chosen_jobs(spec) else []
         record = read_run_record(self.record)
         if not (all(path.exists() for path in pages) and self.all_there(record)):
@@ -186,6 +192,9 @@ def evaluations(job: Job, spec: ExperimentSpec) -> dict[str, dict[str, Any]]:
         found = dict(spec.candidates(job)[0].evaluate)
     elif job.kind == "learners":
         found = {job.task: spec.evaluate_spec(job.task)}
+    elif job.kind == "inspect" and spec.inspect is not None:
+        wanted = spec.inspect
+        return {job.task: {"probes": list(wanted.probes), "seed": wanted.seed}}
     return {task: each.model_dump(mode="json") for task, each in found.items()}
 
 

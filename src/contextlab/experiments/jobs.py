@@ -24,7 +24,8 @@ class Job:
     "trial": to train a model at one setting of a sweep, up to a rung or its end, and to score it on validation prompts;
     "training": to train a model and measure it, or to measure that of the sweep's best trial;
     "learners": to measure those of a task;
-    "compress": to measure what a model loses under policies.
+    "compress": to measure what a model loses under policies;
+    "inspect": to put probes to a trained model, on one of its tasks.
 
     task: a task of the experiment, or an entry of `multitask`; "" of policies.
     model: its name in the results; "" of learners.
@@ -33,7 +34,7 @@ class Job:
     rung: of a trial that is halved: the rung at which it pauses; None: its end.
     """
 
-    kind: Literal["trial", "training", "learners", "compress"]
+    kind: Literal["trial", "training", "learners", "compress", "inspect"]
     task: str = ""
     model: str = ""
     seed: int = 0
@@ -47,6 +48,8 @@ class Job:
             return f"learners.{self.task}"
         if self.kind == "compress":
             return f"{self.model}.seed{self.seed}.compress"
+        if self.kind == "inspect":
+            return f"{self.task}.{self.model}.seed{self.seed}.inspect"
         trial = "" if self.trial is None else f".trial{self.trial}"
         return f"{self.task}.{self.model}{trial}.seed{self.seed}"
 
@@ -56,7 +59,8 @@ class Job:
         if self.kind == "learners":
             return f"learners of {self.task}"
         trial = [] if self.trial is None else [f"trial {self.trial}"]
-        parts = [self.task or "policies", self.model, *trial] + ([f"seed {self.seed}"] if self.seed else [])
+        looked = ["inspect"] if self.kind == "inspect" else []
+        parts = [self.task or "policies", self.model, *trial, *looked] + ([f"seed {self.seed}"] if self.seed else [])
         return " / ".join(parts)
 
     @property
@@ -149,6 +153,26 @@ def compress_jobs(spec: ExperimentSpec) -> list[Job]:
     return [Job("compress", model=spec.compress.model, seed=seed) for seed in spec.seeds]
 
 
+def inspect_jobs(spec: ExperimentSpec) -> list[Job]:
+    """What needs trained models: probes, for each model, task and seed that the recipe names."""
+    wanted = spec.inspect
+    if wanted is None:
+        return []
+    return [
+        Job("inspect", task, each.model, each.seed)
+        for each in spec.measured()
+        if not wanted.models or each.model in wanted.models
+        for task in spec.candidates(each)[0].tasks
+        if not wanted.tasks or task in wanted.tasks
+    ]
+
+
+def trained_for(spec: ExperimentSpec, job: Job) -> Job:
+    """The job of kind "training" whose model a job of kind "inspect" looks into."""
+    own = (each for each in spec.measured() if (each.model, each.seed) == (job.model, job.seed))
+    return next(each for each in own if job.task in spec.candidates(each)[0].tasks)
+
+
 def all_jobs(spec: ExperimentSpec) -> list[Job]:
     """All jobs of an experiment, in order; each trial once, however many rungs it has."""
-    return _known_jobs(spec) + asked_jobs(spec) + chosen_jobs(spec) + compress_jobs(spec)
+    return _known_jobs(spec) + asked_jobs(spec) + chosen_jobs(spec) + compress_jobs(spec) + inspect_jobs(spec)

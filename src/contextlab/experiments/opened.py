@@ -16,6 +16,7 @@ from contextlab.evaluation.results import BY_PROMPT_COLUMNS, read_compressed, ta
 from contextlab.experiments.folder import OF_RUN, OF_TRAINING, RECORD, REPORT, RESULTS, RunFolder, read_run_record
 from contextlab.experiments.made_with import naming_plugins
 from contextlab.experiments.recipes import load_recipe
+from contextlab.inspect.looking import read_looked
 from contextlab.models import Model
 from contextlab.prompt import Task
 from contextlab.report import summary_table, summary_words
@@ -34,6 +35,7 @@ class Run:
     compressed: what a model loses under policies; empty where the recipe does not ask.
     sweep: every trial's setting and score (see `trials_table.sweep_table`); empty where nothing is swept.
     by_prompt: the value of each prompt, by which differences are paired; empty in runs of older versions.
+    inspected: what probes found inside the trained models; empty where the recipe does not ask.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class Run:
     compressed: pd.DataFrame = field(default_factory=pd.DataFrame)
     sweep: pd.DataFrame = field(default_factory=pd.DataFrame)
     by_prompt: pd.DataFrame = field(default_factory=lambda: table([], BY_PROMPT_COLUMNS))
+    inspected: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __repr__(self) -> str:
         status = [str(each["status"]) for each in self.records]
@@ -113,6 +116,7 @@ def open_run(folder: str | Path) -> Run:
         compressed,
         read_sweep(at.sweep),
         found.by_prompt,
+        read_looked([at.inspected]) if at.inspected.exists() else pd.DataFrame(),
     )
 
 

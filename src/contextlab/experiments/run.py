@@ -20,7 +20,15 @@ from contextlab.experiments.as_begun import require_as_begun
 from contextlab.experiments.check import check
 from contextlab.experiments.closing import close
 from contextlab.experiments.folder import OF_RUN, SPEC, RunFolder, claimed, exclusive, find_folder, read_run_record
-from contextlab.experiments.jobs import Job, chosen_jobs, compress_jobs, first_jobs, measuring_jobs
+from contextlab.experiments.jobs import (
+    Job,
+    chosen_jobs,
+    compress_jobs,
+    first_jobs,
+    inspect_jobs,
+    measuring_jobs,
+    trained_for,
+)
 from contextlab.experiments.on_ray import RayTeam, ray_address
 from contextlab.experiments.opened import Run, open_run
 from contextlab.experiments.progress import Progress, Silent, told
@@ -46,6 +54,7 @@ from contextlab.experiments.trial import (
     rung_jobs,
     stale,
     stale_compressed,
+    stale_inspected,
     tell_standings,
 )
 from contextlab.experiments.work import do_job, trained
@@ -216,7 +225,7 @@ def evaluate_run(
         if changes:
             change_evaluation(at, before, spec)
             todo = [job for job in todo if not at.done(job, spec)]
-        for job in compress_jobs(spec):
+        for job in (*compress_jobs(spec), *inspect_jobs(spec)):
             at.done(job, spec)  # they are kept: one that is damaged is told of before anything is measured
         record |= {"jobs": min(jobs or record["jobs"], max(1, len(todo))), "plugins": plugin_names(plugins)}
         with told(progress) as tell:
@@ -233,7 +242,7 @@ def _not_measured(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:
 
 
 def _last_stages(folder: RunFolder, spec: ExperimentSpec) -> Iterator[Callable[[], list[Job]]]:
-    """What is done with the trials: the better go on, the best are measured, then policies on trained models."""
+    """What is done with the trials: the better go on, the best are measured; then policies and probes, on the best."""
     done: set[Job] = set()
     yield from _rungs(folder, spec, done)
     yield partial(_not_measured, folder, spec)
@@ -241,6 +250,7 @@ def _last_stages(folder: RunFolder, spec: ExperimentSpec) -> Iterator[Callable[[
         yield from _rungs(folder, spec, done)
         yield partial(_not_measured, folder, spec)
     yield partial(_not_compressed, folder, spec)
+    yield partial(_not_inspected, folder, spec)
 
 
 def _rungs(folder: RunFolder, spec: ExperimentSpec, done: set[Job]) -> Iterator[Callable[[], list[Job]]]:
@@ -265,6 +275,12 @@ def _rungs(folder: RunFolder, spec: ExperimentSpec, done: set[Job]) -> Iterator[
 def _not_compressed(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:
     other = stale_compressed(folder, spec)
     return [job for job in compress_jobs(spec) if job in other or not folder.done(job, spec)]
+
+
+def _not_inspected(folder: RunFolder, spec: ExperimentSpec) -> list[Job]:
+    other = stale_inspected(folder, spec)
+    jobs = (job for job in inspect_jobs(spec) if job in other or not folder.done(job, spec))
+    return [job for job in jobs if trained(folder, trained_for(spec, job))]
 
 
 def as_spec(experiment: ExperimentSpec | dict[str, Any] | str | Path) -> ExperimentSpec:

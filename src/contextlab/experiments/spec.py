@@ -19,6 +19,7 @@ from contextlab.experiments.jobs import Job, Training
 from contextlab.experiments.paths import Setting, check_path, setting_words, with_setting
 from contextlab.experiments.starts import changed_spec, require_task, source_of, start_of
 from contextlab.experiments.sweep import SweepSpec, own_sweep
+from contextlab.inspect.spec import InspectSpec
 from contextlab.models import ModelSpec, preset
 from contextlab.prompt import Task
 from contextlab.spec import Spec
@@ -41,6 +42,7 @@ class ExperimentSpec(Spec):
     distill: a teacher that they learn from, beside or in the place of their tasks; None: the tasks alone.
     evaluate: what is measured.
     compress: what one of the models loses under policies that keep a part of its context.
+    inspect: which probes are put to the trained models.
     seeds: of parameters and training prompts.
     sweep: at which values each model is trained; the best of them, by validation prompts, is what is measured.
     early: whether early decisions are heeded; false trains all to their last step, whatever `sweep.halving` and
@@ -57,6 +59,7 @@ class ExperimentSpec(Spec):
     distill: DistillSpec | None = None
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
     compress: CompressSpec | None = None
+    inspect: InspectSpec | None = None
     seeds: tuple[NonNegativeInt, ...] = (0,)
     sweep: SweepSpec | None = None
     early: bool = True
@@ -111,6 +114,15 @@ class ExperimentSpec(Spec):
                 check_settings(self.compress.policies, self.compress.budgets)
             except InputError as error:
                 raise InputError(f"compress: {error}") from None
+        if self.inspect is not None:
+            for key, named, known in (
+                ("models", self.inspect.models, dict.fromkeys(trained)),
+                ("tasks", self.inspect.tasks, self.tasks),
+            ):
+                for each in named:
+                    if each not in known:
+                        what = "trained model" if key == "models" else "task of this experiment"
+                        raise InputError(f"inspect.{key}: {unknown(what, each, known)}")
         return self
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> ExperimentSpec:

@@ -44,12 +44,17 @@ class Found:
         return " / ".join([self.task_name, self.model] + ([f"seed {self.seed}"] if self.seed else []))
 
     def look(
-        self, probes: list[str] | None, seed: int = 0, progress: Callable[[str], None] = lambda text: None
+        self,
+        probes: list[str] | None,
+        seed: int = 0,
+        progress: Callable[[str], None] = lambda text: None,
+        skip: bool = False,
     ) -> Looked:
         """Put probes to it; see `contextlab.inspect.look`."""
         return look(
             self.load(), self.task, probes, seed=seed, name=self.model, run=self.run, task_name=self.task_name,
             training_seed=self.seed, checkpoints=self.checkpoints, progress=progress,
+            skip=skip,
         )  # fmt: skip
 
 
@@ -98,19 +103,22 @@ def _of_run(folder: RunFolder, task: str | None, model: str | None, device: torc
         raise InputError(f"{folder}: {unknown('trained model', model, known)}")
     found = False
     for record in ended:
-        steps = checkpoint.steps(folder.path / "trainings" / str(record["key"]))
+        at = loaders(folder.path, folder.path / "trainings" / str(record["key"]), device)
         names = [each for each in record.get("tasks") or [record["task"]] if task in (None, each)]
-        if not steps or model not in (None, record["model"]):
+        if not at or model not in (None, record["model"]):
             continue
-        loaders = {step: partial(_load, folder.path, path, device) for step, path in steps.items()}
         for each in names:
             found = True
             with naming_plugins(folder.path):
                 built = spec.build_task(each)
-            last = loaders[max(loaders)]
-            yield Found(name, str(record["model"]), int(record["seed"]), each, built, last, loaders)
+            yield Found(name, str(record["model"]), int(record["seed"]), each, built, at[max(at)], at)
     if not found:
         raise InputError(f"{folder}: no finished training with a checkpoint of what was asked for")
+
+
+def loaders(run: Path, training: Path, device: torch.device | str) -> dict[int, Callable[[], Model]]:
+    """Step -> what loads the checkpoint of a training in a run, in rising order."""
+    return {step: partial(_load, run, path, device) for step, path in checkpoint.steps(training).items()}
 
 
 def _load(run: Path, path: Path, device: torch.device | str) -> Model:

@@ -163,7 +163,7 @@ class Tracked:
     ) -> None:
         self.tell, self.folder, self.spec, self.record = tell, folder, spec, record
         self.names = list(dict.fromkeys(names))  # one that is named twice is told once
-        self.jobs = {job.key: job for job in all_jobs(spec) if job.kind != "compress"} if names else {}
+        self.jobs = {job.key: job for job in all_jobs(spec) if job.kind not in ("compress", "inspect")} if names else {}
         self.open: dict[str, dict[str, Sink]] = {}
         self.steps: dict[str, int] = {}
         self.lock = threading.RLock()

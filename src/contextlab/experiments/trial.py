@@ -18,7 +18,7 @@ from contextlab.evaluation.intervals import share_bounds, usual
 from contextlab.experiments.choice import Records, told
 from contextlab.experiments.folder import RunFolder, read_run_record
 from contextlab.experiments.halving import Race
-from contextlab.experiments.jobs import Job, Training, chosen_jobs, compress_jobs, swept
+from contextlab.experiments.jobs import Job, Training, chosen_jobs, compress_jobs, inspect_jobs, swept, trained_for
 from contextlab.experiments.rungs import PAUSED, deciding, in_force, race_of, rungs_held, standing, words
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.values import MOST_TRIALS
@@ -203,6 +203,22 @@ def stale_compressed(folder: RunFolder, spec: ExperimentSpec) -> set[Job]:
         record = trial_record(folder, job)
         now = compressed_trials(folder, spec, job)
         if record.get("trials", now) != now:
+            found.add(job)
+    return found
+
+
+def inspected_trial(folder: RunFolder, spec: ExperimentSpec, job: Job) -> int | None:
+    """Which trial the model of a job of kind "inspect" is of by now; None of one that is not swept."""
+    of = trained_for(spec, job)
+    return trial_record(folder, of).get("trial") if swept(spec, of) else None
+
+
+def stale_inspected(folder: RunFolder, spec: ExperimentSpec) -> set[Job]:
+    """Jobs of kind "inspect" that looked into models of other trials than are the best by now."""
+    found = set()
+    for job in inspect_jobs(spec):
+        now = inspected_trial(folder, spec, job)
+        if trial_record(folder, job).get("looked_trial", now) != now:
             found.add(job)
     return found
 

@@ -19,20 +19,23 @@ from contextlab.evaluation.results import COMPRESS_COLUMNS
 from contextlab.experiments.choice import validation_of
 from contextlab.experiments.distill import described, learning
 from contextlab.experiments.folder import RunFolder, evaluations, read_run_record
-from contextlab.experiments.jobs import Job, Training
+from contextlab.experiments.jobs import Job, Training, trained_for
 from contextlab.experiments.progress import Progress
 from contextlab.experiments.rungs import pause_at, words
 from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.starts import new_model
+from contextlab.experiments.subjects import loaders
 from contextlab.experiments.trial import (
     chosen_training,
     compressed_trials,
     go_back,
+    inspected_trial,
     measured_training,
     score,
     take_over,
 )
 from contextlab.files import locked, make_folder, read_record, write_json, write_record
+from contextlab.inspect.looking import look, write_looked
 from contextlab.memory import lack_of_memory
 from contextlab.models import Model
 from contextlab.prompt import Prompt
@@ -80,6 +83,9 @@ def _recorded(
             record["task_specs"] = {job.task: task_as_data(task)}
             found = measure_learners(task, spec.evaluate_spec(job.task), run=spec.name, task_name=job.task)
             found.write(folder.table(job))
+        elif job.kind == "inspect":
+            record["looked_trial"] = inspected_trial(folder, spec, job)
+            _look(folder, spec, job, device, tell)
         else:
             record["trials"] = compressed_trials(folder, spec, job)
             _measure_compressed(folder, spec, job, device, tell)
@@ -117,7 +123,7 @@ def _written(folder: RunFolder, job: Job) -> list[Path]:
     if job.kind == "trial":
         return []
     own = "*.parquet" if job.kind == "training" else f"{table.stem}.*parquet"
-    left_out = [folder.left_out(job)] if job.kind == "compress" else []
+    left_out = [folder.left_out(job)] if job.kind in ("compress", "inspect") else []
     return [*table.parent.glob(own), *left_out]
 
 
@@ -332,3 +338,18 @@ def _measure_compressed(
     )  # fmt: skip
     write_json(folder.left_out(job), left_out)
     write_results(found, folder.table(job), COMPRESS_COLUMNS)
+
+
+def _look(folder: RunFolder, spec: ExperimentSpec, job: Job, device: torch.device, tell: Progress) -> None:
+    """What the recipe's probes find inside a trained model."""
+    wanted = spec.inspect
+    assert wanted is not None
+    own = trained_for(spec, job)
+    found = look(
+        load_trained(folder, own).to(device), spec.build_task(job.task), wanted.probes, seed=wanted.seed,
+        name=job.model, run=spec.name, task_name=job.task, training_seed=job.seed,
+        checkpoints=loaders(folder.path, folder.training(own), device), skip=True,
+        progress=lambda text: tell.phase(job.key, text),
+    )  # fmt: skip
+    write_json(folder.left_out(job), found.left_out)
+    write_looked(found.table, folder.table(job))

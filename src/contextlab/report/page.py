@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from contextlab.evaluation import Measured, summarise
 from contextlab.files import write_atomic
+from contextlab.inspect.looking import looked_words
 from contextlab.plugins import plugin_options
 from contextlab.prompt import HIGHER_IS_BETTER
 from contextlab.report.compress import compress_table
@@ -53,12 +54,14 @@ def build_report(
     similarity: pd.DataFrame | None = None,
     by_prompt: pd.DataFrame | None = None,
     compressed: Mapping[str, pd.DataFrame] | None = None,
+    inspected: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write the report of one or several runs.
 
     results: tidy table. records: one mapping a training. run_records: one a run. specs: the runs' ExperimentSpecs.
     facets, similarity, by_prompt: the runs' other tables (see `evaluation.measure`); None for runs that have none.
     compressed: a run's name -> what a model of it loses under policies (see `evaluation.compress`).
+    inspected: a run's name -> what probes found inside its models (see `contextlab.inspect.look`).
     """
     more = {"facets": facets, "similarity": similarity, "by_prompt": by_prompt}
     measured = Measured(results, **{name: rows for name, rows in more.items() if rows is not None})
@@ -89,6 +92,7 @@ def build_report(
             for name, found in (compressed or {}).items()
             if not found.empty
         ],
+        inspected=[(name, looked_words(found)) for name, found in (inspected or {}).items() if not found.empty],
         overview=suite_table(results, by_prompt, digest),
         starts=starts_table(records, len(set(names)) > 1),
         chosen=chosen_table(records, len(set(names)) > 1),

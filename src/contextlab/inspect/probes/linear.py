@@ -8,6 +8,7 @@ from typing import ClassVar
 import pandas as pd
 from pydantic import PositiveInt
 
+from contextlab.errors import unknown
 from contextlab.inspect.layout import STATE, Plan, sites
 from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, largest, over_control, probe_table, shown
 from contextlab.inspect.probing import TARGET, linear_probe, readable
@@ -42,6 +43,12 @@ class Linear(Probe):
     place: int | None = None
     prompts: PositiveInt = 1024
     test: PositiveInt = 512
+
+    def refusal(self, subject: Subject) -> str:
+        known = {TARGET, *(subject.prompts(2).hidden or {})}
+        if self.what and self.what not in known:
+            return f"what: {unknown('thing that this task hides', self.what, known)}"
+        return ""
 
     def measure(self, subject: Subject) -> pd.DataFrame:
         prompt = subject.prompts(2)
