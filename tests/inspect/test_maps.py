@@ -27,7 +27,11 @@ def test_written_heads_are_named_and_untrained_ones_are_not():
     assert found["previous", 0, 0] > 0.999
     assert found["induction", 1, 0] > 0.999
     assert max(found[each, 0, 0] for each in SCORES if each != "previous") < 0.3
-    assert max(found[each, 1, 0] for each in ("same", "previous", "duplicate")) < 0.4
+    assert max(found[each, 1, 0] for each in ("same", "previous", "duplicate", "bigram")) < 0.4
+    twice = build_model("induction_construction", vocabulary=4, size=2, length=24).double()
+    found = scores_of(twice, repeated(4))
+    assert found["bigram", 1, 0] > 0.999 > 0.9 > found["induction", 1, 0]
+    assert found["previous", 0, 0] > 0.999 > 0.5 > found["previous", 0, 1]
     untrained = build_model("transformer", width=16, depth=2, heads=2, input_size=8, output_size=8, read_in="token")
     assert scores_of(untrained, repeated()).max() < 0.6
 
@@ -36,7 +40,8 @@ def test_scores_are_means_of_the_matrix_by_their_definition():
     spec = ModelSpec(
         width=12, depth=1, heads=2, layers=["gated_delta_net"], read_in="token", input_size=5, output_size=5
     )
-    model, tokens = build_model(spec).double(), torch.tensor([[0, 1, 0, 2, 0, 1], [3, 3, 4, 1, 3, 4]])
+    model = build_model(spec).double()
+    tokens = torch.tensor([[0, 1, 0, 2, 0, 1], [3, 3, 4, 1, 3, 4], [0, 1, 2, 1, 0, 1]])
     matrix = mixing(model, tokens)["blocks.0.mixer"].abs()
     found = scores_of(model, tokens)
     for head in range(2):
@@ -45,11 +50,13 @@ def test_scores_are_means_of_the_matrix_by_their_definition():
         for b, row in enumerate(tokens.tolist()):
             for t in range(6):
                 earlier = [s for s in range(t) if row[s] == row[t]]
+                twice = [s + 1 for s in earlier if s and row[s - 1] == row[t - 1]]
                 places = {
                     "previous": [t - 1] if t else [],
                     "same": [t],
                     "duplicate": earlier,
                     "induction": [s + 1 for s in earlier],
+                    "bigram": twice if len(twice) < len(earlier) else [],
                     "first": [0] if t else [],
                 }
                 for score, at in places.items():
@@ -89,3 +96,17 @@ def test_who_tells_nothing_is_named():
         head_scores(lstm, tokens)
     with pytest.raises(InputError, match="expected token ids"):
         head_scores(model, tokens.float())
+
+
+def test_vectors_have_the_scores_that_need_no_tokens():
+    model = build_model("gated_delta_net", width=8, depth=1, heads=2, input_size=3, output_size=1).double()
+    found = head_scores(model, torch.randn(3, 7, 3, dtype=torch.float64))
+    assert set(found["score"]) == {"previous", "same", "first"}
+    assert ((found["ci_low"] <= found["value"]) & (found["value"] <= found["ci_high"])).all()
+
+
+def test_a_score_without_a_place_is_left_out():
+    model = build_model("transformer", width=8, depth=1, heads=2, read_in="token", input_size=9, output_size=9)
+    found = head_scores(model, torch.arange(9)[None])
+    assert set(found["score"]) == {"previous", "same", "first"}
+    assert found["ci_low"].isna().all()  # of one prompt

@@ -13,10 +13,22 @@ from contextlab.errors import InputError
 from contextlab.inspect.capturing import capture
 from contextlab.inspect.edits import whole_numbers
 from contextlab.inspect.layout import Plan, unnoticed
+from contextlab.inspect.looks import looks, places_of, shares
 from contextlab.mixers import Mixer
 from contextlab.spec import describe
 
-SCORES = ("previous", "same", "duplicate", "induction", "first")
+SCORES = ("previous", "same", "duplicate", "induction", "bigram", "first")
+VALUES = ("value", "ci_low", "ci_high")
+NONE = "no layer of this model tells by which matrices it mixes tokens"
+
+
+def telling_layers(model: nn.Module) -> dict[str, Mixer]:
+    """The layers that tell their matrices, "blocks.N" -> its mixer."""
+    return {
+        layer.name: layer.mixer
+        for layer in Plan(model).layers
+        if isinstance(layer.mixer, Mixer) and layer.mixer.tells_mixing and getattr(layer.block, "router", None) is None
+    }
 
 
 def mixing(model: nn.Module, inputs: Tensor, layers: Iterable[int] | None = None) -> dict[str, Tensor]:
@@ -33,31 +45,24 @@ def mixing(model: nn.Module, inputs: Tensor, layers: Iterable[int] | None = None
 
     Raises InputError where a layer that is asked for tells no matrices, or none does.
     """
-    plan = Plan(model)
-    telling = {
-        layer.name: layer.mixer
-        for layer in plan.layers
-        if getattr(layer.mixer, "tells_mixing", False) and getattr(layer.block, "router", None) is None
-    }
+    telling = telling_layers(model)
     wanted = list(telling) if layers is None else [f"blocks.{n}" for n in whole_numbers("layers", layers)]
     for name in wanted:
         if name not in telling:
             raise InputError(f"mixing: {name} tells no matrices; those that do are {', '.join(telling) or 'none'}")
     if not wanted:
-        raise InputError("mixing: no layer of this model tells by which matrices it mixes tokens")
+        raise InputError(f"mixing: {NONE}")
     found = {}
     with capture(model, [f"{name}.mixer.input" for name in wanted]) as taken:
         model(inputs)
     for name in wanted:
-        mixer = telling[name]
-        assert isinstance(mixer, Mixer)
         with unnoticed():
-            found[f"{name}.mixer"] = mixer.mixing(taken[f"{name}.mixer.input"])
+            found[f"{name}.mixer"] = telling[name].mixing(taken[f"{name}.mixer.input"])
     return found
 
 
 @torch.no_grad()
-def head_scores(model: nn.Module, tokens: Tensor, layers: Iterable[int] | None = None) -> pd.DataFrame:
+def head_scores(model: nn.Module, inputs: Tensor, layers: Iterable[int] | None = None) -> pd.DataFrame:
     """How much of each head's looking goes where, a row a head and score.
 
     A row of its matrix (see `mixing`), in absolute values, is what a token looks at, and is made to sum to 1, as that
@@ -67,44 +72,23 @@ def head_scores(model: nn.Module, tokens: Tensor, layers: Iterable[int] | None =
     - same: the token itself.
     - duplicate: earlier tokens that are the same symbol.
     - induction: the tokens that followed those, which say what comes next (2209.11895).
+    - bigram: of these the ones that followed the same last two symbols (2401.12973), over tokens for which there are
+      others, too: a head that minds one symbol alone looks at all of them.
     - first: the first token, where a head that looks at nothing rests; of tokens from the second on.
 
-    model: of ours, that reads tokens. tokens: [B, T] int64, in which symbols come again. layers: see `mixing`.
-    Returns columns layer, head, score, value.
+    model: of ours. inputs: tokens [B, T] int64, in which symbols come again; or vectors [B, T, d], for which there are
+    `previous`, `same` and `first`. A score for which no token has a place is left out. layers: see `mixing`.
+    Returns columns layer, head, score, value, and ci_low and ci_high, of a 95% interval over the rows of the batch.
     """
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
-        told = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else describe(tokens)
-        raise InputError(f"head_scores: expected token ids [B, T] int64, got {told}")
-    places = _places(tokens)
+    if not isinstance(inputs, Tensor) or not inputs.numel() or inputs.ndim != (3 if inputs.is_floating_point() else 2):
+        told = f"{inputs.dtype} {list(inputs.shape)}" if isinstance(inputs, Tensor) else describe(inputs)
+        raise InputError(f"head_scores: expected token ids [B, T] int64 or vectors [B, T, d], got {told}")
+    places = places_of(inputs)
     rows: list[dict[str, Any]] = []
-    for name, matrix in mixing(model, tokens, layers).items():
-        share = matrix.abs().double()
-        share = share / share.sum(-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
-        for score, where in places.items():
-            looked = (share * where[:, None]).sum(-1)
-            counts = where.any(-1)[:, None]
-            value = (looked * counts).sum((0, 2)) / counts.sum((0, 2)).clamp_min(1)
-            layer = int(name.split(".")[1])
+    for name, matrix in mixing(model, inputs, layers).items():
+        for score, found in looks(shares(matrix), places).items():
             rows += [
-                {"layer": layer, "head": head, "score": score, "value": each}
-                for head, each in enumerate(value.tolist())
+                {"layer": int(name.split(".")[1]), "head": head, "score": score, **dict(zip(VALUES, each, strict=True))}
+                for head, each in enumerate(zip(*found, strict=True))
             ]
-    return pd.DataFrame(rows, columns=["layer", "head", "score", "value"])
-
-
-def _places(tokens: Tensor) -> dict[str, Tensor]:
-    """Score -> where each token would look, [B, T, T] bool."""
-    length = tokens.shape[1]
-    at = torch.arange(length, device=tokens.device)
-    back = (at[:, None] - at).expand(len(tokens), -1, -1)
-    alike = (tokens[:, :, None] == tokens[:, None, :]) & (back > 0)
-    after = torch.zeros_like(alike)
-    after[:, :, 1:] = alike[:, :, :-1]
-    first = ((at[None, :] == 0) & (at[:, None] > 0)).expand_as(alike)
-    return {
-        "previous": back == 1,
-        "same": back == 0,
-        "duplicate": alike,
-        "induction": after & (back >= 0),
-        "first": first,
-    }
+    return pd.DataFrame(rows, columns=["layer", "head", "score", *VALUES])
