@@ -88,6 +88,7 @@ class Drawing:
     form: "lines" have the column `x` along, the value up, and a line a model; "map" has `x` along, the column `y` up,
         and the value as colour, a figure a model.
     figures: columns; each of their values has a figure of its own.
+    measures: those that are drawn; () for all.
     note: under the figures.
     """
 
@@ -95,6 +96,7 @@ class Drawing:
     x: str
     y: str = "layer"
     figures: tuple[str, ...] = ("what", "measure")
+    measures: tuple[str, ...] = ()
     note: str = ""
 
 

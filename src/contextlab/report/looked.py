@@ -59,6 +59,8 @@ def looked_figures(table: pd.DataFrame) -> list[Drawn]:
     tasks = len({row["task"] for row in everything}) > 1
     for (task, text), own in by(everything, "task", "probe").items():
         probe = parse_probe(text)
+        wanted = probe.drawing.measures
+        own = [row for row in own if not wanted or row["measure"] in wanted]
         for key, rows in by(own, *probe.drawing.figures).items():
             values = key if isinstance(key, tuple) else (key,)
             named = ", ".join(str(each) for each in values if each)
