@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from contextlab import registry
+from contextlab.errors import InputError
 
 HIGHER_IS_BETTER = frozenset({"accuracy", "allowed_accuracy", "exact_match", "solved"})
 """Metrics that are better when larger; all others are errors."""
@@ -115,6 +116,28 @@ class Prompt:
         return Prompt(**changed)
 
 
+def asked_at(clean: Prompt, corrupted: Prompt) -> Tensor:
+    """Where each clean prompt asks what its corrupted one asks, too: [B] int64, -1 where there is no such place.
+
+    The last place at which a prediction counts in both, with the same token (or example's x) before it, whose answers
+    differ.
+    """
+    differs = ~_alike(clean.targets, corrupted.targets)
+    if clean.xs is None or corrupted.xs is None or clean.at is None:
+        same = _alike(clean.inputs, corrupted.inputs)
+    else:
+        same = torch.zeros_like(differs)
+        same[:, clean.at] = _alike(clean.xs, corrupted.xs)
+    at = torch.arange(clean.length, device=differs.device)
+    return torch.where(differs & same & clean.scored & corrupted.scored, at, -1).amax(1)
+
+
+def _alike(one: Tensor, other: Tensor) -> Tensor:
+    """Where two [B, T, ...] are the same, [B, T]."""
+    same = one == other
+    return same.flatten(2).all(2) if same.ndim > 2 else same
+
+
 Predictor = Callable[..., Tensor]
 """A model (called with `prompt.inputs`) or a Learner (called with the prompt); see `evaluation.predict`."""
 
@@ -162,6 +185,17 @@ class Task(ABC):
     @abstractmethod
     def sample(self, batch: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Prompt:
         """Draw `batch` prompts. The generator must live on `device`; the same state of it gives the same prompts."""
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The prompts with the same question, `asked_at`, in a context that gives it another answer.
+
+        Of the same shape, and as this task draws them or nearly so; the targets are those of that context. In a row for
+        which there is none, the prompt is as it was. The generator must live on the prompts' device.
+        Raises InputError where the task tells no such context.
+        """
+        entry = registry.entry_of("task", self)
+        name = type(self).__name__ if entry is None else entry.name
+        raise InputError(f"corrupt: {name} tells no context that gives the same question another answer")
 
     @abstractmethod
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:

@@ -6,7 +6,7 @@ The law "small sizes" is put to each option by itself in test_bad_input.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -121,6 +121,36 @@ class SplitsAlike(Regression):
         return {"train": self, "long": Regression()}
 
 
+class CorruptsNothing(Recall):
+    """Its corrupted prompts are the clean ones."""
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        return prompt
+
+
+class CorruptsInPlace(Recall):
+    """It writes into the clean prompt."""
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        found = super().corrupt(prompt, generator)
+        prompt.inputs[:] = found.inputs
+        return found
+
+
+class CorruptsTheAnswer(Recall):
+    """It says other answers, and the context is as it was."""
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        return replace(super().corrupt(prompt, generator), inputs=prompt.inputs)
+
+
+class AsksAnew(Recall):
+    """It asks other questions."""
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        return self.sample(prompt.batch, generator)
+
+
 @pytest.mark.parametrize(
     ("broken", "law", "reason"),
     [
@@ -133,6 +163,10 @@ class SplitsAlike(Regression):
         (SplitsAlike, "splits", "split 'long' draws the prompts of 'train'"),
         (Boasts, "chance", "squared_error of guesses is .*, chance says 0"),
         (ShowsAnswers, "hidden answers", "100% of the answers stand 0 tokens before"),
+        (CorruptsNothing, "corrupted", "in 64 of 64 rows the question has no other answer"),
+        (CorruptsInPlace, "corrupted", "the prompt has changed"),
+        (CorruptsTheAnswer, "corrupted", "its best learner answers as to the clean prompt"),
+        (AsksAnew, "corrupted", "in .* of 64 rows the question has no other answer"),
         (RowByRow, "objective", "cut into 4 parts the loss is off by .* of the whole batch's"),
     ],
 )

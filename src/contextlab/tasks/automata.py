@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from contextlab.learners.text import ContextNgram
 from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask
+from contextlab.tasks.corrupting import exchange_answers, exchanged
 
 
 @register(
@@ -154,6 +155,15 @@ class RandomAutomata(TokenTask):
             state = torch.where(ends, first, first + after[edge])
             place = torch.where(ends, 0, place + 1)
         return torch.stack(tokens, 1)
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The strings of the automaton in which two symbols have changed their roles; it need not be of the pool."""
+        made, one, other = exchange_answers(prompt, generator, 0, self.vocabulary)
+        assert prompt.hidden is not None
+        automata = prompt.hidden["automaton"]
+        symbols = torch.arange(self.vocabulary, device=one.device).expand(len(one), -1)
+        name = exchanged(symbols, one, other).unsqueeze(1).expand_as(automata)
+        return replace(made, hidden={"automaton": automata.gather(2, name)})
 
     def learners(self) -> dict[str, Learner]:
         """The exact posterior over the pool where it is the prompts' own; n-grams and Baum-Welch; the oracle.

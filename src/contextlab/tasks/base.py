@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextlab import registry
+from contextlab.errors import InputError
 from contextlab.prompt import Prompt, Task, wide
 
 Layout = Literal["paired", "interleaved"]
@@ -61,6 +62,12 @@ class TokenTask(Task):
             "accuracy": (prediction.argmax(-1) == prompt.targets).float(),
             "cross_entropy": F.cross_entropy(wide(prediction).transpose(1, 2), prompt.targets, reduction="none"),
         }
+
+    def answered(self, prompt: Prompt, inputs: Tensor) -> Prompt:
+        """A prompt with other inputs [B, T], and what the best learner, which must make no error, answers to them."""
+        other = replace(prompt, inputs=inputs)
+        answers = next(iter(self.learners().values()))(other).argmax(-1)
+        return replace(other, targets=torch.where(prompt.scored, answers, prompt.targets))
 
     def words(self, prompt: Prompt, row: int = 0) -> str:
         """The tokens as symbols; after a scored one `[answer]`, what should be predicted there."""
@@ -112,6 +119,17 @@ class ExamplesTask(Task):
         drawn = self.draw(batch, generator, device)
         return lay_out(drawn, self.layout)
 
+    def another(self, xs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Another function for each prompt: its outputs [B, n, k] at xs [B, n, d], with noise, and what defines it.
+
+        Raises InputError where the task cannot draw a function for given inputs.
+        """
+        raise InputError(f"corrupt: {type(self).__name__} draws no other function of the same inputs")
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The same inputs with another function (`another`); outputs that are not scored stay."""
+        return corrupt_examples(prompt, self.layout, lambda xs, ys: self.another(xs, generator))
+
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean squared error over the scored positions, summed over outputs. prediction: [B, T, k]."""
         square = (wide(prediction) - prompt.targets).square().sum(-1)
@@ -141,6 +159,11 @@ class LabelTask(ExamplesTask):
     def chance(self) -> Mapping[str, float]:
         """Of a guess at even odds."""
         return {"accuracy": 0.5, "cross_entropy": math.log(2)}
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """Every label the other one: of linear classes a function as likely, of others the negated one, maybe not of
+        the class."""
+        return corrupt_examples(prompt, self.layout, lambda xs, ys: (-ys, None), True)
 
     @staticmethod
     def _cross_entropy(prediction: Tensor, prompt: Prompt) -> Tensor:
@@ -187,3 +210,31 @@ def lay_out(drawn: Drawn, layout: Layout) -> Prompt:
         2 * shot,
         drawn.hidden,
     )
+
+
+def corrupt_examples(
+    prompt: Prompt,
+    layout: Layout,
+    outputs: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor] | None]],
+    everywhere: bool = False,
+) -> Prompt:
+    """The same inputs with other outputs.
+
+    outputs: (xs [B, n, d], ys [B, n, k], float32) -> other ys, and what is hidden. everywhere: of all examples; else
+    those whose prediction does not count keep theirs.
+    """
+    assert prompt.xs is not None
+    assert prompt.ys is not None
+    xs, ys = prompt.xs.float(), prompt.ys.float()
+    scored = prompt.scored[:, prompt.at]
+    other, hidden = outputs(xs, ys)
+    other = other if everywhere else torch.where(scored.unsqueeze(-1), other, ys)
+    return lay_out(Drawn(xs, other, scored, hidden), layout).to(prompt.inputs.dtype)
+
+
+def rotated(ys: Tensor, generator: torch.Generator) -> Tensor:
+    """One-hot labels [B, n, classes] of which each is another one, the same in a prompt: so many further on."""
+    classes = ys.shape[-1]
+    by = torch.randint(1, classes, (len(ys), 1, 1), generator=generator, device=ys.device)
+    number = torch.arange(classes, device=ys.device)
+    return ys.gather(-1, ((number - by) % classes).expand_as(ys))

@@ -17,8 +17,9 @@ from contextlab.errors import InputError
 from contextlab.learners.boolean import nearest_before
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
-from contextlab.tasks.base import Drawn, LabelTask
+from contextlab.tasks.base import Drawn, LabelTask, lay_out
 from contextlab.tasks.boolean_learners import BOUND, FORMULAS, PARITIES, learners_of
+from contextlab.tasks.corrupting import chosen_of
 
 Function = Literal[
     "conjunction",
@@ -49,6 +50,8 @@ APPLIES = {
     "start": ("nearest_neighbour",),
 }
 """Option -> the functions that have it."""
+TRIES = 64
+"""Functions that are drawn to find one that labels an input otherwise."""
 MOST_POOL = 100_000
 """Functions of a class that are listed at most, to hold some out."""
 
@@ -198,21 +201,76 @@ class BooleanFunctions(LabelTask):
         if self.function == "nearest_neighbour":
             ys, hidden = self._copies(xs, generator), None
             scored = (torch.arange(self.examples, device=device) >= self.start).expand(batch, -1)
-        elif self.function in FORMULAS:
-            weights = self._literals(batch, generator, device)
-            xs, ys = self._formula(xs, weights, generator)
-            hidden = {"weights": weights}
         else:
-            weights, threshold = self._weights(batch, generator, device)
-            if self.function in PARITIES:
-                xs = self._teach_parity(xs, weights) if self.teaching else xs
-                ys = (xs > 0).float() @ weights.unsqueeze(2) % 2 * 2 - 1
-            else:
-                ys = (xs @ weights.unsqueeze(2) - threshold).sign()
-            hidden = {"weights": weights, "threshold": threshold.view(-1, 1).expand(batch, 1)}
+            hidden = self._function(batch, generator, device)
+            xs = self._inputs(xs, hidden["weights"], generator)
+            ys = self._labels(xs, hidden)
         if self.noise:
             ys = ys * torch.where(torch.rand(ys.shape, generator=generator, device=device) < self.noise, -1, 1)
         return Drawn(xs, ys, scored, hidden)
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """Examples of another function of the class that labels the last input otherwise, of `TRIES` that are drawn.
+
+        Of formulas half of those are made to agree with the input. Other inputs are drawn anew where the function says
+        what is planted or taught. In nearest_neighbour every label is the other one.
+        """
+        if self.function == "nearest_neighbour":
+            return super().corrupt(prompt, generator)
+        assert prompt.xs is not None
+        assert prompt.ys is not None
+        xs, ys, batch = prompt.xs.float(), prompt.ys.float(), prompt.batch
+        asked = xs[:, -1:]
+        tried = self._function(TRIES * batch, generator, xs.device)
+        if self.function in FORMULAS and not self.size:
+            tried["weights"] = self._agreeing(tried["weights"], asked.repeat(TRIES, 1, 1))
+        labels = self._labels(asked.repeat(TRIES, 1, 1), tried).view(TRIES, batch).mT
+        number, there = chosen_of(labels != ys[:, -1], generator)
+        rows = torch.arange(batch, device=xs.device)
+        found = {name: each.unflatten(0, (TRIES, batch))[number.squeeze(1), rows] for name, each in tried.items()}
+        made = self._inputs(xs, found["weights"], generator)
+        made[:, -1:] = asked
+        other = self._labels(made, found)
+        if self.noise:
+            flips = torch.rand(other.shape, generator=generator, device=xs.device) < self.noise
+            flips[:, -1] = False
+            other = torch.where(flips, -other, other)
+        made, other = (torch.where(there.unsqueeze(2), new, old) for new, old in ((made, xs), (other, ys)))
+        return lay_out(Drawn(made, other, hidden=found), self.layout).to(prompt.inputs.dtype)
+
+    def _agreeing(self, literals: Tensor, x: Tensor) -> Tensor:
+        """Literals [N, terms, d], in the first half of rows with a first term that holds at x [N, 1, d], or clause that
+        does not."""
+        x = -x[:, 0] if self.dual else x[:, 0]
+        first = literals[:, 0]
+        agreeing = first.abs() * x if self.signed else torch.where(first == x, first, 0)
+        agreeing[len(x) // 2 :] = first[len(x) // 2 :]
+        return torch.cat([agreeing.unsqueeze(1), literals[:, 1:]], 1)
+
+    def _function(self, batch: int, generator: torch.Generator, device: torch.device | str) -> dict[str, Tensor]:
+        """What defines a function for each prompt."""
+        if self.function in FORMULAS:
+            return {"weights": self._literals(batch, generator, device)}
+        weights, threshold = self._weights(batch, generator, device)
+        return {"weights": weights, "threshold": threshold.view(-1, 1).expand(batch, 1)}
+
+    def _inputs(self, xs: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+        """Inputs [B, n, d] with those planted and taught among them."""
+        if self.function in FORMULAS:
+            return self._planted(xs, weights, generator)
+        return self._teach_parity(xs, weights) if self.teaching else xs.clone()
+
+    def _labels(self, xs: Tensor, function: dict[str, Tensor]) -> Tensor:
+        """[B, n, 1] of inputs [B, n, d]."""
+        weights = function["weights"]
+        if self.function in FORMULAS:
+            sign = -1 if self.dual else 1
+            terms = sign * weights
+            holds = xs @ terms.mT >= terms.abs().sum(2).unsqueeze(1)
+            return torch.where(holds.any(2, keepdim=True), sign, -sign).to(xs)
+        if self.function in PARITIES:
+            return (xs > 0).float() @ weights.unsqueeze(2) % 2 * 2 - 1
+        return (xs @ weights.unsqueeze(2) - function["threshold"].unsqueeze(2)).sign()
 
     def _literals(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """[B, terms, d] of -1, 0, 1."""
@@ -248,8 +306,8 @@ class BooleanFunctions(LabelTask):
             chosen = order.topk(self.size, dim=1).indices
         return torch.zeros(batch, self.dimensions, device=device).scatter_(1, chosen, 1.0)
 
-    def _formula(self, xs: Tensor, literals: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Inputs with the planted and taught ones among them, and their labels [B, n, 1]."""
+    def _planted(self, xs: Tensor, literals: Tensor, generator: torch.Generator) -> Tensor:
+        """Inputs of a formula with the planted and taught ones among them."""
         sign = -1 if self.dual else 1
         terms = sign * literals  # a clause is false where the conjunction of its literals' negations is true
         if self.share:
@@ -257,10 +315,7 @@ class BooleanFunctions(LabelTask):
             chosen = torch.randint(self.parts, (len(xs), 1), generator=generator, device=xs.device)
             term = terms.gather(1, chosen.unsqueeze(2).expand(-1, -1, xs.shape[2]))
             xs = torch.where(planted.unsqueeze(2) & (term != 0), term, xs)
-        if self.teaching:
-            xs = self._teach(xs, terms, sign)
-        holds = xs @ terms.mT >= terms.abs().sum(2).unsqueeze(1)
-        return xs, torch.where(holds.any(2, keepdim=True), sign, -sign).to(xs)
+        return self._teach(xs, terms, sign) if self.teaching else xs.clone()
 
     def _teach(self, xs: Tensor, terms: Tensor, sign: int) -> Tensor:
         """The teaching sequence over the first inputs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
@@ -17,7 +17,7 @@ from contextlab.errors import InputError
 from contextlab.learners.bursty import ClassPosterior
 from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
-from contextlab.tasks.base import Drawn, ExamplesTask, Layout
+from contextlab.tasks.base import Drawn, ExamplesTask, Layout, corrupt_examples, rotated
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -138,6 +138,15 @@ class BurstyClassification(ExamplesTask):
         ys = F.one_hot(answer, self.labels).to(xs)
         scored = (torch.arange(self.examples, device=device) == context).expand(batch, -1)
         return Drawn(xs, ys, scored, {"classes": classes, "bursty": bursty})
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """Every label another one, so many further on, the same in a prompt; of new classes alone (`new` is 1)."""
+        if self.new < 1:
+            raise InputError(
+                "corrupt: the labels of the pool's classes are learned, no context gives others; use new 1"
+            )
+        found = corrupt_examples(prompt, self.layout, lambda xs, ys: (rotated(ys, generator), None), True)
+        return replace(found, hidden=prompt.hidden)
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean cross-entropy in nats over the scored positions. prediction: logits [B, T, labels]."""

@@ -17,7 +17,7 @@ from contextlab.learners.kernels import KernelSmoother
 from contextlab.learners.regression import Averaging, NearestNeighbours, Ridge
 from contextlab.prompt import Learner, Prompt, Task, _numbers, wide
 from contextlab.registry import register
-from contextlab.tasks.base import Drawn, LabelTask
+from contextlab.tasks.base import Drawn, LabelTask, corrupt_examples, rotated
 from contextlab.tasks.functions import InputsTask
 
 Labels = Literal["drawn", "likeliest"]
@@ -110,6 +110,10 @@ class ClassTask(InputsTask):
     def chance(self) -> Mapping[str, float]:
         """Of a guess at even odds."""
         return {"accuracy": 1 / self.classes, "cross_entropy": math.log(self.classes)}
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """Every label another one, so many further on, the same in a prompt: classes are all alike."""
+        return corrupt_examples(prompt, self.layout, lambda xs, ys: (rotated(ys, generator), None), True)
 
     def words(self, prompt: Prompt, row: int = 0) -> str:
         """Example after example, the label by its number."""

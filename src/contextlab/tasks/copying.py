@@ -16,6 +16,7 @@ from contextlab.learners.ngrams import Induction
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
+from contextlab.tasks.corrupting import exchange_answers
 
 
 @register(
@@ -93,6 +94,10 @@ class Copy(TokenTask):
         done = at - lengths - 1 - self.ngram
         scored = (done >= 0) & (source[:, 1:] <= lengths + 1)
         return Prompt(inputs, targets, scored, done.clamp(min=0), hidden={"length": lengths.squeeze(1)})
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The last symbol that is copied, where it is another than the token before, and any other exchanged."""
+        return exchange_answers(prompt, generator, 0, self.vocabulary)[0]
 
     def learners(self) -> dict[str, Learner]:
         """`copier` makes no error; the n-gram look-up errs where n tokens come twice."""
@@ -180,6 +185,10 @@ class SelectiveCopy(TokenTask):
         scored[:, -count:] = True
         shot = (torch.arange(self.length, device=device) - self.length + count).clamp(min=0).expand(batch, -1)
         return Prompt(inputs, targets, scored, shot)
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The last symbol that is copied and any other in each other's places."""
+        return exchange_answers(prompt, generator, 0, self.symbols)[0]
 
     def learners(self) -> dict[str, Learner]:
         """`selective_copier`, which makes no error."""

@@ -116,6 +116,10 @@ class FunctionTask(InputsTask):
             ys = ys + self.noise * torch.randn(ys.shape, generator=generator, device=device)
         return Drawn(xs, ys, hidden=hidden)
 
+    def another(self, xs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor] | None]:
+        ys, hidden = self.functions(xs, generator)
+        return ys + self.noise * torch.randn(ys.shape, generator=generator, device=xs.device), hidden
+
     def assumed_noise(self) -> float:
         """The noise that Bayesian learners assume: above rounding where there is none."""
         return max(self.noise, NOISELESS * math.sqrt(self.square()))

@@ -17,6 +17,7 @@ from contextlab.learners.recall import Lookup
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
+from contextlab.tasks.corrupting import chosen_of
 
 
 @register(
@@ -83,6 +84,21 @@ class InductionHead(TokenTask):
         scored[:, -1] = True
         shot = (torch.arange(self.length, device=device) > place).long()
         return Prompt(inputs, targets, scored, shot, hidden={"at": place.squeeze(1)})
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The first trigger and another token in each other's places, so that another one follows the trigger."""
+        assert prompt.hidden is not None
+        inputs, place = prompt.inputs, prompt.hidden["at"].unsqueeze(1)
+        at = torch.arange(self.length, device=inputs.device)
+        follows = torch.where(at + 1 == place, inputs, inputs.roll(-1, 1))  # what then follows, were it put here
+        number, there = chosen_of(
+            (at < self.length - 2) & (at != place) & (follows != prompt.targets[:, -1:]), generator
+        )
+        number = torch.where(there, number, place)
+        moved = inputs.scatter(1, place, inputs.gather(1, number)).scatter(1, number, inputs.gather(1, place))
+        targets = prompt.targets.clone()
+        targets[:, -1:] = moved.gather(1, number + 1)
+        return Prompt(moved, targets, prompt.scored, (at > number).long(), hidden={"at": number.squeeze(1)})
 
     def facets(self, prompt: Prompt) -> dict[str, Tensor]:
         """Also "distance": tokens from the first trigger to the second."""

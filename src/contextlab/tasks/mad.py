@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from contextlab.learners.recall import Lookup
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
+from contextlab.tasks.corrupting import chosen_of, exchanged
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -115,6 +116,17 @@ class MadRecall(TokenTask):
         scored = torch.stack([seen, torch.zeros_like(seen)], 2).flatten(1)[:, :-1].contiguous()
         shot = (torch.arange(self.length - 1, device=device) // 2).expand(batch, -1)
         return Prompt(sequence[:, :-1].contiguous(), sequence[:, 1:].contiguous(), scored, shot)
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The key that is asked for last and another one with another value in each other's places before."""
+        keys = prompt.inputs[:, :-1:2]
+        value, asked = prompt.inputs[:, 1::2], prompt.inputs[:, -1:]
+        keys = torch.where((keys < self.keys) & (value != prompt.targets[:, -1:]), keys, asked)
+        number, there = chosen_of(keys != asked, generator)
+        other = torch.where(there, keys.gather(1, number), asked)
+        inputs = torch.cat([exchanged(prompt.inputs[:, :-1], asked, other), asked], 1)
+        answer = torch.where(there, value.gather(1, number), prompt.targets[:, -1:])
+        return replace(prompt, inputs=inputs, targets=torch.cat([inputs[:, 1:], answer], 1))
 
     def facets(self, prompt: Prompt) -> dict[str, Tensor]:
         """Also "distance": tokens since the key was shown last."""

@@ -18,6 +18,7 @@ from contextlab.learners.ngrams import Induction, last_seen
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
+from contextlab.tasks.corrupting import exchange_answers
 
 
 @register(
@@ -163,6 +164,10 @@ class MadFuzzyRecall(TokenTask):
         step = torch.arange(self.key_tokens, device=keys.device)
         digits = torch.where(step < size.unsqueeze(2), keys + 1, 0)
         return (digits * (self.keys + 1) ** step).sum(2)
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The last answer and another value symbol in each other's places."""
+        return exchange_answers(prompt, generator, self.keys, self.keys + self.values)[0]
 
     def learners(self) -> dict[str, Learner]:
         """`segment_lookup` makes no error; look-ups by the last tokens take a part of a key for the whole."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from contextlab.learners.text import ContextNgram
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
+from contextlab.tasks.corrupting import exchange_answers, exchanged
 
 MOST_CONTEXTS = 4096
 """Rows of a transition table at most; each prompt draws one of its own."""
@@ -142,6 +143,23 @@ class MarkovChain(_Sequence):
         shot = (at + 1).expand(batch, -1)
         hidden = {"transition": transition, "order": order}
         return Prompt(sequence[:, :-1].contiguous(), sequence[:, 1:].contiguous(), scored, shot, hidden=hidden)
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The sequence of the chain in which two symbols have changed their roles: the last one and any other."""
+        made, one, other = exchange_answers(prompt, generator, 0, self.vocabulary)
+        assert prompt.hidden is not None
+        symbols = torch.arange(self.vocabulary, device=one.device)
+        name = exchanged(symbols.expand(len(one), -1), one, other)  # [B, V]
+        table, order = prompt.hidden["transition"], prompt.hidden["order"]
+        table = table.gather(2, name.unsqueeze(1).expand_as(table))
+        for each in set(self.orders):  # row of a chain of this order: its last tokens, digit by digit
+            rows = torch.zeros_like(one)
+            for _ in range(each):
+                rows = (rows.unsqueeze(2) * self.vocabulary + name.unsqueeze(1)).flatten(1)
+            rest = torch.arange(rows.shape[1], table.shape[1], device=one.device).expand(len(one), -1)
+            whole = torch.cat([rows, rest], 1).unsqueeze(2).expand_as(table)
+            table = torch.where((order == each).view(-1, 1, 1), table.gather(1, whole), table)
+        return replace(made, hidden={**prompt.hidden, "transition": table})
 
     def facets(self, prompt: Prompt) -> dict[str, Tensor]:
         """Also "order" of the chain, and "seen": how often its last tokens have come before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from contextlab.learners.ngrams import Induction
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
+from contextlab.tasks.corrupting import chosen_of
 
 
 @register("task", "phonebook", family="recall", papers=("2402.01032",), cases=({"entries": 6, "digits": 4}, {}))
@@ -99,6 +100,16 @@ class Phonebook(TokenTask):
         return Prompt(
             inputs, targets, scored, shot.clamp(max=self.entries).expand(batch, -1), hidden={"entry": three[:, 2, 0]}
         )
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The number that is asked for has another last digit."""
+        assert prompt.hidden is not None
+        low = self.ids[0] + (6 if self.digits == 1 else 0)
+        digits = torch.arange(low, self.ids[0] + 10, device=prompt.inputs.device)
+        new = low + chosen_of(digits != prompt.targets[:, -1:], generator)[0]
+        place = (prompt.hidden["entry"] * (self.digits + 4) + self.digits + 2).unsqueeze(1)
+        inputs = prompt.inputs.scatter(1, place, new)
+        return replace(prompt, inputs=inputs, targets=torch.cat([inputs[:, 1:], new], 1))
 
     def facets(self, prompt: Prompt) -> dict[str, Tensor]:
         """Also "digit" of the number, from 0, and "distance": tokens from the asked entry to the question."""

@@ -17,6 +17,7 @@ from contextlab.learners.recall import Lookup
 from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask, check_options
+from contextlab.tasks.corrupting import bound_anew, exchange_answers
 
 
 @register(
@@ -139,6 +140,13 @@ class AssociativeRecall(TokenTask):
         scored = torch.zeros(shape, dtype=torch.bool, device=device).scatter_(1, at, True)
         shot = torch.arange(self.length, device=device).add(1).div(2, rounding_mode="floor").clamp(max=self.pairs)
         return Prompt(inputs, targets, scored, shot.expand(shape))
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The key that is asked for last and another one in each other's pairs; with one pair, another value."""
+        if self.pairs == 1:
+            return exchange_answers(prompt, generator, self.keys, self.vocabulary)[0]
+        start = 2 * self.pairs
+        return self.answered(prompt, bound_anew(prompt, generator, prompt.inputs[:, 0:start:2], start))
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean cross-entropy in nats at the queries. prediction: logits [B, T, output_size]."""

@@ -26,7 +26,7 @@ from contextlab.learners.regression import (
 )
 from contextlab.prompt import Learner, Prompt, Task, wide
 from contextlab.registry import register
-from contextlab.tasks.base import Drawn, check_options, lay_out
+from contextlab.tasks.base import Drawn, check_options, corrupt_examples, lay_out
 from contextlab.tasks.queries import Query, ask
 
 NOISELESS = 1e-4
@@ -162,6 +162,17 @@ class LinearRegression(Task):
         if self.noise:
             ys = ys + self.noise * torch.randn(ys.shape, generator=generator, device=device)
         return lay_out(Drawn(xs, ys, scored, {"weights": weights.unsqueeze(-1)}), self.layout)
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The same inputs with other weights."""
+
+        def outputs(xs: Tensor, ys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            weights = self._draw_weights(len(xs), generator, xs.device).unsqueeze(-1)
+            return xs @ weights + self.noise * torch.randn(ys.shape, generator=generator, device=xs.device), {
+                "weights": weights
+            }
+
+        return corrupt_examples(prompt, self.layout, outputs, True)
 
     def _draw_weights(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """[batch, d]."""

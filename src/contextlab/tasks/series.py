@@ -60,6 +60,11 @@ class SeriesTask(ExamplesTask):
     def draw(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Drawn:
         xs = 2 * torch.rand(batch, self.examples, 1, generator=generator, device=device) - 1
         xs = self.input_range * xs
+        ys, hidden = self.another(xs, generator)
+        return Drawn(xs, ys, hidden=hidden)
+
+    def another(self, xs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor] | None]:
+        batch, device = len(xs), xs.device
         sizes, scales = self._sizes(device)
         member = torch.randint(len(sizes), (batch,), generator=generator, device=device)
         features = self.basis(self.most)(xs)
@@ -68,7 +73,7 @@ class SeriesTask(ExamplesTask):
         ys = features @ (weights * used * scales[member].unsqueeze(1)).unsqueeze(-1)
         if self.noise:
             ys = ys + self.noise * torch.randn(ys.shape, generator=generator, device=device)
-        return Drawn(xs, ys, hidden={"member": member})
+        return ys, {"member": member}
 
     def _sizes(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Functions in the basis of least, ..., most terms, and the scales of their coefficients."""

@@ -11,6 +11,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
+from contextlab.errors import InputError
 from contextlab.learners.bayes import BasisPosterior
 from contextlab.learners.regression import LeastSquares, NearestNeighbours, Ridge
 from contextlab.learners.time_series import lags
@@ -62,15 +63,24 @@ class SlidingWindow(ExamplesTask):
 
     def draw(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Drawn:
         xs = torch.randn(batch, self.examples, self.dimensions, generator=generator, device=device)
-        shape = (batch, self.width * self.dimensions, 1)
-        weights = torch.randn(shape, generator=generator, device=device) / math.sqrt(self.width)
-        ys = Windows(self.width)(xs) @ weights
-        if self.noise:
-            ys = ys + self.noise * torch.randn(ys.shape, generator=generator, device=device)
+        ys, hidden = self._outputs(xs, generator)
         if self.order == "shuffled":
             places = torch.rand(batch, self.examples, 1, generator=generator, device=device).argsort(1)
             xs, ys = xs.gather(1, places.expand_as(xs)), ys.gather(1, places)
-        return Drawn(xs, ys, hidden={"weights": weights})
+        return Drawn(xs, ys, hidden=hidden)
+
+    def _outputs(self, xs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        shape = (len(xs), self.width * self.dimensions, 1)
+        weights = torch.randn(shape, generator=generator, device=xs.device) / math.sqrt(self.width)
+        ys = Windows(self.width)(xs) @ weights
+        if self.noise:
+            ys = ys + self.noise * torch.randn(ys.shape, generator=generator, device=xs.device)
+        return ys, {"weights": weights}
+
+    def another(self, xs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor] | None]:
+        if self.order == "shuffled":
+            raise InputError("corrupt: of shuffled examples the windows are not known; use order 'sequential'")
+        return self._outputs(xs, generator)
 
     def learners(self) -> dict[str, Learner]:
         """In sequence `bayes` is exact; of shuffled examples x alone tells something, all else is noise."""

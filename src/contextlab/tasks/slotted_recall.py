@@ -15,6 +15,7 @@ from torch import Tensor
 from contextlab.errors import InputError, at_most
 from contextlab.prompt import Prompt, Task
 from contextlab.tasks.base import TokenTask, check_options
+from contextlab.tasks.corrupting import bound_anew, exchange_answers, last_scored
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,18 @@ class SlottedRecall(TokenTask):
         size = self.context // self.bindings
         shot = torch.arange(1, self.length + 1, device=device).div(size, rounding_mode="floor")
         return Prompt(inputs, targets, scored, shot.clamp(max=self.bindings).expand(shape), hidden=hidden)
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The key that is asked for last and another one in each other's bindings, and so for all of their queries."""
+        if self.bindings == 1 or self.value_tokens > 1:  # of several tokens, the answer is fed back
+            return exchange_answers(prompt, generator, self.first_value, self.vocabulary)[0]
+        size = self.key_tokens + self.value_tokens
+        shown = prompt.inputs[:, : self.context]
+        keys, values = shown[:, ::size], shown[:, size - 1 :: size]
+        first = (keys.unsqueeze(2) != values.unsqueeze(1)).all(2)  # those that are no value of another key
+        fallback = prompt.inputs.gather(1, last_scored(prompt) - self.key_tokens + 1)
+        keys = torch.where(first, keys, fallback)
+        return self.answered(prompt, bound_anew(prompt, generator, keys, self.context, self.key_tokens - 1))
 
     def facets(self, prompt: Prompt) -> dict[str, Tensor]:
         """Also what is known of the binding, and "distance": tokens from its key to where it is asked for."""

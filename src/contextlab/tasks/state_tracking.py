@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -17,7 +17,11 @@ from contextlab.learners.automata import Program
 from contextlab.prompt import Learner, Prompt, Task
 from contextlab.registry import register
 from contextlab.tasks.base import TokenTask
+from contextlab.tasks.corrupting import chosen_of
 from contextlab.tasks.groups import MOST_ELEMENTS, _factors, group_of
+
+TRIES = 16
+"""Other texts of steps that are drawn to find one with another end."""
 
 
 @register(
@@ -97,6 +101,16 @@ class GroupWord(TokenTask):
         shot = torch.arange(self.length, device=device).expand(batch, -1)
         return Prompt(inputs, torch.stack(targets, 1), torch.ones_like(inputs, dtype=torch.bool), shot)
 
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """One element before the last is another one, so that every later product is, too."""
+        if self.length == 1:
+            raise InputError("corrupt: a word of one element has no element before the last; use length 2 or more")
+        drawn = torch.tensor(group_of(self.group).drawn(self.elements), device=prompt.inputs.device)
+        place = torch.randint(self.length - 1, (prompt.batch, 1), generator=generator, device=drawn.device)
+        new = drawn[chosen_of(drawn != prompt.inputs.gather(1, place), generator)[0]]
+        inputs = prompt.inputs.scatter(1, place, new)
+        return replace(prompt, inputs=inputs, targets=self.products(inputs))
+
     def products(self, tokens: Tensor) -> Tensor:
         """The product of the elements [B, T] up to each place, [B, T].
 
@@ -168,6 +182,17 @@ class Counters(TokenTask):
         inputs = torch.randint(self.limit, self.input_size, shape, generator=generator, device=device)
         shot = torch.arange(self.length, device=device).expand(batch, -1)
         return Prompt(inputs, self.values(inputs), torch.ones_like(inputs, dtype=torch.bool), shot)
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """Other steps before the last one, after which its counter has another value."""
+        last = prompt.inputs[:, -1:].repeat(TRIES, 1)
+        tried = self.sample(len(last), generator, last.device).inputs
+        tried = torch.cat([tried[:, :-1], last], 1)
+        values = self.values(tried)[:, -1].view(TRIES, -1).mT
+        number, there = chosen_of(values != prompt.targets[:, -1:], generator)
+        rows = torch.arange(prompt.batch, device=last.device)
+        inputs = torch.where(there, tried.unflatten(0, (TRIES, -1))[number.squeeze(1), rows], prompt.inputs)
+        return replace(prompt, inputs=inputs, targets=self.values(inputs))
 
     def values(self, tokens: Tensor) -> Tensor:
         """The value of the counter that each step has moved. tokens: [B, T] int64, the steps -> [B, T] int64."""

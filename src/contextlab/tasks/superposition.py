@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -129,6 +129,19 @@ class Superposition(TokenTask):
             (at // SLOTS).expand(batch, -1),
             hidden={"task": task, "answers": answers},
         )
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The same operands, each answered by another task, so many further on, the same in a prompt."""
+        if len(self.functions) == 1:
+            raise InputError("corrupt: with one function every operand has one answer; use two functions or more")
+        if len(set(self.proportions or (1,))) > 1:
+            raise InputError("corrupt: uneven proportions say which task is likely; use even ones, or none")
+        assert prompt.hidden is not None
+        by = torch.randint(1, len(self.functions), (prompt.batch, 1), generator=generator, device=prompt.inputs.device)
+        task, answers = (prompt.hidden["task"] + by) % len(self.functions), prompt.hidden["answers"]
+        inputs = prompt.inputs.clone()
+        inputs[:, SLOTS - 1 :: SLOTS] = answers.gather(2, task.unsqueeze(2)).squeeze(2)
+        return replace(prompt, inputs=inputs, targets=inputs.roll(-1, 1), hidden={"task": task, "answers": answers})
 
     def _tasks(self, batch: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """The task of each example, [batch, examples]."""

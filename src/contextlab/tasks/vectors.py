@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -71,6 +71,25 @@ class VectorRecall(Task):
         scored = (place >= start).expand(batch, -1)
         shot = ((place + 1) // 2).clamp(max=self.pairs).expand(batch, -1)
         return Prompt(inputs, targets, scored, shot)
+
+    def corrupt(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The key that is asked for last and another one in each other's pairs."""
+        if self.pairs == 1:
+            raise InputError("corrupt: with one pair its value is the only answer; use 2 pairs or more")
+        start = 2 * self.pairs
+        pairs, asked = prompt.inputs[:, :start].unflatten(1, (-1, 2)), prompt.inputs[:, start:]
+        here = (pairs[:, :, 0] == asked[:, -1:]).all(2)
+        number = torch.where(here, -1.0, torch.rand(here.shape, generator=generator, device=here.device)).argmax(
+            1, True
+        )
+        order = torch.arange(self.pairs, device=here.device).expand_as(here)
+        one = here.int().argmax(1, keepdim=True)
+        order = order.scatter(1, one, number).scatter(1, number, one)
+        keys = pairs[:, :, 0].gather(1, order.unsqueeze(2).expand(-1, -1, self.dimensions))
+        found = (asked.unsqueeze(2) == keys.unsqueeze(1)).all(3).int().argmax(2, keepdim=True)
+        values = pairs[:, :, 1].gather(1, found.expand(-1, -1, self.dimensions))
+        inputs = torch.cat([torch.stack([keys, pairs[:, :, 1]], 2).flatten(1, 2), asked], 1)
+        return replace(prompt, inputs=inputs, targets=torch.cat([prompt.targets[:, :start], values], 1))
 
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
         """Mean squared error at the queries, summed over coordinates. prediction: [B, T, d]."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contextlab import registry
 from contextlab.errors import InputError
-from contextlab.prompt import HIGHER_IS_BETTER, Learner, Prompt, Task
+from contextlab.prompt import HIGHER_IS_BETTER, Learner, Prompt, Task, asked_at
 from contextlab.tasks.base import TokenTask
 from contextlab.testing.law import Component, law, refused, require
 from contextlab.testing.options import a_case, first_case, hold_to_options, same
@@ -213,6 +213,40 @@ def hidden_answers(component: Component) -> None:
         shown[:, :back] = -1
         told = (shown == prompt.targets)[prompt.scored].float().mean().item()
         require(told < 0.9, f"{told:.0%} of the answers stand {back} tokens before")
+
+
+@law("task", "corrupted", "A corrupted prompt asks the same in a context that gives another answer, or it tells none.")
+def corrupted(component: Component) -> None:
+    """In three of four rows at least (few functions of a class may answer otherwise), where the best learner prefers
+    that answer; the prompt stays as it was.
+    """
+    task = component.build()
+    prompt = task.sample(64, generator(13))
+    before = {name: tensor.clone() for name, tensor in prompt.tensors().items()}
+    try:
+        found, again = (task.corrupt(prompt, generator(14)) for _ in range(2))
+    except InputError as error:
+        require("\n" not in str(error), "it is refused in more than one line")
+        return
+    require(all(torch.equal(prompt.tensors()[name], each) for name, each in before.items()), "the prompt has changed")
+    require(same(list(marks_of_prompt(found)), list(marks_of_prompt(again))), "the same seed corrupts otherwise")
+    for name in ("inputs", "targets", "scored", "shot"):
+        old, new = getattr(prompt, name), getattr(found, name)
+        told = f"{new.dtype} {list(new.shape)}, expected {old.dtype} {list(old.shape)}"
+        require(old.shape == new.shape and old.dtype == new.dtype, f"{name} is {told}")
+    if task.read_in == "token":
+        require(int(found.inputs.min()) >= 0 and int(found.inputs.max()) < task.input_size, "a token is none")
+    at = asked_at(prompt, found)
+    known = at >= 0
+    require(known.double().mean() >= 0.75, f"in {(~known).sum()} of 64 rows the question has no other answer")
+    answer = next(iter(learners_of(task).values()))(found)
+    own, clean = (
+        task.errors(answer, dataclasses.replace(found, targets=each))[task.metric]
+        for each in (found.targets, prompt.targets)
+    )
+    rows = torch.arange(64)[known]
+    better = (own - clean)[rows, at[known]].double().mean().item()
+    require(better > 0 if task.higher_is_better else better < 0, "its best learner answers as to the clean prompt")
 
 
 def sizes(factory: type) -> list[str]:
