@@ -25,7 +25,7 @@ from contextlab.spec import describe
 
 WHOSE = ("run", "model", "task", "seed", "probe")
 ALL = (*WHOSE, *COLUMNS)
-KEYS = ("run", "model", "task", "probe", "site", "layer", "head", "place", "what", "measure")
+KEYS = ("run", "model", "task", "probe", "site", "layer", "head", "place", "at", "what", "measure")
 
 
 @dataclass

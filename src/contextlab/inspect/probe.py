@@ -17,11 +17,11 @@ from contextlab.policies.core.parse import parse_options
 from contextlab.prompt import Prompt, Task
 from contextlab.words import listed
 
-COLUMNS = ("site", "layer", "head", "place", "what", "measure", "value", "ci_low", "ci_high", "control", "n")
+COLUMNS = ("site", "layer", "head", "place", "at", "what", "measure", "value", "ci_low", "ci_high", "control", "n")
 DTYPES = {
     **dict.fromkeys(("site", "what", "measure"), "string"),
     **dict.fromkeys(("layer", "head", "place", "n"), "Int64"),
-    **dict.fromkeys(("value", "ci_low", "ci_high", "control"), "float64"),
+    **dict.fromkeys(("at", "value", "ci_low", "ci_high", "control"), "float64"),
 }
 
 Row = dict[str, Any]
@@ -135,7 +135,7 @@ def probe_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """A table of a probe; what a row does not have is missing, and `layer` is read off a site "blocks.N....".
 
     site: a place of the model, as `contextlab.inspect.sites` names it. layer, head, place: numbers, of a token's place
-    in the prompt. what: of which the probe tells (a score of heads, a thing read off, a learner). measure: in what the
+    in the prompt. at: along what a curve is drawn, such as a dose or a step of the training. what: of which the probe tells (a score of heads, a thing read off, a learner). measure: in what the
     value is ("share", "r2", "effect"). value with its 95% interval. control: what the same measurement gives where
     there is nothing to be found. n: prompts, or whatever the interval is over.
     """

@@ -18,7 +18,7 @@ from contextlab.report.sketch import Sketch
 
 MOST_ROWS = 400
 """Of a table on a page; the parquet file beside it has all."""
-CELLS = {"site": "site", "head": "head", "place": "place", "what": "what", "measure": "measure"}
+CELLS = {"site": "site", "head": "head", "place": "place", "at": "at", "what": "what", "measure": "measure"}
 
 
 def write_looked_page(found: Looked, path: str | Path, title: str, **more: Any) -> Path:

@@ -112,7 +112,7 @@ def tidy(component: Component) -> None:
     inside = (rows["ci_low"] <= rows["value"] + slack) & (rows["value"] <= rows["ci_high"] + slack)
     require(inside.all(), "a value lies outside its interval")
     require((table["n"].dropna() >= 1).all(), "n is below 1")
-    keys = ["site", "layer", "head", "place", "what", "measure"]
+    keys = ["site", "layer", "head", "place", "at", "what", "measure"]
     require(not table.duplicated(keys).any(), f"two rows are of the same {', '.join(keys)}")
 
 
