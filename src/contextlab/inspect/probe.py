@@ -135,9 +135,10 @@ def probe_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """A table of a probe; what a row does not have is missing, and `layer` is read off a site "blocks.N....".
 
     site: a place of the model, as `contextlab.inspect.sites` names it. layer, head, place: numbers, of a token's place
-    in the prompt. at: along what a curve is drawn, such as a dose or a step of the training. what: of which the probe tells (a score of heads, a thing read off, a learner). measure: in what the
-    value is ("share", "r2", "effect"). value with its 95% interval. control: what the same measurement gives where
-    there is nothing to be found. n: prompts, or whatever the interval is over.
+    in the prompt. at: along what a curve is drawn, such as a dose or a step of the training. what: of which the probe
+    tells (a score of heads, a thing read off, a learner). measure: in what the value is ("share", "r2", "effect").
+    value with its 95% interval. control: what the same measurement gives where there is nothing to be found. n:
+    prompts, or whatever the interval is over.
     """
     found = []
     for row in rows:
