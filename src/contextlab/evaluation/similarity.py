@@ -202,6 +202,8 @@ def _features(model: Model, inputs: Tensor) -> list[Tensor]:
     def keep(module: nn.Module, given: Any, result: Any) -> None:
         found.append(F.pad(result[0].double(), (0, 1), value=1.0))
 
+    if inputs.is_floating_point():
+        inputs = inputs.to(next(model.parameters()).dtype)
     hooks = [block.register_forward_hook(keep) for block in model.blocks]
     try:
         model(inputs)

@@ -30,7 +30,7 @@ def mean_of(values: Tensor, metric: str = "") -> Measured:
     low, high = value - half, value + half
     if metric in HIGHER_IS_BETTER:
         _, other = usual(known.cpu().numpy())
-        ends = share_bounds(*(np.array([each]) for each in (value, half, n)), np.asarray(other)[None])
+        ends = share_bounds(np.array([value]), np.array([half]), np.array([n]), np.asarray(other)[None])
         low, high = (float(end[0]) for end in ends)
     return {"value": value, "ci_low": low, "ci_high": high, "n": n}
 
