@@ -18,6 +18,7 @@ from contextlab.inspect import probes
 from contextlab.inspect.capturing import Taken, capture, patch, run_with_cache, states_after
 from contextlab.inspect.causal import attribution_effects, patch_effects
 from contextlab.inspect.edits import Edit, only, ranks
+from contextlab.inspect.influences import influence
 from contextlab.inspect.layout import Site, sites
 from contextlab.inspect.listed import listing
 from contextlab.inspect.looking import Looked, look
@@ -36,6 +37,7 @@ __all__ = [
     "attribution_effects",
     "capture",
     "head_scores",
+    "influence",
     "linear_probe",
     "listing",
     "look",

@@ -122,7 +122,7 @@ def _bars(line: Sequence[Row]) -> dict[str, Any]:
 def _map(probe: Probe, rows: Sequence[Row]) -> Sketch:
     """The value by two columns, as colour; from 0 to 1 where it lies there, else even to both sides of 0."""
     x, y = probe.drawing.x, probe.drawing.y
-    columns, lines = (sorted({row[name] for row in rows if row[name] is not None}, key=_order) for name in (x, y))
+    columns, lines = (_in_order([row[name] for row in rows if row[name] is not None]) for name in (x, y))
     cells = {(row[y], row[x]): row for row in rows}
     values = [row["value"] for row in rows]
     signed = min(values) < -0.05
@@ -142,5 +142,7 @@ def _map(probe: Probe, rows: Sequence[Row]) -> Sketch:
     return figure.update_layout(height=max(180, 60 + 34 * len(lines)))
 
 
-def _order(value: Any) -> tuple[bool, Any]:
-    return (isinstance(value, str), value)
+def _in_order(values: Sequence[Any]) -> list[Any]:
+    """Each once: numbers rising, names as they come."""
+    once = list(dict.fromkeys(values))
+    return once if any(isinstance(each, str) for each in once) else sorted(once)
