@@ -14,7 +14,7 @@ from torch import Tensor
 from contextlab.errors import InputError, unknown
 from contextlab.evaluation.evaluate import _evaluating
 from contextlab.evaluation.intervals import Z95, share_bounds
-from contextlab.inspect.capturing import capture, states_after
+from contextlab.inspect.capturing import capture
 from contextlab.inspect.layout import STATE, chosen
 from contextlab.models import Model, build_model
 from contextlab.models.routing import RoutedState
@@ -173,18 +173,11 @@ def _features(model: Model, prompt: Prompt, sites: str | Iterable[str], at: Tens
 
 
 def _of_states(model: Model, states: list[str], inputs: Tensor, places: Tensor) -> dict[str, Tensor]:
-    """What states hold after each row's token, [B, features]; the text is read on from one such place to the next."""
-    found: dict[str, Tensor] = {}
-    state, begin = None, 0
-    for place in places.unique().tolist():
-        with capture(model, states) as taken:
-            (state,) = states_after(model, inputs[:, begin : place + 1], [place - begin], state)
-        begin = place + 1
-        here = places == place
-        for name in taken:
-            value = _of_state(name, taken[name])
-            found.setdefault(name, torch.empty_like(value))[here] = value[here]
-    return found
+    """What states hold after each row's token, [B, features]; what follows it is padding."""
+    mask = torch.arange(inputs.shape[1], device=places.device) <= places[:, None]
+    with capture(model, states) as taken:
+        model.read(inputs, mask=None if bool(mask.all()) else mask)
+    return {name: _of_state(name, taken[name]) for name in taken}
 
 
 def _of_state(name: str, state: State) -> Tensor:

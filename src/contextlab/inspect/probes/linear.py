@@ -41,7 +41,7 @@ class Linear(Probe):
     what: str = ""
     sites: str = ""
     place: int | None = None
-    prompts: PositiveInt = 1024
+    prompts: PositiveInt = 512
     test: PositiveInt = 512
 
     def refusal(self, subject: Subject) -> str:
