@@ -86,9 +86,10 @@ class Drawing:
     """How a probe's table is drawn.
 
     form: "lines" have the column `x` along, the value up, and a line a model; "map" has `x` along, the column `y` up,
-        and the value as colour, a figure a model.
+        and the value as colour, a figure a model. "layer.head" is both of these columns, as in 1.2.
     figures: columns; each of their values has a figure of its own.
     measures: those that are drawn; () for all.
+    bounds: between which values lie, and colours go; None: from what there is.
     note: under the figures.
     """
 
@@ -97,6 +98,7 @@ class Drawing:
     y: str = "layer"
     figures: tuple[str, ...] = ("what", "measure")
     measures: tuple[str, ...] = ()
+    bounds: tuple[float, float] | None = None
     note: str = ""
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from plotly.colors import make_colorscale, sequential
 
+from contextlab.files import write_atomic
 from contextlab.inspect.looking import Looked, over_seeds
 from contextlab.inspect.probe import Probe, Row, by, parse_probe, records, shown
 from contextlab.report.drawing import COLOURS, DASHES, MARKERS, _faint, finish
-from contextlab.report.page import render
+from contextlab.report.page import page_pieces, template
+from contextlab.report.page_data import PageData
 from contextlab.report.sections import Drawn
 from contextlab.report.sketch import Sketch
 
@@ -21,16 +24,74 @@ MOST_ROWS = 400
 CELLS = {"site": "site", "head": "head", "place": "place", "at": "at", "what": "what", "measure": "measure"}
 
 
-def write_looked_page(found: Looked, path: str | Path, title: str, **more: Any) -> Path:
-    """Write what probes found as one HTML file that needs nothing else: in words first, then figures and tables.
+@dataclass(frozen=True)
+class Section:
+    """What one probe found on one task: sentences, and figures."""
 
-    more: what else the template shows.
+    title: str
+    words: list[str]
+    drawn: list[Drawn]
+
+
+def write_looked_page(found: Looked, path: str | Path, title: str, maps: str = "") -> Path:
+    """Write what probes found as one HTML file that needs nothing else: of each probe its words, then its figures.
+
+    maps: HTML that stands before the tables.
     """
-    drawn = looked_figures(found.table)
-    return render(
-        "looked.html.j2", path, drawn, title=title, words=found.words, left_out=found.left_out,
-        tables=looked_tables(found.table), most=MOST_ROWS, **{"maps": "", **more},
+    data, sections = PageData(), looked_sections(found.table)
+    page = template("looked.html.j2").render(
+        title=title, maps=maps, left_out=found.left_out, tables=looked_tables(found.table), most=MOST_ROWS,
+        sections=[(f"s{n}", each.title, each.words, data.hold(each.drawn)) for n, each in enumerate(sections)],
+        pieces=page_pieces(data),
     )  # fmt: skip
+    write_atomic(Path(path), page)
+    return Path(path)
+
+
+def looked_sections(table: pd.DataFrame) -> list[Section]:
+    """A section for each task and probe; its figures have a line for each model, or a map."""
+    everything = records(over_seeds(table)) if len(table) else []
+    several = {key: len({row[key] for row in everything}) > 1 for key in ("run", "task")}
+    for row in everything:
+        row["model"] = f"{row['model']} ({row['run']})" if several["run"] else str(row["model"])
+    models = list(dict.fromkeys(row["model"] for row in everything))
+    found = []
+    for (task, text), rows in by(everything, "task", "probe").items():
+        probe, words = parse_probe(text), []
+        for model, own in by(rows, "model").items():
+            said = probe.words(own)
+            words += [f"{model}: {sentence}" for sentence in said] if len(models) > 1 else said
+        title = f"{task}: {text}" if several["task"] else text
+        found.append(Section(title, words, _drawn(probe, rows, models)))
+    return found
+
+
+def looked_figures(table: pd.DataFrame) -> list[Drawn]:
+    """The figures of all sections."""
+    return [each for section in looked_sections(table) for each in section.drawn]
+
+
+def _drawn(probe: Probe, rows: Sequence[Row], models: Sequence[str]) -> list[Drawn]:
+    found: list[Drawn] = []
+    drawing = probe.drawing
+    own = [row for row in rows if not drawing.measures or row["measure"] in drawing.measures]
+    for key, part in by(own, *drawing.figures).items() if drawing.figures else [((), own)]:
+        values = key if isinstance(key, tuple) else (key,)
+        title = ", ".join(str(each) for each in values if each is not None)
+        if drawing.form == "lines":
+            found.append(Drawn(title or drawing.x, _lines(probe, part, models), "" if found else drawing.note))
+            continue
+        for model, alone in by(part, "model").items():
+            named = ", ".join(filter(None, (title, model if len(models) > 1 else "")))
+            found.append(Drawn(named or drawing.x, _map(probe, alone), "" if found else drawing.note))
+    return found
+
+
+def _at(row: Row, column: str) -> Any:
+    """What a row has in a column, or in two: 1.2 in "layer.head"."""
+    if "." not in column:
+        return row[column]
+    return ".".join(str(row[part]) for part in column.split(".") if row[part] is not None)
 
 
 def looked_tables(table: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
@@ -50,45 +111,17 @@ def looked_tables(table: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
     return tables
 
 
-def looked_figures(table: pd.DataFrame) -> list[Drawn]:
-    """The figures of each probe and task: lines with one line a model, or a map for each model."""
-    drawn: list[Drawn] = []
-    everything = records(over_seeds(table)) if len(table) else []
-    runs = len({row["run"] for row in everything}) > 1
-    models = list(dict.fromkeys(_name(row, runs) for row in everything))
-    tasks = len({row["task"] for row in everything}) > 1
-    for (task, text), own in by(everything, "task", "probe").items():
-        probe = parse_probe(text)
-        wanted = probe.drawing.measures
-        own = [row for row in own if not wanted or row["measure"] in wanted]
-        for key, rows in by(own, *probe.drawing.figures).items():
-            values = key if isinstance(key, tuple) else (key,)
-            named = ", ".join(str(each) for each in values if each)
-            title = ": ".join(filter(None, (f"{text} on {task}" if tasks else text, named)))
-            if probe.drawing.form == "lines":
-                drawn.append(Drawn(title, _lines(probe, rows, models, runs), probe.drawing.note))
-                continue
-            for model, part in by([{**row, "model": _name(row, runs)} for row in rows], "model").items():
-                whose = f"{title}, {model}" if len(models) > 1 else title
-                drawn.append(Drawn(whose, _map(probe, part), probe.drawing.note))
-    return drawn
-
-
-def _name(row: Row, runs: bool) -> str:
-    return f"{row['model']} ({row['run']})" if runs else str(row["model"])
-
-
-def _lines(probe: Probe, rows: Sequence[Row], models: Sequence[str], runs: bool) -> Sketch:
+def _lines(probe: Probe, rows: Sequence[Row], models: Sequence[str]) -> Sketch:
     """The value along a column, with its interval; a model with one place is a mark."""
     figure, x = Sketch(), probe.drawing.x
-    for model, line in by([{**row, "model": _name(row, runs)} for row in rows], "model").items():
+    for model, line in by(rows, "model").items():
         number = models.index(model)
         colour = COLOURS[number % len(COLOURS)]
-        at = [row[x] for row in line]
+        at = [_at(row, x) for row in line]
         known = [row for row in line if row["ci_low"] is not None]
         numeric = all(isinstance(each, int | float) for each in at)
         if numeric and len(known) > 1:
-            places = [row[x] for row in known]
+            places = [_at(row, x) for row in known]
             ends = [row["ci_high"] for row in known] + [row["ci_low"] for row in known][::-1]
             figure.add_scatter(
                 x=places + places[::-1], y=ends, fill="toself", fillcolor=_faint(colour), mode="lines",
@@ -120,26 +153,27 @@ def _bars(line: Sequence[Row]) -> dict[str, Any]:
 
 
 def _map(probe: Probe, rows: Sequence[Row]) -> Sketch:
-    """The value by two columns, as colour; from 0 to 1 where it lies there, else even to both sides of 0."""
+    """The value by two columns, as colour: between the bounds, or from 0, to both sides where there are any below."""
     x, y = probe.drawing.x, probe.drawing.y
-    columns, lines = (_in_order([row[name] for row in rows if row[name] is not None]) for name in (x, y))
-    cells = {(row[y], row[x]): row for row in rows}
+    cells = {(_at(row, y), _at(row, x)): row for row in rows}
+    columns, lines = (_in_order([at for row in rows if (at := _at(row, name)) is not None]) for name in (x, y))
     values = [row["value"] for row in rows]
-    signed = min(values) < -0.05
-    most = max(1.0, *(abs(each) for each in values)) if max(map(abs, values)) > 0.2 else max(map(abs, values)) or 1.0
-    scale = sequential.Blues if not signed else ["#b2182b", "#f7f7f7", "#2166ac"]
+    low, high = probe.drawing.bounds or (min(values), max(values))
+    signed, most = min(values) < -0.05, max(abs(low), abs(high)) or 1.0
+    named = "" if y == "site" else f"{y.split('.')[-1]} "
     figure = Sketch().add_heatmap(
-        x=[str(each) for each in columns], y=[f"{y} {each}" if y != "site" else str(each) for each in lines],
+        x=[str(each) for each in columns], y=[f"{named}{each}" for each in lines],
         z=[[cells[line, at]["value"] if (line, at) in cells else None for at in columns] for line in lines],
         customdata=[[shown(cells[line, at], 3) if (line, at) in cells else "" for at in columns] for line in lines],
         hovertemplate="%{y}, " + x + " %{x}: %{customdata}<extra></extra>",
-        zmin=-most if signed else 0, zmax=most, colorscale=make_colorscale(scale), xgap=1, ygap=1,
+        zmin=-most if signed else 0, zmax=most, xgap=1, ygap=1,
+        colorscale=make_colorscale(["#b2182b", "#f7f7f7", "#2166ac"] if signed else sequential.Blues),
         colorbar={"thickness": 12, "outlinewidth": 0},
     )  # fmt: skip
-    finish(figure, x, "")
+    finish(figure, "" if x == "what" else x, "")
     figure.update_xaxes(type="category")
     figure.update_yaxes(type="category", autorange="reversed")
-    return figure.update_layout(height=max(180, 60 + 34 * len(lines)))
+    return figure.update_layout(height=min(900, max(200, 90 + 26 * len(lines))))
 
 
 def _in_order(values: Sequence[Any]) -> list[Any]:

@@ -113,7 +113,7 @@ def build_report(
             (name, flat({key: value for key, value in record.items() if key != "description"}))
             for name, record in zip(names, run_records, strict=True)
         ],
-        pieces=_pieces(data),
+        pieces=page_pieces(data),
     )
     write_atomic(Path(path), page)
     return Path(path)
@@ -127,7 +127,7 @@ def write_cost_figure(results: pd.DataFrame, path: str | Path) -> Path:
     page = template("cost.html.j2").render(
         title=f"What context costs {names}",
         drawn=drawn,
-        pieces=_pieces(data),
+        pieces=page_pieces(data),
     )
     write_atomic(Path(path), page)
     return Path(path)
@@ -149,7 +149,7 @@ def write_compress_page(results: pd.DataFrame, path: str | Path, left_out: Seque
         left_out=left_out,
         spread=interval_words(results["seed"].nunique()),
         drawn=drawn,
-        pieces=_pieces(data),
+        pieces=page_pieces(data),
     )
     write_atomic(Path(path), page)
     return Path(path)
@@ -159,7 +159,7 @@ def render(name: str, path: str | Path, drawn: Sequence[Drawn], **more: Any) -> 
     """Write a page of these figures as one HTML file that needs nothing else. more: what else the template shows."""
     data = PageData()
     shown = data.hold(drawn)
-    page = template(name).render(drawn=shown, pieces=_pieces(data), **more)
+    page = template(name).render(drawn=shown, pieces=page_pieces(data), **more)
     write_atomic(Path(path), page)
     return Path(path)
 
@@ -184,7 +184,7 @@ def _tasks(results: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(results.loc[~results["split"].isin(ASIDE), "task"]))
 
 
-def _pieces(data: PageData) -> list[tuple[str, Packed]]:
+def page_pieces(data: PageData) -> list[tuple[str, Packed]]:
     """What the page's script unpacks, by the id of its element."""
     return [("page", data.packed()), ("plotly", packed_plotly())]
 

@@ -180,6 +180,6 @@ def drawing(component: Component) -> None:
     """The columns that its `drawing` names."""
     probe, _, table = component.build()
     named = [probe.drawing.x, *probe.drawing.figures, *([probe.drawing.y] if probe.drawing.form == "map" else [])]
-    for column in named:
+    for column in (part for name in named for part in name.split(".")):
         require(column in table, f"drawing: there is no column {column!r}")
         require(table[column].notna().any(), f"drawing: the column {column!r} has nothing in it")

@@ -36,7 +36,7 @@ class Heads(Probe):
     """
 
     drawing: ClassVar[Drawing] = Drawing(
-        "map", "head", figures=("what",),
+        "map", "what", "layer.head", figures=(), bounds=(-1.0, 1.0),
         note="Share of what the head looks at, in absolute values; copy: of the eigenvalues, those that are positive "
         "less those that are negative.",
     )  # fmt: skip

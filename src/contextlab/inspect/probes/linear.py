@@ -35,7 +35,7 @@ class Linear(Probe):
     """
 
     drawing: ClassVar[Drawing] = Drawing(
-        "lines", "site", note="Share of the variance (r2) or of prompts (accuracy) that a linear map reads off."
+        "lines", "layer", note="Share of the variance (r2) or of prompts (accuracy) that a linear map reads off."
     )
 
     what: str = ""
@@ -62,7 +62,7 @@ class Linear(Probe):
         return probe_table(
             {
                 **{name: row[name] for name in ("site", "place", "measure", "value", "ci_low", "ci_high", "n")},
-                "what": what,
+                "what": f"{what} in the {'state' if row['site'].endswith(f'.{STATE}') else 'stream'}",
                 "control": max(row["shuffled"], row["untrained"]),
             }
             for row in rows
@@ -71,19 +71,21 @@ class Linear(Probe):
     def words(self, rows: list[Row]) -> list[str]:
         sentences = []
         for what, own in by(rows, "what").items():
-            for name, end in (("the stream after layer", ".output"), ("the state of layer", f".{STATE}")):
-                of = [row for row in own if row["site"].endswith(end)]
-                if not of:
-                    continue
-                best = largest(of)
-                where = f"{name} {best['layer']}"
-                found = f"{MEASURES[best['measure']]} {shown(best)}, control {best['control']:.2f}"
-                sentences.append(
-                    f"{where[0].upper()}{where[1:]} holds {what} ({found})."
-                    if over_control(best)
-                    else f"No linear map reads {what} off {where} better than the control does ({found})."
-                )
+            thing, _, where = what.rpartition(" in the ")
+            best = largest(own)
+            at = f"{'stream after' if where == 'stream' else 'state of'} layer {best['layer']}"
+            found = f"{MEASURES[best['measure']]} {shown(best)}, control {best['control']:.2f}"
+            sentences.append(
+                f"The {at} holds {self._called(thing)} ({found})."
+                if over_control(best)
+                else f"No linear map reads {self._called(thing)} off the {where} better than off a control "
+                f"(layer {best['layer']}: {found})."
+            )
         return sentences
+
+    @staticmethod
+    def _called(thing: str) -> str:
+        return "the answer" if thing == TARGET else f"the prompt's {thing}"
 
 
 MEASURES = {"r2": "R2", "accuracy": "accuracy"}
