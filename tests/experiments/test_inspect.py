@@ -35,8 +35,9 @@ def test_probes_are_put_to_every_model_on_every_task(tmp_path):
     assert together == {(m, t, s) for m in ("softmax", "delta") for t in ("recall", "lines") for s in (0, 1)}
     assert set(found["probe"]) == set(RECIPE["inspect"]["probes"])
     page, report = ((tmp_path / "run" / name).read_text() for name in ("inspect.html", "report.html"))
-    for text in (page, report):
-        assert "recall, softmax: " in text
+    assert "recall: heads:prompts=4" in page
+    assert "<li>softmax: " in page
+    assert "<li>recall, softmax: " in report
     pd.testing.assert_frame_equal(open_run(tmp_path / "run").inspected, found)
 
     # The same, asked of the run afterwards; and what was stopped halfway is made again.
