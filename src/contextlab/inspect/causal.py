@@ -6,7 +6,7 @@ the same from one gradient (attribution patching, 2310.10348).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -26,6 +26,8 @@ from contextlab.spec import describe
 Score = Callable[[Tensor], Tensor]
 """Predictions [B, T, k] -> how much of the answer is there, [B]."""
 By = Literal["places", "heads"]
+Parts = list[tuple[int | None, int | None]]
+"""(place, head) of what is put in alone; None for all of them."""
 COLUMNS = ("site", "place", "head", "score", "effect")
 AT_ONCE = 2**12
 """Tokens that are read in one batch, about."""
@@ -72,21 +74,69 @@ def patch_effects(
         case = _read(model, clean, corrupted, score, sites)
         found: list[dict[str, Any]] = []
         streams = _streams(model, corrupted)
-        for site, value in case.clean.items():
-            parts = _parts(site, value, by)
-            begin = int(site.split(".")[1]) if streams and site.startswith("blocks.") else 0
-            at_once = max(1, AT_ONCE // (value.shape[0] * value.shape[1]))
-            scores: list[float] = []
-            for first in range(0, len(parts), at_once):
-                some = parts[first : first + at_once]
-                copies = _copied(corrupted, len(some))
-                # No layer before the patched one is read again: what it is given is known.
-                given = {"within": Within(stream=_copied(streams[begin], len(some)), begin=begin)} if begin else {}
-                with Taps(model, [(case.sites[site], _put_in(value, some))]):
-                    predicted = model(copies, **given)
-                scores += [score(each).mean().item() for each in predicted.unflatten(0, (len(some), -1))]
-            found += case.rows(site, parts, scores)
+        for site in case.clean:
+            parts, scores = _patched(model, case, site, case.clean[site], corrupted, score, by, streams)
+            found += case.rows(site, parts, scores.mean(1).tolist())
     return _table(found)
+
+
+@dataclass(frozen=True)
+class Patched:
+    """What patching did, prompt by prompt.
+
+    clean_score, corrupted_score: [B]. parts: of each site. scores: site -> of the corrupted text with each part of the
+    clean one, [parts, B]. controls: with that of another row's.
+    """
+
+    clean_score: Tensor
+    corrupted_score: Tensor
+    parts: dict[str, Parts]
+    scores: dict[str, Tensor]
+    controls: dict[str, Tensor]
+
+
+def patch_scores(
+    model: nn.Module, clean: Tensor, corrupted: Tensor, score: Score, asked: Mapping[str, Sequence[By]]
+) -> Patched:
+    """`patch_effects` prompt by prompt, and beside it what the clean text of the row before puts back in its place.
+
+    asked: site -> what is put in alone there, as `by` of that. Arguments and errors as there.
+    """
+    with torch.no_grad():
+        case = _read(model, clean, corrupted, score, list(asked))
+        streams = _streams(model, corrupted)
+        found = Patched(case.clean_score, case.corrupted_score, {}, {}, {})
+        for site, by in asked.items():
+            value = case.clean[site]
+            for into, put in ((found.scores, value), (found.controls, value.roll(1, 0))):
+                found.parts[site], into[site] = _patched(model, case, site, put, corrupted, score, by, streams)
+    return found
+
+
+def _patched(
+    model: nn.Module,
+    case: _Case,
+    site: str,
+    value: Tensor,
+    corrupted: Tensor,
+    score: Score,
+    by: Sequence[By],
+    streams: list[Tensor],
+) -> tuple[Parts, Tensor]:
+    """The parts of a site, and what the corrupted text scores with each of them out of `value`, [parts, B]."""
+    parts = _parts(site, value, by)
+    begin = int(site.split(".")[1]) if streams and site.startswith("blocks.") else 0
+    at_once = max(1, AT_ONCE // (value.shape[0] * value.shape[1]))
+    scores: list[Tensor] = []
+    for first in range(0, len(parts), at_once):
+        some = parts[first : first + at_once]
+        copies = _copied(corrupted, len(some))
+        # No layer before the patched one is read again: what it is given is known.
+        given = {"within": Within(stream=_copied(streams[begin], len(some)), begin=begin)} if begin else {}
+        with Taps(model, [(case.sites[site], _put_in(value, some))]):
+            predicted = model(copies, **given)
+        scores += [score(each) for each in predicted.unflatten(0, (len(some), -1))]
+    return parts, torch.stack(scores)
 
 
 def attribution_effects(
@@ -200,7 +250,7 @@ def _scored(score: Score, prediction: Tensor, rows: int) -> Tensor:
     return found
 
 
-def _parts(site: str, value: Tensor, by: Sequence[By]) -> list[tuple[int | None, int | None]]:
+def _parts(site: str, value: Tensor, by: Sequence[By]) -> Parts:
     """(place, head) of all that is put in alone."""
     for each in by if isinstance(by, list | tuple) else (by,):
         if each not in ("places", "heads"):

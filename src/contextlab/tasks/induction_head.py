@@ -90,10 +90,9 @@ class InductionHead(TokenTask):
         assert prompt.hidden is not None
         inputs, place = prompt.inputs, prompt.hidden["at"].unsqueeze(1)
         at = torch.arange(self.length, device=inputs.device)
-        follows = torch.where(at + 1 == place, inputs, inputs.roll(-1, 1))  # what then follows, were it put here
-        number, there = chosen_of(
-            (at < self.length - 2) & (at != place) & (follows != prompt.targets[:, -1:]), generator
-        )
+        other = inputs.roll(-1, 1) != prompt.targets[:, -1:]  # what follows there
+        fits = (at < self.length - 2) & ((at - place).abs() > 1) & other  # so that the answers stay where they are
+        number, there = chosen_of(fits, generator)
         number = torch.where(there, number, place)
         moved = inputs.scatter(1, place, inputs.gather(1, number)).scatter(1, number, inputs.gather(1, place))
         targets = prompt.targets.clone()
