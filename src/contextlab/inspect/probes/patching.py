@@ -88,8 +88,8 @@ class Patching(Probe):
         if parts[0]["what"] == "places":
             streams = []
             for _, own in by(named, "layer").items():
-                top = sorted(own, key=lambda row: -row["value"])
-                places = some([f"{row['place']} ({percent(row)})" for row in top])
+                largest = sorted(own, key=lambda row: -row["value"])
+                places = some([f"{row['place']} ({percent(row)})" for row in largest])
                 streams.append(f"Before layer {own[0]['layer']} the answer is carried by the stream at place {places}.")
             return streams
         named.sort(key=lambda row: -row["value"])
