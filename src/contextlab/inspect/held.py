@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contextlab.evaluation.intervals import Z95, alike_half
+from contextlab.evaluation.intervals import Z95, alike_half, share_bounds
 from contextlab.inspect.capturing import capture, states_after
 from contextlab.inspect.layout import STATE, Plan, sites
 from contextlab.inspect.probe import Subject
@@ -148,11 +149,20 @@ def spread_places(length: int, count: int) -> list[int]:
 
 
 def mean_of(values: Tensor, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-    """A mean over prompts with its 95% interval, as columns of a probe's row. values: [N], nan where there is none."""
+    """A mean over prompts with its 95% interval, as columns of a probe's row. values: [N], nan where there is none.
+
+    bounds: between which all values lie; of (0, 1) the interval is Wilson's.
+    """
     known = values[~values.isnan()].double()
     mean, count = known.mean().item(), len(known)
-    spread = known.std().item() if count > 1 else 0.0
-    half = Z95 * spread / count**0.5 if spread else alike_half(mean, count, bounds)
-    low, high = bounds or (-math.inf, math.inf)
-    ends = {"ci_low": max(low, mean - half), "ci_high": min(high, mean + half)} if count > 1 else {}
-    return {"value": mean, **ends, "n": count}
+    if count < 2:
+        return {"value": mean, "n": count}
+    half = Z95 * known.std().item() / count**0.5
+    if bounds == (0.0, 1.0):
+        ends = share_bounds(*(np.array([each]) for each in (mean, half, count)))
+        low, high = (float(end[0]) for end in ends)
+    else:
+        half = half or alike_half(mean, count, bounds)
+        least, most = bounds or (-math.inf, math.inf)
+        low, high = max(least, mean - half), min(most, mean + half)
+    return {"value": mean, "ci_low": low, "ci_high": high, "n": count}

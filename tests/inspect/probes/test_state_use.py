@@ -11,7 +11,7 @@ import torch
 
 from contextlab import ModelSpec, build_model, build_task, capture, registry
 from contextlab.inspect import Subject, parse_probe
-from contextlab.inspect.held import mean_of, parts, state_sites
+from contextlab.inspect.held import mean_of, parts, state_sites, states_over
 from contextlab.inspect.looking import look
 from contextlab.inspect.probe import by, records
 from contextlab.inspect.probes.state_use import RANK, SHARE, SPREAD, TOP, effective_rank, participation
@@ -89,25 +89,36 @@ def test_what_is_taken_is_the_state_of_a_written_model():
     assert found["what"].iloc[0] == "matrix 3 x 8"
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("entry", registry.entries("mixer"), ids=lambda entry: entry.name)
-def test_every_state_is_measured_or_refused(entry):
-    model = model_of(entry.name, dict(entry.cases[-1]), loops=1)
-    task = AssociativeRecall(vocabulary=16, pairs=4, length=24)
+def test_every_state_has_parts_or_is_refused(entry):
+    model = model_of(entry.name, dict(entry.cases[-1]))
     if not model.blocks[0].mixer.causal:
+        task = AssociativeRecall(vocabulary=16, pairs=4, length=24)
         assert "keeps a state" in parse_probe("state_use").refusal(Subject(model, task))
         return
-    found = look(model, task, "state_use:prompts=4,places=2")
+    (name,), (mixer,) = state_sites(model).keys(), state_sites(model).values()
+    tokens = torch.randint(0, 16, (3, 30), generator=torch.Generator().manual_seed(0))
+    for state in states_over(model, tokens, [0, 11, 29], [name])[name]:
+        held = parts(state, mixer)
+        assert held
+        assert len({part.name for part in held}) == len(held)
+        assert all(len(part.value) == 3 and part.value.ndim in (2, 4) for part in held)
+    assert any(bool((part.value != 0).any()) for part in held)
+
+
+@pytest.mark.parametrize(
+    "entry", {each.family: each for each in registry.entries("mixer")}.values(), ids=lambda each: each.name
+)
+def test_every_family_is_measured(entry):
+    model = model_of(entry.name, dict(entry.cases[-1]))
+    if not model.blocks[0].mixer.causal:
+        return
+    found = look(model, AssociativeRecall(vocabulary=16, pairs=4, length=24), "state_use:prompts=4,places=2")
     told = by(records(found.table), "measure")
     assert RANK in told or SPREAD in told
-    for row in told.get(RANK, []):
-        assert row["value"] >= 1 - 1e-6
+    assert all(row["value"] >= 1 - 1e-6 for row in (*told.get(RANK, []), *told.get(SPREAD, [])))
     assert all(0 <= row["value"] <= 1 + 1e-9 for row in (*told.get(SHARE, []), *told.get(TOP, [])))
-    state = model.read(torch.zeros(2, 20, dtype=torch.int64))[1]
-    (mixer,) = state_sites(model).values()
-    layer = next(each for each in state.layers)
-    names = [part.name for part in parts(layer, mixer)]
-    assert names
-    assert len(set(names)) == len(names)
 
 
 def test_means_have_intervals_within_bounds():
