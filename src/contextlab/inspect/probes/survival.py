@@ -148,7 +148,6 @@ class Survival(Probe):
 
     def words(self, rows: list[Row]) -> list[str]:
         told = by(rows, "measure")
-        lives = {row["site"]: row for row in told.get(HALF, [])}
         sentences = []
         ends = [own[-1] for own in by(told.get(LEFT, []), "site").values()]
         for place, own in by(ends, "place").items():
@@ -156,8 +155,8 @@ class Survival(Probe):
             left = [f"{shown(row)} in layer {row['layer']}{_fresh([row])}" for row in own]
             sentences.append(f"Of a token's write there is left after {after}: {listed(left)}.")
         if HALF in told:
-            lives = [f"{shown(row, 1)} tokens in layer {row['layer']}{_fresh([row], 1)}" for row in told[HALF]]
-            sentences.append(f"Half of a write is left after {listed(lives)}.")
+            halves = [f"{shown(row, 1)} tokens in layer {row['layer']}{_fresh([row], 1)}" for row in told[HALF]]
+            sentences.append(f"Half of a write is left after {listed(halves)}.")
         for measure, own in told.items():
             if measure not in (LEFT, HALF, OF_HEAD):
                 near, far = next((row for row in own if row["place"]), own[0]), own[-1]
