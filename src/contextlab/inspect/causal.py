@@ -73,9 +73,9 @@ def patch_effects(
     with torch.no_grad():
         case = _read(model, clean, corrupted, score, sites)
         found: list[dict[str, Any]] = []
-        streams = _streams(model, corrupted)
+        streams = streams_of(model, corrupted)
         for site in case.clean:
-            parts, scores = _patched(model, case, site, case.clean[site], corrupted, score, by, streams)
+            parts, scores = scores_with(model, case.sites[site], case.clean[site], corrupted, score, by, streams)
             found += case.rows(site, parts, scores.mean(1).tolist())
     return _table(found)
 
@@ -104,36 +104,39 @@ def patch_scores(
     """
     with torch.no_grad():
         case = _read(model, clean, corrupted, score, list(asked))
-        streams = _streams(model, corrupted)
+        streams = streams_of(model, corrupted)
         found = Patched(case.clean_score, case.corrupted_score, {}, {}, {})
         for site, by in asked.items():
             value = case.clean[site]
             for into, put in ((found.scores, value), (found.controls, value.roll(1, 0))):
-                found.parts[site], into[site] = _patched(model, case, site, put, corrupted, score, by, streams)
+                found.parts[site], into[site] = scores_with(model, case.sites[site], put, corrupted, score, by, streams)
     return found
 
 
-def _patched(
+def scores_with(
     model: nn.Module,
-    case: _Case,
-    site: str,
+    site: Site,
     value: Tensor,
-    corrupted: Tensor,
+    inputs: Tensor,
     score: Score,
     by: Sequence[By],
-    streams: list[Tensor],
+    streams: Sequence[Tensor] = (),
 ) -> tuple[Parts, Tensor]:
-    """The parts of a site, and what the corrupted text scores with each of them out of `value`, [parts, B]."""
-    parts = _parts(site, value, by)
-    begin = int(site.split(".")[1]) if streams and site.startswith("blocks.") else 0
+    """The parts of a site, and what the inputs score with each of them alone out of `value`, [parts, B].
+
+    value: [B, T, ...] as flows there. inputs: [B, T] or [B, T, d]. by: what is put in alone, as for `patch_effects`.
+    streams: what each layer is given when the inputs are read (`streams_of`), so that earlier ones are not read again.
+    """
+    parts = _parts(site.name, value, by)
+    begin = int(site.name.split(".")[1]) if streams and site.name.startswith("blocks.") else 0
     at_once = max(1, AT_ONCE // (value.shape[0] * value.shape[1]))
     scores: list[Tensor] = []
     for first in range(0, len(parts), at_once):
         some = parts[first : first + at_once]
-        copies = _copied(corrupted, len(some))
+        copies = _copied(inputs, len(some))
         # No layer before the patched one is read again: what it is given is known.
         given = {"within": Within(stream=_copied(streams[begin], len(some)), begin=begin)} if begin else {}
-        with Taps(model, [(case.sites[site], _put_in(value, some))]):
+        with Taps(model, [(site, _put_in(value, some))]):
             predicted = model(copies, **given)
         scores += [score(each) for each in predicted.unflatten(0, (len(some), -1))]
     return parts, torch.stack(scores)
@@ -185,7 +188,7 @@ def _copied(x: Tensor, times: int) -> Tensor:
     return x.repeat(times, *(1 for _ in x.shape[1:]))
 
 
-def _streams(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def streams_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """What each layer is given, [B, T, D]; [] of a model that cannot go on from there."""
     if not isinstance(model, Model):
         return []
