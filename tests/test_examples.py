@@ -61,6 +61,7 @@ LINES = {
     "my_task.py": 60,
     "my_policy.py": 25,
     "my_conversion.py": 25,
+    "my_probe.py": 45,
     "my_recipe.yaml": 10,
     "my_figure.py": 15,
 }
@@ -83,6 +84,7 @@ def test_the_templates_are_short_and_each_has_its_page():
         ("learner", "shift_reader", "my_task.py"),
         ("policy", "longest_values", "my_policy.py"),
         ("conversion", "relative_size", "my_conversion.py"),
+        ("probe", "stream_size", "my_probe.py"),
     ],
 )
 def test_the_templates_keep_the_laws(kind, name, file):

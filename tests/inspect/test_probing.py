@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+import contextlab
 from contextlab import build_model, build_task
 from contextlab.errors import InputError
 from contextlab.inspect import linear_probe
-from contextlab.inspect.probing import _measured, _ridge
+from contextlab.inspect.probing import _measured, _ridge, fresh_model
 
 REGRESSION = build_task("linear_regression", dimensions=3, examples=24)
 RECALL = build_task("associative_recall", vocabulary=16, pairs=2, length=12)
@@ -110,3 +111,15 @@ def test_the_untrained_model_is_a_control():
     assert abs(found["untrained"] - found["value"]).max() < 0.4  # neither is trained
     without = linear_probe(model, REGRESSION, "weights", "blocks.*.mixer.state", prompts=120, test=60, untrained=False)
     assert without["untrained"].isna().all()
+
+
+def test_the_control_of_a_construction_has_weights_that_are_drawn():
+    model = contextlab.build_model("gd_construction", dimensions=3, learning_rate=0.05).double()
+    fresh = fresh_model(model, 1)
+    assert not fresh.training
+    assert next(fresh.parameters()).dtype == torch.float64
+    assert [each.shape for each in fresh.parameters()] == [each.shape for each in model.parameters()]
+    here, there = (dict(each.named_parameters()) for each in (model, fresh))
+    assert not torch.equal(here["blocks.0.mixer.in_proj.weight"], there["blocks.0.mixer.in_proj.weight"])
+    again = dict(fresh_model(model, 1).named_parameters())
+    assert all(torch.equal(again[name], value) for name, value in there.items())

@@ -185,6 +185,8 @@ def _example(entry: Any) -> str:
         )
     if entry.kind == "conversion":
         return _conversion_example(entry, case)
+    if entry.kind == "probe":
+        return f"contextlab inspect runs/demo --task recall --probe {entry.name}"
     return f'contextlab.build_{entry.kind}("{entry.name}"{options})'
 
 

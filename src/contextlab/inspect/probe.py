@@ -12,7 +12,8 @@ import torch
 
 from contextlab import registry
 from contextlab.errors import InputError
-from contextlab.models import Model, build_model
+from contextlab.inspect.probing import fresh_model
+from contextlab.models import Model
 from contextlab.policies.core.parse import parse_options
 from contextlab.prompt import Prompt, Task
 from contextlab.words import listed
@@ -60,7 +61,7 @@ class Subject:
 
     def untrained(self) -> Model:
         """A model of the same form with fresh weights: what is found in it was not learned."""
-        return build_model(self.model.spec, seed=self.seed + 1).to(self.device, self.dtype).eval()
+        return fresh_model(self.model, self.seed + 1)
 
     def require_fitting(self) -> None:
         """Raises InputError where the model does not read the task's prompts."""

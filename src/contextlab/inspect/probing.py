@@ -83,7 +83,7 @@ def linear_probe(
     wanted = _wanted(drawn, what, place, at)
     with _evaluating(model):
         held = _features(model, drawn, sites, at)
-    fresh = _features(build_model(model.spec, seed=seed + 1).eval(), drawn, sites, at) if untrained else None
+    fresh = _features(fresh_model(model, seed + 1), drawn, sites, at) if untrained else None
     order = torch.randperm(prompts, generator=generator)
     rows = []
     for site, features in held.items():
@@ -100,6 +100,16 @@ def linear_probe(
         told["untrained"] = math.nan if fresh is None else _measured(fresh[site], wanted, wanted[:prompts])[0]
         rows.append({**told, "n": test})
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"place": "Int64"})
+
+
+def fresh_model(model: Model, seed: int) -> Model:
+    """A model of the same form with weights that are drawn, in evaluation mode, where the model is and in its precision.
+
+    Of a construction, whose weights are written down, too: it must not find in its control what was written.
+    """
+    first = next(model.parameters())
+    spec = model.spec.model_copy(update={"construction": None})
+    return build_model(spec, seed=seed).to(first.device, first.dtype).eval()
 
 
 def readable(prompt: Prompt, what: str) -> bool:
