@@ -103,7 +103,7 @@ def linear_probe(
 
 
 def fresh_model(model: Model, seed: int) -> Model:
-    """A model of the same form with weights that are drawn, in evaluation mode, where the model is and in its precision.
+    """A model of the same form with weights that are drawn, in evaluation mode, on the same device and as precise.
 
     Of a construction, whose weights are written down, too: it must not find in its control what was written.
     """
