@@ -248,18 +248,18 @@ def nearest(own: Tensor, known: Known, keep: int) -> dict[str, tuple[int | None,
             between = (known.answers[one, best[one][0]] - known.answers[other, best[other][0]]).square().sum(1)
             apart += between / between.mean().clamp_min(torch.finfo(between.dtype).tiny)
     chosen = apart.topk(min(keep, len(apart))).indices
-    values = {name: each[chosen] for name, (_, each) in best.items()}
-    top = max(values, key=lambda name: values[name].mean().item())
+    kept = {name: each[chosen] for name, (_, each) in best.items()}
+    top = max(kept, key=lambda name: kept[name].mean().item())
     return {
         name: (
             best[name][0],
             {
                 SIMILARITY: _capped(mean_of(each)),
-                BEHIND: mean_of(values[top] - each),
+                BEHIND: mean_of(kept[top] - each),
                 **({STEPS: steps[name]} if name in steps else {}),
             },
         )
-        for name, each in values.items()
+        for name, each in kept.items()
     }
 
 
