@@ -1,5 +1,27 @@
 """The probes, one instrument a file: each measures one thing inside a trained model (see `contextlab.inspect.look`)."""
 
-from contextlab.inspect.probes import ablation, algorithm, heads, influence, lens, linear, patching, state_use, survival
+from contextlab.inspect.probes import (
+    ablation,
+    algorithm,
+    heads,
+    influence,
+    lens,
+    linear,
+    patching,
+    state_use,
+    state_vector,
+    survival,
+)
 
-__all__ = ["ablation", "algorithm", "heads", "influence", "lens", "linear", "patching", "state_use", "survival"]
+__all__ = [
+    "ablation",
+    "algorithm",
+    "heads",
+    "influence",
+    "lens",
+    "linear",
+    "patching",
+    "state_use",
+    "state_vector",
+    "survival",
+]
