@@ -11,6 +11,7 @@ from contextlab.inspect.probes import (
     state_use,
     state_vector,
     survival,
+    task_vector,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "state_use",
     "state_vector",
     "survival",
+    "task_vector",
 ]
