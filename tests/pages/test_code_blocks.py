@@ -140,6 +140,8 @@ def run_command(stage: Stage, block: Block, words: list[str]) -> None:
     new = arguments[0] in ("run", "sweep") and "--out" in words and words[words.index("--out") + 1]
     stage.provide(named(" ".join(words)) - {new})
     less = LESS.get(arguments[0], []) or LESS.get(" ".join(arguments[:2]), [])
+    if arguments[0] == "inspect" and not {"--sites", "--probe"} & set(arguments):
+        less = ["--probe", "heads"]  # in the place of all probes
     if alike(words, less) not in stage.worked:  # pages repeat themselves
         warm = arguments[0] in stage.imported
         stage.works(argv=[*words, *less], into=into, resolve_only="--check" not in words, warm=warm)
