@@ -96,11 +96,17 @@ class Patched:
 
 
 def patch_scores(
-    model: nn.Module, clean: Tensor, corrupted: Tensor, score: Score, asked: Mapping[str, Sequence[By]]
+    model: nn.Module,
+    clean: Tensor,
+    corrupted: Tensor,
+    score: Score,
+    asked: Mapping[str, Sequence[By]],
+    controls: bool = True,
 ) -> Patched:
-    """`patch_effects` prompt by prompt, and beside it what the clean text of the row before puts back in its place.
+    """`patch_effects` prompt by prompt.
 
-    asked: site -> what is put in alone there, as `by` of that. Arguments and errors as there.
+    asked: site -> what is put in alone there, as `by` of that. controls: whether to put in what the clean text of the
+    row before gave, too. Other arguments and errors as there.
     """
     with torch.no_grad():
         case = _read(model, clean, corrupted, score, list(asked))
@@ -108,7 +114,7 @@ def patch_scores(
         found = Patched(case.clean_score, case.corrupted_score, {}, {}, {})
         for site, by in asked.items():
             value = case.clean[site]
-            for into, put in ((found.scores, value), (found.controls, value.roll(1, 0))):
+            for into, put in ((found.scores, value), (found.controls, value.roll(1, 0)))[: 1 + controls]:
                 found.parts[site], into[site] = scores_with(model, case.sites[site], put, corrupted, score, by, streams)
     return found
 

@@ -3,6 +3,7 @@
 from contextlab.inspect.probes import (
     ablation,
     algorithm,
+    attribution_patching,
     heads,
     influence,
     lens,
@@ -17,6 +18,7 @@ from contextlab.inspect.probes import (
 __all__ = [
     "ablation",
     "algorithm",
+    "attribution_patching",
     "heads",
     "influence",
     "lens",
