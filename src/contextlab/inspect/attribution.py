@@ -153,11 +153,10 @@ def _attended(
     found = []
     for number, layer in enumerate(model.blocks):
         mixer = f"blocks.{number}.mixer"
-        if model.spec.loops > 1 or not isinstance(getattr(layer, "mixer", None), AttentionMixer):
+        own = getattr(layer, "mixer", None)
+        if model.spec.loops > 1 or not isinstance(own, AttentionMixer) or not own.tells_mixing:
             continue
         if any(f"{mixer}.{each}" not in names for each in NODES) or getattr(layer, "router", None) is not None:
-            continue
-        if not layer.mixer.tells_mixing:
             continue
         with torch.no_grad():
             weights = mixing(model, clean, [number])[mixer]

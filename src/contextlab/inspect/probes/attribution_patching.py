@@ -58,7 +58,9 @@ class AttributionPatching(Probe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.by == "places":
-            drawn = Drawing("map", "place", "site", ("what", "head"), (EFFECT,), self.drawing.note)
+            drawn = Drawing(
+                "map", "place", "site", figures=("what", "head"), measures=(EFFECT,), note=self.drawing.note
+            )
             object.__setattr__(self, "drawing", drawn)
 
     def refusal(self, subject: Subject) -> str:
@@ -69,9 +71,9 @@ class AttributionPatching(Probe):
         texts = pairs.clean.inputs, pairs.corrupted.inputs
         places = self.by == "places"
         guessed = estimates(subject.model, *texts, pairs.score, names, places)
-        asked: dict[str, tuple[By, ...]] = {
-            name: (("places",) if places else ()) + (() if name.endswith(".output") else ("heads",)) for name in names
-        }
+        by_place: tuple[By, ...] = ("places",) if places else ()
+        by_head: tuple[By, ...] = (*by_place, "heads")
+        asked = {name: by_place if name.endswith(".output") else by_head for name in names}
         found = patch_scores(subject.model, *texts, pairs.score, asked, controls=False)
         scale = (found.clean_score - found.corrupted_score).double().abs().mean().item()
         parts = [(name, *part) for name in names for part in found.parts[name]]
