@@ -3,6 +3,7 @@
 from contextlab.inspect.probes import (
     ablation,
     algorithm,
+    attribution,
     attribution_patching,
     heads,
     influence,
@@ -18,6 +19,7 @@ from contextlab.inspect.probes import (
 __all__ = [
     "ablation",
     "algorithm",
+    "attribution",
     "attribution_patching",
     "heads",
     "influence",

@@ -13,7 +13,7 @@ from torch import Tensor
 from contextlab.inspect.influences import influence, layers_alone
 from contextlab.inspect.looks import Over, looks, places_of, ratio_of_means, shares
 from contextlab.inspect.maps import VALUES
-from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, probe_table, shown, some
+from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, over_control, probe_table, shown, some
 from contextlab.models import Model
 from contextlab.prompt import Prompt
 from contextlab.registry import register
@@ -92,6 +92,8 @@ class Influence(Probe):
         sentences.append(
             f"What training has made it rest on most is {ON[top['what']]}: {shown(top)} of it, control "
             f"{top['control']:.2f}."
+            if over_control(top)
+            else UNCHANGED
         )
         for what, own in by((row for row in roles if row["site"] != WHOLE), "what").items():
             layers = [row for row in own if row["value"] >= NAMED and row["value"] > row["control"] + ABOVE]
@@ -102,6 +104,7 @@ class Influence(Probe):
         return sentences
 
 
+UNCHANGED = "By what tokens are to the one that asks, it rests on the same ones as with fresh weights."
 ON = {
     "previous": "the token before",
     "same": "the token itself",
