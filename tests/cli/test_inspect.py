@@ -8,6 +8,7 @@ import pytest
 
 from contextlab import build_model, save_model
 from contextlab.inspect import sites
+from contextlab.report.packing import unpacked
 
 
 def test_every_place_is_listed_and_layers_that_are_alike_share_a_row(call, tmp_path):
@@ -50,3 +51,17 @@ def test_what_is_not_there_is_told(call, arguments, said):
     code, out, err = call("inspect", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+def test_maps_stand_in_the_page_where_they_are_asked_for(call, tmp_path):
+    task = "associative_recall:pairs=3,length=16,vocabulary=16"
+    model = build_model("transformer", width=16, depth=1, heads=2, input_size=16, output_size=16, read_in="token")
+    save_model(model, tmp_path / "saved")
+    for flags in ((), ("--html",)):
+        code, _, err = call("inspect", "saved", "--task", task, "--probe", "heads:prompts=2", *flags)
+        assert (code, err) == (0, "")
+        held = unpacked((tmp_path / "inspected" / "saved" / "inspect.html").read_text())
+        assert ("maps" in held) == bool(flags)
+    (shown,) = json.loads(held["maps"])
+    assert [part["name"] for part in shown["parts"]] == ["whole model", "layer 0"]
+    assert "--html: --sites lists places" in call("inspect", "saved", "--sites", "--html")[2]

@@ -47,6 +47,9 @@ def inspect_(
     out: Annotated[
         Path | None, typer.Option(help="Folder for inspect.parquet and inspect.html.", show_default="inspected/MODEL")
     ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Add maps to the page: point at a token, and see which ones it looks at.")
+    ] = False,
     sites: Annotated[
         bool, typer.Option("--sites", help="List the places at which values can be captured and patched.")
     ] = False,
@@ -63,7 +66,7 @@ def inspect_(
 
     Examples:
 
-      contextlab inspect runs/demo --task recall
+      contextlab inspect runs/demo --task recall --html
 
       contextlab inspect runs/demo:transformer --task regression --probe linear:what=weights
 
@@ -71,30 +74,33 @@ def inspect_(
     """
     load_components(plugin, (*PARTS, "probe"))
     if sites:
-        for name, given in (("--task", task), ("--probe", probe), ("--out", out)):
+        for name, given in (("--task", task), ("--probe", probe), ("--out", out), ("--html", html)):
             if given:
                 raise InputError(f"{name}: --sites lists places and measures nothing; leave one of them out")
         _list_sites(model, only, as_json)
         return
     if only:
         raise InputError("--only: is of --sites, which lists places; give --sites, too, or leave it out")
-    _look(model, task, probe, seed, device, out, as_json)
+    _look(model, task, probe, seed, device, out, html, as_json)
 
 
 def _look(
-    model: str, task: str | None, probes: list[str] | None, seed: int, device: str, out: Path | None, as_json: bool
-) -> None:
+    model: str, task: str | None, probes: list[str] | None, seed: int, device: str, out: Path | None, html: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     from contextlab.experiments.subjects import find_subjects
     from contextlab.inspect.looking import Looked, named_probes, write_looked
+    from contextlab.inspect.viewing import Viewed
     from contextlab.places import require_place
     from contextlab.report.looked import write_looked_page
+    from contextlab.report.maps import looked_maps
     from contextlab.training.distributed import resolve
 
     named_probes(probes)
     subjects = find_subjects(model, task, resolve(device))
     folder = out or Path("inspected") / Path(model).name.replace(":", "-")
     require_place(folder)
-    parts = []
+    parts, views = [], dict[tuple[str, str], Viewed]()
     with console.status("looking ...") as status:
         for each in subjects:
             at = each.title
@@ -103,11 +109,15 @@ def _look(
                 status.update(escape(f"{at}: {text} ..."))
 
             parts.append(each.look(probes, seed, progress, skip=len(subjects) > 1))
+            if html and (each.task_name, each.model) not in views:  # of several trainings the first is shown
+                progress("maps")
+                views[each.task_name, each.model] = each.view(seed)
     found = Looked.join(parts)
     if found.table.empty:
         raise InputError(f"inspect: no probe could be put to it: {found.left_out[0]}")
     write_looked(found.table, folder / "inspect.parquet")
-    page = write_looked_page(found, folder / "inspect.html", f"Inside {Path(model).name}")
+    maps = looked_maps(list(views.values())) if views else ""
+    page = write_looked_page(found, folder / "inspect.html", f"Inside {Path(model).name}", maps=maps)
     if as_json:
         print(found.table.to_json(orient="records", indent=2))
         return

@@ -16,6 +16,7 @@ from contextlab.experiments.made_with import naming_plugins
 from contextlab.experiments.models import find_model
 from contextlab.experiments.recipes import load_recipe
 from contextlab.inspect.looking import Looked, look, registered_name
+from contextlab.inspect.viewing import Viewed, view
 from contextlab.models import Model
 from contextlab.policies.core.parse import parse_options
 from contextlab.prompt import Task
@@ -56,6 +57,10 @@ class Found:
             training_seed=self.seed, checkpoints=self.checkpoints, progress=progress,
             skip=skip,
         )  # fmt: skip
+
+    def view(self, seed: int = 0) -> Viewed:
+        """What an interactive map of it shows; see `contextlab.inspect.viewing`."""
+        return view(self.load(), self.task, self.title, seed=seed)
 
 
 def read_task(text: str) -> Task:
