@@ -52,14 +52,15 @@ class Pairs:
         return (given * (clean - corrupted)).sum(-1)
 
 
-def pairs_of(subject: Subject, count: int) -> Pairs:
+def pairs_of(subject: Subject, count: int, draw: int = 0) -> Pairs:
     """Pairs of the subject's task, in the model's precision, without those that the task finds no other answer for.
 
-    Raises InputError where the task tells no corrupted prompts, or finds fewer than two.
+    draw: another one draws other pairs, 2 apart. Raises InputError where the task tells no corrupted prompts, or finds
+    fewer than two.
     """
     task = subject.task
-    drawn = task.sample(count, subject.generator(), subject.device)
-    corrupted = task.corrupt(drawn, subject.generator(1))
+    drawn = task.sample(count, subject.generator(draw), subject.device)
+    corrupted = task.corrupt(drawn, subject.generator(draw + 1))
     at = asked_at(drawn, corrupted)
     kept = (at >= 0).nonzero()[:, 0]
     if len(kept) < LEAST:
