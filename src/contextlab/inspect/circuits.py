@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.inspect.capturing import patch, taking
+from contextlab.inspect.capturing import taking
 from contextlab.inspect.causal import Score
 from contextlab.inspect.layout import chosen, sites
+from contextlab.inspect.taps import Taps
 from contextlab.models import Model
 from contextlab.models.blocks import Block
 
@@ -88,7 +89,8 @@ class Graph:
         names = [f"blocks.{n}.{end}" for n in range(self._depth) for end in ("input", "output")]
         names += [f"{each.name}.{end}" for each in self.receivers[:-1] for end in ("input", "output")]
         names += [f"{name}.heads" for name in self._heads]
-        with taking(model, chosen(model, names)) as taken:
+        self._places = chosen(model, names)
+        with taking(model, self._places) as taken:
             score = self.score(model(inputs))
         found = {name: taken[name] for name in names}
         for number in range(self._depth):
@@ -152,14 +154,15 @@ class Graph:
 
             return note
 
-        edits: dict[str, Any] = {}
+        edits: dict[str, Callable[[Tensor], Tensor]] = {}
         for r, receiver in enumerate(self.receivers[:-1]):
             name = receiver.name
             edits |= {f"{name}.input": receive(r), f"{name}.output": send(name)}
             if name in self._heads:
                 edits[f"{name}.heads"] = keep(name)
         edits[f"blocks.{self._depth - 1}.output"] = lambda value: reads(len(self.receivers) - 1)
-        with patch(self.model, edits):
+        handlers = [(self._places[name], lambda value, _, edit=edit: edit(value)) for name, edit in edits.items()]
+        with Taps(self.model, handlers):
             return self.score(self.model(self.corrupted))
 
     def estimates(self) -> dict[Edge, Tensor]:
