@@ -105,8 +105,8 @@ def patch_scores(
 ) -> Patched:
     """`patch_effects` prompt by prompt.
 
-    asked: site -> what is put in alone there, as `by` of that. controls: whether to put in what the clean text of the
-    row before gave, too. Other arguments and errors as there.
+    clean, corrupted: [B, T] or [B, T, d]. asked: site -> what is put in alone there, as `by` of that. controls: whether
+    to put in what the clean text of the row before gave, too. Other arguments and errors as there.
     """
     with torch.no_grad():
         case = _read(model, clean, corrupted, score, list(asked))

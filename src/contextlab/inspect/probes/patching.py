@@ -99,7 +99,7 @@ class Patching(Probe):
             f"(from an unrelated prompt {first['control']:.0%})."
         ]
         if rest:
-            said.append(f"So do, in part, {some([f'{name(row)} ({percent(row)})' for row in rest])}.")
+            said.append(f"Others, each alone: {some([f'{name(row)} ({percent(row)})' for row in rest])}.")
         return said
 
 
