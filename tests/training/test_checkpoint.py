@@ -276,3 +276,30 @@ def test_one_whose_removal_is_cut_short_is_no_checkpoint(tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["step_best"]
     checkpoint.clear(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_all_checkpoints_stay_where_they_are_kept(tmp_path: Path) -> None:
+    plain = Tiny()
+    train(plain, Sums(), SPEC, folder=tmp_path / "two")
+    kept = Tiny()
+    spec = SPEC.model_copy(update={"keep_checkpoints": True})
+    train(kept, Sums(), spec, folder=tmp_path / "all")
+    assert [path.name for path in sorted((tmp_path / "all").glob("step_*"))] == [
+        f"step_{step:08d}" for step in range(SPEC.checkpoint_every, SPEC.steps + 1, SPEC.checkpoint_every)
+    ]
+    assert len(list((tmp_path / "two").glob("step_*"))) == 2
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), kept.parameters(), strict=True))
+
+
+def test_which_checkpoints_stay_is_not_what_a_training_is(tmp_path: Path) -> None:
+    """Those of versions that did not know the key go on, too."""
+    whole, resumed = Tiny(), Tiny()
+    expected = train(whole, Sums(), SPEC)
+    train(Tiny(), Sums(), SPEC, folder=tmp_path, pause=SPEC.checkpoint_every)
+    written = json.loads((tmp_path / f"step_{SPEC.checkpoint_every:08d}" / "training.json").read_text())
+    assert "keep_checkpoints" not in json.dumps(written)
+    spec = SPEC.model_copy(update={"keep_checkpoints": True})
+    found = train(resumed, Sums(), spec, folder=tmp_path, resume=True)
+    assert found.step == expected.step
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+    assert len(list(tmp_path.glob("step_*"))) == SPEC.steps // SPEC.checkpoint_every

@@ -281,7 +281,7 @@ def _read_score(path: Path, written: tuple[int, ...]) -> Mapping[str, Any]:
 def _is_of(path: Path, training: Training) -> bool:
     """Whether a checkpoint is of this training."""
     known = read_record(path / checkpoint.RECORD, checkpoint.KEYS)["is"]
-    wanted = {"model": training.model, "train": training.train}
+    wanted = {"model": training.model.model_dump(mode="json"), "train": training.train.identity()}
     return known.get("seed") == training.seed and not any(
-        checkpoint.differences(known.get(name), spec.model_dump(mode="json")) for name, spec in wanted.items()
+        checkpoint.differences(known.get(name), what) for name, what in wanted.items()
     )

@@ -99,10 +99,11 @@ def write(
     tensors: Mapping[str, Tensor],
     record: Mapping[str, Any],
     beside: Callable[[Path], None] | None = None,
+    keep_all: bool = False,
 ) -> Path:
-    """Write the checkpoint of `record["step"]`; of those before it the last one stays. Returns its folder.
+    """Write the checkpoint of `record["step"]`; of those before it the last one stays, or all. Returns its folder.
 
-    tensors: of any shape. beside: writes other files into the folder.
+    tensors: of any shape. beside: writes other files into the folder. keep_all: whether all before it stay.
     """
     path = folder / f"step_{record['step']:08d}"
     with atomic_folder(path) as temporary:
@@ -111,7 +112,7 @@ def write(
             beside(temporary)
         digest = write_tensors(temporary / TENSORS, dict(tensors))
         write_record(temporary / RECORD, {**record, DIGEST: digest})
-    for older in _steps(folder, below=record["step"])[1:]:
+    for older in [] if keep_all else _steps(folder, below=record["step"])[1:]:
         shutil.rmtree(older, ignore_errors=True)
     return path
 

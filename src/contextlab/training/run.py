@@ -87,6 +87,7 @@ class Run:
     share: int = 1  # trainings that go together as one program, which share its time
     counted: float = field(default_factory=time.perf_counter)  # up to then the time is in `earlier`
     path: Path | None = None
+    keep_all: bool = False  # checkpoints, not the last two alone
 
     @property
     def seconds(self) -> float:
@@ -226,7 +227,7 @@ class Run:
             }
             with self.state.in_use():
                 own = {**self.state.optimizer, **streams, **tensors}
-                self.path = checkpoint.write(self.folder, self.model, own, record, self.state.write)
+                self.path = checkpoint.write(self.folder, self.model, own, record, self.state.write, self.keep_all)
         self.team.wait()
 
     def _streams(self, states: list[Tensor]) -> dict[str, Tensor]:

@@ -184,6 +184,8 @@ class TrainSpec(Spec):
     until: ends the training as soon as the model is good enough, or where it is hopeless; `steps` are then the most.
     log_every: steps between recorded losses.
     checkpoint_every: steps between checkpoints; 0 for none but the last.
+    keep_checkpoints: every checkpoint stays, for probes of how the training went (`formation`); else the last two. Each
+        takes as much room as the weights and the optimiser's numbers.
     """
 
     steps: NonNegativeInt = 2000
@@ -211,6 +213,7 @@ class TrainSpec(Spec):
     until: UntilSpec | None = None
     log_every: PositiveInt = 10
     checkpoint_every: NonNegativeInt = 500
+    keep_checkpoints: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> TrainSpec:
@@ -240,6 +243,10 @@ class TrainSpec(Spec):
             )
         self.__dict__["steps"] = steps  # it was not given: what is written of the spec leaves it out
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides what is learned, as plain data: all but which checkpoints stay."""
+        return self.model_dump(mode="json", exclude={"keep_checkpoints"})
 
     @property
     def adapter(self) -> LoraSpec | Ia3Spec | None:

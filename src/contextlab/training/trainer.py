@@ -96,6 +96,7 @@ def train(
     with frozen(model, spec.freeze), adapted(model, spec.adapter, seed) as adapters:
         state = TrainState.start(model, spec, seed, team.rank, adapters)
         run = Run(model, state, team, identity(model, given, spec, seed, team), Path(folder) if folder else None)
+        run.keep_all = spec.keep_checkpoints
         try:
             run.open(resume)
             if not run.status:
@@ -245,7 +246,7 @@ def identity(model: Any, tasks: Sequence[Task], spec: TrainSpec, seed: int, team
     return {
         "model": model.spec.model_dump(mode="json"),
         "task": described[0] if len(described) == 1 else described,
-        "train": spec.model_dump(mode="json"),
+        "train": spec.identity(),
         "seed": seed,
         "device": team.device.type,
         "processes": team.count,
