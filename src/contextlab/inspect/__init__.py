@@ -17,6 +17,7 @@ with contextlab.patch(model, {"blocks.0.mixer.heads": contextlab.inspect.only(to
 from contextlab.inspect import probes
 from contextlab.inspect.capturing import Taken, capture, patch, run_with_cache, states_after
 from contextlab.inspect.causal import attribution_effects, patch_effects
+from contextlab.inspect.dictionaries import Dictionary, train_dictionary
 from contextlab.inspect.edits import Edit, only, ranks
 from contextlab.inspect.influences import influence
 from contextlab.inspect.layout import Site, sites
@@ -27,6 +28,7 @@ from contextlab.inspect.probe import Drawing, Probe, Subject, parse_probe, probe
 from contextlab.inspect.probing import linear_probe
 
 __all__ = [
+    "Dictionary",
     "Drawing",
     "Edit",
     "Looked",
@@ -52,4 +54,5 @@ __all__ = [
     "run_with_cache",
     "sites",
     "states_after",
+    "train_dictionary",
 ]
