@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from contextlab import build_model, save_model
+from contextlab import build_model, build_task, save_model
 from contextlab.inspect import sites
+from contextlab.inspect.looking import read_looked
 from contextlab.report.packing import unpacked
 
 
@@ -41,8 +42,12 @@ def _named(pattern, number):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("transformer",), "--task: on whose prompts?"),
+        (("nowhere",), "--task: on whose prompts?"),
         (("transformr", "--sites"), "did you mean 'transformer'"),
+        (("transformer", "--task", "associative_recall"), "transformer: is a preset, whose weights are not trained"),
+        (("transformer", "--probe", "hed"), "unknown probe 'hed'; did you mean 'heads'"),
+        (("transformer", "--sites", "--probe", "heads"), "--probe: --sites lists places and measures nothing"),
+        (("transformer", "--only", "blocks.*"), "--only: is of --sites"),
         (("transformer", "--sites", "--only", "blks.*"), "no site matches 'blks.*'"),
         (("transformer", "--sites", "--only", "blocks.0.mixer.w"), "unknown site 'blocks.0.mixer.w'; did you mean"),
     ],
@@ -65,3 +70,24 @@ def test_maps_stand_in_the_page_where_they_are_asked_for(call, tmp_path):
     (shown,) = json.loads(held["maps"])
     assert [part["name"] for part in shown["parts"]] == ["whole model", "layer 0"]
     assert "--html: --sites lists places" in call("inspect", "saved", "--sites", "--html")[2]
+
+
+def test_a_saved_model_is_looked_into(call, tmp_path):
+    model = build_model("transformer", width=16, depth=1, heads=2, input_size=24, output_size=24, read_in="token")
+    save_model(model, tmp_path / "saved")
+    task = "associative_recall:vocabulary=16,pairs=2,length=12"
+    code, out, _ = call("inspect", "saved", "--task", task, "--probe", "heads:prompts=4", "--out", "seen")
+    assert code == 2  # its own task has other tokens
+    size = build_task("associative_recall", vocabulary=16, pairs=2, length=12).input_size
+    save_model(
+        build_model("transformer", width=16, depth=1, heads=2, input_size=size, output_size=size, read_in="token"),
+        tmp_path / "fitting",
+    )
+    code, out, _ = call("inspect", "fitting", "--task", task, "--probe", "heads:prompts=4", "--out", "seen")
+    assert code == 0
+    assert "head" in out
+    assert (tmp_path / "seen" / "inspect.html").exists()
+    found = read_looked([tmp_path / "seen" / "inspect.parquet"])
+    code, out, _ = call("inspect", "fitting", "--task", task, "--probe", "heads:prompts=4", "--out", "seen", "--json")
+    assert code == 0
+    assert len(json.loads(out)) == len(found) > 0

@@ -97,6 +97,7 @@ def _look(
     from contextlab.training.distributed import resolve
 
     named_probes(probes)
+    _require_weights(model)
     subjects = find_subjects(model, task, resolve(device))
     folder = out or Path("inspected") / Path(model).name.replace(":", "-")
     require_place(folder)
@@ -127,6 +128,17 @@ def _look(
         console.print(f"[dim]left out: {escape(line)}[/dim]", soft_wrap=True)
     console.print("[dim]Brackets: 95% intervals. Control: the same where there is nothing to be found.[/dim]")
     console.print(f"Figures: {page}   Table: {folder / 'inspect.parquet'}", soft_wrap=True)
+
+
+def _require_weights(name: str) -> None:
+    """Raises InputError of a preset, which has none that were trained."""
+    from contextlab import registry
+    from contextlab.files import present
+
+    if not present(Path(name)) and name in registry.names("model"):
+        raise InputError(
+            f"{name}: is a preset, whose weights are not trained; give a run, a saved model, or --sites for its places"
+        )
 
 
 def _list_sites(model: str, only: list[str] | None, as_json: bool) -> None:
