@@ -34,10 +34,10 @@ def copy(mixer):
 def test_copies_are_found_and_others_are_not():
     words, table = table_of("transformer", copy)
     for layer in range(2):
-        row = table.loc["heads", f"blocks.{layer}.mixer", "different"]
+        row = table.loc["heads that look different", f"blocks.{layer}.mixer", "different"]
         assert (row["value"], row["ci_low"], row["ci_high"]) == (3, 3, 3)
         assert table.loc["heads", f"blocks.{layer}.mixer", "all"]["value"] == 4
-        assert table.loc["together", f"blocks.{layer}.mixer", "0+3"]["value"] > 0.999
+        assert table.loc["correlation in a group", f"blocks.{layer}.mixer", "0+3"]["value"] > 0.999
     assert words[0].startswith("6 of 8 heads look different")
     assert words[1].startswith("Heads 0.0 and 0.3 look alike (correlation 1.00 [1.00, 1.00], control")
     words, table = table_of("transformer", sharpen)

@@ -20,7 +20,8 @@ from contextlab.models import Model
 from contextlab.registry import register
 from contextlab.words import listed
 
-DIFFERENT, ALL, PAIRS, MEAN, TOGETHER = "different", "all", "correlation", "mean of pairs", "together"
+HEADS, EVERY, PAIRS, TOGETHER = "heads that look different", "heads", "correlation", "correlation in a group"
+DIFFERENT, ALL, MEAN = "different", "all", "mean of pairs"
 DRAWS = 200
 """Of the bootstrap over prompts."""
 
@@ -42,7 +43,7 @@ class HeadGroups(Probe):
     """
 
     drawing: ClassVar[Drawing] = Drawing(
-        "lines", "site", figures=("measure",), note="heads: all of the layer, and groups of those that look different."
+        "lines", "site", figures=("measure",), note="Groups: heads each two of which look alike."
     )
 
     alike: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -68,8 +69,8 @@ class HeadGroups(Probe):
             of = {"site": site, "n": self.prompts}
             count = {"value": len(groups), **ends, "control": len(groups_of(beside, self.alike))}
             rows += [
-                {**of, "what": DIFFERENT, "measure": "heads", **count},
-                {**of, "what": ALL, "measure": "heads", "value": heads},
+                {**of, "what": DIFFERENT, "measure": HEADS, **count},
+                {**of, "what": ALL, "measure": EVERY, "value": heads},
                 {**of, "what": MEAN, "measure": PAIRS, **_pairs(each, list(range(heads))),
                  "control": _pairs(fresh[site], list(range(heads)))["value"]},
             ]  # fmt: skip
@@ -84,10 +85,10 @@ class HeadGroups(Probe):
 
     def words(self, rows: list[Row]) -> list[str]:
         measured = by(rows, "measure")
-        counts = by(measured["heads"], "what")
-        number, control = (sum(row[name] for row in counts[DIFFERENT]) for name in ("value", "control"))
-        every = sum(row["value"] for row in counts[ALL])
-        layers = listed([f"{row['layer']} has {shown(row, 0)}" for row in counts[DIFFERENT]])
+        different = measured[HEADS]
+        number, control = (sum(row[name] for row in different) for name in ("value", "control"))
+        every = sum(row["value"] for row in measured[EVERY])
+        layers = listed([f"{row['layer']} has {shown(row, 0)}" for row in different])
         sentences = [
             f"{number:.0f} of {every:.0f} heads look different, of fresh weights {control:.0f}: layer {layers}."
         ]
