@@ -52,6 +52,7 @@ def summary(results: pd.DataFrame, compressed: pd.DataFrame) -> None:
             records=make_records(LONG),
             record={},
             compressed=compressed,
+            inspected=pd.DataFrame(),
             folder=Path(),
             report="r.html",
         )

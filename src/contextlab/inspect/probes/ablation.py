@@ -17,7 +17,7 @@ from contextlab.inspect.causal import By, scores_with, streams_of
 from contextlab.inspect.held import mean_of
 from contextlab.inspect.layout import chosen, sites
 from contextlab.inspect.probe import Drawing, Probe, Row, Subject, over_control, probe_table, shown, some
-from contextlab.inspect.probes.patching import capital, head_sites, name
+from contextlab.inspect.probes.patching import head_sites, name
 from contextlab.models import Model
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt
 from contextlab.registry import register
@@ -66,7 +66,8 @@ class Ablation(Probe):
     def words(self, rows: list[Row]) -> list[str]:
         intact = next(row for row in rows if row["what"] == INTACT)
         metric = intact["measure"]
-        found = f"The intact model has {metric} {shown(intact)}, one with fresh weights {intact['control']:.2f}"
+        words = metric.replace("_", " ")
+        found = f"The intact model has {words} {shown(intact)}, one with fresh weights {intact['control']:.2f}"
         ends = [intact["value"] if each is None else each for each in (intact["ci_low"], intact["ci_high"])]
         if ends[0] <= intact["control"] if metric in HIGHER_IS_BETTER else ends[1] >= intact["control"]:
             return [f"{found}: it has learned nothing that a part could be missed for."]
@@ -80,7 +81,7 @@ class Ablation(Probe):
             heads = sorted((row for row in lost if row["head"] is not None), key=lambda row: -row["value"])
             whole = sorted((row for row in lost if row["head"] is None), key=lambda row: -row["value"])
             named = [some([f"{name(row)} ({shown(row)})" for row in each]) for each in (heads, whole) if each]
-            said.append(f"{capital(metric)} is worse without {'; without '.join(named)}; replaced {IN_PLACE[kind]}.")
+            said.append(f"Replaced {IN_PLACE[kind]}, what each part costs in {words}: {'; '.join(named)}.")
         return said
 
 
