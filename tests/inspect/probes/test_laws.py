@@ -133,3 +133,11 @@ def test_a_probe_is_a_class_of_its_kind():
     with pytest.raises(registry.InputError, match=r"contextlab.inspect.Probe"):
         registry.register("probe", "none")(lambda: None)
     assert issubclass(registry.lookup("probe", "heads").factory, Probe)
+
+
+@pytest.mark.parametrize("entry", registry.entries("probe"), ids=lambda entry: entry.name)
+def test_every_option_has_a_line_of_its_own(entry):
+    assert [each.name for each in entry.parameters if not each.help] == []
+    for each in entry.parameters:  # another's line that runs on from this one
+        others = [other.name for other in entry.parameters if other is not each]
+        assert not any(f" {other}: " in each.help for other in others), each.help

@@ -41,7 +41,8 @@ class Ablation(Probe):
 
     A mixer without heads is taken away as a whole, and counted as head 0.
 
-    prompts: of the task. metric: of those that the task tells; "" its own.
+    prompts: of the task.
+    metric: of those that the task tells; "" its own.
     """
 
     drawing: ClassVar[Drawing] = Drawing(

@@ -55,9 +55,11 @@ class Algorithm(Probe):
     map would do it; "own", by the model's norm and read-out (the logit lens); "tuned", by the tuned lens. The control
     is the same in a model with fresh weights.
 
-    prompts: that are compared. pool: prompts drawn for each of them. fit: to fit read-outs to.
-    steps: the most that are tried. step_size: of gradient descent; null for its own (`contextlab show learner
-        gradient_descent`).
+    prompts: that are compared.
+    pool: prompts drawn for each of them.
+    fit: to fit read-outs to.
+    steps: the most that are tried.
+    step_size: of gradient descent; null for its own (`contextlab show learner gradient_descent`).
     read_out: "" is "fitted" for real targets of models that read from left to right, else "tuned".
     """
 

@@ -44,8 +44,9 @@ class AttributionPatching(Probe):
     chance gives), the correlation over parts, intervals by resampling prompts; and how many texts are read for it,
     forward and backward, for each that patching reads.
 
-    prompts: pairs that are drawn. by: "heads", all places of a head at once; "places", each place alone, as in the
-        papers (prompts of 100 tokens have a hundred times as many parts, and patching takes as long).
+    prompts: pairs that are drawn.
+    by: "heads", all places of a head at once; "places", each place alone, as in the papers (prompts of 100 tokens have
+        a hundred times as many parts, and patching takes as long).
     """
 
     drawing: ClassVar[Drawing] = Drawing(

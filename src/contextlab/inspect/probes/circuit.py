@@ -39,8 +39,8 @@ class Circuit(Probe):
     as ACDC does (2304.14997). No edge of what remains can be spared, but a smaller circuit of others may exist. It is
     then run on fresh prompts; the control is the mean of random circuits of as many edges.
 
-    prompts: pairs to find it on; as many fresh ones test it. keep: how near the answer must stay, as a share of the
-        clean answer: 0.9 is from 90% to 110%.
+    prompts: pairs to find it on; as many fresh ones test it.
+    keep: how near the answer must stay, as a share of the clean answer: 0.9 is from 90% to 110%.
     """
 
     drawing: ClassVar[Drawing] = Drawing(

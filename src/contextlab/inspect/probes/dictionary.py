@@ -44,8 +44,16 @@ class DictionaryProbe(Probe):
     The control is the dictionary as it is drawn, of random directions, before it is trained. Absorption is not
     measured: it needs features that are known to imply one another.
 
-    site: what is read, a pattern; "" takes the stream after the middle layer. target: of a transcoder, what is told.
-    kind, units, k, tokens, steps, batch, learning_rate: see `contextlab.inspect.train_dictionary`. test: prompts.
+    site: what is read, a pattern; "" takes the stream after the middle layer.
+    target: of a transcoder, what is told.
+    kind: "topk" keeps the k largest units of a token, "jumprelu" those above a threshold that is learned.
+    units: of the dictionary; 0 for four times the width.
+    k: units that answer for a token.
+    tokens: to train on.
+    steps: of training.
+    batch: tokens a step.
+    learning_rate: of Adam.
+    test: prompts to measure on.
     """
 
     drawing: ClassVar[Drawing] = Drawing(

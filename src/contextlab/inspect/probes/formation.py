@@ -50,8 +50,9 @@ class Formation(Probe):
     It needs three checkpoints at least: contextlab run RECIPE --set train.keep_checkpoints=true
     --set train.checkpoint_every=50. Of one seed: how dates differ between trainings, several seeds tell.
 
-    prompts: to measure on. fit: to fit linear maps to. what: a name in the task's `Prompt.hidden`, or "target"; ""
-        takes the first that is hidden, or the answer.
+    prompts: to measure on.
+    fit: to fit linear maps to.
+    what: a name in the task's `Prompt.hidden`, or "target"; "" takes the first that is hidden, or the answer.
     """
 
     drawing: ClassVar[Drawing] = Drawing(

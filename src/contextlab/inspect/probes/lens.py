@@ -35,7 +35,8 @@ class Lens(Probe):
     of the way from chance to the model's own answer. Chance is `Task.chance`, else what a constant answer gets. The
     control is the same in a model with fresh weights, whose tuned lens is fitted to it.
 
-    prompts: to measure on. fit: to fit the tuned lens to.
+    prompts: to measure on.
+    fit: to fit the tuned lens to.
     """
 
     drawing: ClassVar[Drawing] = Drawing(

@@ -31,7 +31,8 @@ class Linear(Probe):
         hidden, or the answer where nothing is.
     sites: places that are read, a pattern; "" takes the streams after each layer, and states that do not grow.
     place: of the token, from the end where it is below 0; null: each prompt's last one whose prediction counts.
-    prompts, test: to fit on and to measure on.
+    prompts: to fit on.
+    test: prompts to measure on.
     """
 
     drawing: ClassVar[Drawing] = Drawing(

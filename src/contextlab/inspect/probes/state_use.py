@@ -45,7 +45,9 @@ class StateUse(Probe):
     A short convolution's last inputs, an unfinished segment's tokens and counts are not measured, and neither are
     summaries beside keys and values. The control is the same in a model with fresh weights.
 
-    prompts: over which values are means. places: of the text, evenly; the last one is there. top: singular values.
+    prompts: over which values are means.
+    places: of the text, evenly; the last one is there.
+    top: singular values.
     """
 
     drawing: ClassVar[Drawing] = Drawing(

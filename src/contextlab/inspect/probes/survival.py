@@ -51,7 +51,8 @@ class Survival(Probe):
 
     `place` is the distance in tokens. The control is the same in a model with fresh weights.
 
-    prompts: over which values are means. writes: places in the first third of the text that are tried.
+    prompts: over which values are means.
+    writes: places in the first third of the text that are tried.
     tokens: adjoining ones that are replaced together; 2 for a key with its value.
     """
 

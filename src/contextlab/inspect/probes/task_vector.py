@@ -43,7 +43,8 @@ class TaskVector(Probe):
     layers of a regression), it tells nothing. What is read from the context by attention or from a state beside the
     query is not in the vector either; `state_vector` measures that.
 
-    contexts: functions. queries: to make vectors of, and as many others to test them with.
+    contexts: functions.
+    queries: to make vectors of, and as many others to test them with.
     """
 
     drawing: ClassVar[Drawing] = Drawing(
