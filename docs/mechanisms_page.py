@@ -106,14 +106,14 @@ def value(rows: Rows, wanted: Measure) -> tuple[Interval, float | None] | None:
 
 
 def highest(values: Mapping[str, Interval]) -> str:
-    """Who has the highest value, as far as intervals part the models."""
+    """Who has the highest values, told apart by their intervals from all others; "" where none are."""
     if len(values) < 2:
         return ""
     order = sorted(values, key=lambda name: -values[name].value)
     group = [name for name in order if values[name].high >= values[order[0]].low]
     rest = [name for name in order if name not in group]
     if not rest or max(values[name].high for name in rest) >= min(values[name].low for name in group):
-        return "no group of models is told apart from all others"
+        return ""
     return f"{listed(group)} {'have' if len(group) > 1 else 'has'} more than all others"
 
 

@@ -19,8 +19,8 @@ from contextlab.report.page_data import PageData
 from contextlab.report.sections import Drawn
 from contextlab.report.sketch import Sketch
 
-MOST_ROWS = 400
-"""Of a table on a page; the parquet file beside it has all."""
+MOST_ROWS, MOST_IN_ALL = 400, 4000
+"""Of a table on a page, and of all tables together; the parquet file beside it has all."""
 CELLS = {"site": "site", "head": "head", "place": "place", "at": "at", "what": "what", "measure": "measure"}
 
 
@@ -38,9 +38,10 @@ def write_looked_page(found: Looked, path: str | Path, title: str, maps: str = "
 
     maps: HTML that stands before the tables.
     """
-    data, sections = PageData(), looked_sections(found.table)
+    data, sections, tables = PageData(), looked_sections(found.table), looked_tables(found.table)
     page = template("looked.html.j2").render(
-        title=title, maps=maps, left_out=found.left_out, tables=looked_tables(found.table), most=MOST_ROWS,
+        title=title, maps=maps, left_out=found.left_out, tables=tables,
+        most=min(MOST_ROWS, max(1, MOST_IN_ALL // max(1, len(tables)))),
         sections=[(f"s{n}", each.title, each.words, data.hold(each.drawn)) for n, each in enumerate(sections)],
         pieces=page_pieces(data),
     )  # fmt: skip
