@@ -242,7 +242,9 @@ def test_the_readme_counts_the_laws() -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
     counted = {words.lower(): int(n) for n, words in re.findall(r"(\d+)\s+laws\s+of\s+(\w+)", text)}
     kinds = {"mixers": "mixer", "mlps": "mlp", "models": "model", "tasks": "task", "learners": "learner"}
-    assert counted == {words: len(laws(kind)) for words, kind in {**kinds, "policies": "policy"}.items()}
+    assert counted == {
+        words: len(laws(kind)) for words, kind in {**kinds, "policies": "policy", "probes": "probe"}.items()
+    }
 
 
 def test_an_option_that_changes_nothing_is_found_out(monkeypatch) -> None:

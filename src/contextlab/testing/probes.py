@@ -130,6 +130,7 @@ def no_trace(component: Component) -> None:
     drawn = torch.get_rng_state()
     look(model.train(), subject.task, [_text(probe)], seed=subject.seed, checkpoints=subject.checkpoints)
     require(torch.equal(torch.get_rng_state(), drawn), "it draws from the global generator")
+    require(torch.is_grad_enabled(), "gradients are switched off")
     require(model.training and all(part.training for part in model.modules()), "the model is in training no more")
     for name, tensor in model.state_dict().items():
         require(torch.equal(tensor, before[name]), f"{name} has changed")

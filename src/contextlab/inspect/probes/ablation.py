@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,7 +85,7 @@ class Ablation(Probe):
         return said
 
 
-def _ablated(model: Model, subject: Subject, prompt: Prompt, metric: str) -> Iterator[tuple[dict[str, Any], Tensor]]:
+def _ablated(model: Model, subject: Subject, prompt: Prompt, metric: str) -> list[tuple[dict[str, Any], Tensor]]:
     """Rows of a table, and how much worse each prompt's metric is, [B]; of the row "intact" the metric."""
     task = subject.task
 
@@ -104,7 +103,7 @@ def _ablated(model: Model, subject: Subject, prompt: Prompt, metric: str) -> Ite
     with torch.no_grad():
         with taking(model, places) as taken:
             intact = score(model(prompt.inputs))
-        yield {"what": INTACT, "measure": metric}, intact
+        measured: list[tuple[dict[str, Any], Tensor]] = [({"what": INTACT, "measure": metric}, intact)]
         streams = streams_of(model, prompt.inputs)
         for each, site in places.items():
             value = taken[each]
@@ -114,7 +113,9 @@ def _ablated(model: Model, subject: Subject, prompt: Prompt, metric: str) -> Ite
                 for (_, head), found in zip(parts, scores, strict=True):
                     row = {"site": each, "what": kind, "measure": f"{metric} lost"}
                     part = {"head": head or 0} if each in heads else {}
-                    yield {**row, **part}, intact - found if metric in HIGHER_IS_BETTER else found - intact
+                    worse = intact - found if metric in HIGHER_IS_BETTER else found - intact
+                    measured.append(({**row, **part}, worse))
+    return measured
 
 
 def _in_place(kind: str, value: Tensor) -> Tensor:
