@@ -39,8 +39,12 @@ ROOMS: dict[str, str] = {
 }
 """The room, a subpackage of contextlab, that registers our components of a kind, where it is not the plural."""
 
-MORE_ROOMS: dict[str, tuple[str, ...]] = {"model": ("contextlab.constructions",)}
-"""Rooms above a kind's own that register more of it: they are imported when the registry is asked for one."""
+MORE_ROOMS: dict[str, tuple[str, ...]] = {
+    "model": ("contextlab.constructions",),
+    "probe": ("contextlab.inspect.probes",),
+}
+"""Rooms that are imported when the registry is asked for one of a kind: those above its own that register more of it,
+and those for which nobody who wants none of it should wait."""
 
 MARKS: dict[str, tuple[str, str]] = {
     "mixer": ("parallel_form", "contextlab.Mixer"),

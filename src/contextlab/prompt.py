@@ -116,6 +116,16 @@ class Prompt:
         return Prompt(**changed)
 
 
+def last_scored(prompt: Prompt, among: Tensor | None = None) -> Tensor:
+    """Each prompt's last place whose prediction counts, [B] int64; -1 where there is none.
+
+    among: [B, T] bool, places that may be meant; None for all.
+    """
+    at = torch.arange(prompt.length, device=prompt.scored.device)
+    fits = prompt.scored if among is None else prompt.scored & among
+    return torch.where(fits, at, -1).amax(1)
+
+
 def asked_at(clean: Prompt, corrupted: Prompt) -> Tensor:
     """Where each clean prompt asks what its corrupted one asks, too: [B] int64, -1 where there is no such place.
 
@@ -128,8 +138,7 @@ def asked_at(clean: Prompt, corrupted: Prompt) -> Tensor:
     else:
         same = torch.zeros_like(differs)
         same[:, clean.at] = _alike(clean.xs, corrupted.xs)
-    at = torch.arange(clean.length, device=differs.device)
-    return torch.where(differs & same & clean.scored & corrupted.scored, at, -1).amax(1)
+    return last_scored(clean, differs & same & corrupted.scored)
 
 
 def _alike(one: Tensor, other: Tensor) -> Tensor:
@@ -193,9 +202,7 @@ class Task(ABC):
         which there is none, the prompt is as it was. The generator must live on the prompts' device.
         Raises InputError where the task tells no such context.
         """
-        entry = registry.entry_of("task", self)
-        name = type(self).__name__ if entry is None else entry.name
-        raise InputError(f"corrupt: {name} tells no context that gives the same question another answer")
+        raise InputError(f"corrupt: {task_name(self)} tells no context that gives the same question another answer")
 
     @abstractmethod
     def loss(self, prediction: Tensor, prompt: Prompt) -> Tensor:
@@ -250,6 +257,12 @@ class Task(ABC):
     def replace(self, **options: Any) -> Any:
         """The same task with some options changed (used by splits and curricula)."""
         return dataclasses.replace(self, **options)
+
+
+def task_name(task: Task) -> str:
+    """The name that it is registered by; else that of its class."""
+    entry = registry.entry_of("task", task)
+    return type(task).__name__ if entry is None else entry.name
 
 
 def _numbers(values: list[float] | float) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from contextlab.evaluation.results import typed
 from contextlab.inspect import Looked, probe_table
-from contextlab.inspect.looking import typed
+from contextlab.inspect.looking import ALL, over_seeds
+from contextlab.inspect.probe import records
 from contextlab.report.looked import looked_sections, looked_tables, write_looked_page
 
 
@@ -38,11 +40,11 @@ def table():
                 )
                 who = {"run": "r", "model": model, "task": task, "seed": seed}
                 parts += [streams.assign(**who, probe="linear"), heads.assign(**who, probe="heads:prompts=8")]
-    return typed(pd.concat(parts, ignore_index=True))
+    return typed(pd.concat(parts, ignore_index=True), ALL)
 
 
 def test_a_section_for_each_task_and_probe(table):
-    sections = looked_sections(table)
+    sections = looked_sections(records(over_seeds(table)))
     assert [each.title for each in sections] == [
         "recall: linear",
         "recall: heads:prompts=8",
@@ -70,6 +72,6 @@ def test_the_page_has_words_tables_and_what_was_left_out(table, tmp_path):
     assert page.count("holds the prompt&#39;s weights (R2 0.21 [0.18, 0.24], control 0.00).") == 4
     assert "heads (m, t): no reason" in page
     assert len(page) < 2_000_000
-    rows = looked_tables(table)["linear, mamba2, recall, r"]
+    rows = looked_tables(records(over_seeds(table)))["linear, mamba2, recall, r"]
     assert rows[2]["value"] == "0.210 [0.178, 0.242]"
     assert rows[2]["control"] == "0.000"

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextlab.convert.divergence import task_name
 from contextlab.errors import InputError, check_whole
 from contextlab.models.answer import answer
 from contextlab.models.within import Within
-from contextlab.prompt import Prompt, Task, wide
+from contextlab.prompt import Prompt, Task, task_name, wide
 from contextlab.training.distributed import seeded
 from contextlab.training.trainer import check_sizes
 

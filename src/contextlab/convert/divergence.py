@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextlab import registry
 from contextlab.models.answer import answer
-from contextlab.prompt import HIGHER_IS_BETTER, Prompt, Task, wide
+from contextlab.prompt import HIGHER_IS_BETTER, Prompt, Task, task_name, wide
 from contextlab.training.distributed import seeded
 
 BATCH = 16
@@ -93,9 +92,3 @@ def _apart(theirs: Tensor, ours: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor
 
 def _sum(value: Tensor, prompt: Prompt) -> Tensor:
     return (value.double() * prompt.scored).sum()
-
-
-def task_name(task: Task) -> str:
-    """The name that it is registered by; else that of its class."""
-    entry = registry.entry_of("task", task)
-    return type(task).__name__ if entry is None else entry.name

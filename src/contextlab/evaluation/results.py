@@ -35,9 +35,9 @@ BY_PROMPT_COLUMNS = (
 COMPRESS_COLUMNS = (*COLUMNS, "chance", "tokenizer", "prompts", "values", "weights", "sequences")
 DTYPES = {
     **dict.fromkeys(("run", "model", "kind", "task", "split", "metric", "facet", "learner", "measure"), "string"),
-    **dict.fromkeys(("prompts", "tokenizer", "weights"), "string"),
-    **dict.fromkeys(("seed", "shot", "length", "n", "sequences"), "Int64"),
-    **dict.fromkeys(("low", "high", "value", "ci_low", "ci_high", "chance"), "float64"),
+    **dict.fromkeys(("prompts", "tokenizer", "weights", "probe", "site", "what"), "string"),
+    **dict.fromkeys(("seed", "shot", "length", "n", "sequences", "layer", "head", "place"), "Int64"),
+    **dict.fromkeys(("low", "high", "value", "ci_low", "ci_high", "chance", "control", "at"), "float64"),
     "values": "object",
 }
 _PANDAS: dict[str, Any] = {"string": pd.StringDtype(), "Int64": pd.Int64Dtype()}
@@ -82,7 +82,8 @@ def _empty(columns: tuple[str, ...]) -> pd.DataFrame:
 
 def typed(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """The frame with these columns as tables have them; a cast takes milliseconds, where all are so already, too."""
-    other = {name: DTYPES[name] for name in columns if frame[name].dtype != DTYPES[name]}
+    wanted = {name: _PANDAS.get(DTYPES[name], DTYPES[name]) for name in columns}  # two kinds of strings are "string"
+    other = {name: dtype for name, dtype in wanted.items() if frame[name].dtype != dtype}
     return frame.astype(other) if other else frame
 
 
@@ -143,7 +144,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     `seed`, and `seeds`; `n` is the smallest number of prompts. Tables of facets and similarities are put together
     likewise.
     """
-    measured = ("seed", "value", "ci_low", "ci_high", "n", "chance", "prompts", "values")
+    measured = ("seed", "value", "ci_low", "ci_high", "n", "chance", "control", "prompts", "values")
     keys = [name for name in results.columns if name in DTYPES and name not in measured]
     columns = [*keys, "value", "ci_low", "ci_high", "n", "seeds"]
     dtypes = {**{name: DTYPES[name] for name in columns if name in DTYPES}, "seeds": "Int64"}

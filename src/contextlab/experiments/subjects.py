@@ -9,18 +9,19 @@ from pathlib import Path
 
 import torch
 
-from contextlab import registry
 from contextlab.errors import InputError, unknown
 from contextlab.experiments.folder import OF_RUN, OF_TRAINING, RECORD, RunFolder, read_run_record
 from contextlab.experiments.made_with import naming_plugins
 from contextlab.experiments.models import find_model
 from contextlab.experiments.recipes import load_recipe
-from contextlab.inspect.looking import Looked, look, registered_name
+from contextlab.inspect.looking import Looked, look
 from contextlab.inspect.viewing import Viewed, view
 from contextlab.models import Model
 from contextlab.policies.core.parse import parse_options
 from contextlab.prompt import Task
-from contextlab.tasks import build_task, preset_options
+from contextlab.prompt import task_name as name_of
+from contextlab.report.naming import record_tasks
+from contextlab.tasks import build_task
 from contextlab.training import checkpoint
 
 
@@ -54,8 +55,7 @@ class Found:
         """Put probes to it; see `contextlab.inspect.look`."""
         return look(
             self.load(), self.task, probes, seed=seed, name=self.model, run=self.run, task_name=self.task_name,
-            training_seed=self.seed, checkpoints=self.checkpoints, progress=progress,
-            skip=skip,
+            training_seed=self.seed, checkpoints=self.checkpoints, progress=progress, skip=skip,
         )  # fmt: skip
 
     def view(self, seed: int = 0) -> Viewed:
@@ -69,9 +69,7 @@ def read_task(text: str) -> Task:
     Raises InputError with the nearest name, or on impossible options.
     """
     name, options = parse_options(text, "task")
-    entry = registry.lookup("task", name)
-    chosen = preset_options(entry, options.pop("preset", None))
-    return build_task(name, **{**chosen, **options})
+    return build_task(name, **options)
 
 
 def find_subjects(source: str, task: str | None = None, device: torch.device | str = "cpu") -> list[Found]:
@@ -91,7 +89,7 @@ def find_subjects(source: str, task: str | None = None, device: torch.device | s
     built = read_task(task)
     name, loaded, _ = find_model(source, device, native=True)
     assert isinstance(loaded, Model)
-    return [Found("", name, 0, registered_name(built), built, lambda: loaded)]
+    return [Found("", name, 0, name_of(built), built, lambda: loaded)]
 
 
 def _of_run(folder: RunFolder, task: str | None, model: str | None, device: torch.device | str) -> Iterator[Found]:
@@ -109,7 +107,7 @@ def _of_run(folder: RunFolder, task: str | None, model: str | None, device: torc
     found = False
     for record in ended:
         at = loaders(folder.path, folder.path / "trainings" / str(record["key"]), device)
-        names = [each for each in record.get("tasks") or [record["task"]] if task in (None, each)]
+        names = [each for each in record_tasks(record) if task in (None, each)]
         if not at or model not in (None, record["model"]):
             continue
         for each in names:

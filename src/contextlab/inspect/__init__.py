@@ -14,7 +14,6 @@ with contextlab.patch(model, {"blocks.0.mixer.heads": contextlab.inspect.only(to
 ```
 """
 
-from contextlab.inspect import probes
 from contextlab.inspect.capturing import Taken, capture, patch, run_with_cache, states_after
 from contextlab.inspect.causal import attribution_effects, patch_effects
 from contextlab.inspect.dictionaries import Dictionary, train_dictionary
@@ -49,7 +48,6 @@ __all__ = [
     "patch",
     "patch_effects",
     "probe_table",
-    "probes",
     "ranks",
     "run_with_cache",
     "sites",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from contextlab.errors import InputError, unknown
 from contextlab.inspect.capturing import capture, patch
-from contextlab.inspect.influences import AT_ONCE, frozen
+from contextlab.inspect.influences import AT_ONCE
+from contextlab.inspect.taps import frozen
 from contextlab.models import Model
 
 Method = Literal["gradient", "integrated", "left_out"]

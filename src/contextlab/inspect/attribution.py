@@ -15,6 +15,7 @@ from contextlab.inspect.capturing import patch, taking
 from contextlab.inspect.causal import Score
 from contextlab.inspect.layout import chosen, sites
 from contextlab.inspect.maps import mixing
+from contextlab.inspect.taps import frozen
 from contextlab.mixers.softmax.base import AttentionMixer
 from contextlab.models import Model
 
@@ -54,13 +55,11 @@ def read(
     inputs: [B, T] or [B, T, d]. drop: a layer through whose mixer and MLP no gradient flows (GradDrop).
     """
     asked = chosen(model, names)
-    needed = [each.requires_grad for each in model.parameters()]
     edits: dict[str, Any] = {"embedded": lambda value: value.detach().requires_grad_()} if gradients else {}
     if drop is not None:
         parts = [f"blocks.{drop}.{part}.output" for part in ("mixer", "mlp")]
         edits |= {part: torch.Tensor.detach for part in parts if part in sites(model, named=False)}
-    try:
-        model.requires_grad_(False)
+    with frozen(model):
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(gradients))
             stack.enter_context(patch(model, edits))
@@ -74,9 +73,6 @@ def read(
             slopes = torch.autograd.grad(total, [values[name] for name in made], allow_unused=True)
             found = {name: slope for name, slope in zip(made, slopes, strict=True) if slope is not None}
         zeros = {name: torch.zeros_like(value) for name, value in values.items() if name not in found}
-    finally:
-        for parameter, need in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(need)
     return Read({name: value.detach() for name, value in values.items()}, scores.detach(), {**zeros, **found})
 
 

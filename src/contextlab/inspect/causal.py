@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from contextlab.errors import InputError, unknown
 from contextlab.inspect.capturing import patch, taking
 from contextlab.inspect.layout import Site, chosen
-from contextlab.inspect.taps import Handler, Taps
+from contextlab.inspect.taps import Handler, Taps, frozen
 from contextlab.models import Model
 from contextlab.models.within import Within
 from contextlab.spec import describe
@@ -165,17 +165,12 @@ def attribution_effects(
     """
     if torch.is_inference_mode_enabled():
         raise InputError("attribution_effects: there are no gradients within torch.inference_mode; call it outside")
-    needed = [each.requires_grad for each in model.parameters()]
-    try:
-        model.requires_grad_(False)
+    with frozen(model):
         case = _read(model, clean, corrupted, score, sites, gradients=True)
         names = list(case.corrupted)
         with torch.enable_grad():
             total = case.corrupted_score.sum()
         gradients = torch.autograd.grad(total, [case.corrupted[name] for name in names], allow_unused=True)
-    finally:
-        for parameter, need in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(need)
     low = case.corrupted_score.mean().item()
     found: list[dict[str, Any]] = []
     for name, gradient in zip(names, gradients, strict=True):

@@ -18,7 +18,7 @@ from contextlab.errors import InputError
 from contextlab.inspect.capturing import taking
 from contextlab.inspect.causal import Score
 from contextlab.inspect.layout import chosen, sites
-from contextlab.inspect.taps import Taps
+from contextlab.inspect.taps import Taps, frozen
 from contextlab.models import Model
 from contextlab.models.blocks import Block
 
@@ -171,17 +171,10 @@ class Graph:
         The gradient at what the receiver reads, before its norm, in the corrupted text, times the difference of what
         the sender adds in the two texts.
         """
-        model = self.model
-        needed = [each.requires_grad for each in model.parameters()]
-        try:
-            model.requires_grad_(False)
-            with torch.enable_grad():
-                nudges = {r: torch.zeros_like(self._apart[0]).requires_grad_() for r in range(len(self.receivers))}
-                total = self.run(set(self.edges), clean=False, nudges=nudges).sum()
-                slopes = torch.autograd.grad(total, list(nudges.values()), allow_unused=True)
-        finally:
-            for parameter, need in zip(model.parameters(), needed, strict=True):
-                parameter.requires_grad_(need)
+        with frozen(self.model), torch.enable_grad():
+            nudges = {r: torch.zeros_like(self._apart[0]).requires_grad_() for r in range(len(self.receivers))}
+            total = self.run(set(self.edges), clean=False, nudges=nudges).sum()
+            slopes = torch.autograd.grad(total, list(nudges.values()), allow_unused=True)
         none = torch.zeros_like(self._apart[0])
         given = [none if slope is None else slope for slope in slopes]
         return {(s, r): (given[r] * self._apart[s]).sum((1, 2)) for s, r in self.edges}

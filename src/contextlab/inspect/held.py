@@ -15,6 +15,7 @@ from contextlab.evaluation.intervals import Z95, alike_half, share_bounds
 from contextlab.inspect.capturing import capture, states_after
 from contextlab.inspect.layout import STATE, Plan, sites
 from contextlab.inspect.probe import Subject
+from contextlab.mixers.base import Mixer, state_growth
 from contextlab.state import State
 
 RECENT = frozenset({"conv", "shift", "tokens", "past", "last", "recent", "waiting", "start", "count", "max", "has"})
@@ -60,6 +61,11 @@ def state_sites(model: nn.Module) -> dict[str, nn.Module]:
         and layer.mixer is not None
         and getattr(layer.block, "router", None) is None
     }
+
+
+def keeps_its_size(mixer: nn.Module | None) -> bool:
+    """Whether a mixer's state has a size that does not depend on the text, and is one."""
+    return isinstance(mixer, Mixer) and state_growth(mixer) == "constant"
 
 
 def no_states(subject: Subject) -> str:

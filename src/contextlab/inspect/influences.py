@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from contextlab.errors import InputError
 from contextlab.inspect.capturing import capture, patch
 from contextlab.inspect.edits import whole_numbers
 from contextlab.inspect.layout import Layer, Plan, unnoticed
+from contextlab.inspect.taps import frozen
 from contextlab.models import Model
 
 Said = Callable[[Tensor], Tensor]
@@ -137,15 +137,3 @@ def _layer(model: Model, number: int) -> Layer:
         told = ", ".join(map(str, known)) or "none"
         raise InputError(f"influence: layer {number} has no mixer that reads the whole stream; those that do: {told}")
     return known[number]
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Within it no parameter takes a gradient; afterwards those do that did."""
-    needed = [each.requires_grad for each in model.parameters()]
-    try:
-        model.requires_grad_(False)
-        yield
-    finally:
-        for parameter, need in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(need)

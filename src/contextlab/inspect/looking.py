@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 from torch import nn
 
 from contextlab import registry
-from contextlab.errors import InputError, first_line
+from contextlab.errors import InputError
 from contextlab.evaluation.evaluate import _evaluating
-from contextlab.evaluation.intervals import t95
-from contextlab.files import write_atomic
-from contextlab.inspect.probe import COLUMNS, DTYPES, Probe, Subject, parse_probe, records
+from contextlab.evaluation.results import read_results, summarise, table, typed, write_results
+from contextlab.inspect.probe import COLUMNS, Probe, Subject, parse_probe, records
 from contextlab.models import Model
 from contextlab.prompt import Task
+from contextlab.prompt import task_name as name_of
 from contextlab.spec import describe
 
 WHOSE = ("run", "model", "task", "seed", "probe")
@@ -49,7 +46,7 @@ class Looked:
         """Several as one; a reason that is of several models alike stands once."""
         tables = [each.table for each in parts if not each.table.empty]
         lines = dict.fromkeys(line for each in parts for line in each.left_out)
-        return Looked(pd.concat(tables, ignore_index=True) if tables else _empty(), list(lines))
+        return Looked(pd.concat(tables, ignore_index=True) if tables else table([], ALL), list(lines))
 
 
 def look(
@@ -88,7 +85,7 @@ def look(
     subject = Subject(model, task, seed, dict(checkpoints or {}), name)
     subject.require_fitting()
     named = named_probes(probes)
-    who: dict[str, Any] = {"run": run, "model": name, "task": task_name or registered_name(task), "seed": training_seed}
+    who: dict[str, Any] = {"run": run, "model": name, "task": task_name or name_of(task), "seed": training_seed}
     tables, left_out = [], []
     with _evaluating(model):
         for text, probe in named.items():
@@ -105,8 +102,8 @@ def look(
                 continue
             if list(found.columns) != list(COLUMNS):
                 raise InputError(f"probe {text}: its table has other columns than those of probe_table")
-            tables.append(found.assign(**who, probe=text)[list(ALL)])
-    return Looked(typed(pd.concat(tables, ignore_index=True)) if tables else _empty(), left_out)
+            tables.append(typed(found.assign(**who, probe=text)[list(ALL)], ALL))
+    return Looked(pd.concat(tables, ignore_index=True) if tables else table([], ALL), left_out)
 
 
 def named_probes(probes: str | Iterable[str] | None) -> dict[str, Probe]:
@@ -117,65 +114,23 @@ def named_probes(probes: str | Iterable[str] | None) -> dict[str, Probe]:
     return {text: parse_probe(text) for text in texts}
 
 
-def registered_name(task: Task) -> str:
-    """What a task is called."""
-    entry = registry.entry_of("task", task)
-    return type(task).__name__ if entry is None else entry.name
-
-
-def typed(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with the types of its columns."""
-    return table.astype({**dict.fromkeys(("run", "model", "task", "probe"), "string"), "seed": "Int64", **DTYPES})
-
-
-def write_looked(table: pd.DataFrame, path: str | Path) -> Path:
+def write_looked(found: pd.DataFrame, path: str | Path) -> Path:
     """Write a table of `look` to a Parquet file, atomically."""
-    buffer = io.BytesIO()
-    typed(table[list(ALL)]).to_parquet(buffer, index=False)
-    write_atomic(Path(path), buffer.getvalue())
-    return Path(path)
+    return write_results(found, path, ALL)
 
 
 def read_looked(paths: Iterable[str | Path]) -> pd.DataFrame:
     """Tables that `write_looked` wrote, as one. Raises InputError for files that are none."""
-    tables = []
-    for path in paths:
-        try:
-            found = pd.read_parquet(path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: damaged or not Parquet ({first_line(error)})") from None
-        if lacking := [name for name in ALL if name not in found]:
-            raise InputError(f"{path}: is no table of probes: it lacks the columns {', '.join(lacking)}")
-        tables.append(typed(found[list(ALL)]))
-    return pd.concat(tables, ignore_index=True) if tables else _empty()
+    return read_results(paths, ALL)
 
 
-def _empty() -> pd.DataFrame:
-    return typed(pd.DataFrame(columns=list(ALL)))
+def over_seeds(found: pd.DataFrame) -> pd.DataFrame:
+    """A table with its seeds put together, as `evaluation.summarise` does, and the mean of their controls.
 
-
-def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with its seeds put together: the mean, and an interval that holds their spread, too.
-
-    Of two seeds or more it is Student's t over the seeds' values, with the half-width over prompts added in quadrature
-    (on the safe side, as `evaluation.summarise` is); of one it is that over prompts. Adds the column `seeds`.
+    Adds the column `seeds`.
     """
-    halves = table.assign(half=(table["ci_high"] - table["ci_low"]) / 2)
-    found = (
-        halves.groupby(list(KEYS), dropna=False, sort=False, observed=True)
-        .agg(
-            value=("value", "mean"), ci_low=("ci_low", "first"), ci_high=("ci_high", "first"),
-            control=("control", "mean"), n=("n", "min"), seeds=("value", "size"), spread=("value", "std"),
-            half=("half", "mean"),
-        )
-        .reset_index()
-    )  # fmt: skip
-    t = np.array([t95(max(1, int(seeds) - 1)) for seeds in found["seeds"]])
-    half = np.hypot(t * found["spread"].astype(float) / np.sqrt(found["seeds"].astype(float)), found["half"].fillna(0))
-    several = found["seeds"] > 1
-    for end, sign in (("ci_low", -1), ("ci_high", 1)):
-        found[end] = found[end].where(~several, found["value"] + sign * half)
-    return found.drop(columns=["spread", "half"])
+    control = found.groupby(list(KEYS), dropna=False, sort=False, observed=True)["control"].mean()
+    return summarise(found).assign(control=control.to_numpy())
 
 
 def looked_words(table: pd.DataFrame) -> list[str]:

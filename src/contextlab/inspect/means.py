@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contextlab.errors import InputError, unknown
 from contextlab.evaluation.intervals import share_bounds, t95, usual
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt, Task
 
@@ -15,9 +16,14 @@ Measured = dict[str, float | int | None]
 
 
 def metric_by_prompt(task: Task, prediction: Tensor, prompt: Prompt, metric: str | None = None) -> Tensor:
-    """The task's metric of each prompt, [B] float64: the mean over its predictions that count; nan where none does."""
-    errors = task.errors(prediction, prompt)[task.metric if metric is None else metric].double()
-    return torch.where(prompt.scored, errors, 0.0).sum(1) / prompt.scored.sum(1)
+    """The task's metric of each prompt, [B] float64: the mean over its predictions that count; nan where none does.
+
+    Raises InputError of one that the task does not tell.
+    """
+    errors, wanted = task.errors(prediction, prompt), task.metric if metric is None else metric
+    if wanted not in errors:
+        raise InputError(f"metric: {unknown('metric', wanted, errors)}")
+    return torch.where(prompt.scored, errors[wanted].double(), 0.0).sum(1) / prompt.scored.sum(1)
 
 
 def mean_of(values: Tensor, metric: str = "") -> Measured:

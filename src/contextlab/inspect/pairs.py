@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.evaluation.intervals import t95
+from contextlab.inspect.means import ratio_of
 from contextlab.inspect.probe import Subject
 from contextlab.models import Model
 from contextlab.prompt import HIGHER_IS_BETTER, Prompt, asked_at, wide
@@ -79,15 +79,11 @@ def pairs_refusal(subject: Subject) -> str:
     return ""
 
 
-def share_of(part: Tensor, whole: Tensor) -> dict[str, float]:
+def share_of(part: Tensor, whole: Tensor) -> dict[str, Any]:
     """The mean of parts [B] over the mean of wholes [B], with the interval of a ratio of means, as columns."""
-    part, whole = part.double(), whole.double()
-    over = whole.mean().item()
-    if not over:
+    if not whole.double().mean():
         raise InputError("the model answers clean and corrupted prompts alike; there is nothing to be brought back")
-    share = part.mean().item() / over
-    half = abs(t95(len(part) - 1) * (part - share * whole).std().item() / (math.sqrt(len(part)) * over))
-    return {"value": share, "ci_low": share - half, "ci_high": share + half, "n": len(part)}
+    return dict(ratio_of(part, whole))
 
 
 def margin_of(pairs: Pairs, model: Model) -> Tensor:

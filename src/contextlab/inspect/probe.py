@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ import torch
 
 from contextlab import registry
 from contextlab.errors import InputError
+from contextlab.evaluation.results import table
 from contextlab.inspect.probing import fresh_model
 from contextlab.models import Model
 from contextlab.policies.core.parse import parse_options
@@ -19,12 +20,6 @@ from contextlab.prompt import Prompt, Task
 from contextlab.words import listed
 
 COLUMNS = ("site", "layer", "head", "place", "at", "what", "measure", "value", "ci_low", "ci_high", "control", "n")
-DTYPES = {
-    **dict.fromkeys(("site", "what", "measure"), "string"),
-    **dict.fromkeys(("layer", "head", "place", "n"), "Int64"),
-    **dict.fromkeys(("at", "value", "ci_low", "ci_high", "control"), "float64"),
-}
-
 Row = dict[str, Any]
 """A row of a table, by column."""
 
@@ -149,8 +144,8 @@ def probe_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             raise ValueError(f"a probe's row has the columns {COLUMNS}, not {sorted(lacking)}")
         site = str(row.get("site", ""))
         layer = {"layer": int(site.split(".")[1])} if site.startswith("blocks.") else {}
-        found.append({**dict.fromkeys(COLUMNS), **layer, **row})
-    return pd.DataFrame(found, columns=list(COLUMNS)).astype(DTYPES)
+        found.append({**layer, **row})
+    return table(found, COLUMNS)
 
 
 def parse_probe(text: str) -> Probe:
@@ -163,9 +158,9 @@ def parse_probe(text: str) -> Probe:
     return built
 
 
-def records(table: pd.DataFrame) -> list[Row]:
+def records(found: pd.DataFrame) -> list[Row]:
     """A table's rows, what is missing as None."""
-    plain = table.astype(object).where(table.notna(), None)
+    plain = found.astype(object).where(found.notna(), None)
     return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
 
 
@@ -190,6 +185,21 @@ def shown(row: Row, digits: int = 2) -> str:
 
 def _fixed(value: float | None, digits: int) -> str:
     return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # never -0.00
+
+
+def in_percent(row: Row) -> Row:
+    """A row whose value and interval are shares, in per cent."""
+    return {**row, **{name: None if row[name] is None else 100 * row[name] for name in ("value", "ci_low", "ci_high")}}
+
+
+def beside(rows: Iterable[Row], controls: Iterable[Row]) -> Iterator[Row]:
+    """Rows of a table, each with the value of the like row of another measurement as its control."""
+
+    def key(row: Row) -> tuple[object, ...]:
+        return tuple(row.get(name) for name in ("site", "what", "place", "measure", "head"))
+
+    known = {key(row): row["value"] for row in controls}
+    return ({**row, "control": known.get(key(row))} for row in rows)
 
 
 def over_control(row: Row) -> bool:

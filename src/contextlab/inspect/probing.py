@@ -18,7 +18,7 @@ from contextlab.inspect.capturing import capture
 from contextlab.inspect.layout import STATE, chosen
 from contextlab.models import Model, build_model
 from contextlab.models.routing import RoutedState
-from contextlab.prompt import Prompt, Task
+from contextlab.prompt import Prompt, Task, last_scored
 from contextlab.spec import describe
 from contextlab.state import KVState, State
 
@@ -79,11 +79,11 @@ def linear_probe(
         raise InputError(f"prompts: expected at least 10 to fit on and 2 to test on, got {prompts} and {test}")
     generator = torch.Generator().manual_seed(seed)
     drawn = task.sample(prompts + test, generator)
-    at = _places(drawn, place)
-    wanted = _wanted(drawn, what, place, at)
+    at = places_at(drawn, place)
+    wanted = wanted_at(drawn, what, place, at)
     with _evaluating(model):
-        held = _features(model, drawn, sites, at)
-    fresh = _features(fresh_model(model, seed + 1), drawn, sites, at) if untrained else None
+        held = features_at(model, drawn, sites, at)
+    fresh = features_at(fresh_model(model, seed + 1), drawn, sites, at) if untrained else None
     order = torch.randperm(prompts, generator=generator)
     rows = []
     for site, features in held.items():
@@ -122,19 +122,19 @@ def _tokens(read_in: str, size: int | None) -> str:
     return f"of {size} kinds" if read_in == "token" else f"vectors of {size} numbers"
 
 
-def _places(prompt: Prompt, place: int | None) -> Tensor:
+def places_at(prompt: Prompt, place: int | None) -> Tensor:
     """Of each prompt the token that is meant, [N] int64."""
     if place is None:
-        if not bool(prompt.scored.any(1).all()):
+        at = last_scored(prompt)
+        if bool((at < 0).any()):
             raise InputError("place: in some prompts no prediction counts; say which place is meant")
-        at = torch.arange(prompt.length, device=prompt.scored.device)
-        return (prompt.scored * at).amax(1)
+        return at
     if not -prompt.length <= place < prompt.length:
         raise InputError(f"place: expected one from {-prompt.length} to {prompt.length - 1}, got {place}")
     return torch.full((prompt.batch,), place % prompt.length, device=prompt.scored.device)
 
 
-def _wanted(prompt: Prompt, what: str, place: int | None, at: Tensor) -> Tensor:
+def wanted_at(prompt: Prompt, what: str, place: int | None, at: Tensor) -> Tensor:
     """What is to be read off: values [N, k] in float64, or classes [N] int64."""
     known = {TARGET: prompt.targets, **(prompt.hidden or {})}
     if what not in known:
@@ -154,7 +154,7 @@ def _wanted(prompt: Prompt, what: str, place: int | None, at: Tensor) -> Tensor:
     return found.flatten().long()
 
 
-def _features(model: Model, prompt: Prompt, sites: str | Iterable[str], at: Tensor) -> dict[str, Tensor]:
+def features_at(model: Model, prompt: Prompt, sites: str | Iterable[str], at: Tensor) -> dict[str, Tensor]:
     """Site -> what it holds after each prompt's token, [N, features] float64. at: [N]."""
     named = chosen(model, sites)
     streams = [name for name, site in named.items() if site.point != STATE]
@@ -200,12 +200,15 @@ def _of_state(name: str, state: State) -> Tensor:
     return torch.cat(floats, 1)
 
 
-def _measured(features: Tensor, wanted: Tensor, taught: Tensor) -> tuple[float, float, float]:
-    """R^2 or the accuracy on what follows the prompts that were taught, with its interval."""
+def fitted(features: Tensor, taught: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a linear map, fitted to the first prompts, tells of the others: values, or a score of each class, [Q, k].
+
+    features: [N, F] float64. taught: of the first prompts, numbers [n, k] or classes [n] int64. Returns the classes,
+    too, [k]; None of numbers. The strength of the ridge is the one that does best on a fifth of the prompts.
+    """
     count = len(taught)
-    classes = not wanted.is_floating_point()
-    labels = taught.unique() if classes else None
-    goal = (taught[:, None] == labels).double() if labels is not None else taught
+    labels = None if taught.is_floating_point() else taught.unique()
+    goal = taught if labels is None else (taught[:, None] == labels).double()
     mean, spread = features[:count].mean(0), features[:count].std(0)
     x = torch.where(spread > 1e-12, (features - mean) / spread.clamp_min(1e-12), 0.0)
     held = max(2, count // 5)
@@ -214,8 +217,13 @@ def _measured(features: Tensor, wanted: Tensor, taught: Tensor) -> tuple[float, 
     errors = ((answers + offset - goal[count - held :]) / scale).square().mean((1, 2))
     strength = STRENGTHS[int(errors.argmin())]
     offset = goal.mean(0)
-    said = _ridge(x[:count], goal - offset, x[count:], (strength,))[0] + offset
-    truth = wanted[count:]
+    return _ridge(x[:count], goal - offset, x[count:], (strength,))[0] + offset, labels
+
+
+def _measured(features: Tensor, wanted: Tensor, taught: Tensor) -> tuple[float, float, float]:
+    """R^2 or the accuracy on what follows the prompts that were taught, with its interval."""
+    said, labels = fitted(features, taught)
+    truth = wanted[len(taught) :]
     if labels is not None:
         right = (labels[said.argmax(-1)] == truth).double()
         half = Z95 * right.std().item() / math.sqrt(len(right))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -148,3 +149,15 @@ def joined(name: str, values: Sequence[Value]) -> Value:
     if any(each.shape[:1] + each.shape[2:] != values[0].shape[:1] + values[0].shape[2:] for each in values):
         raise InputError(f"{name}: what was taken in several calls cannot be put together; `calls` gives each alone")
     return torch.cat(list(values), 1)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within it no parameter takes a gradient; afterwards those do that did."""
+    needed = [each.requires_grad for each in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter, need in zip(model.parameters(), needed, strict=True):
+            parameter.requires_grad_(need)

@@ -78,7 +78,7 @@ def draw_line(
             x=places + places[::-1],
             y=line["ci_high"].tolist() + line["ci_low"].tolist()[::-1],
             fill="toself",
-            fillcolor=_faint(style["colour"]),
+            fillcolor=faint(style["colour"]),
             mode="lines",
             line={"width": 0},
             hoverinfo="skip",
@@ -142,7 +142,8 @@ def is_far(rows: pd.DataFrame, line: pd.DataFrame) -> bool:
     return bool(line["value"].max() > 3 * models["value"].max())
 
 
-def _faint(colour: str) -> str:
+def faint(colour: str) -> str:
+    """A colour of #rrggbb, nearly clear: that of a line's band."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.15)"
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from plotly.colors import make_colorscale, sequential
 
 from contextlab.files import write_atomic
 from contextlab.inspect.looking import Looked, over_seeds
 from contextlab.inspect.probe import Probe, Row, by, parse_probe, records, shown
-from contextlab.report.drawing import COLOURS, DASHES, MARKERS, _faint, finish
+from contextlab.report.drawing import COLOURS, DASHES, MARKERS, faint, finish
 from contextlab.report.page import page_pieces, template
 from contextlab.report.page_data import PageData
 from contextlab.report.sections import Drawn
@@ -21,7 +20,7 @@ from contextlab.report.sketch import Sketch
 
 MOST_ROWS, MOST_IN_ALL = 400, 4000
 """Of a table on a page, and of all tables together; the parquet file beside it has all."""
-CELLS = {"site": "site", "head": "head", "place": "place", "at": "at", "what": "what", "measure": "measure"}
+CELLS = ("site", "head", "place", "at", "what", "measure")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ def write_looked_page(found: Looked, path: str | Path, title: str, maps: str = "
 
     maps: HTML that stands before the tables.
     """
-    data, sections, tables = PageData(), looked_sections(found.table), looked_tables(found.table)
+    data, rows = PageData(), records(over_seeds(found.table))
+    sections, tables = looked_sections(rows), looked_tables(rows)
     page = template("looked.html.j2").render(
         title=title, maps=maps, left_out=found.left_out, tables=tables,
         most=min(MOST_ROWS, max(1, MOST_IN_ALL // max(1, len(tables)))),
@@ -49,12 +49,14 @@ def write_looked_page(found: Looked, path: str | Path, title: str, maps: str = "
     return Path(path)
 
 
-def looked_sections(table: pd.DataFrame) -> list[Section]:
-    """A section for each task and probe; its figures have a line for each model, or a map."""
-    everything = records(over_seeds(table)) if len(table) else []
+def looked_sections(everything: Sequence[Row]) -> list[Section]:
+    """A section for each task and probe; its figures have a line for each model, or a map.
+
+    everything: rows of `over_seeds`.
+    """
     several = {key: len({row[key] for row in everything}) > 1 for key in ("run", "task")}
-    for row in everything:
-        row["model"] = f"{row['model']} ({row['run']})" if several["run"] else str(row["model"])
+    runs = several["run"]
+    everything = [{**row, "model": f"{row['model']} ({row['run']})" if runs else row["model"]} for row in everything]
     models = list(dict.fromkeys(row["model"] for row in everything))
     found = []
     for (task, text), rows in by(everything, "task", "probe").items():
@@ -65,11 +67,6 @@ def looked_sections(table: pd.DataFrame) -> list[Section]:
         title = f"{task}: {text}" if several["task"] else text
         found.append(Section(title, words, _drawn(probe, rows, models)))
     return found
-
-
-def looked_figures(table: pd.DataFrame) -> list[Drawn]:
-    """The figures of all sections."""
-    return [each for section in looked_sections(table) for each in section.drawn]
 
 
 def _drawn(probe: Probe, rows: Sequence[Row], models: Sequence[str]) -> list[Drawn]:
@@ -95,15 +92,15 @@ def _at(row: Row, column: str) -> Any:
     return ".".join(str(row[part]) for part in column.split(".") if row[part] is not None)
 
 
-def looked_tables(table: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
-    """Title of a probe, task and model -> rows, every cell text, seeds put together."""
+def looked_tables(everything: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
+    """Title of a probe, task and model -> rows, every cell text. everything: rows of `over_seeds`."""
     tables: dict[str, list[dict[str, str]]] = {}
-    for (run, task, text, model), rows in by(records(over_seeds(table)), "run", "task", "probe", "model").items():
+    for (run, task, text, model), rows in by(everything, "run", "task", "probe", "model").items():
         columns = [name for name in CELLS if any(row[name] is not None for row in rows)]
         title = ", ".join(filter(None, (text, model, task, run)))
         tables[title] = [
             {
-                **{CELLS[name]: "" if row[name] is None else str(row[name]) for name in columns},
+                **{name: "" if row[name] is None else str(row[name]) for name in columns},
                 "value": shown(row, 3),
                 **({"control": f"{row['control']:.3f}"} if row["control"] is not None else {}),
             }
@@ -125,7 +122,7 @@ def _lines(probe: Probe, rows: Sequence[Row], models: Sequence[str]) -> Sketch:
             places = [_at(row, x) for row in known]
             ends = [row["ci_high"] for row in known] + [row["ci_low"] for row in known][::-1]
             figure.add_scatter(
-                x=places + places[::-1], y=ends, fill="toself", fillcolor=_faint(colour), mode="lines",
+                x=places + places[::-1], y=ends, fill="toself", fillcolor=faint(colour), mode="lines",
                 line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=model,
             )  # fmt: skip
         bars = {} if numeric else {"error_y": _bars(line)}

@@ -8,17 +8,7 @@ import torch
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.prompt import Prompt
-
-
-def last_scored(prompt: Prompt, among: Tensor | None = None) -> Tensor:
-    """Each prompt's last place whose prediction counts, [B, 1] int64; -1 where there is none.
-
-    among: [B, T] bool, places that may be meant; None for all.
-    """
-    at = torch.arange(prompt.length, device=prompt.scored.device)
-    fits = prompt.scored if among is None else prompt.scored & among
-    return torch.where(fits, at, -1).amax(1, keepdim=True)
+from contextlab.prompt import Prompt, last_scored
 
 
 def chosen_of(fits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -44,7 +34,7 @@ def exchange_answers(prompt: Prompt, generator: torch.Generator, low: int, high:
     if high - low < 3:
         raise InputError(f"corrupt: to exchange an answer takes 3 symbols or more, and there are {high - low}")
     fits = (prompt.targets >= low) & (prompt.targets < high) & (prompt.targets != prompt.inputs)
-    place = last_scored(prompt, fits)
+    place = last_scored(prompt, fits)[:, None]
     at = place.clamp_min(0)
     answer, asks = prompt.targets.gather(1, at), prompt.inputs.gather(1, at)
     symbols = torch.arange(low, high, device=at.device)
@@ -64,7 +54,7 @@ def bound_anew(prompt: Prompt, generator: torch.Generator, keys: Tensor, context
     keys: [B, n], the keys that stand in the context, the first `context` tokens. back: tokens from the key to the place
     that asks for it. A row without another key stays as it is.
     """
-    asked = prompt.inputs.gather(1, last_scored(prompt) - back)
+    asked = prompt.inputs.gather(1, last_scored(prompt)[:, None] - back)
     number, there = chosen_of(keys != asked, generator)
     other = torch.where(there, keys.gather(1, number), asked)
     inputs = prompt.inputs.clone()

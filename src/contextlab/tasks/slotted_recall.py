@@ -13,9 +13,9 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError, at_most
-from contextlab.prompt import Prompt, Task
+from contextlab.prompt import Prompt, Task, last_scored
 from contextlab.tasks.base import TokenTask, check_options
-from contextlab.tasks.corrupting import bound_anew, exchange_answers, last_scored
+from contextlab.tasks.corrupting import bound_anew, exchange_answers
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class SlottedRecall(TokenTask):
         shown = prompt.inputs[:, : self.context]
         keys, values = shown[:, ::size], shown[:, size - 1 :: size]
         first = (keys.unsqueeze(2) != values.unsqueeze(1)).all(2)  # those that are no value of another key
-        fallback = prompt.inputs.gather(1, last_scored(prompt) - self.key_tokens + 1)
+        fallback = prompt.inputs.gather(1, last_scored(prompt)[:, None] - self.key_tokens + 1)
         keys = torch.where(first, keys, fallback)
         return self.answered(prompt, bound_anew(prompt, generator, keys, self.context, self.key_tokens - 1))
 

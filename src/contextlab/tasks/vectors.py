@@ -16,6 +16,7 @@ from contextlab.learners.vectors import VectorLookup
 from contextlab.prompt import Learner, Prompt, Task, _numbers, wide
 from contextlab.registry import register
 from contextlab.tasks.base import check_options
+from contextlab.tasks.corrupting import chosen_of
 
 
 @register(
@@ -79,9 +80,7 @@ class VectorRecall(Task):
         start = 2 * self.pairs
         pairs, asked = prompt.inputs[:, :start].unflatten(1, (-1, 2)), prompt.inputs[:, start:]
         here = (pairs[:, :, 0] == asked[:, -1:]).all(2)
-        number = torch.where(here, -1.0, torch.rand(here.shape, generator=generator, device=here.device)).argmax(
-            1, True
-        )
+        number, _ = chosen_of(~here, generator)
         order = torch.arange(self.pairs, device=here.device).expand_as(here)
         one = here.int().argmax(1, keepdim=True)
         order = order.scatter(1, one, number).scatter(1, number, one)

@@ -150,8 +150,14 @@ def _prepared(
         member.model.to(team.device).train()
         state = TrainState.start(member.model, spec, member.seed)
         who = identity(member.model, tasks, spec, member.seed, team)
-        run = Run(member.model, state, team, who, Path(member.folder) if member.folder else None)
-        run.keep_all = spec.keep_checkpoints
+        run = Run(
+            member.model,
+            state,
+            team,
+            who,
+            Path(member.folder) if member.folder else None,
+            keep_all=spec.keep_checkpoints,
+        )
         run.open(resume and member.folder is not None)
         examples = None if spec.examples is None or run.status else Examples(turns, spec, member.seed, team)
         if not run.status:

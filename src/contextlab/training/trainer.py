@@ -95,8 +95,8 @@ def train(
     model.to(team.device).train()
     with frozen(model, spec.freeze), adapted(model, spec.adapter, seed) as adapters:
         state = TrainState.start(model, spec, seed, team.rank, adapters)
-        run = Run(model, state, team, identity(model, given, spec, seed, team), Path(folder) if folder else None)
-        run.keep_all = spec.keep_checkpoints
+        who, place = identity(model, given, spec, seed, team), Path(folder) if folder else None
+        run = Run(model, state, team, who, place, keep_all=spec.keep_checkpoints)
         try:
             run.open(resume)
             if not run.status:

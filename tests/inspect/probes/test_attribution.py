@@ -8,7 +8,7 @@ import torch
 
 from contextlab import build_model, build_task
 from contextlab.inspect import look
-from contextlab.inspect.probes.attribution import correlation, last_scored
+from contextlab.inspect.probes.attribution import asked_in, correlation
 from contextlab.models import preset
 
 OPTIONS = "attribution:prompts=8,steps=16,points=8"
@@ -49,7 +49,7 @@ def test_the_answer_is_asked_where_it_counts_last():
     prompt = build_task("associative_recall").sample(3, torch.Generator().manual_seed(0))
     prompt.scored[0, -2:] = False
     prompt.scored[1] = False
-    at = last_scored(prompt)
+    at = asked_in(prompt)
     assert at[0] < prompt.length - 2
     assert prompt.scored[0, at[0]]
     assert at[1] == prompt.length - 1

@@ -10,11 +10,12 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from contextlab.errors import InputError, unknown
+from contextlab.errors import InputError
 from contextlab.inspect.capturing import taking
 from contextlab.inspect.causal import By, scores_with, streams_of
 from contextlab.inspect.held import mean_of
 from contextlab.inspect.layout import chosen, sites
+from contextlab.inspect.means import metric_by_prompt
 from contextlab.inspect.probe import Drawing, Probe, Row, Subject, over_control, probe_table, shown, some
 from contextlab.inspect.probes.patching import head_sites, name
 from contextlab.models import Model
@@ -87,13 +88,9 @@ class Ablation(Probe):
 
 def _ablated(model: Model, subject: Subject, prompt: Prompt, metric: str) -> list[tuple[dict[str, Any], Tensor]]:
     """Rows of a table, and how much worse each prompt's metric is, [B]; of the row "intact" the metric."""
-    task = subject.task
 
     def score(prediction: Tensor) -> Tensor:
-        errors = task.errors(prediction, prompt)
-        if metric not in errors:
-            raise InputError(f"metric: {unknown('metric', metric, errors)}")
-        return (errors[metric].double() * prompt.scored).sum(1) / prompt.scored.sum(1)
+        return metric_by_prompt(subject.task, prediction, prompt, metric)
 
     heads = head_sites(model)
     whole = [site for site in sites(model, named=False) if site.endswith((".mixer.output", ".mlp.output"))]

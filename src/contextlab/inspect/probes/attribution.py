@@ -16,7 +16,7 @@ from contextlab.inspect.looks import looks, places_of, ratio_of_means, shares
 from contextlab.inspect.maps import VALUES
 from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, over_control, probe_table, shown
 from contextlab.inspect.probes.influence import ON, UNCHANGED
-from contextlab.prompt import Prompt
+from contextlab.prompt import Prompt, last_scored
 from contextlab.registry import register
 
 SITE = "embedded"
@@ -64,7 +64,7 @@ class Attribution(Probe):
 
     def measure(self, subject: Subject) -> pd.DataFrame:
         prompt = subject.prompts(self.prompts)
-        places = last_scored(prompt)
+        places = asked_in(prompt)
         # Where no layer looks ahead, what stands behind the answer is no part of the question.
         at = torch.arange(prompt.length, device=places.device)
         causal = all(getattr(part, "causal", True) for part in subject.model.modules())
@@ -143,10 +143,9 @@ class Attribution(Probe):
 TELLS = {"gradient": "gradients", "integrated": "integrated gradients"}
 
 
-def last_scored(prompt: Prompt) -> Tensor:
+def asked_in(prompt: Prompt) -> Tensor:
     """The last place of each prompt whose prediction counts, else its last one, [B]."""
-    at = torch.arange(prompt.length, device=prompt.scored.device)
-    found = torch.where(prompt.scored, at, -1).amax(1)
+    found = last_scored(prompt)
     return torch.where(found < 0, prompt.length - 1, found)
 
 

@@ -16,8 +16,8 @@ from contextlab.inspect.layout import Plan
 from contextlab.inspect.looks import places_of, shares
 from contextlab.inspect.maps import mixing, telling_layers
 from contextlab.inspect.means import metric_by_prompt, ratio_of
-from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, probe_table, shown
-from contextlab.inspect.probing import STRENGTHS, TARGET, _features, _places, _ridge, _wanted, readable
+from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, probe_table, shown, some
+from contextlab.inspect.probing import TARGET, features_at, fitted, places_at, readable, wanted_at
 from contextlab.models import Model
 from contextlab.models.answer import answer
 from contextlab.prompt import Prompt, Task
@@ -120,17 +120,13 @@ class Formation(Probe):
         if rest:
             end = first[0]["ci_high"]
             alike = [name for row, name in rest if row["ci_low"] is None or end is None or row["ci_low"] <= end]
-            more = f"; {_counted(alike)} cannot be told to be later" if alike else ""
+            more = f"; {some(alike)} cannot be told to be later" if alike else ""
             sentences.insert(0, f"First came {first[1]} (half-way by step {shown(first[0], 0)}){more}.")
         if faded:
-            sentences.append(f"What was there at first faded in {_counted(faded)}.")
+            sentences.append(f"What was there at first faded in {some(faded)}.")
         if still:
-            sentences.append(f"No change is told apart from chance in {_counted(still)}.")
+            sentences.append(f"No change is told apart from chance in {some(still)}.")
         return sentences
-
-
-def _counted(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 Curves = dict[str, tuple[Tensor, Tensor]]
@@ -164,9 +160,9 @@ class _Looking(NamedTuple):
         found: Curves = {f"{ANSWER} ({self.task.metric})": (said, torch.ones_like(said))}
         if not model.spec.reads_whole:
             sites = [f"{layer.name}.output" for layer in Plan(model).layers]
-            at = _places(self.drawn, None)
-            wanted = _wanted(self.drawn, self.what, None, at)
-            for site, features in _features(model, self.drawn, sites, at).items():
+            at = places_at(self.drawn, None)
+            wanted = wanted_at(self.drawn, self.what, None, at)
+            for site, features in features_at(model, self.drawn, sites, at).items():
                 found[f"linear {site}"] = read_off(features, wanted, self.fit)
         if self.task.read_in == "token" and telling_layers(model):
             tokens = self.prompt.inputs[:HEAD_PROMPTS]
@@ -189,15 +185,7 @@ def read_off(features: Tensor, wanted: Tensor, count: int) -> tuple[Tensor, Tens
 
     features: [N, F] float64. wanted: numbers [N, k], of which it is the share of the variance, or classes [N] int64.
     """
-    classes = None if wanted.is_floating_point() else wanted[:count].unique()
-    goal = wanted[:count] if classes is None else (wanted[:count, None] == classes).double()
-    mean, spread = features[:count].mean(0), features[:count].std(0)
-    x = torch.where(spread > 1e-12, (features - mean) / spread.clamp_min(1e-12), 0.0)
-    held = max(2, count // 5)
-    taught = goal[: count - held]
-    tried = _ridge(x[: count - held], taught - taught.mean(0), x[count - held : count]) + taught.mean(0)
-    strength = STRENGTHS[int((tried - goal[count - held :]).square().mean((1, 2)).argmin())]
-    said = _ridge(x[:count], goal - goal.mean(0), x[count:], (strength,))[0] + goal.mean(0)
+    said, classes = fitted(features, wanted[:count])
     truth = wanted[count:]
     if classes is not None:
         right = (classes[said.argmax(-1)] == truth).double()

@@ -12,8 +12,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from contextlab.errors import InputError
-from contextlab.evaluation.intervals import Z95
 from contextlab.inspect.alike import groups_of, head_correlations
+from contextlab.inspect.held import mean_of
 from contextlab.inspect.maps import NONE, mixing, telling_layers
 from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, probe_table, shown
 from contextlab.models import Model
@@ -109,12 +109,8 @@ def _correlations(model: Model, inputs: Tensor) -> dict[str, Tensor]:
         }
 
 
-def _pairs(correlations: Tensor, heads: list[int]) -> dict[str, float]:
+def _pairs(correlations: Tensor, heads: list[int]) -> dict[str, Any]:
     """The mean over all pairs of these heads, with its interval over prompts. correlations: [B, H, H]."""
     one, other = torch.triu_indices(len(heads), len(heads), 1)
     each = correlations[:, heads][:, :, heads][:, one, other].mean(1)
-    value = each.mean().item()
-    if len(each) < 2:
-        return {"value": value}
-    half = Z95 * each.std().item() / len(each) ** 0.5
-    return {"value": value, "ci_low": value - half, "ci_high": value + half}
+    return mean_of(each)

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from contextlab.inspect.means import mean_of, metric_by_prompt, ratio_of
-from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, probe_table, shown
+from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, in_percent, probe_table, shown
 from contextlab.inspect.streams import TunedLens, answers_from, batches, read_streams
 from contextlab.models import Model
 from contextlab.prompt import Prompt, Task
@@ -78,20 +78,16 @@ class Lens(Probe):
             told = f"{100 * at['value']:.0f}% of the way from chance to the model's own answer, fresh weights " + (
                 f"{100 * at['control']:.0f}%"
             )
-            told += f"; a layer before it {shown(_percent(before[-1]), 0)}%" if before else ""
+            told += f"; a layer before it {shown(in_percent(before[-1]), 0)}%" if before else ""
             sentences.append(f"The answer is there after layer {at['layer']} of 0 to {last} ({what}: {told}).")
         if TUNED in first and LOGIT in first and first[TUNED]["layer"] < first[LOGIT]["layer"]:
             layer = first[TUNED]["layer"]
             logit = next(row for row in shares if row["what"] == LOGIT and row["layer"] == layer)
             sentences.append(
                 f"There it is not yet written as the read-out reads it: the logit lens finds "
-                f"{shown(_percent(logit), 0)}% after layer {layer}."
+                f"{shown(in_percent(logit), 0)}% after layer {layer}."
             )
         return sentences
-
-
-def _percent(row: Row) -> Row:
-    return {**row, **{name: None if row[name] is None else 100 * row[name] for name in ("value", "ci_low", "ci_high")}}
 
 
 def _lenses(

@@ -9,10 +9,10 @@ import pandas as pd
 from pydantic import PositiveInt
 
 from contextlab.errors import unknown
+from contextlab.inspect.held import keeps_its_size
 from contextlab.inspect.layout import STATE, Plan, sites
 from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, largest, over_control, probe_table, shown
 from contextlab.inspect.probing import TARGET, linear_probe, readable
-from contextlab.mixers.base import Mixer, state_growth
 from contextlab.registry import register
 
 
@@ -95,9 +95,5 @@ MEASURES = {"r2": "R2", "accuracy": "accuracy"}
 def _states(subject: Subject) -> list[str]:
     """The states whose size does not depend on the text."""
     known = sites(subject.model)
-    named = [
-        f"{layer.name}.mixer.{STATE}"
-        for layer in Plan(subject.model).layers
-        if isinstance(layer.mixer, Mixer) and state_growth(layer.mixer) == "constant"
-    ]
+    named = [f"{layer.name}.mixer.{STATE}" for layer in Plan(subject.model).layers if keeps_its_size(layer.mixer)]
     return [name for name in named if name in known]

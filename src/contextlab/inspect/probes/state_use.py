@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contextlab.evaluation.intervals import t95
 from contextlab.inspect.held import Part, mean_of, no_states, parts, spread_places, state_sites, states_over
-from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, probe_table, shown
+from contextlab.inspect.probe import Drawing, Probe, Row, Subject, beside, by, probe_table, shown
 from contextlab.models import Model
 from contextlab.registry import register
 from contextlab.words import listed
@@ -68,9 +68,9 @@ class StateUse(Probe):
     def measure(self, subject: Subject) -> pd.DataFrame:
         inputs = subject.prompts(self.prompts).inputs
         places = spread_places(inputs.shape[1], self.places)
-        fresh = {_key(row): row["value"] for row in self._rows(subject.untrained(), inputs, places)}
-        found = self._rows(subject.model, inputs, places)
-        return probe_table({**row, "control": fresh.get(_key(row))} for row in found)
+        return probe_table(
+            beside(*(self._rows(model, inputs, places) for model in (subject.model, subject.untrained())))
+        )
 
     def _rows(self, model: Model, inputs: Tensor, places: list[int]) -> Iterator[Row]:
         mixers = state_sites(model)
@@ -161,10 +161,6 @@ def _vector(value: Tensor) -> Iterator[Row]:
     half = t95(groups - 1) * ((groups - 1) * others.var(correction=0)).sqrt().item()
     ends = {"ci_low": max(1.0, ratio - half), "ci_high": min(float(value.shape[1]), ratio + half)}
     yield {"measure": SPREAD, "value": ratio, **ends, "n": len(value)}
-
-
-def _key(row: Row) -> tuple[object, ...]:
-    return tuple(row.get(name) for name in ("site", "what", "place", "measure", "head"))
 
 
 def _controls(rows: list[Row]) -> str:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from contextlab.errors import InputError
 from contextlab.evaluation.comparisons import _answers
+from contextlab.inspect.held import keeps_its_size
 from contextlab.inspect.layout import STATE, Plan, sites
 from contextlab.inspect.means import mean_of, metric_by_prompt, ratio_of
-from contextlab.inspect.probe import Drawing, Probe, Row, Subject, largest, probe_table, shown
-from contextlab.mixers.base import Mixer, state_growth
+from contextlab.inspect.probe import Drawing, Probe, Row, Subject, in_percent, largest, probe_table, shown
 from contextlab.models import Model
 from contextlab.prompt import Prompt
 from contextlab.registry import register
@@ -113,13 +113,13 @@ class StateVector(Probe):
                 row = whole[what]
                 only = " (it has no others)" if GROWING not in whole or FIXED not in whole else ""
                 sentences.append(
-                    f"The {what}{only} carry {shown(_percent(row), 0)}% of what a context changes in the answer "
+                    f"The {what}{only} carry {shown(in_percent(row), 0)}% of what a context changes in the answer "
                     f"(control {_whole(row['control'])}%)."
                 )
         if len(alone) > 1:
             best = largest(alone)
             sentences.append(
-                f"Of single layers the state of layer {best['layer']} carries most: {shown(_percent(best), 0)}% "
+                f"Of single layers the state of layer {best['layer']} carries most: {shown(in_percent(best), 0)}% "
                 f"(control {_whole(best['control'])}%)."
             )
             none = [str(row["layer"]) for row in alone if abs(row["value"]) < 0.02]
@@ -128,10 +128,6 @@ class StateVector(Probe):
             elif none:
                 sentences.append(f"Alone the state of layer {none[0]} carries nothing (below 2%).")
         return sentences
-
-
-def _percent(row: Row) -> Row:
-    return {**row, **{name: None if row[name] is None else 100 * row[name] for name in ("value", "ci_low", "ci_high")}}
 
 
 def _whole(share: float) -> int:
@@ -166,8 +162,7 @@ def _variants(model: Model) -> dict[Variant, tuple[int, ...]]:
     growing: list[int] = []
     for number, layer in enumerate(Plan(model).layers):
         if f"{layer.name}.mixer.{STATE}" in known:
-            constant = isinstance(layer.mixer, Mixer) and state_growth(layer.mixer) == "constant"
-            (fixed if constant else growing).append(number)
+            (fixed if keeps_its_size(layer.mixer) else growing).append(number)
     found: dict[Variant, tuple[int, ...]] = {
         (f"blocks.{number}.mixer.{STATE}", ALONE): (number,) for number in sorted((*fixed, *growing))
     }

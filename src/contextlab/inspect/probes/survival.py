@@ -19,9 +19,9 @@ from contextlab.evaluation.evaluate import predict
 from contextlab.evaluation.intervals import TELLS
 from contextlab.inspect.capturing import capture, patch
 from contextlab.inspect.held import Part, mean_of, parts, spread_places, state_sites, states_over
-from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, probe_table, shown
+from contextlab.inspect.probe import Drawing, Probe, Row, Subject, beside, by, probe_table, shown
 from contextlab.models import Model
-from contextlab.prompt import HIGHER_IS_BETTER, Prompt, wide
+from contextlab.prompt import HIGHER_IS_BETTER, Prompt, last_scored, wide
 from contextlab.registry import register
 from contextlab.words import listed
 
@@ -74,9 +74,9 @@ class Survival(Probe):
         prompt = subject.prompts(self.prompts)
         if prompt.length < 2 * self.tokens + 2:
             raise InputError(f"the task's prompts of {prompt.length} tokens are too short to look back in")
-        fresh = {_key(row): row["value"] for row in self._rows(subject.untrained(), prompt, subject)}
-        found = self._rows(subject.model, prompt, subject)
-        return probe_table({**row, "control": fresh.get(_key(row))} for row in found)
+        return probe_table(
+            beside(*(self._rows(model, prompt, subject) for model in (subject.model, subject.untrained())))
+        )
 
     def _rows(self, model: Model, prompt: Prompt, subject: Subject) -> Iterator[Row]:
         kept = {} if model.spec.pool is not None else state_sites(model)
@@ -126,8 +126,8 @@ class Survival(Probe):
     def _answers(self, model: Model, prompt: Prompt) -> Iterator[Row]:
         """How much the last scored prediction changes with a token before it."""
         rows = torch.arange(prompt.batch, device=prompt.inputs.device)
-        asked = prompt.scored.any(1)
-        last = (prompt.scored * torch.arange(prompt.length, device=prompt.inputs.device)).amax(1)
+        last = last_scored(prompt)
+        asked, last = last >= 0, last.clamp_min(0)
         before = _answered(model, prompt)[rows, last]
         for distance in doubling(int(last.max()) + 1 - self.tokens):
             at = last - distance
@@ -262,7 +262,3 @@ def _by_distance(model: Model, prompt: Prompt, subject: Subject) -> Iterator[Row
             if int(near.any(1).sum()) >= min(TELLS, prompt.batch):
                 told = mean_of(((value * near).sum(1) / near.sum(1)).cpu(), bounds)  # nan of prompts without such
                 yield {"what": "answer", "measure": measure, "place": 2**power, **told}
-
-
-def _key(row: Row) -> tuple[object, ...]:
-    return tuple(row.get(name) for name in ("site", "what", "place", "measure", "head"))

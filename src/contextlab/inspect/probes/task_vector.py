@@ -15,7 +15,18 @@ from contextlab.evaluation.comparisons import _answers
 from contextlab.inspect.capturing import capture, patch
 from contextlab.inspect.edits import only
 from contextlab.inspect.means import ratio_of
-from contextlab.inspect.probe import Drawing, Probe, Row, Subject, by, largest, over_control, probe_table, shown
+from contextlab.inspect.probe import (
+    Drawing,
+    Probe,
+    Row,
+    Subject,
+    by,
+    in_percent,
+    largest,
+    over_control,
+    probe_table,
+    shown,
+)
 from contextlab.models import Model
 from contextlab.prompt import Prompt
 from contextlab.registry import register
@@ -101,7 +112,7 @@ class TaskVector(Probe):
         sentences = []
         for what, own in by(rows, "what").items():
             best = largest(own)
-            told = f"{shown(_percent(best), 0)}%" + (
+            told = f"{shown(in_percent(best), 0)}%" + (
                 "" if best["control"] is None else f", control {round(100 * best['control'])}%"
             )
             sentences.append(
@@ -112,10 +123,6 @@ class TaskVector(Probe):
                 f"{best['layer']}."
             )
         return sentences
-
-
-def _percent(row: Row) -> Row:
-    return {**row, **{name: None if row[name] is None else 100 * row[name] for name in ("value", "ci_low", "ci_high")}}
 
 
 @dataclass
