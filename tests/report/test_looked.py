@@ -7,7 +7,7 @@ import pytest
 
 from contextlab.evaluation.results import typed
 from contextlab.inspect import Looked, probe_table
-from contextlab.inspect.looking import ALL, over_seeds
+from contextlab.inspect.looking import ALL, LeftOut, over_seeds
 from contextlab.inspect.probe import records
 from contextlab.report.looked import looked_sections, looked_tables, write_looked_page
 
@@ -68,10 +68,19 @@ def test_a_section_for_each_task_and_probe(table):
 
 
 def test_the_page_has_words_tables_and_what_was_left_out(table, tmp_path):
-    page = write_looked_page(Looked(table, ["heads (m, t): no reason"]), tmp_path / "p.html", "Inside").read_text()
+    page = write_looked_page(
+        Looked(table, [LeftOut("heads", "m", "t", "no reason")]), tmp_path / "p.html", "Inside"
+    ).read_text()
     assert page.count("holds the prompt&#39;s weights (R2 0.21 [0.18, 0.24], control 0.00).") == 4
     assert "heads (m, t): no reason" in page
     assert len(page) < 2_000_000
     rows = looked_tables(records(over_seeds(table)))["linear, mamba2, recall, r"]
     assert rows[2]["value"] == "0.210 [0.178, 0.242]"
     assert rows[2]["control"] == "0.000"
+
+
+def test_a_reason_that_is_true_of_several_models_is_told_once():
+    left_out = [LeftOut("heads", model, "t", "no reason") for model in ("a", "b", "b")]
+    left_out.append(LeftOut("heads", "c", "t", "another"))
+    found = Looked.join([Looked(typed(pd.DataFrame(columns=list(ALL)), ALL), [each]) for each in left_out])
+    assert found.reasons == ["heads (a and b, t): no reason", "heads (c, t): another"]

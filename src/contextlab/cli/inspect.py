@@ -115,7 +115,7 @@ def _look(
                 views[each.task_name, each.model] = each.view(seed)
     found = Looked.join(parts)
     if found.table.empty:
-        raise InputError(f"inspect: no probe could be put to it: {found.left_out[0]}")
+        raise InputError(f"inspect: no probe could be put to it: {found.reasons[0]}")
     write_looked(found.table, folder / "inspect.parquet")
     maps = looked_maps(list(views.values())) if views else ""
     page = write_looked_page(found, folder / "inspect.html", f"Inside {Path(model).name}", maps=maps)
@@ -124,7 +124,7 @@ def _look(
         return
     for sentence in found.words:
         console.print(f"• {escape(sentence)}")
-    for line in found.left_out:
+    for line in found.reasons:
         console.print(f"[dim]left out: {escape(line)}[/dim]", soft_wrap=True)
     console.print("[dim]Brackets: 95% intervals. Control: the same where there is nothing to be found.[/dim]")
     console.print(f"Figures: {page}   Table: {folder / 'inspect.parquet'}", soft_wrap=True)

@@ -21,7 +21,7 @@ from contextlab.experiments.spec import ExperimentSpec
 from contextlab.experiments.trial import let_go
 from contextlab.experiments.trials_table import sweep_table
 from contextlab.files import read_json, write_atomic
-from contextlab.inspect.looking import Looked, read_looked, write_looked
+from contextlab.inspect.looking import LeftOut, Looked, read_looked, write_looked
 from contextlab.report import build_report, write_compress_page
 from contextlab.report.looked import write_looked_page
 
@@ -133,8 +133,8 @@ def _close_inspected(folder: RunFolder, spec: ExperimentSpec, done: set[Job]) ->
     if not jobs:
         return pd.DataFrame()
     paths = [folder.left_out(job) for job in jobs]
-    lines = dict.fromkeys(line for path in paths if path.exists() for line in read_json(path))
-    found = Looked(read_looked([folder.table(job) for job in jobs]), list(lines))
+    left_out = [LeftOut(*each) for path in paths if path.exists() for each in read_json(path)]
+    found = Looked(read_looked([folder.table(job) for job in jobs]), left_out)
     write_looked(found.table, folder.inspected)
     write_looked_page(found, folder.inspect_page, f"Inside the models of {spec.name}")
     return found.table

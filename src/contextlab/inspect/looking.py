@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import nn
@@ -19,10 +19,20 @@ from contextlab.models import Model
 from contextlab.prompt import Task
 from contextlab.prompt import task_name as name_of
 from contextlab.spec import describe
+from contextlab.words import listed
 
 WHOSE = ("run", "model", "task", "seed", "probe")
 ALL = (*WHOSE, *COLUMNS)
 KEYS = ("run", "model", "task", "probe", "site", "layer", "head", "place", "at", "what", "measure")
+
+
+class LeftOut(NamedTuple):
+    """A probe that was not put to a model, and why."""
+
+    probe: str
+    model: str
+    task: str
+    why: str
 
 
 @dataclass
@@ -30,23 +40,33 @@ class Looked:
     """What probes found.
 
     table: tidy, the columns `WHOSE` and those of `probe_table`; "probe" is its text, options included.
-    left_out: why a probe was not put to a model, a line each.
+    left_out: the probes that were not put to a model.
     """
 
     table: pd.DataFrame
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
     @property
     def words(self) -> list[str]:
         """What it says, a sentence each; the model and the task are named where there are several."""
         return looked_words(self.table)
 
+    @property
+    def reasons(self) -> list[str]:
+        """Why probes were left out, a line for all models that it is true of."""
+        models: dict[tuple[str, str, str], list[str]] = {}
+        for each in self.left_out:
+            models.setdefault((each.probe, each.task, each.why), []).append(each.model)
+        return [
+            f"{probe} ({listed(list(dict.fromkeys(own)))}, {task}): {why}" for (probe, task, why), own in models.items()
+        ]
+
     @staticmethod
     def join(parts: Sequence[Looked]) -> Looked:
-        """Several as one; a reason that is of several models alike stands once."""
+        """Several as one."""
         tables = [each.table for each in parts if not each.table.empty]
-        lines = dict.fromkeys(line for each in parts for line in each.left_out)
-        return Looked(pd.concat(tables, ignore_index=True) if tables else table([], ALL), list(lines))
+        left_out = [each for part in parts for each in part.left_out]
+        return Looked(pd.concat(tables, ignore_index=True) if tables else table([], ALL), left_out)
 
 
 def look(
@@ -95,10 +115,9 @@ def look(
                     raise InputError(reason)
                 found = probe.measure(subject)
             except InputError as error:
-                line = f"{text} ({name}, {who['task']}): {error}"
+                left_out.append(LeftOut(text, name, who["task"], str(error)))
                 if probes is not None and not skip:
-                    raise InputError(f"probe {line}") from None
-                left_out.append(line)
+                    raise InputError(f"probe {Looked(table([], ALL), left_out).reasons[-1]}") from None
                 continue
             if list(found.columns) != list(COLUMNS):
                 raise InputError(f"probe {text}: its table has other columns than those of probe_table")

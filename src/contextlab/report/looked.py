@@ -18,8 +18,8 @@ from contextlab.report.page_data import PageData
 from contextlab.report.sections import Drawn
 from contextlab.report.sketch import Sketch
 
-MOST_ROWS, MOST_IN_ALL = 400, 4000
-"""Of a table on a page, and of all tables together; the parquet file beside it has all."""
+MOST_ROWS, MOST_TABLES = 400, 100
+"""Of a table on a page, and of tables; the parquet file beside it has all."""
 CELLS = ("site", "head", "place", "at", "what", "measure")
 
 
@@ -40,8 +40,8 @@ def write_looked_page(found: Looked, path: str | Path, title: str, maps: str = "
     data, rows = PageData(), records(over_seeds(found.table))
     sections, tables = looked_sections(rows), looked_tables(rows)
     page = template("looked.html.j2").render(
-        title=title, maps=maps, left_out=found.left_out, tables=tables,
-        most=min(MOST_ROWS, max(1, MOST_IN_ALL // max(1, len(tables)))),
+        title=title, maps=maps, left_out=found.reasons, most=MOST_ROWS,
+        tables=tables if len(tables) <= MOST_TABLES else {},
         sections=[(f"s{n}", each.title, each.words, data.hold(each.drawn)) for n, each in enumerate(sections)],
         pieces=page_pieces(data),
     )  # fmt: skip

@@ -54,4 +54,4 @@ def test_other_mixers_are_asked_too():
 def test_one_head_has_no_group():
     model = build_model(preset("transformer", width=16, depth=1, heads=1).for_task(TASK))
     found = look(model, TASK, ["heads:prompts=2", "head_groups:prompts=2"], skip=True)
-    assert "two heads or more" in found.left_out[0]
+    assert "two heads or more" in found.left_out[0].why
