@@ -14,6 +14,8 @@ with contextlab.patch(model, {"blocks.0.mixer.heads": contextlab.inspect.only(to
 ```
 """
 
+from typing import TYPE_CHECKING
+
 from contextlab.inspect.capturing import Taken, capture, patch, run_with_cache, states_after
 from contextlab.inspect.causal import attribution_effects, patch_effects
 from contextlab.inspect.dictionaries import Dictionary, train_dictionary
@@ -25,6 +27,10 @@ from contextlab.inspect.looking import Looked, look
 from contextlab.inspect.maps import head_scores, mixing
 from contextlab.inspect.probe import Drawing, Probe, Subject, parse_probe, probe_table
 from contextlab.inspect.probing import linear_probe
+from contextlab.lazy import modules_on_demand
+
+if not TYPE_CHECKING:  # else mypy would take any name
+    __getattr__ = modules_on_demand(__name__, __path__)
 
 __all__ = [
     "Dictionary",
